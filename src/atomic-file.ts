@@ -1,0 +1,92 @@
+// Replaces a file so that a reader, or a crash at any moment, finds the old content or the new one, whole.
+// Temp file in the same folder, fsync, rename, fsync of the folder; owner and mode of the old file are kept.
+// Written here and not taken from a library, because each way in which it fails needs its own remedy.
+
+import { randomBytes } from "node:crypto";
+import { type FileHandle, open, rename, stat, unlink } from "node:fs/promises";
+import path from "node:path";
+import { reason, SasoriError, systemCode } from "./errors.js";
+
+/** A new file is readable by all (HAProxy runs as another user) unless `mode` says otherwise. */
+const NEW_FILE_MODE = 0o644;
+
+/**
+ * Throws `FILE_FULL`, `FILE_READ_ONLY`, `FILE_MOUNTED` or `FILE_WRITE`; the old file is then still in place
+ * and the temp file is gone.
+ */
+export async function replaceFile(
+  file: string,
+  chunks: Iterable<string>,
+  mode = NEW_FILE_MODE,
+): Promise<void> {
+  const folder = path.dirname(file);
+  const temporary = path.join(folder, `.${path.basename(file)}.${randomBytes(6).toString("hex")}.tmp`);
+  try {
+    const old = await stat(file).catch(() => undefined);
+    await writeWhole(temporary, chunks, old ?? { mode });
+    await rename(temporary, file);
+  } catch (error) {
+    await unlink(temporary).catch(() => undefined);
+    throw writeError(file, error);
+  }
+  await syncFolder(folder);
+}
+
+async function writeWhole(
+  file: string,
+  chunks: Iterable<string>,
+  old: { mode: number; uid?: number; gid?: number },
+) {
+  const handle = await open(file, "wx", old.mode & 0o777);
+  try {
+    await keepOwner(handle, old);
+    await handle.chmod(old.mode & 0o777); // The umask does not decide what HAProxy may read.
+    for (const chunk of chunks) await handle.writeFile(chunk);
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+async function keepOwner(handle: FileHandle, old: { uid?: number; gid?: number }): Promise<void> {
+  if (old.uid === undefined || old.gid === undefined) return;
+  const now = await handle.stat();
+  if (now.uid === old.uid && now.gid === old.gid) return;
+  // Only root may give a file away; an ordinary user may still hand it to one of its own groups.
+  await handle
+    .chown(old.uid, old.gid)
+    .catch(() => handle.chown(now.uid, old.gid ?? now.gid).catch(() => undefined));
+}
+
+/** Without this the rename itself may be lost when the machine stops. Some file systems do not offer it. */
+async function syncFolder(folder: string): Promise<void> {
+  const handle = await open(folder, "r");
+  try {
+    await handle.sync().catch(() => undefined);
+  } finally {
+    await handle.close();
+  }
+}
+
+function writeError(file: string, error: unknown): SasoriError {
+  const folder = path.dirname(file);
+  const full = `the disk or quota is full: free some space in ${folder}`;
+  const readOnly = `the folder ${folder} is not writable for sasori: give its user or group write permission (the file is replaced by a rename, so the folder counts)`;
+  const known: Record<string, ["FILE_FULL" | "FILE_READ_ONLY" | "FILE_MOUNTED" | "FILE_WRITE", string]> = {
+    ENOSPC: ["FILE_FULL", full],
+    EDQUOT: ["FILE_FULL", full],
+    EROFS: ["FILE_READ_ONLY", readOnly],
+    EACCES: ["FILE_READ_ONLY", readOnly],
+    EPERM: ["FILE_READ_ONLY", readOnly],
+    EBUSY: [
+      "FILE_MOUNTED",
+      `the file itself is a mount point and cannot be replaced: mount its folder ${folder} instead of the file`,
+    ],
+    ENOENT: ["FILE_WRITE", `the folder ${folder} does not exist: create it`],
+    EISDIR: ["FILE_WRITE", "it is a folder, not a file"],
+  };
+  const [code, remedy] = known[systemCode(error)] ?? ["FILE_WRITE", reason(error)];
+  return new SasoriError(code, `cannot write ${file}: ${remedy}; the old file stays in force`, {
+    cause: error,
+  });
+}

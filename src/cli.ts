@@ -1,0 +1,259 @@
+#!/usr/bin/env node
+// The command line. It asks the running daemon where there is one and does the work itself elsewhere, and it
+// prints what a SyncReport, a Lookup or a Status says: for people, or with --json for machines.
+// Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 held by the guard.
+
+import { readFileSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { Command, CommanderError } from "commander";
+import { request } from "undici";
+import { type Config, describeVariables, readConfig, showConfig } from "./config.js";
+import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
+import { resolver } from "./fleet.js";
+import type { Status } from "./http-api.js";
+import { type Desired, type Lookup, lookUp } from "./lookup.js";
+import { type Certname, parseCertname } from "./node-map.js";
+import { renderDiff, renderLookup, renderReport, renderStatus, styleFor } from "./report-text.js";
+import { assemble, Sync, type SyncParts, type SyncReport, type SyncRequest } from "./sync.js";
+
+const EXIT = { done: 0, failed: 1, usage: 2, held: 3 } as const;
+
+/** A full pass over a big fleet takes its time; the daemon has a deadline of its own. */
+const DAEMON_DEADLINE_MS = 15 * 60_000;
+const DAEMON_CONNECT_MS = 2_000;
+
+/** Shorter work shows no progress. */
+const PROGRESS_AFTER_MS = 1_000;
+
+const style = styleFor(process.stdout, process.env);
+
+interface Output {
+  json?: boolean;
+}
+
+const program = new Command("sasori")
+  .description("Keeps HAProxy's node-to-Puppet-master map true.")
+  .version(
+    (JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string })
+      .version,
+  )
+  .showHelpAfterError("(sasori --help shows the commands)")
+  .exitOverride()
+  .addHelpText(
+    "after",
+    `
+Examples:
+  sasori serve                          run the daemon
+  sasori sync                           one pass now: what changed in PuppetDB goes to the file and to HAProxy
+  sasori diff                           what would a full pass change?
+  sasori lookup node7.example.com       where does this node go, and why?
+
+Configuration is read from environment variables: sasori config --help
+Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 removals held by the guard`,
+  );
+
+program
+  .command("serve")
+  .description("run the daemon: schedules, HTTP API, metrics")
+  .action(async () => {
+    const { serve } = await import("./daemon.js"); // Only here: the other commands start faster without it.
+    await serve(readConfig(process.env));
+  });
+
+program
+  .command("sync")
+  .description("one pass now, by the running daemon or, without one, by this command")
+  .option("--full", "read everything and compare it with the file and every live map")
+  .option("--dry-run", "plan only, change nothing")
+  .option("--approve <plan-id>", "let the removals of this held plan through")
+  .option("--json", "print the SyncReport as JSON")
+  .addHelpText(
+    "after",
+    "\nExamples:\n  sasori sync\n  sasori sync --full --dry-run\n  sasori sync --approve 3f2a9c01d4e5\n",
+  )
+  .action(async ({ json, ...wanted }: Output & SyncRequest) => {
+    const report = await runPass(readConfig(process.env), wanted);
+    print(report, json, (value) => renderReport(value, style));
+    process.exitCode = EXIT[report.outcome];
+  });
+
+program
+  .command("diff")
+  .description("what a full pass would change in the file and in every live map")
+  .option("--json", "print the SyncReport as JSON")
+  .action(async ({ json }: Output) => {
+    const report = await runPass(readConfig(process.env), { full: true, dryRun: true });
+    print(report, json, (value) => renderDiff(value, style));
+    process.exitCode = EXIT[report.outcome];
+  });
+
+program
+  .command("lookup")
+  .description("where a node goes, and why: desired, the file, and each live map")
+  .argument("<certname>")
+  .option("--json", "print as JSON")
+  .addHelpText("after", "\nExample:\n  sasori lookup node7.example.com\n")
+  .action(async (text: string, { json }: Output) => {
+    const certname = parseCertname(text);
+    const config = readConfig(process.env);
+    const found =
+      (await askDaemon<Lookup>(config, "GET", `/api/v1/nodes/${certname}`)) ??
+      (await lookUpHere(config, certname));
+    print(found, json, (value) => renderLookup(value, style));
+    const failed =
+      found.desired.failure !== undefined || found.live.some(({ failure }) => failure !== undefined);
+    process.exitCode = failed ? EXIT.failed : EXIT.done;
+  });
+
+program
+  .command("status")
+  .description("is everything in sync, and if not, why")
+  .option("--json", "print as JSON")
+  .action(async ({ json }: Output) => {
+    const config = readConfig(process.env);
+    const status = await askDaemon<Status>(config, "GET", "/api/v1/status");
+    if (status === undefined) {
+      const { host, port } = config.listen;
+      throw new SasoriError(
+        "DAEMON",
+        `no daemon answers on ${host}:${port} (SASORI_LISTEN): start one with \`sasori serve\``,
+      );
+    }
+    print(status, json, (value) => renderStatus(value, style));
+    process.exitCode = status.ready ? EXIT[status.lastPass?.outcome ?? "done"] : EXIT.failed;
+  });
+
+program
+  .command("config")
+  .description("the effective configuration; secrets are named by their file only")
+  .option("--json", "print as JSON")
+  .addHelpText(
+    "after",
+    () =>
+      `\nVariables:\n${describeVariables()
+        .map(
+          ({ name, meaning, ...variable }) =>
+            `  ${name} (${variable.default})\n      ${meaning}\n      ${name}=${variable.example}`,
+        )
+        .join("\n")}\n`,
+  )
+  .action(({ json }: Output) => {
+    const shown = showConfig(readConfig(process.env));
+    print(shown, json, (values) =>
+      Object.entries(values)
+        .map(([name, value]) => `${name}=${value}`)
+        .join("\n"),
+    );
+  });
+
+function print<T>(value: T, json: boolean | undefined, render: (value: T) => string): void {
+  process.stdout.write(`${json ? JSON.stringify(value, null, 2) : render(value)}\n`);
+}
+
+async function runPass(config: Config, wanted: SyncRequest): Promise<SyncReport> {
+  const began = Date.now();
+  let sync: Sync | undefined;
+  const timer = setInterval(() => {
+    const elapsed = Date.now() - began;
+    if (elapsed < PROGRESS_AFTER_MS || !process.stderr.isTTY) return;
+    process.stderr.write(
+      `\r\u001b[K${sync?.phase ?? "waiting for the daemon"} … ${Math.round(elapsed / 1000)} s`,
+    );
+  }, 250);
+  try {
+    const byDaemon = await askDaemon<SyncReport>(config, "POST", "/api/v1/sync", wanted);
+    if (byDaemon !== undefined) return byDaemon;
+    const parts = assemble(config);
+    sync = new Sync(parts);
+    await sync.restore();
+    const report = await sync.request({ ...wanted, full: true });
+    await parts.puppetdb.close();
+    return report;
+  } finally {
+    clearInterval(timer);
+    if (process.stderr.isTTY) process.stderr.write("\r\u001b[K");
+  }
+}
+
+/** Undefined when no daemon listens. Throws `DAEMON` or what the daemon's problem+json says. */
+async function askDaemon<T>(
+  config: Config,
+  method: "GET" | "POST",
+  path: string,
+  body?: SyncRequest,
+): Promise<T | undefined> {
+  const { host, port } = config.listen;
+  // A daemon that listens everywhere listens on loopback too.
+  const to =
+    host === "0.0.0.0" ? "127.0.0.1" : host === "::" ? "[::1]" : host.includes(":") ? `[${host}]` : host;
+  const headers: Record<string, string> = {};
+  if (body !== undefined) headers["content-type"] = "application/json";
+  if (config.apiTokenFile !== undefined && method !== "GET") {
+    headers.authorization = `Bearer ${(await readFile(config.apiTokenFile, "utf8")).trim()}`;
+  }
+  try {
+    const response = await request(`http://${to}:${port}${path}`, {
+      method,
+      headers,
+      ...(body !== undefined && { body: JSON.stringify(body) }),
+      headersTimeout: DAEMON_DEADLINE_MS,
+      signal: AbortSignal.timeout(method === "GET" ? 30_000 : DAEMON_DEADLINE_MS),
+    });
+    const answer = (await response.body.json()) as T & { title?: string; detail?: string };
+    if (response.statusCode === 200) return answer;
+    throw new SasoriError(
+      "DAEMON",
+      `the daemon on ${to}:${port} answered ${response.statusCode}: ${answer.detail ?? ""}`,
+    );
+  } catch (error) {
+    if (error instanceof SasoriError) throw error;
+    if (systemCode(error) === "ECONNREFUSED") return undefined;
+    throw new SasoriError("DAEMON", `the daemon on ${to}:${port} gave no usable answer: ${reason(error)}`, {
+      cause: error,
+    });
+  }
+}
+
+async function lookUpHere(config: Config, certname: Certname): Promise<Lookup> {
+  const parts = assemble(config);
+  try {
+    return await lookUp(certname, askPuppetdb(config, parts, certname), parts);
+  } finally {
+    await parts.puppetdb.close();
+  }
+}
+
+async function askPuppetdb(
+  config: Config,
+  { puppetdb, instances }: SyncParts,
+  certname: Certname,
+): Promise<Desired> {
+  const signal = AbortSignal.timeout(DAEMON_CONNECT_MS * 10);
+  try {
+    const submission = await puppetdb.readNode(certname, signal);
+    if (submission === undefined) return {};
+    const sightings = await Promise.allSettled(instances.map((instance) => instance.look(signal)));
+    const servers = sightings.flatMap((seen) => (seen.status === "fulfilled" ? seen.value.servers : []));
+    const master = resolver(
+      config.masterAliases,
+      instances.length === 0 ? undefined : servers,
+    )(submission.producer);
+    if (master === undefined) return { unroutableProducer: submission.producer };
+    return { master, source: submission.source, since: new Date(submission.at).toISOString() };
+  } catch (error) {
+    return { failure: toFailure(error) };
+  }
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  if (error instanceof CommanderError) {
+    process.exitCode = error.exitCode === 0 ? EXIT.done : EXIT.usage; // Commander has said why.
+  } else {
+    const { code, message } = toFailure(error);
+    process.stderr.write(`sasori: ${code}: ${message}\n`);
+    if (code === "INTERNAL") process.stderr.write(`${(error as Error).stack}\n`);
+    process.exitCode = code === "CONFIG_INVALID" || code === "USAGE" ? EXIT.usage : EXIT.failed;
+  }
+}

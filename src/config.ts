@@ -1,0 +1,342 @@
+// The configuration: environment variables, checked once, all problems reported together.
+// This schema is the only place that knows a variable's name, meaning, default and form: the README's table,
+// `sasori config` and every message about a wrong value come from it. Nothing else reads process.env.
+
+import { accessSync, constants } from "node:fs";
+import path from "node:path";
+import { validate as isCron } from "node-cron";
+import { z } from "zod";
+import { quote, reason, SasoriError } from "./errors.js";
+import { isMaster, type Master } from "./node-map.js";
+
+/** One Runtime API: a socket path, or an address. `name` is what logs, metrics and reports call it. */
+export interface Endpoint {
+  name: string;
+  connect: { path: string } | { host: string; port: number };
+}
+
+/** How many removals a plan may hold without approval: a share of the map, or a number of entries. */
+export type RemovalLimit = { percent: number } | { entries: number };
+
+export interface ListenAddress {
+  host: string;
+  port: number;
+}
+
+const readable = (file: string, context: z.RefinementCtx): string => {
+  try {
+    accessSync(file, constants.R_OK);
+  } catch (error) {
+    context.addIssue({ code: "custom", message: `a file that sasori can read (${reason(error)})` });
+  }
+  return path.resolve(file);
+};
+
+const fail = (context: z.RefinementCtx, expected: string): never => {
+  context.addIssue({ code: "custom", message: expected });
+  return z.NEVER;
+};
+
+const puppetdbUrl = z.string().transform((text, context) => {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  if (url?.protocol !== "http:" && url?.protocol !== "https:") return fail(context, "an http or https URL");
+  if (url.username !== "" || url.password !== "") {
+    return fail(context, "a URL without user and password (use SASORI_PUPPETDB_TOKEN_FILE)");
+  }
+  if (url.search !== "" || url.hash !== "") return fail(context, "a base URL without query or fragment");
+  return url.href.replace(/\/+$/, "");
+});
+
+const port = (text: string | undefined): number | undefined =>
+  text !== undefined && /^\d{1,5}$/.test(text) && Number(text) <= 65535 ? Number(text) : undefined;
+
+const endpoints = z.string().transform((text, context): Endpoint[] => {
+  if (text.trim() === "none") return [];
+  const parts = text.split(",").map((part) => part.trim());
+  if (new Set(parts).size !== parts.length) return fail(context, "each endpoint once");
+  return parts.map((part) => {
+    const tcp = /^tcp:\/\/(\[[^\]]+\]|[^:/]+):(\d+)$/.exec(part);
+    const tcpPort = port(tcp?.[2]);
+    if (tcp?.[1] !== undefined && tcpPort !== undefined) {
+      return { name: part, connect: { host: tcp[1].replace(/^\[|\]$/g, ""), port: tcpPort } };
+    }
+    if (part.startsWith("/")) return { name: part, connect: { path: part } };
+    return fail(
+      context,
+      `absolute socket paths or tcp://host:port, separated by commas, or "none" to write the file only (not ${quote(part)})`,
+    );
+  });
+});
+
+const aliases = z.string().transform((text, context): ReadonlyMap<string, Master> => {
+  const pairs = text.split(",").map((pair) => pair.trim().split("="));
+  const map = new Map<string, Master>();
+  for (const [producer, server, ...rest] of pairs) {
+    if (!producer || !server || rest.length > 0 || !isMaster(server) || map.has(producer)) {
+      return fail(context, "producer=server pairs separated by commas, each producer once");
+    }
+    map.set(producer, server);
+  }
+  return map;
+});
+
+const cron = z.string().refine(isCron, { message: "a cron expression of 5 or 6 fields" });
+
+const removalLimit = z.string().transform((text, context): RemovalLimit => {
+  const match = /^(\d{1,9})(%?)$/.exec(text);
+  const number = Number(match?.[1]);
+  if (match === null || (match[2] === "%" && number > 100)) {
+    return fail(context, "a share from 0% to 100%, or a number of entries");
+  }
+  return match[2] === "%" ? { percent: number } : { entries: number };
+});
+
+const listenAddress = z.string().transform((text, context): ListenAddress => {
+  const match = /^(\[[^\]]+\]|[^:]+):(\d+)$/.exec(text);
+  const number = port(match?.[2]);
+  if (match?.[1] === undefined || number === undefined) return fail(context, "host:port");
+  return { host: match[1].replace(/^\[|\]$/g, ""), port: number };
+});
+
+const LOG_LEVELS = ["fatal", "error", "warn", "info", "debug", "trace", "silent"] as const;
+
+const about = (meaning: string, example: string, shownDefault?: string) => ({
+  description: meaning,
+  example,
+  shownDefault,
+});
+
+/** The variables, in the order of the README's table. Descriptions and examples are shown to people. */
+export const Env = z.object({
+  SASORI_PUPPETDB_URL: puppetdbUrl.meta(
+    about("base URL of PuppetDB, http or https", "https://puppetdb.example.com:8081", "required"),
+  ),
+  SASORI_PUPPETDB_CERT: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(
+      about(
+        "client certificate for PuppetDB, PEM; read again when it is renewed",
+        "/etc/puppetlabs/puppet/ssl/certs/sasori.pem",
+      ),
+    ),
+  SASORI_PUPPETDB_KEY: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(
+      about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
+    ),
+  SASORI_PUPPETDB_CA: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(about("the CA that signed PuppetDB's certificate, PEM", "/etc/puppetlabs/puppet/ssl/certs/ca.pem")),
+  SASORI_PUPPETDB_TOKEN_FILE: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(about("file with an RBAC token, sent as `X-Authentication`", "/etc/sasori/puppetdb.token")),
+  SASORI_HAPROXY: endpoints.meta(
+    about(
+      "Runtime API endpoints, separated by commas: a socket path or `tcp://host:port`; `none` writes the map file only",
+      "/run/haproxy/admin.sock",
+      "required",
+    ),
+  ),
+  SASORI_BACKEND: z
+    .string()
+    .refine((text): boolean => isMaster(text), { message: "the name of an HAProxy backend" })
+    .default("puppet")
+    .meta(about("the backend whose servers are the masters", "puppet")),
+  SASORI_MAP_FILE: z
+    .string()
+    .refine((text) => path.isAbsolute(text), { message: "an absolute path" })
+    .meta(about("the map file as sasori sees it", "/var/lib/sasori/node-master.map", "required")),
+  SASORI_MAP_NAME: z
+    .string()
+    .refine((text) => text !== "", { message: "a file name as HAProxy's configuration writes it" })
+    .optional()
+    .meta(
+      about(
+        "the map as HAProxy names it",
+        "/etc/haproxy/maps/node-master.map",
+        "found by its base name in `show map`",
+      ),
+    ),
+  SASORI_MASTER_ALIASES: aliases
+    .optional()
+    .meta(
+      about("producers whose HAProxy server has another name", "puppet1.corp=master1,puppet2.corp=master2"),
+    ),
+  SASORI_SCHEDULE: cron.default("*/5 * * * * *").meta(about("cron: look for changes", "*/5 * * * * *")),
+  SASORI_FULL_SCHEDULE: cron
+    .default("*/15 * * * *")
+    .meta(about("cron: read everything and compare it with the file and every live map", "*/15 * * * *")),
+  SASORI_MAX_REMOVED: removalLimit
+    .prefault("10%")
+    .meta(
+      about(
+        "the guard: removals above this share of the map (and above 10 entries), or above this number, wait for approval",
+        "10%",
+        "10%",
+      ),
+    ),
+  SASORI_LISTEN: listenAddress
+    .prefault("127.0.0.1:9180")
+    .meta(about("address of the HTTP API, page and metrics", "127.0.0.1:9180", "127.0.0.1:9180")),
+  SASORI_API_TOKEN_FILE: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(
+      about(
+        "file with the bearer token for calls that change something; required when listening beyond loopback",
+        "/etc/sasori/api.token",
+      ),
+    ),
+  SASORI_STATE_FILE: z
+    .string()
+    .refine((text) => path.isAbsolute(text), { message: "an absolute path" })
+    .optional()
+    .meta(about("registrations and learned routes", "/var/lib/sasori/state.json", "beside the map file")),
+  SASORI_LOG_LEVEL: z
+    .enum(LOG_LEVELS)
+    .default("info")
+    .meta(about(`log level: ${LOG_LEVELS.join(", ")}`, "info")),
+});
+
+export interface Config {
+  puppetdb: {
+    url: string;
+    certFile?: string | undefined;
+    keyFile?: string | undefined;
+    caFile?: string | undefined;
+    tokenFile?: string | undefined;
+  };
+  haproxy: readonly Endpoint[];
+  backend: string;
+  mapFile: string;
+  mapName?: string | undefined;
+  masterAliases: ReadonlyMap<string, Master>;
+  schedule: string;
+  fullSchedule: string;
+  maxRemoved: RemovalLimit;
+  listen: ListenAddress;
+  apiTokenFile?: string | undefined;
+  stateFile: string;
+  logLevel: (typeof LOG_LEVELS)[number];
+}
+
+/** Throws `CONFIG_INVALID` naming every wrong, missing, contradictory or unknown variable at once. */
+export function readConfig(environment: Readonly<Record<string, string | undefined>>): Config {
+  // Compose and systemd pass an unset variable as an empty one.
+  const env = Object.fromEntries(Object.entries(environment).filter(([, value]) => value !== ""));
+  const problems = unknownNames(env);
+  const parsed = Env.safeParse(env);
+  for (const issue of parsed.error?.issues ?? [])
+    problems.push(problem(String(issue.path[0]), issue.message, env));
+  if (parsed.success) problems.push(...contradictions(parsed.data));
+  if (problems.length > 0 || !parsed.success) {
+    throw new SasoriError(
+      "CONFIG_INVALID",
+      `the configuration is not valid:\n${problems.map((line) => `  ${line}\n`).join("")}`.trimEnd(),
+    );
+  }
+  return toConfig(parsed.data);
+}
+
+function toConfig(env: z.output<typeof Env>): Config {
+  return {
+    puppetdb: {
+      url: env.SASORI_PUPPETDB_URL,
+      certFile: env.SASORI_PUPPETDB_CERT,
+      keyFile: env.SASORI_PUPPETDB_KEY,
+      caFile: env.SASORI_PUPPETDB_CA,
+      tokenFile: env.SASORI_PUPPETDB_TOKEN_FILE,
+    },
+    haproxy: env.SASORI_HAPROXY,
+    backend: env.SASORI_BACKEND,
+    mapFile: env.SASORI_MAP_FILE,
+    mapName: env.SASORI_MAP_NAME,
+    masterAliases: env.SASORI_MASTER_ALIASES ?? new Map(),
+    schedule: env.SASORI_SCHEDULE,
+    fullSchedule: env.SASORI_FULL_SCHEDULE,
+    maxRemoved: env.SASORI_MAX_REMOVED,
+    listen: env.SASORI_LISTEN,
+    apiTokenFile: env.SASORI_API_TOKEN_FILE,
+    stateFile: env.SASORI_STATE_FILE ?? `${env.SASORI_MAP_FILE}.state.json`,
+    logLevel: env.SASORI_LOG_LEVEL,
+  };
+}
+
+/** One row per variable, for the README and for `sasori config --help`. */
+export function describeVariables(): { name: string; default: string; meaning: string; example: string }[] {
+  return Object.entries(Env.shape).map(([name, schema]) => {
+    const { description, example, shownDefault } = schema.meta() as ReturnType<typeof about>;
+    const fallback = schema instanceof z.ZodDefault ? String(schema.def.defaultValue) : "none";
+    return { name, default: shownDefault ?? fallback, meaning: description, example };
+  });
+}
+
+function problem(name: string, expected: string, env: Readonly<Record<string, string | undefined>>): string {
+  const value = env[name];
+  const example = describeVariables().find((variable) => variable.name === name)?.example ?? "";
+  const found = value === undefined ? "is not set" : `is ${quote(value, 200)}`;
+  const wanted = value === undefined ? "it is required" : `expected ${expected}`;
+  return `${name} ${found}: ${wanted}, for example ${name}=${quote(example)}`;
+}
+
+function contradictions(env: z.output<typeof Env>): string[] {
+  const problems: string[] = [];
+  const { SASORI_PUPPETDB_URL: url, SASORI_PUPPETDB_CERT: cert, SASORI_PUPPETDB_KEY: key } = env;
+  if ((cert === undefined) !== (key === undefined)) {
+    problems.push("SASORI_PUPPETDB_CERT and SASORI_PUPPETDB_KEY belong together: set both or neither");
+  }
+  if (url.startsWith("http:") && [cert, key, env.SASORI_PUPPETDB_CA].some((file) => file !== undefined)) {
+    problems.push(`SASORI_PUPPETDB_URL is ${quote(url)}: certificates need an https URL`);
+  }
+  if (!isLoopback(env.SASORI_LISTEN.host) && env.SASORI_API_TOKEN_FILE === undefined) {
+    problems.push(
+      `SASORI_LISTEN is beyond loopback (${quote(env.SASORI_LISTEN.host)}): set SASORI_API_TOKEN_FILE, or listen on 127.0.0.1`,
+    );
+  }
+  return problems;
+}
+
+function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
+}
+
+// A misspelt variable would silently leave its default in force, so a name that is not ours is refused.
+function unknownNames(env: Readonly<Record<string, string | undefined>>): string[] {
+  return Object.keys(env)
+    .filter((name) => name.startsWith("SASORI_") && !(name in Env.shape))
+    .map((name) => `${name} is not a variable of sasori: \`sasori config --help\` lists them`);
+}
+
+/** The effective values for `sasori config`: every secret is named by its file, never by its content. */
+export function showConfig(config: Config): Record<string, string> {
+  const { puppetdb } = config;
+  const limit = config.maxRemoved;
+  return {
+    SASORI_PUPPETDB_URL: puppetdb.url,
+    SASORI_PUPPETDB_CERT: puppetdb.certFile ?? "",
+    SASORI_PUPPETDB_KEY: puppetdb.keyFile ?? "",
+    SASORI_PUPPETDB_CA: puppetdb.caFile ?? "",
+    SASORI_PUPPETDB_TOKEN_FILE: puppetdb.tokenFile ?? "",
+    SASORI_HAPROXY: config.haproxy.map(({ name }) => name).join(",") || "none",
+    SASORI_BACKEND: config.backend,
+    SASORI_MAP_FILE: config.mapFile,
+    SASORI_MAP_NAME: config.mapName ?? "",
+    SASORI_MASTER_ALIASES: [...config.masterAliases].map((pair) => pair.join("=")).join(","),
+    SASORI_SCHEDULE: config.schedule,
+    SASORI_FULL_SCHEDULE: config.fullSchedule,
+    SASORI_MAX_REMOVED: "percent" in limit ? `${limit.percent}%` : String(limit.entries),
+    SASORI_LISTEN: `${config.listen.host}:${config.listen.port}`,
+    SASORI_API_TOKEN_FILE: config.apiTokenFile ?? "",
+    SASORI_STATE_FILE: config.stateFile,
+    SASORI_LOG_LEVEL: config.logLevel,
+  };
+}

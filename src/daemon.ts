@@ -1,0 +1,98 @@
+// `sasori serve`: the schedules, the signals and the HTTP API around one Sync.
+// Promises: it starts with PuppetDB or HAProxy down and serves the last good map; SIGHUP is a full pass;
+// SIGTERM ends it within 10 s, with no target half-written.
+
+import { once } from "node:events";
+import { schedule, setLogger } from "node-cron";
+import { type Logger, pino } from "pino";
+import type { Config } from "./config.js";
+import { reason, SasoriError, toFailure } from "./errors.js";
+import { buildApi } from "./http-api.js";
+import { Metrics } from "./metrics.js";
+import { assemble, Sync, type SyncReport, type SyncRequest } from "./sync.js";
+
+/** What a pass under way may take to finish on SIGTERM; with the rest of the shutdown it stays below 10 s. */
+const STOP_GRACE_MS = 7_000;
+
+/** Runs until SIGTERM or SIGINT. Throws only when it cannot start. */
+export async function serve(config: Config): Promise<void> {
+  const log = pino({ level: config.logLevel, base: null, timestamp: pino.stdTimeFunctions.isoTime });
+  const daemon = await startDaemon(config, log);
+  const hangUp = () => daemon.sync({ full: true });
+  process.on("SIGHUP", hangUp);
+  const [signal] = (await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")])) as [string?];
+  log.info({ signal }, "stopping");
+  process.off("SIGHUP", hangUp);
+  await daemon.stop();
+  log.info("stopped");
+}
+
+export interface Daemon {
+  /** `http://host:port` of the HTTP API. */
+  url: string;
+  /** Asks for a pass; its failure is logged. */
+  sync(request: SyncRequest): void;
+  stop(): Promise<void>;
+}
+
+export async function startDaemon(config: Config, log: Logger): Promise<Daemon> {
+  const parts = assemble(config);
+  const metrics = new Metrics();
+  const sync: Sync = new Sync(parts, (report) => {
+    metrics.record(report, sync);
+    logPass(log, report);
+  });
+  await sync.restore().catch((error: unknown) => log.error(toFailure(error), "state file"));
+  const api = buildApi({ sync, targets: parts, metrics, tokenFile: config.apiTokenFile });
+  const url = await api.listen(config.listen).catch((error: unknown) => {
+    const { host, port } = config.listen;
+    throw new SasoriError("DAEMON", `cannot listen on ${host}:${port} (SASORI_LISTEN): ${reason(error)}`, {
+      cause: error,
+    });
+  });
+  log.info(
+    { url, puppetdb: config.puppetdb.url, haproxy: config.haproxy.map(({ name }) => name) },
+    "started",
+  );
+
+  const request = (wanted: SyncRequest) => {
+    sync.request(wanted).catch((error: unknown) => log.error(toFailure(error), "pass"));
+  };
+  setLogger({
+    info: () => {},
+    debug: () => {},
+    warn: (text) => log.warn(text),
+    error: (text) => log.error(String(text)),
+  });
+  const tasks = [
+    // A pass under way sees what this tick would look for, or the next tick does.
+    schedule(config.schedule, () => (sync.phase === undefined ? request({}) : undefined)),
+    schedule(config.fullSchedule, () => request({ full: true })),
+  ];
+  request({ full: true });
+
+  return {
+    url,
+    sync: request,
+    async stop() {
+      for (const task of tasks) await task.destroy();
+      await sync.stop(STOP_GRACE_MS);
+      await api.close();
+      await parts.puppetdb.close();
+    },
+  };
+}
+
+/** One line per pass: the counts of its report. The level says whether somebody has to look at it. */
+function logPass(log: Logger, report: SyncReport): void {
+  const level = report.outcome === "done" ? "info" : report.outcome === "held" ? "warn" : "error";
+  const { moves: _moves, phasesMs, targets, refused, withoutProducer, ...counts } = report;
+  const line = {
+    ...counts,
+    phasesMs,
+    refused: refused.count,
+    withoutProducer: withoutProducer.count,
+    targets: targets.map(({ changes: _changes, kind: _kind, ...counts }) => counts),
+  };
+  log[level](line, `pass ${report.outcome}`);
+}

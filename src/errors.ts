@@ -1,0 +1,69 @@
+// The one error class. A code is a promise: it is the metric label, the heading under "When things break"
+// in the README, and what `--json` prints. A message says where, what happened, what was expected and what
+// to do; the cause keeps the original error.
+
+export type ErrorCode =
+  | "CONFIG_INVALID"
+  | "USAGE"
+  | "PUPPETDB_UNREACHABLE"
+  | "PUPPETDB_TLS"
+  | "PUPPETDB_TIMEOUT"
+  | "PUPPETDB_STATUS"
+  | "PUPPETDB_BODY"
+  | "FILE_READ"
+  | "FILE_WRITE"
+  | "FILE_FULL"
+  | "FILE_READ_ONLY"
+  | "FILE_MOUNTED"
+  | "STATE_FILE"
+  | "HAPROXY_UNREACHABLE"
+  | "HAPROXY_TIMEOUT"
+  | "HAPROXY_PERMISSION"
+  | "HAPROXY_REPLY"
+  | "HAPROXY_MAP"
+  | "HAPROXY_BACKEND"
+  | "HAPROXY_CHANGED"
+  | "DAEMON"
+  | "STOPPED"
+  | "INTERNAL";
+
+export class SasoriError extends Error {
+  readonly code: ErrorCode;
+
+  constructor(code: ErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.name = "SasoriError";
+    this.code = code;
+  }
+}
+
+/** What a report says of a failure: the code, and the message with its causes, on one line. */
+export interface Failure {
+  code: ErrorCode;
+  message: string;
+}
+
+/** Any thrown value as a Failure. What is not a SasoriError is a mistake of ours: code `INTERNAL`. */
+export function toFailure(thrown: unknown): Failure {
+  if (thrown instanceof SasoriError) return { code: thrown.code, message: thrown.message };
+  return { code: "INTERNAL", message: reason(thrown) };
+}
+
+/** The reason inside a thrown value, for the end of a message: "connect ECONNREFUSED 127.0.0.1:8080". */
+export function reason(thrown: unknown): string {
+  // Node reports a host with several addresses as an AggregateError whose own message is empty.
+  if (thrown instanceof AggregateError && thrown.errors.length > 0) return reason(thrown.errors[0]);
+  return thrown instanceof Error ? thrown.message || thrown.name : String(thrown);
+}
+
+/** The system's code of a thrown value, such as `ENOENT`, or an empty string. */
+export function systemCode(thrown: unknown): string {
+  if (thrown instanceof AggregateError && thrown.errors.length > 0) return systemCode(thrown.errors[0]);
+  const code = (thrown as { code?: unknown } | null)?.code;
+  return typeof code === "string" ? code : "";
+}
+
+/** Hostile text for a message: quoted, escaped, and cut so that a log line stays a line. */
+export function quote(text: string, limit = 80): string {
+  return JSON.stringify(text.length > limit ? `${text.slice(0, limit)}…` : text);
+}

@@ -1,0 +1,150 @@
+// What sasori believes of the fleet: the desired map, the nodes that cannot be routed, the removals that wait
+// for approval. A reading of PuppetDB is merged in here; nothing here knows where the map is put.
+// Pure state: no I/O, no clock.
+
+import type { RemovalLimit } from "./config.js";
+import { type Certname, isMaster, type Master, NodeMap, type Observation } from "./node-map.js";
+import { type Contents, judgeRemovals, type Server, type Verdict } from "./plan.js";
+import type { Reading, Submission } from "./puppetdb.js";
+
+/** Finds the HAProxy server of a producer; undefined for a producer that is no master of this HAProxy. */
+export type Resolve = (producer: string) => Master | undefined;
+
+/** How removals are judged in one pass: the limit, and the plan id that a person approved for it. */
+export interface Guard {
+  limit: RemovalLimit;
+  approved?: string | undefined;
+}
+
+export interface Merged {
+  verdict: Verdict;
+  /**
+   * How long before the reading's lower bound a submission, new to us, had been received: PuppetDB stamps a
+   * command when it arrives and stores it when its queue gets there. 0 when nothing came late.
+   */
+  lateMs: number;
+}
+
+export class Fleet {
+  readonly map = new NodeMap();
+  /** Nodes whose newest submission came from a producer without a server. An older route is kept. */
+  readonly unroutable = new Map<Certname, Submission>();
+  /** Registrations and learned routes in force: what PuppetDB does not know yet, and must not be lost. */
+  readonly own = new Map<Certname, Observation>();
+  verdict: Verdict = { kind: "allowed" };
+  refused: ReadonlySet<string> = new Set();
+  withoutProducer: ReadonlySet<Certname> = new Set();
+  /** Everything was read at least once: only then is a node that PuppetDB does not list gone. */
+  complete = false;
+
+  /**
+   * Takes over what a target holds, for nodes that are not known otherwise. Only until PuppetDB was read:
+   * a sasori that starts while PuppetDB is down serves, and guards, the last good map.
+   */
+  inherit(contents: Contents, isServer: (name: Master) => boolean): void {
+    if (this.complete) return;
+    for (const [certname, master] of contents.routes) {
+      if (this.map.get(certname) !== undefined || !isServer(master as Master)) continue;
+      this.map.observe({ certname, master: master as Master, at: 0, source: "inherited" });
+    }
+  }
+
+  /** A registration or a learned route. False if something newer is known. */
+  observe(observation: Observation): boolean {
+    const taken = this.map.observe(observation);
+    if (taken) this.own.set(observation.certname, observation);
+    return taken;
+  }
+
+  merge(reading: Reading, resolve: Resolve, guard: Guard, since: number): Merged {
+    let lateMs = 0;
+    for (const submission of reading.submissions.values()) {
+      if (reading.active?.has(submission.certname) === false) continue;
+      const news = this.#takeSubmission(submission, resolve(submission.producer));
+      if (news && submission.receivedAt > 0) lateMs = Math.max(lateMs, since - submission.receivedAt);
+    }
+    this.#takeNames(reading);
+    const gone =
+      reading.active === undefined ? this.#goneSince(reading) : this.#goneFrom(reading, reading.active);
+    this.verdict = judgeRemovals(gone, this.map.size, guard.limit, guard.approved);
+    if (this.verdict.kind === "allowed") for (const certname of gone) this.#remove(certname);
+    if (reading.kind === "full") this.complete = true;
+    return { verdict: this.verdict, lateMs };
+  }
+
+  #takeSubmission(
+    { certname, at, source, producer, receivedAt }: Submission,
+    master: Master | undefined,
+  ): boolean {
+    const held = this.unroutable.get(certname);
+    if (master === undefined) {
+      const newest = Math.max(this.map.get(certname)?.at ?? 0, held?.at ?? 0);
+      if (at > newest) this.unroutable.set(certname, { certname, at, source, producer, receivedAt });
+      return at > newest;
+    }
+    if (held !== undefined && held.at <= at) this.unroutable.delete(certname);
+    const taken = this.map.observe({ certname, master, at, source });
+    if (taken) this.own.delete(certname);
+    return taken;
+  }
+
+  #takeNames(reading: Reading): void {
+    const full = reading.kind === "full";
+    this.refused = full ? reading.refused : new Set([...this.refused, ...reading.refused]);
+    const nameless = [...(full ? [] : this.withoutProducer), ...reading.withoutProducer];
+    this.withoutProducer = new Set(nameless.filter((certname) => !reading.submissions.has(certname)));
+  }
+
+  /** After a full reading: everything that it does not list. */
+  #goneFrom(reading: Reading, active: ReadonlySet<Certname>): Certname[] {
+    for (const certname of this.unroutable.keys())
+      if (!active.has(certname)) this.unroutable.delete(certname);
+    const gone: Certname[] = [];
+    for (const { certname, at } of this.map.assignments()) {
+      if (active.has(certname)) continue;
+      // A registration may be for a node that PuppetDB has never seen; a later deactivation ends it.
+      if (this.own.has(certname) && (reading.inactive.get(certname) ?? 0) <= at) continue;
+      gone.push(certname);
+    }
+    return gone;
+  }
+
+  /** After a reading of changes: what was deactivated lately, and what was held and has not come back. */
+  #goneSince({ inactive, submissions }: Reading): Certname[] {
+    const held = this.verdict.kind === "held" ? this.verdict.certnames : [];
+    const gone = new Set(held.filter((certname) => !submissions.has(certname) && this.map.get(certname)));
+    for (const [certname, at] of inactive) {
+      const assignment = this.map.get(certname);
+      const back = (submissions.get(certname)?.at ?? 0) > at;
+      if (assignment === undefined || back || (this.own.has(certname) && assignment.at >= at)) continue;
+      gone.add(certname);
+    }
+    return [...gone];
+  }
+
+  #remove(certname: Certname): void {
+    this.map.remove(certname);
+    this.unroutable.delete(certname);
+    this.own.delete(certname);
+  }
+}
+
+/**
+ * An alias first, then a server of the producer's name, then a server with the producer as its host. With no
+ * HAProxy to ask (`servers` undefined) the producer's own name is the server's.
+ */
+export function resolver(
+  aliases: ReadonlyMap<string, Master>,
+  servers: readonly Server[] | undefined,
+): Resolve {
+  const known = new Map<string, Master>();
+  for (const { name, host } of servers ?? []) if (!known.has(host)) known.set(host, name);
+  for (const { name } of servers ?? []) known.set(name, name);
+  const names = new Set(servers?.map(({ name }) => name));
+  return (producer) => {
+    const alias = aliases.get(producer);
+    if (servers === undefined) return alias ?? (isMaster(producer) ? producer : undefined);
+    if (alias !== undefined) return names.has(alias) ? alias : undefined;
+    return known.get(producer);
+  };
+}

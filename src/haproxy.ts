@@ -1,0 +1,305 @@
+// One running HAProxy as a target: what it is, what its map holds, and how a plan gets in there.
+// Promises: the live process is asked, never remembered; a version is committed only after it was read back
+// entry by entry; an unfinished version is dropped; the map is never cleared and refilled.
+
+import path from "node:path";
+import type { Endpoint } from "./config.js";
+import { quote, SasoriError } from "./errors.js";
+import { type Certname, isCertname, isMaster, type NodeMap } from "./node-map.js";
+import type { Applied, Contents, Fingerprint, Plan, Server, Sighting, Target } from "./plan.js";
+import { payloads, RuntimeSession } from "./runtime-api.js";
+
+/** The map as `show map` lists it. `entries` counts those of unfinished versions too. */
+interface MapState {
+  id: string;
+  version: number;
+  nextVersion: number;
+  entries: number;
+}
+
+interface Look extends Sighting {
+  map: MapState;
+}
+
+export interface HaproxyOptions {
+  backend: string;
+  mapFile: string;
+  mapName?: string | undefined;
+}
+
+export class HaproxyInstance implements Target {
+  readonly kind = "haproxy";
+  readonly name: string;
+  readonly #endpoint: Endpoint;
+  readonly #options: HaproxyOptions;
+  /** Versions that somebody left unfinished are dropped when this sasori first reads the map. */
+  #leftoversDropped = false;
+
+  constructor(endpoint: Endpoint, options: HaproxyOptions) {
+    this.name = endpoint.name;
+    this.#endpoint = endpoint;
+    this.#options = options;
+  }
+
+  look(signal: AbortSignal): Promise<Sighting> {
+    return RuntimeSession.with(this.#endpoint, signal, (session) => this.#look(session));
+  }
+
+  /** The whole map. Throws when the reply is not whole: a cut dump never looks like a short map. */
+  read(signal: AbortSignal): Promise<Contents> {
+    return RuntimeSession.with(this.#endpoint, signal, async (session) => {
+      let { map } = await this.#look(session);
+      let contents = await readMap(session, map.id);
+      if (!this.#leftoversDropped && map.entries > contents.lines) {
+        await dropUnfinished(session, map);
+        contents = await readMap(session, map.id);
+      }
+      this.#leftoversDropped = true;
+      // Looked at last: what changes after this look changes the fingerprint too.
+      const { fingerprint, ...after } = await this.#look(session);
+      map = after.map;
+      return { fingerprint, routes: contents.routes, rebuild: contents.lines !== contents.routes.size };
+    });
+  }
+
+  /** Where a certname leads right now, or undefined. One lookup, not a dump. */
+  lookUp(certname: Certname, signal: AbortSignal): Promise<string | undefined> {
+    return RuntimeSession.with(this.#endpoint, signal, async (session) => {
+      const { map } = await this.#look(session);
+      // type=str, case=sensitive, found=yes, idx=tree, key="node1", value="master1", type="str"
+      const reply = await session.ask(`get map #${map.id} ${certname}`);
+      return /\bvalue="([^"]*)"/.exec(reply)?.[1];
+    });
+  }
+
+  async apply(plan: Plan, desired: NodeMap, seen: Fingerprint, signal: AbortSignal): Promise<Applied> {
+    const pushed = await RuntimeSession.with(this.#endpoint, signal, async (session) => {
+      const { fingerprint, map, version } = await this.#look(session);
+      if (plan.kind === "unchanged" || !same(fingerprint, seen)) return undefined;
+      const method = chooseMethod(plan, desired.size, version);
+      if (method === "swap") await swap(session, map, desired);
+      else await pushChanges(session, map, plan);
+      return { method, ...expectedAfter(method, fingerprint, map, plan) };
+    });
+    // The session above may have talked to a process that a reload has replaced since: ask on a new one.
+    const { fingerprint } = await this.look(signal);
+    const asExpected =
+      pushed !== undefined &&
+      fingerprint.process === pushed.process &&
+      (pushed.content === undefined || fingerprint.content === pushed.content);
+    return { method: pushed?.method ?? "incremental", fingerprint, disturbed: !asExpected };
+  }
+
+  async #look(session: RuntimeSession): Promise<Look> {
+    const [info, maps, state] = await Promise.all([
+      session.ask("show info"),
+      session.ask("show map"),
+      this.#serverState(session),
+    ]);
+    const map = this.#findMap(maps);
+    const process = `${field(info, "Pid")}@${field(info, "Start_time_sec")}`;
+    return {
+      fingerprint: { process, content: `${map.version}:${map.entries}` },
+      servers: parseServers(state),
+      version: field(info, "Version"),
+      map,
+    };
+  }
+
+  async #serverState(session: RuntimeSession): Promise<string> {
+    const { backend } = this.#options;
+    try {
+      return await session.ask(`show servers state ${backend}`);
+    } catch (error) {
+      if (!(error instanceof SasoriError) || !/can't find backend/i.test(error.message)) throw error;
+      throw new SasoriError(
+        "HAPROXY_BACKEND",
+        `${this.name}: HAProxy has no backend ${quote(backend)}: set SASORI_BACKEND to the backend of the masters`,
+      );
+    }
+  }
+
+  #findMap(listing: string): MapState {
+    const { mapFile, mapName } = this.#options;
+    const maps = parseMaps(listing);
+    const matches = maps.filter(({ name }) =>
+      mapName === undefined ? path.basename(name) === path.basename(mapFile) : name === mapName,
+    );
+    const [match] = matches;
+    if (match !== undefined && matches.length === 1) return match.state;
+    const names = maps.map(({ name }) => quote(name)).join(", ") || "none";
+    throw new SasoriError(
+      "HAPROXY_MAP",
+      match === undefined
+        ? `${this.name}: HAProxy has no map ${quote(mapName ?? path.basename(mapFile))} (it has: ${names}): use the map in its configuration, or set SASORI_MAP_NAME`
+        : `${this.name}: HAProxy has several maps of that name (${names}): set SASORI_MAP_NAME to one of them`,
+    );
+  }
+}
+
+const same = (a: Fingerprint, b: Fingerprint) => a.process === b.process && a.content === b.content;
+
+function field(info: string, name: string): string {
+  const value = new RegExp(`^${name}: (.*)$`, "m").exec(info)?.[1];
+  if (value === undefined) throw new SasoriError("HAPROXY_REPLY", `"show info" has no line ${quote(name)}`);
+  return value;
+}
+
+/**
+ * `# id (file) description`
+ * `0 (/etc/haproxy/node-master.map) pattern loaded from file '...' used by map at file '...' line 9. curr_ver=1 next_ver=1 entry_cnt=2`
+ */
+function parseMaps(listing: string): { name: string; state: MapState }[] {
+  const maps = [];
+  for (const line of listing.split("\n")) {
+    const match = /^(-?\d+) \((.*?)\) .*curr_ver=(\d+) next_ver=(\d+) entry_cnt=(\d+)/.exec(line);
+    if (match === null) continue;
+    const [, id = "", name = "", version, nextVersion, entries] = match;
+    const state = {
+      id,
+      version: Number(version),
+      nextVersion: Number(nextVersion),
+      entries: Number(entries),
+    };
+    maps.push({ name, state });
+  }
+  return maps;
+}
+
+/**
+ * `1`
+ * `# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state ... srv_fqdn srv_port ...`
+ * `4 puppet 1 master1 127.0.0.1 2 0 1 1 56 6 3 4 6 0 0 0 - 8141 - 0 0 - - 0`
+ */
+function parseServers(state: string): Server[] {
+  const lines = state.split("\n");
+  const header = lines.find((line) => line.startsWith("# ")) ?? "";
+  const column = new Map(
+    header
+      .slice(2)
+      .split(" ")
+      .map((name, index) => [name, index]),
+  );
+  const at = (words: string[], name: string) => words[column.get(name) ?? -1] ?? "";
+  const servers: Server[] = [];
+  for (const line of lines) {
+    const words = line.split(" ");
+    const name = at(words, "srv_name");
+    if (line.startsWith("#") || !isMaster(name)) continue;
+    const fqdn = at(words, "srv_fqdn");
+    // srv_op_state: 0 stopped, 1 starting, 2 running, 3 stopping. srv_admin_state: bits of maintenance.
+    const up = at(words, "srv_op_state") !== "0" && at(words, "srv_admin_state") === "0";
+    servers.push({ name, host: fqdn === "-" || fqdn === "" ? at(words, "srv_addr") : fqdn, up });
+  }
+  return servers;
+}
+
+/** Lines of `show map`: `0x55ff91de2470 node1.example.com master1`. Lookups use the first of duplicates. */
+async function readMap(session: RuntimeSession, id: string, version?: number) {
+  const routes = new Map<Certname, string>();
+  // The same few masters again and again: one string each, not one per entry.
+  const masters = new Map<string, string>();
+  let lines = 0;
+  await session.lines(`show map ${version === undefined ? "" : `@${version} `}#${id}`, (line) => {
+    lines += 1;
+    const keyAt = line.indexOf(" ") + 1;
+    const valueAt = line.indexOf(" ", keyAt) + 1;
+    if (keyAt === 0 || valueAt === 0) return;
+    const key = line.slice(keyAt, valueAt - 1);
+    if (!isCertname(key) || routes.has(key)) return;
+    const text = line.slice(valueAt);
+    const master = masters.get(text) ?? text;
+    masters.set(master, master);
+    routes.set(key, master);
+  });
+  return { routes, lines };
+}
+
+/** Drops the versions that were prepared and never committed; the newest ones if there are very many. */
+async function dropUnfinished(session: RuntimeSession, map: MapState): Promise<void> {
+  const oldest = Math.max(map.version + 1, map.nextVersion - 100);
+  for (let version = oldest; version <= map.nextVersion; version += 1) {
+    await session.run(`clear map @${version} #${map.id}`);
+  }
+}
+
+async function pushChanges(session: RuntimeSession, map: MapState, plan: Plan & { kind: "changes" }) {
+  function* commands() {
+    for (const { certname, to } of plan.set) yield { command: `set map #${map.id} ${certname} ${to}` };
+    for (const { certname } of plan.del) yield { command: `del map #${map.id} ${certname}` };
+    const lines = function* () {
+      for (const { certname, to } of plan.add) yield `${certname} ${to}`;
+    };
+    yield* additions(`add map #${map.id}`, lines());
+  }
+  await session.runAll(commands());
+}
+
+function* additions(command: string, lines: Iterable<string>) {
+  for (const payload of payloads(lines, command.length)) yield { command, payload };
+}
+
+async function swap(session: RuntimeSession, map: MapState, desired: NodeMap): Promise<void> {
+  // New version created: 7
+  const prepared = await session.ask(`prepare map #${map.id}`);
+  const version = Number(/^New version created: (\d+)$/.exec(prepared)?.[1]);
+  if (!Number.isInteger(version)) {
+    throw new SasoriError("HAPROXY_REPLY", `"prepare map" answered ${quote(prepared)}`);
+  }
+  try {
+    await fillVersion(session, map, version, desired);
+    await verifyVersion(session, map, version, desired);
+    await session.run(`commit map @${version} #${map.id}`);
+  } catch (error) {
+    await session.run(`clear map @${version} #${map.id}`).catch(() => undefined); // The first error counts.
+    throw error;
+  }
+}
+
+async function fillVersion(session: RuntimeSession, map: MapState, version: number, desired: NodeMap) {
+  function* lines() {
+    for (const { certname, master } of desired.assignments()) yield `${certname} ${master}`;
+  }
+  await session.runAll(additions(`add map @${version} #${map.id}`, lines()));
+}
+
+async function verifyVersion(session: RuntimeSession, map: MapState, version: number, desired: NodeMap) {
+  const { routes, lines } = await readMap(session, map.id, version);
+  let right = lines === desired.size && routes.size === desired.size;
+  for (const [certname, master] of routes) right &&= desired.get(certname)?.master === master;
+  if (right) return;
+  throw new SasoriError(
+    "HAPROXY_CHANGED",
+    `version ${version} of the map holds ${lines} entries, not the ${desired.size} that were sent: it is not committed; is there another writer?`,
+  );
+}
+
+/**
+ * Incremental commands for few changes, a versioned swap for many. Before 2.9 `set map` and `del map` scan
+ * the list of entries (about 1.1 ms each at 100,000), so there the swap pays off from some 0.2 % of the
+ * entries; with the tree of 2.9 and later from some 30 %.
+ */
+function chooseMethod(
+  plan: Plan & { kind: "changes" },
+  size: number,
+  version: string,
+): "incremental" | "swap" {
+  if (plan.rebuild) return "swap";
+  const [major = 0, minor = 0] = version.split(".").map(Number);
+  const scans = major < 2 || (major === 2 && minor < 9);
+  const keyed = plan.set.length + plan.del.length;
+  if (scans) return keyed > Math.max(20, size * 0.002) ? "swap" : "incremental";
+  return keyed + plan.add.length / 10 > Math.max(100, size * 0.3) ? "swap" : "incremental";
+}
+
+/** What the fingerprint must be after the push, if nobody else wrote. After a swap only the process is known. */
+function expectedAfter(
+  method: "incremental" | "swap",
+  before: Fingerprint,
+  map: MapState,
+  plan: Plan & { kind: "changes" },
+) {
+  const entries = map.entries + plan.add.length - plan.del.length;
+  const content = method === "swap" ? undefined : `${map.version}:${entries}`;
+  return { process: before.process, content };
+}

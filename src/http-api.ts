@@ -1,0 +1,127 @@
+// The HTTP API: health, metrics, "sync now", and what the command line asks of a running daemon.
+// Promises: calls that change something need the token where one is configured; bodies are small and JSON;
+// every error is `application/problem+json` with a code of errors.ts.
+
+import { timingSafeEqual } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
+import { z } from "zod";
+import { type ErrorCode, reason, SasoriError, toFailure } from "./errors.js";
+import { type Desired, lookUp } from "./lookup.js";
+import type { Metrics } from "./metrics.js";
+import { type Certname, parseCertname } from "./node-map.js";
+import type { Sync, SyncParts, SyncReport, TargetState } from "./sync.js";
+
+/** The largest request is a plan id; nothing needs more. */
+const MAX_BODY_BYTES = 16 * 1024;
+
+const SyncBody = z
+  .strictObject({
+    full: z.boolean(),
+    dryRun: z.boolean(),
+    approve: z.string().regex(/^[0-9a-f]{12}$/, "a plan id: 12 hexadecimal digits"),
+  })
+  .partial();
+
+/** What `GET /api/v1/status` answers. */
+export interface Status {
+  ready: boolean;
+  /** ISO 8601. */
+  startedAt: string;
+  nodes: number;
+  targets: TargetState[];
+  /** The last pass, without its lists of changes. */
+  lastPass?: Omit<SyncReport, "moves" | "targets">;
+}
+
+export interface ApiParts {
+  sync: Sync;
+  targets: Pick<SyncParts, "file" | "instances">;
+  metrics: Metrics;
+  tokenFile?: string | undefined;
+}
+
+export function buildApi({ sync, targets, metrics, tokenFile }: ApiParts): FastifyInstance {
+  const startedAt = new Date().toISOString();
+  const api = Fastify({ bodyLimit: MAX_BODY_BYTES, requestTimeout: 10_000 });
+  api.setErrorHandler((error, _request, reply) => problem(reply, error));
+  api.setNotFoundHandler((request, reply) =>
+    problem(reply, new SasoriError("USAGE", `no such resource: ${request.method} ${request.url}`), 404),
+  );
+
+  api.get("/healthz", () => ({ status: "ok" }));
+  api.get("/readyz", (_request, reply) => {
+    const ready = isReady(sync);
+    return reply.code(ready ? 200 : 503).send({ ready, nodes: sync.fleet.map.size });
+  });
+  api.get("/metrics", async (_request, reply) =>
+    reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
+  );
+  api.get("/api/v1/status", () => status(sync, startedAt));
+  api.get<{ Params: { certname: string } }>("/api/v1/nodes/:certname", (request) => {
+    const certname = parseCertname(request.params.certname);
+    return lookUp(certname, desiredOf(sync, certname), targets);
+  });
+  api.post("/api/v1/sync", async (request) => {
+    await authorize(request, tokenFile);
+    const body = SyncBody.safeParse(request.body ?? {});
+    if (!body.success)
+      throw new SasoriError("USAGE", `the body is not a sync request: ${z.prettifyError(body.error)}`);
+    return sync.request(body.data);
+  });
+  return api;
+}
+
+/** A map is being served: it was read from PuppetDB, or the last good one was found. */
+function isReady(sync: Sync): boolean {
+  return sync.lastReport !== undefined && (sync.fleet.complete || sync.fleet.map.size > 0);
+}
+
+function status(sync: Sync, startedAt: string): Status {
+  const { lastReport } = sync;
+  const shown = { ready: isReady(sync), startedAt, nodes: sync.fleet.map.size, targets: sync.targets() };
+  if (lastReport === undefined) return shown;
+  const { moves: _moves, targets: _targets, ...lastPass } = lastReport;
+  return { ...shown, lastPass };
+}
+
+function desiredOf({ fleet }: Sync, certname: Certname): Desired {
+  const assignment = fleet.map.get(certname);
+  const producer = fleet.unroutable.get(certname)?.producer;
+  const held = fleet.verdict.kind === "held" && fleet.verdict.certnames.includes(certname);
+  return {
+    ...(assignment && { master: assignment.master, source: assignment.source }),
+    ...(assignment && { since: assignment.at === 0 ? null : new Date(assignment.at).toISOString() }),
+    ...(producer !== undefined && { unroutableProducer: producer }),
+    ...(held && fleet.verdict.kind === "held" && { heldBy: fleet.verdict.id }),
+  };
+}
+
+async function authorize(request: FastifyRequest, tokenFile: string | undefined): Promise<void> {
+  if (tokenFile === undefined) return; // Only possible on loopback: the configuration sees to it.
+  const given = Buffer.from(request.headers.authorization ?? "");
+  const wanted = Buffer.from(`Bearer ${(await readFile(tokenFile, "utf8")).trim()}`);
+  // Compared in constant time; the length of the token is no secret.
+  if (given.length === wanted.length && timingSafeEqual(given, wanted)) return;
+  throw Object.assign(
+    new SasoriError("USAGE", "this call needs the token of SASORI_API_TOKEN_FILE as a bearer token"),
+    {
+      statusCode: 401,
+    },
+  );
+}
+
+const STATUS_OF: Partial<Record<ErrorCode, number>> = { USAGE: 400, STOPPED: 503 };
+
+function problem(reply: FastifyReply, error: unknown, statusCode?: number): FastifyReply {
+  const given = (error as { statusCode?: unknown }).statusCode;
+  const isOurs = error instanceof SasoriError;
+  const clientError = !isOurs && typeof given === "number" && given < 500;
+  const failure = clientError ? { code: "USAGE", message: reason(error) } : toFailure(error);
+  const fallback = typeof given === "number" ? given : isOurs ? (STATUS_OF[error.code] ?? 500) : 500;
+  const status = statusCode ?? fallback;
+  return reply
+    .code(status)
+    .type("application/problem+json")
+    .send(JSON.stringify({ type: "about:blank", status, title: failure.code, detail: failure.message }));
+}

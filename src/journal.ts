@@ -1,0 +1,72 @@
+// The state file: registrations and learned routes, which neither PuppetDB nor the map file can give back
+// with their times. Promises: written atomically and only when something changed; a file that cannot be read
+// is set aside, never overwritten, and never keeps sasori from starting.
+
+import { readFile, rename } from "node:fs/promises";
+import { z } from "zod";
+import { replaceFile } from "./atomic-file.js";
+import { reason, SasoriError, systemCode } from "./errors.js";
+import { type Certname, isCertname, isMaster, type Master, type Observation } from "./node-map.js";
+
+const State = z.object({
+  version: z.literal(1),
+  observations: z.array(
+    z.object({
+      certname: z.custom<Certname>((value) => typeof value === "string" && isCertname(value)),
+      master: z.custom<Master>((value) => typeof value === "string" && isMaster(value)),
+      at: z.iso.datetime(),
+      source: z.enum(["registration", "learned"]),
+    }),
+  ),
+});
+
+/** The file holds names of nodes and masters only; still nobody else needs it. */
+const STATE_FILE_MODE = 0o640;
+
+export class Journal {
+  readonly #file: string;
+  #written = "";
+
+  constructor(file: string) {
+    this.#file = file;
+  }
+
+  /** Throws `STATE_FILE` when the file cannot be read or understood; it is then renamed to `....broken`. */
+  async load(): Promise<Observation[]> {
+    let text: string;
+    try {
+      text = await readFile(this.#file, "utf8");
+    } catch (error) {
+      if (systemCode(error) === "ENOENT") return [];
+      throw new SasoriError("STATE_FILE", `cannot read the state file: ${reason(error)}`, { cause: error });
+    }
+    try {
+      const { observations } = State.parse(JSON.parse(text));
+      this.#written = text;
+      return observations.map((entry) => ({ ...entry, at: Date.parse(entry.at) }));
+    } catch (error) {
+      const aside = `${this.#file}.broken`;
+      await rename(this.#file, aside).catch(() => undefined);
+      const what = error instanceof z.ZodError ? z.prettifyError(error) : reason(error);
+      throw new SasoriError(
+        "STATE_FILE",
+        `${this.#file} is not a state file of sasori (${what}): it was set aside as ${aside}; registrations and learned routes in it are not in force`,
+        { cause: error },
+      );
+    }
+  }
+
+  /** Throws `FILE_...` as replaceFile does. */
+  async save(observations: Iterable<Observation>): Promise<void> {
+    const entries = Array.from(observations, ({ certname, master, at, source }) => ({
+      certname,
+      master,
+      at: new Date(at).toISOString(),
+      source,
+    }));
+    const text = `${JSON.stringify({ version: 1, observations: entries }, null, 1)}\n`;
+    if (text === this.#written || (entries.length === 0 && this.#written === "")) return;
+    await replaceFile(this.#file, [text], STATE_FILE_MODE);
+    this.#written = text;
+  }
+}

@@ -1,0 +1,110 @@
+// Splits a JSON array of objects into rows while it arrives, so that an answer of any size needs the memory
+// of one chunk. It only finds where rows end: JSON.parse reads them, so nothing is accepted here that is not
+// JSON. An answer that stops early, or goes on after its end, is an error: PuppetDB reports a query that
+// failed in mid-stream as HTTP 200 with a text message glued to half an array.
+
+import { SasoriError } from "./errors.js";
+
+/** PuppetDB's rows are about 120 bytes; anything of this size is not a row that was asked for. */
+const MAX_ROW_CHARACTERS = 64 * 1024;
+
+const QUOTE = 0x22;
+const BACKSLASH = 0x5c;
+const OPEN_BRACKET = 0x5b;
+const CLOSE_BRACKET = 0x5d;
+const OPEN_BRACE = 0x7b;
+const CLOSE_BRACE = 0x7d;
+
+export class JsonRows {
+  readonly #onRows: (rows: unknown[]) => void;
+  #text = "";
+  #started = false;
+  #complete = false;
+  #first = true;
+  // Where the scan of #text stands.
+  #position = 0;
+  #depth = 0;
+  #inString = false;
+
+  constructor(onRows: (rows: unknown[]) => void) {
+    this.#onRows = onRows;
+  }
+
+  /** Takes the next piece of text and passes on the rows that it completes. Throws `PUPPETDB_BODY`. */
+  push(text: string): void {
+    this.#text += text;
+    if (!this.#started) this.#findStart();
+    if (this.#started && !this.#complete) this.#takeRows();
+    if (this.#complete && this.#text.trim() !== "") throw broken("text after its end", this.#text);
+  }
+
+  /** Throws `PUPPETDB_BODY` unless the array was complete. */
+  end(): void {
+    if (!this.#complete) throw broken("no end", this.#text);
+  }
+
+  #findStart(): void {
+    const start = this.#text.search(/\S/);
+    if (start < 0) return;
+    if (this.#text.charCodeAt(start) !== OPEN_BRACKET) throw broken("no array", this.#text);
+    this.#started = true;
+    this.#text = this.#text.slice(start + 1);
+  }
+
+  #takeRows(): void {
+    const end = this.#scan();
+    const last = this.#complete;
+    // Between rows stands a comma: ours in front of this batch, JSON.parse checks the others.
+    if (end > 0) this.#parse(this.#text.slice(0, end));
+    this.#text = this.#text.slice(last ? this.#position : end);
+    this.#position = last ? 0 : this.#position - end;
+    if (this.#text.length > MAX_ROW_CHARACTERS && !last) throw broken("an endless row", this.#text);
+  }
+
+  /** Returns where the last complete row of the text ends. */
+  #scan(): number {
+    const text = this.#text;
+    let complete = 0;
+    for (let i = this.#position; i < text.length; i += 1) {
+      const character = text.charCodeAt(i);
+      if (this.#inString) {
+        if (character === BACKSLASH) i += 1;
+        else if (character === QUOTE) this.#inString = false;
+      } else if (character === QUOTE) this.#inString = true;
+      else if (character === OPEN_BRACE || character === OPEN_BRACKET) this.#depth += 1;
+      else if (character === CLOSE_BRACE && this.#depth > 0) {
+        this.#depth -= 1;
+        if (this.#depth === 0) complete = i + 1;
+      } else if (character === CLOSE_BRACKET) {
+        if (this.#depth === 0) {
+          this.#complete = true;
+          this.#position = i + 1;
+          return i;
+        }
+        this.#depth -= 1;
+      }
+      this.#position = i + 1;
+    }
+    return complete;
+  }
+
+  #parse(text: string): void {
+    let rows: unknown[];
+    try {
+      rows = JSON.parse(this.#first ? `[${text}]` : `[null${text}]`) as unknown[];
+    } catch (error) {
+      throw broken(error instanceof Error ? error.message : "not JSON", text);
+    }
+    if (!this.#first) rows.shift();
+    if (rows.length > 0) this.#first = false;
+    this.#onRows(rows);
+  }
+}
+
+function broken(what: string, text: string): SasoriError {
+  const sample = JSON.stringify(text.trim().slice(-160));
+  return new SasoriError(
+    "PUPPETDB_BODY",
+    `the answer is not a complete JSON array (${what}), it ends with ${sample}`,
+  );
+}

@@ -1,0 +1,111 @@
+// The names that may reach HAProxy, and the map of them: which master each node last spoke to.
+// A Certname or a Master exists only parsed, so nothing else can be put into a command or into the file.
+// NodeMap keeps one rule, "the newest observation wins", and remembers what changed until it is asked.
+// It does no I/O.
+
+import { quote, SasoriError } from "./errors.js";
+
+/** A node's name in Puppet's CA, and its key in HAProxy's map. Only `parseCertname` makes one. */
+export type Certname = string & { readonly brand: "Certname" };
+
+/** The name of a server line in the backend of the masters. Only `parseMaster` makes one. */
+export type Master = string & { readonly brand: "Master" };
+
+// Puppet allows every printable character but "/" in a certname, and PuppetDB asks only for "not blank".
+// A space, ";", "\", "<" or "#" would change a Runtime API command or a line of the map file, so a name
+// outside this set is refused and reported, never escaped.
+const CERTNAME = /^[a-z0-9_][a-z0-9._-]{0,252}$/;
+
+// HAProxy's own rule for server names (letters, digits, "_", ":", ".", "-"), with a bound on the length.
+const MASTER = /^[A-Za-z0-9_:.-]{1,128}$/;
+
+export function isCertname(text: string): text is Certname {
+  return CERTNAME.test(text);
+}
+
+export function isMaster(text: string): text is Master {
+  return MASTER.test(text);
+}
+
+/** Throws `USAGE`: for names that a person typed. */
+export function parseCertname(text: string): Certname {
+  if (isCertname(text)) return text;
+  throw new SasoriError(
+    "USAGE",
+    `${quote(text)} cannot be a map key: a certname is 1 to 253 of a-z 0-9 . _ - and does not begin with . or -`,
+  );
+}
+
+/** Throws `USAGE`: for names that a person typed. */
+export function parseMaster(text: string): Master {
+  if (isMaster(text)) return text;
+  throw new SasoriError(
+    "USAGE",
+    `${quote(text)} cannot be an HAProxy server name: expected 1 to 128 of A-Z a-z 0-9 _ : . -`,
+  );
+}
+
+/**
+ * Where an observation comes from. `inherited` stands for what the map file or a live map held when sasori
+ * started: it has no time (0), so that every real observation replaces it.
+ */
+export type Source = "facts" | "catalog" | "report" | "registration" | "learned" | "inherited";
+
+/** One node seen at one master. `at` is in milliseconds since the epoch, on the clock of whoever saw it. */
+export interface Observation {
+  certname: Certname;
+  master: Master;
+  at: number;
+  source: Source;
+}
+
+/** The newest observation of a node. */
+export type Assignment = Observation;
+
+/** What a node had before it changed; `undefined` for a node that the map did not hold. */
+export type Before = Map<Certname, Master | undefined>;
+
+export class NodeMap {
+  readonly #assignments = new Map<Certname, Assignment>();
+  #before: Before = new Map();
+
+  get size(): number {
+    return this.#assignments.size;
+  }
+
+  get(certname: Certname): Assignment | undefined {
+    return this.#assignments.get(certname);
+  }
+
+  /** All assignments, in no order that a caller may rely on. */
+  assignments(): IterableIterator<Assignment> {
+    return this.#assignments.values();
+  }
+
+  /** Takes the observation if it is newer than what is known. Equal or older never replaces. */
+  observe(observation: Observation): boolean {
+    const known = this.#assignments.get(observation.certname);
+    if (known !== undefined && known.at >= observation.at) return false;
+    if (known?.master !== observation.master) this.#remember(observation.certname, known?.master);
+    this.#assignments.set(observation.certname, observation);
+    return true;
+  }
+
+  remove(certname: Certname): boolean {
+    const known = this.#assignments.get(certname);
+    if (known === undefined) return false;
+    this.#remember(certname, known.master);
+    return this.#assignments.delete(certname);
+  }
+
+  /** What changed since the last call, each node with the master that it had then. */
+  takeChanges(): Before {
+    const taken = this.#before;
+    this.#before = new Map();
+    return taken;
+  }
+
+  #remember(certname: Certname, master: Master | undefined): void {
+    if (!this.#before.has(certname)) this.#before.set(certname, master);
+  }
+}

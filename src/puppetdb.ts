@@ -1,0 +1,377 @@
+// PuppetDB as the source: who is active, and which master submitted last for each node.
+// Promises: an answer is believed only after its status, content type, wholeness and shape were checked; a
+// reading is all or nothing; memory is bounded by one entry per node, whatever the size of the answers.
+// The producer of a factset or report is the master that an agent spoke to in its own run. The producer of a
+// catalog is not: an operator who asks another master for a node's catalog rewrites it. So the newest of
+// factset and report decides, and the catalog only where a node has neither.
+
+import { readFile, stat } from "node:fs/promises";
+import { Agent, type Dispatcher, request } from "undici";
+import { z } from "zod";
+import type { Config } from "./config.js";
+import { quote, reason, SasoriError, systemCode } from "./errors.js";
+import { JsonRows } from "./json-rows.js";
+import { type Certname, isCertname } from "./node-map.js";
+
+/** No byte for this long means that PuppetDB hangs. A full read of a big fleet may compute for a while. */
+const SILENCE_MS = 60_000;
+const CONNECT_MS = 5_000;
+
+/** Enough to see what is wrong; a flood of illegal names must not fill the memory. */
+const MAX_REFUSED = 1_000;
+
+const MINUTE_MS = 60_000;
+const DAY_MS = 24 * 60 * MINUTE_MS;
+
+/**
+ * `producer_timestamp` is the master's clock and has an index, PuppetDB's own `receive_time` has none. The
+ * query for new reports uses both: the first, with this allowance for a master whose clock is behind, to
+ * find few rows, the second to be exact. What a worse clock hides is found by the full read.
+ */
+const MASTER_CLOCK_ALLOWANCE_MS = 5 * MINUTE_MS;
+
+/** `deactivated` is the clock of whoever deactivated the node. Such rows are few, so the allowance is large. */
+const DEACTIVATION_ALLOWANCE_MS = 60 * MINUTE_MS;
+
+/** The newest thing that a master submitted for a node. Times are milliseconds since the epoch. */
+export interface Submission {
+  certname: Certname;
+  producer: string;
+  /** `producer_timestamp`: the master's clock. */
+  at: number;
+  source: "facts" | "report" | "catalog";
+  /** When PuppetDB received it, on its own clock; 0 in a full reading, which does not ask. */
+  receivedAt: number;
+}
+
+export interface Reading {
+  kind: "full" | "changes";
+  /** PuppetDB's clock before the first query ran. */
+  asOf: number;
+  /** One entry per node, the newest. */
+  submissions: Map<Certname, Submission>;
+  /** In a full reading: every active node. */
+  active: Set<Certname> | undefined;
+  /** Nodes deactivated or expired lately, and when. */
+  inactive: Map<Certname, number>;
+  /** Certnames that cannot be map keys, as they came. At most MAX_REFUSED of them. */
+  refused: Set<string>;
+  /** Nodes with a row that names no producer or no time. */
+  withoutProducer: Set<Certname>;
+}
+
+const Timestamp = z.string().nullable();
+const ProducerRow = z.object({
+  certname: z.string(),
+  producer: z.string().nullable(),
+  producer_timestamp: Timestamp,
+  timestamp: Timestamp.optional(),
+  receive_time: Timestamp.optional(),
+});
+const ActiveRow = z.object({ certname: z.string() });
+const InactiveRow = z.object({ certname: z.string(), deactivated: Timestamp, expired: Timestamp });
+
+const LATEST = ["=", "latest_report?", true];
+const ACTIVE = ["=", "node_state", "active"];
+const INACTIVE = ["=", "node_state", "inactive"];
+const NEITHER_FACTS_NOR_REPORT = [
+  "and",
+  ["null?", "facts_timestamp", true],
+  ["null?", "report_timestamp", true],
+];
+
+type Query = unknown[];
+type Entity = "nodes" | "factsets" | "reports" | "catalogs";
+
+export class PuppetDb {
+  readonly #config: Config["puppetdb"];
+  #agent: { dispatcher: Agent; identity: string } | undefined;
+
+  constructor(config: Config["puppetdb"]) {
+    this.#config = config;
+  }
+
+  /** Everything: all active nodes and their newest submissions. Throws `PUPPETDB_...`. */
+  async readAll(signal: AbortSignal): Promise<Reading> {
+    const reading = emptyReading("full");
+    const active = new Set<Certname>();
+    const withoutOther = ["and", ACTIVE, certnameIn(NEITHER_FACTS_NOR_REPORT)];
+    const oneWeekAgo = Date.now() - 7 * DAY_MS;
+    return this.#readTogether(reading, signal, (ask) => [
+      ask("nodes", ["extract", ["certname"], ACTIVE], ActiveRow, (row) => {
+        take(row.certname, reading, (certname) => active.add(certname));
+      }),
+      ask("factsets", producers(ACTIVE), ProducerRow, (row) => takeProducer(row, "facts", reading)),
+      ask("reports", producers(["and", LATEST, ACTIVE]), ProducerRow, (row) =>
+        takeProducer(row, "report", reading),
+      ),
+      ask("catalogs", producers(withoutOther), ProducerRow, (row) => takeProducer(row, "catalog", reading)),
+      ask("nodes", inactiveSince(oneWeekAgo), InactiveRow, (row) => takeInactive(row, reading)),
+    ]).then(() => ({ ...reading, active }));
+  }
+
+  /** What PuppetDB received after `since` (milliseconds, on its clock). Throws `PUPPETDB_...`. */
+  async readChanges(since: number, signal: AbortSignal): Promise<Reading> {
+    const reading = emptyReading("changes");
+    const from = iso(since);
+    const newFacts = ["and", [">", "timestamp", from], ACTIVE];
+    const recent = [">", "producer_timestamp", iso(since - MASTER_CLOCK_ALLOWANCE_MS)];
+    const newReports = ["and", recent, [">", "receive_time", from], ACTIVE];
+    const newCatalogs = ["and", [">", "catalog_timestamp", from], NEITHER_FACTS_NOR_REPORT];
+    const withoutOther = ["and", ACTIVE, certnameIn(newCatalogs)];
+    const lately = since - DEACTIVATION_ALLOWANCE_MS;
+    return this.#readTogether(reading, signal, (ask) => [
+      ask("factsets", producers(newFacts, "timestamp"), ProducerRow, (row) =>
+        takeProducer(row, "facts", reading),
+      ),
+      ask("reports", producers(newReports, "receive_time"), ProducerRow, (row) =>
+        takeProducer(row, "report", reading),
+      ),
+      ask("catalogs", producers(withoutOther), ProducerRow, (row) => takeProducer(row, "catalog", reading)),
+      ask("nodes", inactiveSince(lately), InactiveRow, (row) => takeInactive(row, reading)),
+    ]);
+  }
+
+  /** The newest submission for one node, or undefined. Throws `PUPPETDB_...`. */
+  async readNode(certname: Certname, signal: AbortSignal): Promise<Submission | undefined> {
+    const reading = emptyReading("changes");
+    const one = ["and", ["=", "certname", certname], ACTIVE];
+    await this.#readTogether(reading, signal, (ask) => [
+      ask("factsets", producers(one), ProducerRow, (row) => takeProducer(row, "facts", reading)),
+      ask("reports", producers(["and", LATEST, one]), ProducerRow, (row) =>
+        takeProducer(row, "report", reading),
+      ),
+    ]);
+    if (reading.submissions.size > 0) return reading.submissions.get(certname);
+    await this.#readTogether(reading, signal, (ask) => [
+      ask("catalogs", producers(one), ProducerRow, (row) => takeProducer(row, "catalog", reading)),
+    ]);
+    return reading.submissions.get(certname);
+  }
+
+  async close(): Promise<void> {
+    await this.#agent?.dispatcher.close();
+    this.#agent = undefined;
+  }
+
+  // The queries run side by side. When one fails, the others are told to stop and their errors are dropped.
+  async #readTogether(
+    reading: Reading,
+    signal: AbortSignal,
+    queries: (ask: Ask) => Promise<number>[],
+  ): Promise<Reading> {
+    const stop = new AbortController();
+    const either = AbortSignal.any([signal, stop.signal]);
+    const underway = queries((entity, query, shape, onRow) =>
+      this.#query(entity, query, shape, either, onRow),
+    );
+    try {
+      const clocks = await Promise.all(underway);
+      return Object.assign(reading, { asOf: Math.min(...clocks) });
+    } catch (error) {
+      stop.abort(error);
+      await Promise.allSettled(underway);
+      throw error;
+    }
+  }
+
+  /** Runs one query and hands over its rows as they arrive. Returns PuppetDB's clock at its beginning. */
+  async #query<Row>(
+    entity: Entity,
+    query: Query,
+    shape: z.ZodType<Row>,
+    signal: AbortSignal,
+    onRow: (row: Row) => void,
+  ): Promise<number> {
+    const url = `${this.#config.url}/pdb/query/v4/${entity}`;
+    const rowsShape = z.array(shape);
+    const rows = new JsonRows((batch) => {
+      const parsed = rowsShape.safeParse(batch);
+      if (!parsed.success) throw unexpectedShape(url, batch, parsed.error);
+      for (const row of parsed.data) onRow(row);
+    });
+    try {
+      const response = await request(
+        `${url}?query=${encodeURIComponent(JSON.stringify(query))}&origin=sasori`,
+        {
+          dispatcher: await this.#dispatcher(),
+          headers: { accept: "application/json", ...(await this.#token()) },
+          signal,
+        },
+      );
+      await checkAnswer(url, response);
+      const decoder = new TextDecoder("utf-8", { fatal: true });
+      for await (const chunk of response.body) rows.push(decoder.decode(chunk as Buffer, { stream: true }));
+      rows.push(decoder.decode());
+      rows.end();
+      return Date.parse(String(response.headers.date)) || Date.now();
+    } catch (error) {
+      throw queryError(url, error, signal);
+    }
+  }
+
+  async #token(): Promise<Record<string, string>> {
+    const { tokenFile } = this.#config;
+    if (tokenFile === undefined) return {};
+    return { "x-authentication": (await readSecret(tokenFile, "utf8")).trim() };
+  }
+
+  // Puppet's certificates are renewed in place: an agent is made anew when one of the files has changed.
+  async #dispatcher(): Promise<Dispatcher> {
+    const { certFile, keyFile, caFile } = this.#config;
+    const files = [certFile, keyFile, caFile].filter((file) => file !== undefined);
+    const stats = await Promise.all(files.map((file) => stat(file, { bigint: true }).catch(() => undefined)));
+    const identity = stats.map((found) => `${found?.ino}:${found?.mtimeNs}`).join();
+    if (this.#agent?.identity === identity) return this.#agent.dispatcher;
+    const pem = async (file: string | undefined) => (file === undefined ? undefined : await readSecret(file));
+    const [cert, key, ca] = await Promise.all([pem(certFile), pem(keyFile), pem(caFile)]);
+    const tls = { ...(cert && { cert }), ...(key && { key }), ...(ca && { ca }), timeout: CONNECT_MS };
+    const dispatcher = new Agent({ connect: tls, headersTimeout: SILENCE_MS, bodyTimeout: SILENCE_MS });
+    this.#agent?.dispatcher.close().catch(() => undefined);
+    this.#agent = { dispatcher, identity };
+    return dispatcher;
+  }
+}
+
+type Ask = <Row>(
+  entity: Entity,
+  query: Query,
+  shape: z.ZodType<Row>,
+  onRow: (row: Row) => void,
+) => Promise<number>;
+
+const iso = (at: number) => new Date(at).toISOString();
+
+// Without "extract" the resources of every catalog and report come along.
+const producers = (where: Query, ...more: string[]): Query => [
+  "extract",
+  ["certname", "producer", "producer_timestamp", ...more],
+  where,
+];
+
+const certnameIn = (where: Query): Query => [
+  "in",
+  "certname",
+  ["from", "nodes", ["extract", "certname", where]],
+];
+
+const inactiveSince = (at: number): Query => [
+  "extract",
+  ["certname", "deactivated", "expired"],
+  ["and", INACTIVE, ["or", [">", "deactivated", iso(at)], [">", "expired", iso(at)]]],
+];
+
+function emptyReading(kind: Reading["kind"]): Reading {
+  return {
+    kind,
+    asOf: 0,
+    submissions: new Map(),
+    active: undefined,
+    inactive: new Map(),
+    refused: new Set(),
+    withoutProducer: new Set(),
+  };
+}
+
+function take(name: string, reading: Reading, use: (certname: Certname) => void): void {
+  if (isCertname(name)) use(name);
+  else if (reading.refused.size < MAX_REFUSED) reading.refused.add(name);
+}
+
+function takeProducer(
+  row: z.output<typeof ProducerRow>,
+  source: Submission["source"],
+  reading: Reading,
+): void {
+  take(row.certname, reading, (certname) => {
+    const at = Date.parse(row.producer_timestamp ?? "");
+    if (row.producer === null || Number.isNaN(at)) {
+      reading.withoutProducer.add(certname);
+      return;
+    }
+    const known = reading.submissions.get(certname);
+    if (known !== undefined && known.at >= at) return;
+    const receivedAt = Date.parse(row.timestamp ?? row.receive_time ?? "") || 0;
+    reading.submissions.set(certname, { certname, producer: row.producer, at, source, receivedAt });
+  });
+}
+
+function takeInactive(row: z.output<typeof InactiveRow>, reading: Reading): void {
+  take(row.certname, reading, (certname) => {
+    const at = Math.max(Date.parse(row.deactivated ?? "") || 0, Date.parse(row.expired ?? "") || 0);
+    reading.inactive.set(certname, at);
+  });
+}
+
+async function checkAnswer(url: string, response: Dispatcher.ResponseData): Promise<void> {
+  const { statusCode, headers, body } = response;
+  const type = String(headers["content-type"] ?? "");
+  if (statusCode === 200 && /^application\/json\b/i.test(type)) return;
+  const text = await firstText(body);
+  const remedies: Record<number, string> = {
+    302: "is SASORI_PUPPETDB_URL the base URL, without a path of PuppetDB?",
+    401: "PuppetDB wants a valid token: see SASORI_PUPPETDB_TOKEN_FILE",
+    403: "sasori's certificate is not allowed to query: add its name to PuppetDB's certificate-allowlist",
+    503: "PuppetDB is starting or in maintenance",
+  };
+  const remedy = remedies[statusCode];
+  throw statusCode === 200
+    ? new SasoriError(
+        "PUPPETDB_BODY",
+        `${url} answered with ${quote(type)}, not application/json: ${quote(text, 200)}`,
+      )
+    : new SasoriError(
+        "PUPPETDB_STATUS",
+        `${url} answered ${statusCode}: ${quote(text, 200)}${remedy ? `; ${remedy}` : ""}`,
+      );
+}
+
+/** The beginning of a body, for a message; the rest is not read. */
+async function firstText(body: Dispatcher.ResponseData["body"]): Promise<string> {
+  for await (const chunk of body) return String(chunk).slice(0, 400); // Leaving the loop ends the connection.
+  return "";
+}
+
+function unexpectedShape(url: string, batch: unknown[], error: z.ZodError): SasoriError {
+  const issue = error.issues[0];
+  const row = batch[Number(issue?.path[0] ?? 0)];
+  const where = issue?.path.slice(1).join(".") ?? "";
+  const text = `a row of ${url} has no usable ${where || "object"} (${issue?.message}): ${quote(JSON.stringify(row), 200)}`;
+  return new SasoriError("PUPPETDB_BODY", text);
+}
+
+const TLS_CODES =
+  /^(CERT_|ERR_TLS|ERR_SSL|ERR_OSSL|SELF_SIGNED|DEPTH_ZERO|UNABLE_TO|HOSTNAME_MISMATCH|EPROTO)/;
+
+function queryError(url: string, error: unknown, signal: AbortSignal): SasoriError {
+  if (error instanceof SasoriError) return error;
+  if (signal.aborted && signal.reason instanceof SasoriError) return signal.reason;
+  const cause = { cause: error };
+  const code = systemCode(error);
+  const timedOut = signal.aborted || /TIMEOUT/.test(code) || code === "ETIMEDOUT";
+  if (timedOut)
+    return new SasoriError(
+      "PUPPETDB_TIMEOUT",
+      `${url}: ${reason(error)}: PuppetDB is too slow or hangs`,
+      cause,
+    );
+  if (TLS_CODES.test(code) || (code === "" && /\b(tls|ssl|certificate)\b/i.test(reason(error)))) {
+    const remedy = "check SASORI_PUPPETDB_CERT, _KEY and _CA, and when these certificates expire";
+    return new SasoriError("PUPPETDB_TLS", `${url}: ${reason(error)}: ${remedy}`, cause);
+  }
+  if (error instanceof TypeError)
+    return new SasoriError("PUPPETDB_BODY", `${url}: the answer is not UTF-8`, cause);
+  return new SasoriError(
+    "PUPPETDB_UNREACHABLE",
+    `${url}: ${reason(error)}: is PuppetDB running and reachable?`,
+    cause,
+  );
+}
+
+async function readSecret(file: string, encoding?: "utf8"): Promise<string> {
+  try {
+    return await readFile(file, encoding ?? "latin1");
+  } catch (error) {
+    throw new SasoriError("PUPPETDB_TLS", `cannot read ${file}: ${reason(error)}`, { cause: error });
+  }
+}

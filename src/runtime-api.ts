@@ -1,0 +1,273 @@
+// HAProxy's Runtime API over one connection: commands in, whole replies out.
+// Promises: a reply is either complete or an error; a command is sent once and never repeated; every reply
+// has a deadline and a bound; when the connection ends, every waiting command is rejected.
+// The caller closes the connection soon: one opened before a reload keeps talking to the old process.
+// Facts about the protocol were measured on HAProxy 2.6, 3.0 and 3.2; samples stand beside the code.
+
+import net from "node:net";
+import type { Endpoint } from "./config.js";
+import { quote, reason, SasoriError, systemCode } from "./errors.js";
+
+/** A reply longer than this is not believed. Dumps of maps are read line by line and are not bound by it. */
+const MAX_REPLY_BYTES = 4 * 1024 * 1024;
+const MAX_LINE_BYTES = 64 * 1024;
+
+/** HAProxy closes an idle connection after `stats timeout` (10 s by default); silence is as long for us. */
+const STALL_MS = 10_000;
+
+/** Commands that may wait for a reply at once. Enough to hide the round trip, few enough to stay fair. */
+const PIPELINE_DEPTH = 32;
+
+/**
+ * Upper bound of a command with its payload. It must fit `tune.bufsize` (16384 by default) with room for
+ * what HAProxy reserves; on 2.6 a longer line resets the connection.
+ */
+export const MAX_COMMAND_BYTES = 8 * 1024;
+
+// In prompt mode an answer ends with an empty line and the prompt: "[3]: entry not found.\n\n> ". An answer
+// without text is "\n> ". Each line of a payload is acknowledged by "+ " before that.
+const END_OF_REPLY = "\n> ";
+const PAYLOAD_PROMPTS = /^(?:\+ )+/;
+
+interface Waiting {
+  command: string;
+  onLine: ((line: string) => void) | undefined;
+  resolve: (reply: string) => void;
+  reject: (error: SasoriError) => void;
+}
+
+export class RuntimeSession {
+  readonly #endpoint: Endpoint;
+  readonly #socket: net.Socket;
+  readonly #waiting: Waiting[] = [];
+  #received = "";
+  #ended: SasoriError | undefined;
+
+  private constructor(endpoint: Endpoint, socket: net.Socket) {
+    this.#endpoint = endpoint;
+    this.#socket = socket;
+    // Names are ASCII; latin1 keeps every other byte as it is and never splits a character.
+    socket.setEncoding("latin1");
+    socket.setTimeout(STALL_MS);
+    socket.on("data", (text: string) => this.#take(text));
+    socket.on("timeout", () => this.#onSilence());
+    socket.on("error", (error) => this.#end(unreachable(endpoint, error)));
+    socket.on("close", () => this.#end(this.#closedEarly()));
+  }
+
+  /**
+   * Connects, makes the connection persistent (`prompt`) and its failures readable (`severity-output`).
+   * Throws `HAPROXY_UNREACHABLE`, `HAPROXY_PERMISSION`, `HAPROXY_TIMEOUT` or, when `signal` ends, its reason.
+   */
+  static async open(endpoint: Endpoint, signal: AbortSignal): Promise<RuntimeSession> {
+    signal.throwIfAborted();
+    const session = new RuntimeSession(endpoint, net.connect({ ...endpoint.connect, noDelay: true }));
+    const onAbort = () => session.#end(abortError(endpoint, signal));
+    signal.addEventListener("abort", onAbort, { once: true });
+    session.#socket.once("close", () => signal.removeEventListener("abort", onAbort));
+    try {
+      // The reply to "prompt" must be here before the next command: without it HAProxy runs one line only.
+      await session.ask("prompt");
+      await session.ask("set severity-output number");
+    } catch (error) {
+      session.close();
+      throw error;
+    }
+    return session;
+  }
+
+  /** Opens a session, lends it to `use`, and closes it whatever happens. */
+  static async with<T>(
+    endpoint: Endpoint,
+    signal: AbortSignal,
+    use: (session: RuntimeSession) => Promise<T>,
+  ) {
+    const session = await RuntimeSession.open(endpoint, signal);
+    try {
+      return await use(session);
+    } finally {
+      session.close();
+    }
+  }
+
+  /** The text of the reply, without its severity. Throws `HAPROXY_REPLY` when HAProxy refused the command. */
+  async ask(command: string): Promise<string> {
+    return this.#checked(command, await this.#send(command));
+  }
+
+  /** For commands whose success is silence (set, add, del, clear, commit): any text is a refusal. */
+  async run(command: string, payload?: string): Promise<void> {
+    const reply = this.#checked(command, await this.#send(command, payload));
+    if (reply !== "") throw this.#refused(command, reply);
+  }
+
+  /** Runs many commands in order, several under way at once. Stops at the first that is refused. */
+  async runAll(commands: Iterable<{ command: string; payload?: string }>): Promise<void> {
+    const underway: Promise<void>[] = [];
+    try {
+      for (const { command, payload } of commands) {
+        if (underway.length >= PIPELINE_DEPTH) await underway.shift();
+        const done = this.run(command, payload);
+        done.catch(() => undefined); // It is awaited in its turn; until then a refusal is not "unhandled".
+        underway.push(done);
+      }
+      while (underway.length > 0) await underway.shift();
+    } finally {
+      // What was sent has been or will be executed: have all replies before anybody closes the connection.
+      await Promise.allSettled(underway);
+    }
+  }
+
+  /**
+   * Hands a reply to `onLine` line by line, so that a dump of any size needs no memory. Lines of a dump carry
+   * no severity: one that does is a refusal, thrown when the reply is whole.
+   */
+  async lines(command: string, onLine: (line: string) => void): Promise<void> {
+    let refusal: string | undefined;
+    await this.#send(command, undefined, (line) => {
+      if (/^\[\d\]: /.test(line)) refusal ??= line;
+      else if (refusal === undefined) onLine(line);
+    });
+    if (refusal !== undefined) throw this.#refused(command, refusal.replace(/^\[\d\]: /, ""));
+  }
+
+  close(): void {
+    this.#end(new SasoriError("HAPROXY_UNREACHABLE", `${this.#endpoint.name}: the connection was closed`));
+  }
+
+  #send(command: string, payload?: string, onLine?: (line: string) => void): Promise<string> {
+    if (this.#ended !== undefined) return Promise.reject(this.#ended);
+    const text = payload === undefined ? `${command}\n` : `${command} <<\n${payload}\n`;
+    if (text.length > MAX_COMMAND_BYTES) throw new Error(`command of ${text.length} bytes: ${command}`);
+    return new Promise((resolve, reject) => {
+      this.#waiting.push({ command, onLine, resolve, reject });
+      this.#socket.write(text, "latin1");
+    });
+  }
+
+  #take(text: string): void {
+    this.#received += text;
+    let from = 0;
+    for (;;) {
+      const end = this.#received.indexOf(END_OF_REPLY, from);
+      if (end < 0) break;
+      this.#finish(this.#received.slice(from, end));
+      from = end + END_OF_REPLY.length;
+    }
+    this.#received = this.#received.slice(from);
+    const current = this.#waiting[0];
+    if (current?.onLine !== undefined) this.#received = eachLine(this.#received, current.onLine);
+    if (this.#received.length > (current?.onLine === undefined ? MAX_REPLY_BYTES : MAX_LINE_BYTES)) {
+      this.#end(this.#error("HAPROXY_REPLY", `the reply to ${quote(current?.command ?? "")} is too long`));
+    }
+  }
+
+  #finish(text: string): void {
+    const waiting = this.#waiting.shift();
+    if (waiting === undefined) {
+      this.#end(this.#error("HAPROXY_REPLY", `a reply that nobody asked for: ${quote(text)}`));
+    } else if (waiting.onLine === undefined) {
+      waiting.resolve(text);
+    } else {
+      eachLine(`${text}\n`, waiting.onLine);
+      waiting.resolve("");
+    }
+  }
+
+  /** `[3]: entry not found.`: 0 to 3 is an error, above is a notice. Some answers carry no severity. */
+  #checked(command: string, reply: string): string {
+    const [, severity, text] = /^\[(\d)\]: ?([\s\S]*)$/.exec(reply.replace(PAYLOAD_PROMPTS, "")) ?? [];
+    if (severity === undefined) return reply.replace(PAYLOAD_PROMPTS, "").trimEnd();
+    if (Number(severity) <= 3) throw this.#refused(command, text ?? "");
+    return (text ?? "").trimEnd();
+  }
+
+  #refused(command: string, reply: string): SasoriError {
+    const text = reply.trim();
+    if (/permission denied/i.test(text)) {
+      return this.#error(
+        "HAPROXY_PERMISSION",
+        `refused ${quote(command)}: the stats socket needs "level admin" in HAProxy's configuration`,
+      );
+    }
+    return this.#error("HAPROXY_REPLY", `answered ${quote(command)} with ${quote(text, 200)}`);
+  }
+
+  #onSilence(): void {
+    const current = this.#waiting[0];
+    if (current === undefined) return;
+    this.#end(this.#error("HAPROXY_TIMEOUT", `no answer to ${quote(current.command)} for ${STALL_MS} ms`));
+  }
+
+  #closedEarly(): SasoriError {
+    const current = this.#waiting[0];
+    const missing = `${this.#waiting.length} replies missing, the first to ${quote(current?.command ?? "")}`;
+    return this.#error("HAPROXY_UNREACHABLE", `closed the connection, ${missing}`);
+  }
+
+  #error(
+    code: "HAPROXY_UNREACHABLE" | "HAPROXY_TIMEOUT" | "HAPROXY_REPLY" | "HAPROXY_PERMISSION",
+    what: string,
+  ) {
+    return new SasoriError(code, `${this.#endpoint.name}: ${what}`);
+  }
+
+  // Half a reply is a failure for everyone in the queue: a cut dump must never look like a short map.
+  #end(error: SasoriError): void {
+    if (this.#ended !== undefined) return;
+    this.#ended = error;
+    this.#received = "";
+    this.#socket.destroy();
+    for (const waiting of this.#waiting.splice(0)) waiting.reject(error);
+  }
+}
+
+/** Calls `onLine` for every complete line and returns the rest. */
+function eachLine(text: string, onLine: (line: string) => void): string {
+  let from = 0;
+  for (let end = text.indexOf("\n"); end >= 0; end = text.indexOf("\n", from)) {
+    // A reply's last line is followed by an empty one, which belongs to the prompt.
+    if (end > from) onLine(text.slice(from, end));
+    from = end + 1;
+  }
+  // The rest keeps the line break before it: it may be the first byte of the end of the reply.
+  return from === 0 ? text : text.slice(from - 1);
+}
+
+function abortError(endpoint: Endpoint, signal: AbortSignal): SasoriError {
+  if (signal.reason instanceof SasoriError) return signal.reason;
+  return new SasoriError("HAPROXY_TIMEOUT", `${endpoint.name}: ${reason(signal.reason)}`);
+}
+
+function unreachable(endpoint: Endpoint, error: Error): SasoriError {
+  const remedies: Record<string, string> = {
+    ENOENT: "no such socket: is HAProxy running, and does its `stats socket` line name this path?",
+    ECONNREFUSED: "nobody listens there: is HAProxy running?",
+    EACCES:
+      "permission denied: let sasori's user or group use the socket (`user`, `group`, `mode` of `stats socket`)",
+  };
+  const code = systemCode(error);
+  return new SasoriError(
+    code === "EACCES" ? "HAPROXY_PERMISSION" : "HAPROXY_UNREACHABLE",
+    `${endpoint.name}: ${remedies[code] ?? reason(error)}`,
+    { cause: error },
+  );
+}
+
+/**
+ * Cuts lines into payloads for `add map`: each with its final empty line and the command itself stays within
+ * MAX_COMMAND_BYTES. Every line must be shorter than that.
+ */
+export function* payloads(lines: Iterable<string>, commandBytes: number): Generator<string> {
+  // "<command> <<\n" + payload + "\n"
+  const room = MAX_COMMAND_BYTES - commandBytes - " <<\n\n".length;
+  let payload = "";
+  for (const line of lines) {
+    if (payload.length + line.length + 1 > room) {
+      yield payload;
+      payload = "";
+    }
+    payload += `${line}\n`;
+  }
+  if (payload !== "") yield payload;
+}

@@ -1,0 +1,555 @@
+// One pass: look at the targets, read PuppetDB, merge, plan each target, write the file, then push to every
+// HAProxy in parallel. Its result is one SyncReport, and whoever tells people about a pass (log, metrics,
+// HTTP, command line, exit code) reads that report.
+// Promises: one pass at a time; a request during a pass joins the next one; one target's failure never stops
+// another; a target that failed is read again and planned afresh.
+
+import type { Config } from "./config.js";
+import { type Failure, SasoriError, toFailure } from "./errors.js";
+import { Fleet, type Guard, resolver } from "./fleet.js";
+import { HaproxyInstance } from "./haproxy.js";
+import { Journal } from "./journal.js";
+import { MapFile } from "./map-file.js";
+import type { Before, Master } from "./node-map.js";
+import {
+  type Change,
+  type Contents,
+  type Fingerprint,
+  learnedRoutes,
+  type Plan,
+  planFromChanges,
+  planFromContents,
+  type Server,
+  type Sighting,
+  type Target,
+} from "./plan.js";
+import { PuppetDb, type Reading } from "./puppetdb.js";
+
+/** Deadlines of a whole pass. A quiet pass takes milliseconds, a full read of a million nodes a minute. */
+const CHANGES_DEADLINE_MS = 60_000;
+const FULL_DEADLINE_MS = 10 * 60_000;
+
+/** How many changes a report lists one by one; it always counts all. */
+const MAX_LISTED = 1_000;
+
+/** A push that somebody disturbs (a reload, another writer) is planned again this often in one pass. */
+const MAX_ROUNDS = 3;
+
+/** A submission may be stored some time after it was received: look back this far, or further when seen. */
+const MIN_OVERLAP_MS = 15_000;
+const MAX_OVERLAP_MS = 15 * 60_000;
+
+export interface SyncRequest {
+  /** Read everything and compare it with every target, instead of looking for changes. */
+  full?: boolean | undefined;
+  /** Plan only. */
+  dryRun?: boolean | undefined;
+  /** Let the removals of the held plan of this id through. */
+  approve?: string | undefined;
+}
+
+export interface TargetReport {
+  target: string;
+  kind: Target["kind"];
+  outcome: "unchanged" | "planned" | "applied" | "failed";
+  add: number;
+  set: number;
+  del: number;
+  /** The first of these changes. */
+  changes: Change[];
+  /** Routes that this HAProxy had learned by itself. */
+  learned: number;
+  method?: string;
+  durationMs: number;
+  failure?: Failure;
+}
+
+export interface SyncReport {
+  kind: "changes" | "full";
+  dryRun: boolean;
+  outcome: "done" | "failed" | "held";
+  /** ISO 8601. */
+  startedAt: string;
+  durationMs: number;
+  phasesMs: { look: number; fetch: number; plan: number; file: number; push: number };
+  source: { outcome: "done" | "failed"; submissions: number; failure?: Failure };
+  /** Nodes in the desired map after the pass. */
+  nodes: number;
+  /** What changed in the desired map: the first of the moves, and how many there were. */
+  moved: number;
+  moves: Change[];
+  learned: number;
+  unroutable: { nodes: number; producers: Record<string, number> };
+  refused: { count: number; samples: string[] };
+  withoutProducer: { count: number; samples: string[] };
+  held?: { id: string; reason: string; count: number; samples: string[] };
+  targets: TargetReport[];
+  /** The state file could not be written. */
+  journal?: Failure;
+}
+
+export interface TargetState {
+  target: string;
+  kind: Target["kind"];
+  /** It held the desired map when it was last looked at. */
+  inSync: boolean;
+  /** Changes that it does not have yet. */
+  pending: number;
+  version?: string;
+  servers?: readonly Server[];
+  failure?: Failure;
+}
+
+/** What is remembered of a target between passes. */
+interface Tracked {
+  target: Target;
+  /** As it was left; undefined when it must be read: never seen, failed, or disturbed. */
+  left: Fingerprint | undefined;
+  /** The process that was last in sync: only there can another value have been learned. */
+  process: string | undefined;
+  /** Nodes that changed since, with what the target still has. */
+  pending: Before;
+  servers: readonly Server[];
+  failure: Failure | undefined;
+  version: string;
+}
+
+/** What one pass knows of one target. */
+interface Turn {
+  tracked: Tracked;
+  report: TargetReport;
+  sighting: Sighting | undefined;
+  contents: Contents | undefined;
+}
+
+/** What a pass has gathered for its report. */
+interface PassFacts {
+  kind: SyncReport["kind"];
+  clock: Phases;
+  reading: Reading | Failure;
+  turns: readonly Turn[];
+  moves: Before;
+  learned: number;
+  journal: Failure | undefined;
+}
+
+export interface SyncParts {
+  config: Pick<Config, "haproxy" | "masterAliases" | "maxRemoved">;
+  puppetdb: PuppetDb;
+  file: MapFile;
+  instances: readonly HaproxyInstance[];
+  journal: Journal;
+}
+
+/** All parts as the configuration wants them. */
+export function assemble(config: Config): SyncParts {
+  return {
+    config,
+    puppetdb: new PuppetDb(config.puppetdb),
+    file: new MapFile(config.mapFile),
+    instances: config.haproxy.map((endpoint) => new HaproxyInstance(endpoint, config)),
+    journal: new Journal(config.stateFile),
+  };
+}
+
+export class Sync {
+  readonly fleet = new Fleet();
+  readonly #parts: SyncParts;
+  readonly #onReport: ((report: SyncReport) => void) | undefined;
+  readonly #tracked: Tracked[];
+  readonly #stop = new AbortController();
+  #watermark: { asOf: number; overlapMs: number } | undefined;
+  #serverNames = "";
+  #running: Promise<SyncReport> | undefined;
+  #next: { request: SyncRequest; report: Promise<SyncReport> } | undefined;
+  lastReport: SyncReport | undefined;
+  /** The step of the pass under way, for whoever shows progress. */
+  phase: Phase | undefined;
+
+  /** `onReport` gets the report of each pass before those who asked for it. */
+  constructor(parts: SyncParts, onReport?: (report: SyncReport) => void) {
+    this.#parts = parts;
+    this.#onReport = onReport;
+    this.#tracked = [parts.file, ...parts.instances].map((target) => ({
+      target,
+      left: undefined,
+      process: undefined,
+      pending: new Map(),
+      servers: [],
+      failure: undefined,
+      version: "",
+    }));
+  }
+
+  /** The state of each target between passes. */
+  targets(): TargetState[] {
+    return this.#tracked.map(({ target, left, pending, failure, version, servers }) => ({
+      target: target.name,
+      kind: target.kind,
+      inSync: left !== undefined && pending.size === 0,
+      pending: pending.size,
+      ...(target.kind === "haproxy" && { version, servers }),
+      ...(failure && { failure }),
+    }));
+  }
+
+  /** Takes over registrations and learned routes of an earlier run. Throws `STATE_FILE`. */
+  async restore(): Promise<void> {
+    for (const observation of await this.#parts.journal.load()) this.fleet.observe(observation);
+  }
+
+  /**
+   * Runs a pass, or joins the one that will follow the pass under way: what is asked for now may have been
+   * read too early by it. Never rejects for a failed pass: the report says so.
+   */
+  request(request: SyncRequest): Promise<SyncReport> {
+    if (this.#stop.signal.aborted) return Promise.reject(this.#stop.signal.reason);
+    if (this.#running === undefined) return this.#run(request);
+    if (this.#next === undefined) {
+      const joined: SyncRequest = { ...request };
+      const report = this.#running.then(
+        () => this.#runNext(),
+        () => this.#runNext(),
+      );
+      this.#next = { request: joined, report };
+    } else {
+      const joined = this.#next.request;
+      joined.full = joined.full || request.full;
+      joined.dryRun = joined.dryRun && request.dryRun;
+      joined.approve = request.approve ?? joined.approve;
+    }
+    return this.#next.report;
+  }
+
+  /** Lets a pass under way finish for `graceMs`, then abandons it: no target is left half-written. */
+  async stop(graceMs: number): Promise<void> {
+    const reason = new SasoriError("STOPPED", "sasori was told to stop");
+    this.#next = undefined;
+    const timer = setTimeout(() => this.#stop.abort(reason), graceMs);
+    await this.#running?.catch(() => undefined);
+    clearTimeout(timer);
+    this.#stop.abort(reason);
+  }
+
+  #runNext(): Promise<SyncReport> {
+    const request = this.#next?.request ?? {};
+    this.#next = undefined;
+    return this.request(request);
+  }
+
+  #run(request: SyncRequest): Promise<SyncReport> {
+    this.#running = this.#pass(request).finally(() => {
+      this.#running = undefined;
+    });
+    return this.#running;
+  }
+
+  async #pass(request: SyncRequest): Promise<SyncReport> {
+    const clock = new Phases((phase) => {
+      this.phase = phase;
+    });
+    const turns = this.#tracked.map((tracked) => newTurn(tracked));
+    clock.begin("look");
+    const looking = AbortSignal.any([this.#stop.signal, AbortSignal.timeout(CHANGES_DEADLINE_MS)]);
+    await Promise.all(turns.map((turn) => attempt(turn, () => look(turn, looking))));
+
+    clock.begin("fetch");
+    const kind = this.#kindOf(request);
+    const deadline = AbortSignal.timeout(kind === "full" ? FULL_DEADLINE_MS : CHANGES_DEADLINE_MS);
+    const signal = AbortSignal.any([this.#stop.signal, deadline]);
+    const [reading] = await Promise.all([
+      this.#fetch(kind, signal),
+      ...turns.map((turn) => attempt(turn, () => readIfNeeded(turn, kind === "full", signal))),
+    ]);
+
+    clock.begin("plan");
+    const moves = this.#merge(turns, reading, request);
+    const learned = this.#learn(turns);
+
+    clock.begin("file");
+    const [file, ...instances] = turns as [Turn, ...Turn[]];
+    const settle = (turn: Turn) => attempt(turn, () => this.#settle(turn, request.dryRun === true, signal));
+    // The file first: an HAProxy that restarts in this moment must not load what was just replaced.
+    await settle(file);
+    clock.begin("push");
+    await Promise.all(instances.map(settle));
+    const journal = request.dryRun ? undefined : await this.#saveJournal();
+    clock.end();
+
+    const report = this.#report(request, { kind, clock, reading, turns, moves, learned, journal });
+    this.lastReport = report;
+    this.#onReport?.(report);
+    return report;
+  }
+
+  // A producer that had no server may have one now, and its nodes' submissions are not sent twice.
+  #kindOf(request: SyncRequest): SyncReport["kind"] {
+    const names = this.#servers()
+      .map(({ name, host }) => `${name}=${host}`)
+      .sort()
+      .join();
+    const newServers = names !== this.#serverNames && this.fleet.unroutable.size > 0;
+    this.#serverNames = names;
+    return request.full || newServers || this.#watermark === undefined ? "full" : "changes";
+  }
+
+  /** The servers of every instance, as last seen. */
+  #servers(): readonly Server[] {
+    return this.#tracked.flatMap(({ servers }) => servers);
+  }
+
+  async #fetch(kind: SyncReport["kind"], signal: AbortSignal): Promise<Reading | Failure> {
+    try {
+      if (kind === "full" || this.#watermark === undefined) return await this.#parts.puppetdb.readAll(signal);
+      const { asOf, overlapMs } = this.#watermark;
+      return await this.#parts.puppetdb.readChanges(asOf - overlapMs, signal);
+    } catch (error) {
+      return toFailure(error);
+    }
+  }
+
+  /** Merges what was read into the fleet and returns what changed there. */
+  #merge(turns: readonly Turn[], reading: Reading | Failure, request: SyncRequest): Before {
+    const isServer = this.#isServer();
+    for (const { contents } of turns) if (contents !== undefined) this.fleet.inherit(contents, isServer);
+    this.#remember(this.fleet.map.takeChanges());
+    if ("code" in reading) return new Map();
+    const { config } = this.#parts;
+    const resolve = resolver(config.masterAliases, config.haproxy.length === 0 ? undefined : this.#servers());
+    const guard: Guard = { limit: config.maxRemoved, approved: request.approve };
+    const { lateMs } = this.fleet.merge(reading, resolve, guard, this.#watermark?.asOf ?? 0);
+    this.#watermark = advance(this.#watermark, reading, lateMs);
+    const moves = this.fleet.map.takeChanges();
+    this.#remember(moves);
+    return moves;
+  }
+
+  /** Routes that a HAProxy learned since it was last in sync become observations for all others. */
+  #learn(turns: readonly Turn[]): number {
+    const isServer = this.#isServer();
+    let learned = 0;
+    for (const { tracked, contents, report } of turns) {
+      if (contents === undefined || report.kind !== "haproxy") continue;
+      if (contents.fingerprint.process !== tracked.process) continue;
+      const routes = learnedRoutes(this.fleet.map, tracked.pending, contents, isServer, Date.now());
+      report.learned = routes.filter((route) => this.fleet.observe(route)).length;
+      learned += report.learned;
+    }
+    this.#remember(this.fleet.map.takeChanges());
+    return learned;
+  }
+
+  #isServer(): (name: Master) => boolean {
+    if (this.#parts.config.haproxy.length === 0) return () => true;
+    const names = new Set(this.#servers().map(({ name }) => name));
+    // With every HAProxy down nobody can say: what the file holds has been a server before.
+    return names.size === 0 ? () => true : (name) => names.has(name);
+  }
+
+  #remember(changes: Before): void {
+    for (const { pending } of this.#tracked) {
+      for (const [certname, master] of changes) if (!pending.has(certname)) pending.set(certname, master);
+    }
+  }
+
+  /** Plans and applies until the target holds the desired map. */
+  async #settle(turn: Turn, dryRun: boolean, signal: AbortSignal): Promise<void> {
+    const { tracked, report, sighting } = turn;
+    const { target, pending } = tracked;
+    const desired = this.fleet.map;
+    let contents = turn.contents;
+    let seen = contents?.fingerprint ?? sighting?.fingerprint;
+    if (seen === undefined) return; // It was not reachable: the report says why.
+    for (let round = 1; round <= MAX_ROUNDS; round += 1) {
+      const plan =
+        contents === undefined ? planFromChanges(desired, pending) : planFromContents(desired, contents);
+      if (round === 1) count(report, plan);
+      if (dryRun) {
+        report.outcome = plan.kind === "unchanged" ? "unchanged" : "planned";
+        return;
+      }
+      if (plan.kind === "unchanged") return inSync(tracked, seen);
+      tracked.left = undefined; // Whatever happens below, until it is known to be right.
+      const applied = await target.apply(plan, desired, seen, signal);
+      report.outcome = "applied";
+      report.method = applied.method;
+      if (!applied.disturbed) return inSync(tracked, applied.fingerprint);
+      contents = await target.read(signal);
+      seen = contents.fingerprint;
+    }
+    throw new SasoriError(
+      "HAPROXY_CHANGED",
+      `${target.name}: it was reloaded or changed by another writer during each of ${MAX_ROUNDS} pushes; the next pass reads it again`,
+    );
+  }
+
+  async #saveJournal(): Promise<Failure | undefined> {
+    try {
+      await this.#parts.journal.save(this.fleet.own.values());
+      return undefined;
+    } catch (error) {
+      return toFailure(error);
+    }
+  }
+
+  #report(
+    request: SyncRequest,
+    { kind, clock, reading, turns, moves, learned, journal }: PassFacts,
+  ): SyncReport {
+    const { fleet } = this;
+    const targets = turns.map(({ report }) => report);
+    const source: SyncReport["source"] =
+      "code" in reading
+        ? { outcome: "failed", submissions: 0, failure: reading }
+        : { outcome: "done", submissions: reading.submissions.size };
+    const failed =
+      source.outcome === "failed" || journal !== undefined || targets.some(({ failure }) => failure);
+    const { verdict } = fleet;
+    return {
+      kind,
+      dryRun: request.dryRun === true,
+      outcome: failed ? "failed" : verdict.kind === "held" ? "held" : "done",
+      startedAt: clock.startedAt,
+      ...clock.durations(),
+      source,
+      nodes: fleet.map.size,
+      ...listMoves(moves, fleet),
+      learned,
+      unroutable: { nodes: fleet.unroutable.size, producers: countProducers(fleet) },
+      refused: sample(fleet.refused),
+      withoutProducer: sample(fleet.withoutProducer),
+      ...(verdict.kind === "held" && {
+        held: { id: verdict.id, reason: verdict.reason, ...sample(new Set(verdict.certnames)) },
+      }),
+      targets,
+      ...(journal && { journal }),
+    };
+  }
+}
+
+/** PuppetDB's clock at the last good reading, and how far the next one looks back behind it. */
+function advance(
+  previous: { asOf: number; overlapMs: number } | undefined,
+  { asOf }: Reading,
+  lateMs: number,
+): { asOf: number; overlapMs: number } {
+  // A queue in PuppetDB makes submissions appear late. It grows and shrinks gradually, so twice the worst
+  // lateness of this reading covers the next one, and a full reading covers the rest.
+  const decayed = (previous?.overlapMs ?? 0) * 0.9;
+  return { asOf, overlapMs: Math.min(Math.max(MIN_OVERLAP_MS, 2 * lateMs, decayed), MAX_OVERLAP_MS) };
+}
+
+function newTurn(tracked: Tracked): Turn {
+  const { name, kind } = tracked.target;
+  const report: TargetReport = {
+    target: name,
+    kind,
+    outcome: "unchanged",
+    add: 0,
+    set: 0,
+    del: 0,
+    changes: [],
+    learned: 0,
+    durationMs: 0,
+  };
+  return { tracked, report, sighting: undefined, contents: undefined };
+}
+
+/** Runs one step for one target. Its failure is the target's own: it is reported, and nothing else stops. */
+async function attempt(turn: Turn, step: () => Promise<void>): Promise<void> {
+  if (turn.report.failure !== undefined) return;
+  const began = performance.now();
+  try {
+    await step();
+    turn.tracked.failure = undefined;
+  } catch (error) {
+    turn.report.outcome = "failed";
+    turn.report.failure = turn.tracked.failure = toFailure(error);
+    turn.tracked.left = undefined;
+    turn.sighting = turn.contents = undefined;
+  } finally {
+    turn.report.durationMs += Math.round(performance.now() - began);
+  }
+}
+
+async function look(turn: Turn, signal: AbortSignal): Promise<void> {
+  turn.sighting = await turn.tracked.target.look(signal);
+  turn.tracked.servers = turn.sighting.servers;
+  turn.tracked.version = turn.sighting.version;
+}
+
+async function readIfNeeded(turn: Turn, full: boolean, signal: AbortSignal): Promise<void> {
+  const { target, left } = turn.tracked;
+  const seen = turn.sighting?.fingerprint;
+  const asLeft = left !== undefined && left.process === seen?.process && left.content === seen.content;
+  if (full || !asLeft) turn.contents = await target.read(signal);
+}
+
+function inSync(tracked: Tracked, fingerprint: Fingerprint): void {
+  tracked.left = fingerprint;
+  tracked.process = fingerprint.process;
+  tracked.pending.clear();
+}
+
+function count(report: TargetReport, plan: Plan): void {
+  if (plan.kind === "unchanged") return;
+  report.add = plan.add.length;
+  report.set = plan.set.length;
+  report.del = plan.del.length;
+  report.changes = [...plan.set, ...plan.add, ...plan.del].slice(0, MAX_LISTED);
+}
+
+function listMoves(moves: Before, fleet: Fleet): { moved: number; moves: Change[] } {
+  const listed: Change[] = [];
+  let moved = 0;
+  for (const [certname, from] of moves) {
+    const to = fleet.map.get(certname)?.master;
+    if (to === from) continue;
+    moved += 1;
+    if (listed.length < MAX_LISTED) listed.push({ certname, ...(from && { from }), ...(to && { to }) });
+  }
+  return { moved, moves: listed };
+}
+
+function countProducers(fleet: Fleet): Record<string, number> {
+  const producers = new Map<string, number>();
+  for (const { producer } of fleet.unroutable.values())
+    producers.set(producer, (producers.get(producer) ?? 0) + 1);
+  return Object.fromEntries([...producers].sort((a, b) => b[1] - a[1]).slice(0, 20));
+}
+
+function sample(names: ReadonlySet<string>): { count: number; samples: string[] } {
+  return { count: names.size, samples: [...names].slice(0, 20) };
+}
+
+type Phase = keyof SyncReport["phasesMs"];
+
+/** Stopwatch of a pass. Whole milliseconds. */
+class Phases {
+  readonly startedAt = new Date().toISOString();
+  readonly #began = performance.now();
+  readonly #onPhase: (phase: Phase | undefined) => void;
+  readonly #phases: SyncReport["phasesMs"] = { look: 0, fetch: 0, plan: 0, file: 0, push: 0 };
+  #phase: Phase | undefined;
+  #since = this.#began;
+
+  constructor(onPhase: (phase: Phase | undefined) => void) {
+    this.#onPhase = onPhase;
+  }
+
+  begin(phase: Phase | undefined): void {
+    const now = performance.now();
+    if (this.#phase !== undefined) this.#phases[this.#phase] = Math.round(now - this.#since);
+    this.#phase = phase;
+    this.#since = now;
+    this.#onPhase(phase);
+  }
+
+  end(): void {
+    this.begin(undefined);
+  }
+
+  durations(): Pick<SyncReport, "durationMs" | "phasesMs"> {
+    return { durationMs: Math.round(this.#since - this.#began), phasesMs: this.#phases };
+  }
+}

@@ -1,0 +1,171 @@
+import { describe, expect, test } from "vitest";
+import { HaproxyInstance } from "../src/haproxy.js";
+import { type Certname, type Master, NodeMap } from "../src/node-map.js";
+import { planFromContents } from "../src/plan.js";
+import { type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
+import { haproxyBinaries } from "./support/parts.js";
+
+const signal = () => AbortSignal.timeout(20_000);
+const servers = ["master1", "master2", "master3"].map((name, index) => ({ name, port: 18141 + index }));
+
+/** A desired map of `count` nodes; every node at or after `movedFrom` is at the next master. */
+function fleet(count: number, movedFrom = count): NodeMap {
+  const map = new NodeMap();
+  for (let index = 0; index < count; index += 1) {
+    const master = `master${((index + (index >= movedFrom ? 1 : 0)) % 3) + 1}` as Master;
+    map.observe({ certname: `node${index}.example.com` as Certname, master, at: 1, source: "facts" });
+  }
+  return map;
+}
+
+const entries = (map: NodeMap) =>
+  new Map(Array.from(map.assignments(), ({ certname, master }) => [certname, master]));
+
+const instanceOf = (haproxy: HaproxyServer) =>
+  new HaproxyInstance(
+    { name: haproxy.socketPath, connect: { path: haproxy.socketPath } },
+    { backend: "puppet", mapFile: haproxy.mapPath },
+  );
+
+/** Reads, plans and applies, as a pass does. */
+async function bring(instance: HaproxyInstance, desired: NodeMap) {
+  const contents = await instance.read(signal());
+  return instance.apply(planFromContents(desired, contents), desired, contents.fingerprint, signal());
+}
+
+describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
+  test("tells who it is, what its servers are, and what its map holds", () =>
+    withHaproxy({ bin, servers, map: [["node1.example.com", "master1"]] }, async (haproxy) => {
+      const instance = instanceOf(haproxy);
+      const sighting = await instance.look(signal());
+      expect(sighting.fingerprint.process).toMatch(new RegExp(`^${haproxy.pid}@\\d+$`));
+      expect(sighting.servers).toEqual(servers.map(({ name }) => ({ name, host: "127.0.0.1", up: true })));
+      const { routes, rebuild, fingerprint } = await instance.read(signal());
+      expect([...routes]).toEqual([["node1.example.com", "master1"]]);
+      expect(rebuild).toBe(false);
+      expect(fingerprint).toEqual(sighting.fingerprint);
+      expect(await instance.lookUp("node1.example.com" as Certname, signal())).toBe("master1");
+      expect(await instance.lookUp("node2.example.com" as Certname, signal())).toBeUndefined();
+    }));
+
+  test.each([
+    { how: "incremental", nodes: 2_000, from: 1_998 },
+    { how: "swap", nodes: 2_000, from: 0 },
+  ])("holds the desired map after a push ($how)", ({ how, nodes, from }) =>
+    withHaproxy({ bin, servers, map: entries(fleet(nodes)) }, async (haproxy) => {
+      const instance = instanceOf(haproxy);
+      const desired = fleet(nodes, from);
+      desired.remove("node7.example.com" as Certname);
+      desired.observe({
+        certname: "new.example.com" as Certname,
+        master: "master3" as Master,
+        at: 1,
+        source: "facts",
+      });
+      const applied = await bring(instance, desired);
+      expect(applied).toMatchObject({ method: how, disturbed: false });
+      expect(await haproxy.showMap()).toEqual(entries(desired));
+      const after = await instance.read(signal());
+      expect(after.fingerprint).toEqual(applied.fingerprint);
+      expect(planFromContents(desired, after).kind).toBe("unchanged");
+    }),
+  );
+
+  test("fills an empty map of 20,000 nodes, entry by entry the same", () =>
+    withHaproxy({ bin, servers }, async (haproxy) => {
+      const desired = fleet(20_000);
+      await bring(instanceOf(haproxy), desired);
+      expect(await haproxy.showMap()).toEqual(entries(desired));
+    }));
+
+  test("cleans up duplicates and keys that no command may name", () =>
+    withHaproxy({ bin, servers, map: [["node0.example.com", "master1"]] }, async (haproxy) => {
+      await runtimeCommand(haproxy.socketPath, `add map ${haproxy.mapPath} node0.example.com master2`);
+      await runtimeCommand(haproxy.socketPath, `add map ${haproxy.mapPath} #hash master2`);
+      const instance = instanceOf(haproxy);
+      const contents = await instance.read(signal());
+      expect(contents.rebuild).toBe(true);
+      expect(contents.routes.get("node0.example.com" as Certname)).toBe("master1"); // As a lookup finds it.
+      expect(await bring(instance, fleet(1))).toMatchObject({ method: "swap" });
+      expect(await haproxy.showMap()).toEqual(entries(fleet(1)));
+    }));
+
+  test("drops versions that somebody left unfinished", () =>
+    withHaproxy({ bin, servers, map: entries(fleet(3)) }, async (haproxy) => {
+      for (const version of [1, 2]) {
+        await runtimeCommand(haproxy.socketPath, `prepare map ${haproxy.mapPath}`);
+        await runtimeCommand(
+          haproxy.socketPath,
+          `add map @${version} ${haproxy.mapPath} left.example.com master1`,
+        );
+      }
+      const count = async () =>
+        /entry_cnt=(\d+)/.exec(await runtimeCommand(haproxy.socketPath, "show map"))?.[1];
+      expect(await count()).toBe("5");
+      await instanceOf(haproxy).read(signal());
+      expect(await count()).toBe("3");
+    }));
+
+  test("sees that another writer came in between, and pushes nothing on an old plan", () =>
+    withHaproxy({ bin, servers, map: entries(fleet(3)) }, async (haproxy) => {
+      const instance = instanceOf(haproxy);
+      const contents = await instance.read(signal());
+      await runtimeCommand(haproxy.socketPath, `add map ${haproxy.mapPath} other.example.com master1`);
+      const desired = fleet(3, 0);
+      const plan = planFromContents(desired, contents);
+      const applied = await instance.apply(plan, desired, contents.fingerprint, signal());
+      expect(applied.disturbed).toBe(true);
+      expect((await haproxy.showMap()).get("node0.example.com")).toBe("master1");
+    }));
+
+  test("tells a reloaded process from the one before it", () =>
+    withHaproxy({ bin, servers, map: entries(fleet(3)), masterWorker: true }, async (haproxy) => {
+      const instance = instanceOf(haproxy);
+      const before = await instance.read(signal());
+      await haproxy.reload();
+      const desired = fleet(3, 0);
+      const applied = await instance.apply(
+        planFromContents(desired, before),
+        desired,
+        before.fingerprint,
+        signal(),
+      );
+      expect(applied.disturbed).toBe(true);
+      expect(applied.fingerprint.process).not.toBe(before.fingerprint.process);
+    }));
+
+  test("works over TCP", () =>
+    withHaproxy({ bin, servers, map: entries(fleet(3)), tcpStats: true }, async (haproxy) => {
+      const port = haproxy.ports.stats;
+      const instance = new HaproxyInstance(
+        { name: `tcp://127.0.0.1:${port}`, connect: { host: "127.0.0.1", port } },
+        { backend: "puppet", mapFile: haproxy.mapPath },
+      );
+      await bring(instance, fleet(5, 2));
+      expect(await haproxy.showMap()).toEqual(entries(fleet(5, 2)));
+    }));
+
+  test("names the map and the backend that HAProxy does not have, and those that it has", () =>
+    withHaproxy({ bin, servers }, async (haproxy) => {
+      const endpoint = { name: "h", connect: { path: haproxy.socketPath } };
+      const wrongMap = new HaproxyInstance(endpoint, { backend: "puppet", mapFile: "/elsewhere/other.map" });
+      await expect(wrongMap.look(signal())).rejects.toMatchObject({
+        code: "HAPROXY_MAP",
+        message: expect.stringContaining(haproxy.mapPath),
+      });
+      const wrongBackend = new HaproxyInstance(endpoint, { backend: "nope", mapFile: haproxy.mapPath });
+      await expect(wrongBackend.look(signal())).rejects.toMatchObject({ code: "HAPROXY_BACKEND" });
+    }));
+
+  test("says what to do when HAProxy is gone", async () => {
+    let instance: HaproxyInstance | undefined;
+    await withHaproxy({ bin, servers }, async (haproxy) => {
+      instance = instanceOf(haproxy);
+      await haproxy.kill();
+      await expect(instance.look(signal())).rejects.toMatchObject({ code: "HAPROXY_UNREACHABLE" });
+    });
+    await expect(instance?.look(signal())).rejects.toMatchObject({
+      message: expect.stringContaining("no such socket"),
+    });
+  });
+});

@@ -1,0 +1,85 @@
+/**
+ * Where the real programs are that the tests run: those that `setup/parts.sh test` has fetched, or those that
+ * the environment names (HAPROXY_BIN, TEST_HAPROXY_BINS; see that script, which alone knows the places).
+ */
+import { execFileSync } from "node:child_process";
+import { fileURLToPath } from "node:url";
+
+const SETUP = fileURLToPath(new URL("../../setup/parts.sh", import.meta.url));
+const REMEDY = "run `setup/parts.sh test`, which fetches it (no root needed)";
+
+/** A HAProxy to test against: its version ("3.0.11") and the path of its program. */
+export interface HaproxyBinary {
+  version: string;
+  bin: string;
+}
+
+/** The programs around PuppetDB: all are absolute paths; `classpath` is what `java -cp` wants. */
+export interface PuppetdbParts {
+  java: string;
+  classpath: string;
+  /** The package's own configuration, to take `bootstrap.cfg` and `conf.d/auth.conf` from. */
+  configDir: string;
+  /** The folder of `initdb`, `postgres`, `psql`. */
+  postgresBin: string;
+  openssl: string;
+}
+
+let listed: Map<string, string[]> | undefined;
+let haproxys: HaproxyBinary[] | undefined;
+
+/**
+ * Every HAProxy to test against, oldest release first. Asks each for its version once per process.
+ * Throws when there is none, and with CI=true already when one is missing: CI must not skip silently.
+ */
+export function haproxyBinaries(): HaproxyBinary[] {
+  haproxys ??= findHaproxys();
+  return haproxys;
+}
+
+/** PuppetDB, its Java and its PostgreSQL. Throws, with the remedy, when they have not been fetched. */
+export function puppetdbParts(): PuppetdbParts {
+  const parts = list();
+  const path = (name: string): string => {
+    const found = parts.get(name)?.[0];
+    if (found === undefined) throw new Error(`${name} is missing here: ${REMEDY}`);
+    return found;
+  };
+  return {
+    java: path("java"),
+    classpath: path("classpath"),
+    configDir: path("puppetdb"),
+    postgresBin: path("postgres"),
+    openssl: path("openssl"),
+  };
+}
+
+function findHaproxys(): HaproxyBinary[] {
+  const missing = (list().get("missing") ?? []).filter((part) => part.startsWith("haproxy"));
+  if (process.env.CI === "true" && missing.length > 0) {
+    throw new Error(`${missing.join(", ")} missing, and CI=true skips nothing: ${REMEDY}`);
+  }
+  const found = (list().get("haproxy") ?? []).map((bin) => ({ version: haproxyVersion(bin), bin }));
+  if (found.length === 0) {
+    throw new Error(`no HAProxy to test against: ${REMEDY}, or set HAPROXY_BIN`);
+  }
+  return found.sort((a, b) => a.version.localeCompare(b.version, "en", { numeric: true }));
+}
+
+function haproxyVersion(bin: string): string {
+  const answer = execFileSync(bin, ["-v"], { encoding: "utf8" });
+  const version = /^HA-?Proxy version (\d+(?:\.\d+)+)/.exec(answer)?.[1];
+  if (version === undefined) throw new Error(`${bin} -v does not say a HAProxy version: ${answer}`);
+  return version;
+}
+
+function list(): Map<string, string[]> {
+  if (listed === undefined) {
+    listed = new Map();
+    for (const line of execFileSync(SETUP, ["paths"], { encoding: "utf8" }).split("\n")) {
+      const [name, path] = line.split("\t");
+      if (name !== undefined && path !== undefined) listed.set(name, [...(listed.get(name) ?? []), path]);
+    }
+  }
+  return listed;
+}

@@ -1,0 +1,398 @@
+/**
+ * The real PuppetDB on a PostgreSQL of its own, on loopback, for tests. It is slow to start (about 8 s), so one
+ * serves the whole test run (see global-setup.ts): tests get a `PuppetdbClient` on it and begin with `reset()`.
+ * A test that needs it to go away starts its own.
+ */
+import { randomBytes, randomUUID } from "node:crypto";
+import { chmod, chown, copyFile, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Child, freePort, run } from "./child.js";
+import { type PuppetdbParts, puppetdbParts } from "./parts.js";
+
+const POSTGRES_DEADLINE_MS = 20_000;
+const PUPPETDB_DEADLINE_MS = 120_000;
+const COMMAND_SECONDS = 20;
+
+/** PostgreSQL refuses to run as root. This is "nobody" on Debian and Ubuntu. */
+const NOBODY = 65534;
+
+/** Where a PuppetDB is and how to reach it; plain data, so that vitest can hand it to the tests. */
+export interface PuppetdbAddress {
+  /** Plain HTTP, such as "http://127.0.0.1:34567". */
+  url: string;
+  /** The same with TLS, which demands the client certificate. The others are paths of PEM files. */
+  tls: { url: string; ca: string; cert: string; key: string };
+  /** Its database: for `sql()`. */
+  postgres: { psql: string; port: number; password: string };
+}
+
+/** Who ran Puppet for a node, and when by the master's clock (`producer_timestamp`). */
+export interface Run {
+  certname: string;
+  /** The certname of the master; null as PuppetDB has it for very old data. */
+  producer: string | null;
+  /** Default: now. */
+  at?: Date;
+}
+
+/** Talks to a PuppetDB as masters and operators do. Every command is done when its promise resolves. */
+export interface PuppetdbClient extends PuppetdbAddress {
+  /** Empties it: no nodes, producers, environments. About 0.1 s. */
+  reset(): Promise<void>;
+  /** Runs SQL; resolves with the rows as psql prints them (columns by "|", rows by newline). */
+  sql(text: string): Promise<string>;
+  /** GET /pdb/query/v4 with this AST query, e.g. ["from", "nodes"]; rejects unless it answers 200. */
+  query(ast: readonly unknown[]): Promise<unknown>;
+  /** Submits a command and waits until it has been processed; rejects when it was refused or failed. */
+  command(
+    name: string,
+    version: number,
+    payload: { certname: string } & Record<string, unknown>,
+  ): Promise<void>;
+  /** An agent's facts, as the first thing of its run (replace_facts v5). */
+  replaceFacts(run: Run): Promise<void>;
+  /** Its compiled catalog, without resources (replace_catalog v9). */
+  replaceCatalog(run: Run): Promise<void>;
+  /** Its report, as the last thing of its run (store_report v8). */
+  storeReport(run: Run): Promise<void>;
+  /** As `puppet node deactivate` does (deactivate_node v3). */
+  deactivateNode(certname: string, at?: Date): Promise<void>;
+  /**
+   * Adds `count` nodes with a factset, a catalog and a report each, by SQL, because that takes seconds where
+   * commands take hours: node-0000001.example ..., with `producers` taking turns. Reset it first.
+   */
+  fill(count: number, producers: readonly string[]): Promise<void>;
+}
+
+/** A PuppetDB that we run ourselves. */
+export interface PuppetdbServer extends PuppetdbClient {
+  /** Ends only PuppetDB, as an outage; its data and its ports stay. */
+  stopPuppetdb(): Promise<void>;
+  /** Starts it again after `stopPuppetdb()`. */
+  startPuppetdb(): Promise<void>;
+  /** Ends all of it and removes its data. */
+  stop(): Promise<void>;
+}
+
+/** Starts PostgreSQL and PuppetDB; rejects with what they printed when one of them does not become ready. */
+export async function startPuppetdb(): Promise<PuppetdbServer> {
+  const parts = puppetdbParts();
+  const dir = await mkdtemp(join(tmpdir(), "sasori-puppetdb-"));
+  let postgres: Child | undefined;
+  let puppetdb: Child | undefined;
+  const stop = async (): Promise<void> => {
+    await puppetdb?.end();
+    await postgres?.end("SIGINT"); // "fast": it does not wait for clients
+    await rm(dir, { recursive: true, force: true });
+  };
+  try {
+    const address: PuppetdbAddress = {
+      url: `http://127.0.0.1:${await freePort()}`,
+      tls: { url: `https://127.0.0.1:${await freePort()}`, ...(await makeCertificates(parts.openssl, dir)) },
+      postgres: {
+        psql: join(parts.postgresBin, "psql"),
+        port: await freePort(),
+        password: randomBytes(12).toString("hex"),
+      },
+    };
+    postgres = await startPostgres(parts, dir, address);
+    await configurePuppetdb(parts, dir, address);
+    puppetdb = await runPuppetdb(parts, dir, address);
+    return {
+      ...puppetdbClient(address),
+      stop,
+      async stopPuppetdb() {
+        await puppetdb?.end();
+      },
+      async startPuppetdb() {
+        puppetdb = await runPuppetdb(parts, dir, address);
+      },
+    };
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
+
+/** A client for a PuppetDB that somebody else has started, e.g. `puppetdbClient(inject("puppetdb"))`. */
+export function puppetdbClient(address: PuppetdbAddress): PuppetdbClient {
+  const { url, postgres } = address;
+  const sql = async (text: string): Promise<string> => {
+    const where = ["-h", "127.0.0.1", "-p", String(postgres.port), "-U", "puppetdb", "-d", "puppetdb"];
+    const env = { ...process.env, PGPASSWORD: postgres.password };
+    return (
+      await run(postgres.psql, ["-XqAt", "-v", "ON_ERROR_STOP=1", ...where], { env, input: text })
+    ).trim();
+  };
+  const command: PuppetdbClient["command"] = async (name, version, payload) => {
+    const parameters = new URLSearchParams({
+      command: name,
+      version: String(version),
+      certname: payload.certname,
+      secondsToWaitForCompletion: String(COMMAND_SECONDS),
+    });
+    const answer = await fetch(`${url}/pdb/cmd/v1?${parameters}`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify(payload),
+    });
+    const text = await answer.text();
+    const outcome: { processed?: boolean; error?: string } =
+      answer.ok || text.startsWith("{") ? JSON.parse(text) : {};
+    if (!answer.ok || outcome.processed !== true || outcome.error !== undefined) {
+      const why = outcome.error ?? text; // without PuppetDB's stack trace
+      throw new Error(`PuppetDB did not take ${name} for ${payload.certname}: ${answer.status} ${why}`);
+    }
+  };
+  const common = ({ certname, producer, at = new Date() }: Run) => ({
+    certname,
+    producer,
+    producer_timestamp: at.toISOString(),
+    environment: "production",
+  });
+  const ids = () => ({
+    transaction_uuid: randomUUID(),
+    catalog_uuid: randomUUID(),
+    code_id: null,
+    job_id: null,
+  });
+
+  return {
+    ...address,
+    sql,
+    command,
+    async reset() {
+      await sql("TRUNCATE certnames, producers, environments, fact_paths, packages CASCADE");
+    },
+    async query(ast) {
+      const answer = await fetch(
+        `${url}/pdb/query/v4?${new URLSearchParams({ query: JSON.stringify(ast) })}`,
+      );
+      const text = await answer.text();
+      if (answer.status !== 200)
+        throw new Error(`PuppetDB answers ${answer.status} to ${JSON.stringify(ast)}: ${text}`);
+      return JSON.parse(text);
+    },
+    async replaceFacts(facts) {
+      await command("replace_facts", 5, { ...common(facts), values: { kernel: "Linux" } });
+    },
+    async replaceCatalog(catalog) {
+      await command("replace_catalog", 9, {
+        ...common(catalog),
+        ...ids(),
+        version: String(Date.now()),
+        edges: [],
+        resources: [],
+      });
+    },
+    async storeReport(report) {
+      const { producer_timestamp: time } = common(report);
+      await command("store_report", 8, {
+        ...common(report),
+        ...ids(),
+        puppet_version: "7.0.0",
+        report_format: 12,
+        configuration_version: "1",
+        start_time: time,
+        end_time: time,
+        cached_catalog_status: "not_used",
+        status: "unchanged",
+        noop: false,
+        noop_pending: false,
+        corrective_change: false,
+        type: "agent",
+        resources: [],
+        metrics: [],
+        logs: [],
+      });
+    },
+    async deactivateNode(certname, at = new Date()) {
+      await command("deactivate_node", 3, { certname, producer_timestamp: at.toISOString() });
+    },
+    async fill(count, producers) {
+      await sql(fillStatements(count, producers));
+    },
+  };
+}
+
+/** What PuppetDB itself would have written, as far as its queries look at it. */
+function fillStatements(count: number, producers: readonly string[]): string {
+  const names = producers.map((name) => `'${name.replaceAll("'", "''")}'`).join(", ");
+  const environment = "(SELECT id FROM environments WHERE environment = 'production')";
+  const status = "(SELECT id FROM report_statuses WHERE status = 'unchanged')";
+  return `
+    BEGIN;
+    INSERT INTO environments (environment) VALUES ('production') ON CONFLICT DO NOTHING;
+    INSERT INTO report_statuses (status) VALUES ('unchanged') ON CONFLICT DO NOTHING;
+    INSERT INTO producers (name) SELECT unnest(ARRAY[${names}]) ON CONFLICT DO NOTHING;
+    CREATE TEMPORARY TABLE filler ON COMMIT DROP AS
+      SELECT 'node-' || lpad(n::text, 7, '0') || '.example' AS certname, producers.id AS producer,
+             substring(sha224(('node ' || n)::bytea) FOR 20) AS hash, gen_random_uuid() AS run
+      FROM generate_series(1, ${count}) AS n
+      JOIN producers ON producers.name = (ARRAY[${names}])[1 + n % ${producers.length}];
+    INSERT INTO certnames (certname) SELECT certname FROM filler;
+    INSERT INTO factsets (certname, timestamp, producer_timestamp, environment_id, producer_id, hash, stable,
+                          stable_hash, volatile, paths_hash)
+      SELECT certname, now(), now(), ${environment}, producer, hash, '{"kernel": "Linux"}', hash, '{}', hash
+      FROM filler;
+    INSERT INTO catalogs (certname, timestamp, producer_timestamp, environment_id, producer_id, hash, api_version,
+                          catalog_version, transaction_uuid, catalog_uuid)
+      SELECT certname, now(), now(), ${environment}, producer, hash, 1, '1', run, run FROM filler;
+    INSERT INTO reports (certname, producer_timestamp, start_time, end_time, receive_time, environment_id, status_id,
+                         producer_id, hash, puppet_version, report_format, configuration_version, noop,
+                         noop_pending, corrective_change, metrics, logs, resources, transaction_uuid)
+      SELECT certname, now(), now(), now(), now(), ${environment}, ${status}, producer, hash, '7.0.0', 12, '1',
+             false, false, false, '[]', '[]', '[]', run FROM filler;
+    UPDATE certnames SET latest_report_id = reports.id, latest_report_timestamp = reports.end_time
+      FROM reports WHERE reports.certname = certnames.certname;
+    COMMIT;
+    ANALYZE;`;
+}
+
+async function startPostgres(parts: PuppetdbParts, parent: string, address: PuppetdbAddress): Promise<Child> {
+  const dir = join(parent, "postgres");
+  const { port, password } = address.postgres;
+  const isRoot = process.getuid?.() === 0;
+  const as = isRoot ? { uid: NOBODY, gid: NOBODY } : {};
+  const passwordFile = join(dir, "password");
+  const data = join(dir, "data");
+  await mkdir(dir);
+  await writeFile(passwordFile, password);
+  if (isRoot) {
+    await chmod(parent, 0o711);
+    await chown(dir, NOBODY, NOBODY);
+    await chown(passwordFile, NOBODY, NOBODY);
+  }
+  const initdb = ["-D", data, "-U", "puppetdb", `--pwfile=${passwordFile}`, "--auth=scram-sha-256"];
+  await run(join(parts.postgresBin, "initdb"), [...initdb, "--no-sync", "--locale=C", "-E", "UTF8"], {
+    ...as,
+    cwd: dir,
+  });
+  // Nothing of it outlives the tests, so it need not survive a power cut.
+  const careless = ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=128MB"];
+  const settings = [
+    ...careless,
+    "listen_addresses=127.0.0.1",
+    `port=${port}`,
+    `unix_socket_directories=${dir}`,
+  ];
+  const postgres = new Child(
+    join(parts.postgresBin, "postgres"),
+    ["-D", data, ...settings.flatMap((setting) => ["-c", setting])],
+    { ...as, cwd: dir },
+  );
+  const socket = ["-h", dir, "-p", String(port), "-U", "puppetdb"];
+  const statements = ["CREATE DATABASE puppetdb", "\\connect puppetdb", "CREATE EXTENSION pg_trgm"];
+  await postgres.untilReady(
+    async () => {
+      await run(join(parts.postgresBin, "pg_isready"), socket);
+      return true;
+    },
+    POSTGRES_DEADLINE_MS,
+    50,
+  );
+  await run(
+    join(parts.postgresBin, "psql"),
+    [
+      "-Xq",
+      "-v",
+      "ON_ERROR_STOP=1",
+      ...socket,
+      "-d",
+      "postgres",
+      ...statements.flatMap((text) => ["-c", text]),
+    ],
+    { env: { ...process.env, PGPASSWORD: password } },
+  );
+  return postgres;
+}
+
+async function configurePuppetdb(parts: PuppetdbParts, dir: string, address: PuppetdbAddress): Promise<void> {
+  const { tls, postgres } = address;
+  const conf = join(dir, "conf.d");
+  await mkdir(conf);
+  await mkdir(join(dir, "var"));
+  await copyFile(join(parts.configDir, "conf.d/auth.conf"), join(conf, "auth.conf"));
+  await writeFile(
+    join(dir, "logback.xml"),
+    `<configuration>
+      <appender name="STDOUT" class="ch.qos.logback.core.ConsoleAppender">
+        <encoder><pattern>%d %-5p [%c{2}] %m%n</pattern></encoder>
+      </appender>
+      <root level="warn"><appender-ref ref="STDOUT"/></root>
+    </configuration>`,
+  );
+  // The pools would take 50 of PostgreSQL's 100 connections.
+  await writeFile(
+    join(conf, "puppetdb.ini"),
+    `[global]
+vardir = ${join(dir, "var")}
+logging-config = ${join(dir, "logback.xml")}
+[database]
+subname = //127.0.0.1:${postgres.port}/puppetdb
+username = puppetdb
+password = ${postgres.password}
+maximum-pool-size = 10
+[command-processing]
+threads = 2
+[puppetdb]
+disable-update-checking = true
+[jetty]
+host = 127.0.0.1
+port = ${new URL(address.url).port}
+ssl-host = 127.0.0.1
+ssl-port = ${new URL(tls.url).port}
+ssl-ca-cert = ${tls.ca}
+ssl-cert = ${join(dir, "tls/server.pem")}
+ssl-key = ${join(dir, "tls/server.key")}
+client-auth = need
+`,
+  );
+}
+
+async function runPuppetdb(parts: PuppetdbParts, dir: string, address: PuppetdbAddress): Promise<Child> {
+  // Not -XX:TieredStopAtLevel=1: it saves 1 s here, but large answers would take twice as long as in production.
+  const jvm = ["-Xmx512m", "-XX:+UseSerialGC", "-cp", parts.classpath];
+  const main = ["clojure.main", "-m", "puppetlabs.puppetdb.core", "services"];
+  const config = [
+    "--config",
+    join(dir, "conf.d"),
+    "--bootstrap-config",
+    join(parts.configDir, "bootstrap.cfg"),
+  ];
+  const puppetdb = new Child(parts.java, [...jvm, ...main, ...config], { cwd: dir });
+  await puppetdb.untilReady(
+    async () => {
+      const answer = await fetch(`${address.url}/status/v1/simple`);
+      return (await answer.text()) === "running";
+    },
+    PUPPETDB_DEADLINE_MS,
+    100,
+  );
+  return puppetdb;
+}
+
+/** A CA with a certificate for the server (127.0.0.1, localhost) and one for a client, in `<dir>/tls`. */
+async function makeCertificates(
+  openssl: string,
+  parent: string,
+): Promise<{ ca: string; cert: string; key: string }> {
+  const dir = join(parent, "tls");
+  await mkdir(dir);
+  // A config of its own, because the machine may have none.
+  const config = join(dir, "openssl.cnf");
+  await writeFile(config, "[req]\ndistinguished_name = name\n[name]\n");
+  const make = async (name: string, subject: string, extension: string, signer: string[]): Promise<void> => {
+    const files = ["-keyout", join(dir, `${name}.key`), "-out", join(dir, `${name}.pem`)];
+    const about = ["-subj", `/CN=${subject}`, "-addext", extension, "-days", "30"];
+    const request = ["req", "-x509", "-config", config, "-newkey", "rsa:2048", "-nodes"];
+    await run(openssl, [...request, ...files, ...about, ...signer]);
+  };
+  const ca = join(dir, "ca.pem");
+  const byCa = ["-CA", ca, "-CAkey", join(dir, "ca.key")];
+  await make("ca", "sasori test CA", "basicConstraints=critical,CA:TRUE", []);
+  await make("server", "puppetdb", "subjectAltName=IP:127.0.0.1,DNS:localhost", byCa);
+  await make("client", "sasori", "extendedKeyUsage=clientAuth", byCa);
+  return { ca, cert: join(dir, "client.pem"), key: join(dir, "client.key") };
+}

@@ -1,0 +1,23 @@
+import { defineConfig } from "vitest/config";
+
+// Files run side by side, but for those in test/puppetdb: they share one PuppetDB and begin by emptying it.
+export default defineConfig({
+  test: {
+    testTimeout: 30_000,
+    hookTimeout: 60_000,
+    projects: [
+      { extends: true, test: { name: "sasori", include: ["test/*.test.ts"], sequence: { groupOrder: 0 } } },
+      {
+        extends: true,
+        test: {
+          name: "puppetdb",
+          include: ["test/puppetdb/*.test.ts"],
+          globalSetup: ["test/support/global-setup.ts"],
+          fileParallelism: false,
+          testTimeout: 60_000,
+          sequence: { groupOrder: 1 },
+        },
+      },
+    ],
+  },
+});
