@@ -271,13 +271,31 @@ function toConfig(env: z.output<typeof Env>): Config {
   };
 }
 
-/** One row per variable, for the README and for `sasori config --help`. */
-export function describeVariables(): { name: string; default: string; meaning: string; example: string }[] {
+export interface Variable {
+  name: string;
+  meaning: string;
+  example: string;
+  /** The value when it is not set, or words that say what happens then. */
+  default: string;
+}
+
+/** The variables in their order, for help texts and messages. */
+export function describeVariables(): Variable[] {
   return Object.entries(Env.shape).map(([name, schema]) => {
     const { description, example, shownDefault } = schema.meta() as ReturnType<typeof about>;
     const fallback = schema instanceof z.ZodDefault ? String(schema.def.defaultValue) : "none";
     return { name, default: shownDefault ?? fallback, meaning: description, example };
   });
+}
+
+/** The README's table, in Markdown. `setup/readme.sh` puts it there, and a test holds the README to it. */
+export function variablesTable(): string {
+  const rows = describeVariables().map((variable) => {
+    const words = /^(none|required|.* .*)$/.test(variable.default) && !variable.default.includes("*");
+    const fallback = words ? variable.default : `\`${variable.default}\``;
+    return `| \`${variable.name}\` | ${fallback} | ${variable.meaning} | \`${variable.example}\` |`;
+  });
+  return ["| variable | default | meaning | example |", "|---|---|---|---|", ...rows].join("\n");
 }
 
 function problem(name: string, expected: string, env: Readonly<Record<string, string | undefined>>): string {

@@ -21,7 +21,6 @@ const CONNECT_MS = 5_000;
 const MAX_REFUSED = 1_000;
 
 const MINUTE_MS = 60_000;
-const DAY_MS = 24 * 60 * MINUTE_MS;
 
 /**
  * `producer_timestamp` is the master's clock and has an index, PuppetDB's own `receive_time` has none. The
@@ -29,9 +28,6 @@ const DAY_MS = 24 * 60 * MINUTE_MS;
  * find few rows, the second to be exact. What a worse clock hides is found by the full read.
  */
 const MASTER_CLOCK_ALLOWANCE_MS = 5 * MINUTE_MS;
-
-/** `deactivated` is the clock of whoever deactivated the node. Such rows are few, so the allowance is large. */
-const DEACTIVATION_ALLOWANCE_MS = 60 * MINUTE_MS;
 
 /** The newest thing that a master submitted for a node. Times are milliseconds since the epoch. */
 export interface Submission {
@@ -52,7 +48,7 @@ export interface Reading {
   submissions: Map<Certname, Submission>;
   /** In a full reading: every active node. */
   active: Set<Certname> | undefined;
-  /** Nodes deactivated or expired lately, and when. */
+  /** Nodes deactivated or expired, and when; in a reading of changes only when their number changed. */
   inactive: Map<Certname, number>;
   /** Certnames that cannot be map keys, as they came. At most MAX_REFUSED of them. */
   refused: Set<string>;
@@ -69,11 +65,14 @@ const ProducerRow = z.object({
   receive_time: Timestamp.optional(),
 });
 const ActiveRow = z.object({ certname: z.string() });
+const CountRow = z.object({ count: z.number() });
 const InactiveRow = z.object({ certname: z.string(), deactivated: Timestamp, expired: Timestamp });
 
 const LATEST = ["=", "latest_report?", true];
 const ACTIVE = ["=", "node_state", "active"];
 const INACTIVE = ["=", "node_state", "inactive"];
+const INACTIVE_NODES = ["extract", ["certname", "deactivated", "expired"], INACTIVE];
+const INACTIVE_COUNT = ["extract", [["function", "count"]], INACTIVE];
 const NEITHER_FACTS_NOR_REPORT = [
   "and",
   ["null?", "facts_timestamp", true],
@@ -86,6 +85,8 @@ type Entity = "nodes" | "factsets" | "reports" | "catalogs";
 export class PuppetDb {
   readonly #config: Config["puppetdb"];
   #agent: { dispatcher: Agent; identity: string } | undefined;
+  /** How many inactive nodes there were when they were last listed. */
+  #inactive: number | undefined;
 
   constructor(config: Config["puppetdb"]) {
     this.#config = config;
@@ -96,8 +97,8 @@ export class PuppetDb {
     const reading = emptyReading("full");
     const active = new Set<Certname>();
     const withoutOther = ["and", ACTIVE, certnameIn(NEITHER_FACTS_NOR_REPORT)];
-    const oneWeekAgo = Date.now() - 7 * DAY_MS;
-    return this.#readTogether(reading, signal, (ask) => [
+    let inactive = 0;
+    await this.#readTogether(reading, signal, (ask) => [
       ask("nodes", ["extract", ["certname"], ACTIVE], ActiveRow, (row) => {
         take(row.certname, reading, (certname) => active.add(certname));
       }),
@@ -106,8 +107,13 @@ export class PuppetDb {
         takeProducer(row, "report", reading),
       ),
       ask("catalogs", producers(withoutOther), ProducerRow, (row) => takeProducer(row, "catalog", reading)),
-      ask("nodes", inactiveSince(oneWeekAgo), InactiveRow, (row) => takeInactive(row, reading)),
-    ]).then(() => ({ ...reading, active }));
+      ask("nodes", INACTIVE_NODES, InactiveRow, (row) => {
+        inactive += 1;
+        takeInactive(row, reading);
+      }),
+    ]);
+    this.#inactive = inactive;
+    return { ...reading, active };
   }
 
   /** What PuppetDB received after `since` (milliseconds, on its clock). Throws `PUPPETDB_...`. */
@@ -119,8 +125,8 @@ export class PuppetDb {
     const newReports = ["and", recent, [">", "receive_time", from], ACTIVE];
     const newCatalogs = ["and", [">", "catalog_timestamp", from], NEITHER_FACTS_NOR_REPORT];
     const withoutOther = ["and", ACTIVE, certnameIn(newCatalogs)];
-    const lately = since - DEACTIVATION_ALLOWANCE_MS;
-    return this.#readTogether(reading, signal, (ask) => [
+    let inactive = 0;
+    await this.#readTogether(reading, signal, (ask) => [
       ask("factsets", producers(newFacts, "timestamp"), ProducerRow, (row) =>
         takeProducer(row, "facts", reading),
       ),
@@ -128,8 +134,21 @@ export class PuppetDb {
         takeProducer(row, "report", reading),
       ),
       ask("catalogs", producers(withoutOther), ProducerRow, (row) => takeProducer(row, "catalog", reading)),
-      ask("nodes", inactiveSince(lately), InactiveRow, (row) => takeInactive(row, reading)),
+      ask("nodes", INACTIVE_COUNT, CountRow, ({ count }) => {
+        inactive = count;
+      }),
     ]);
+    // PuppetDB cannot compare `deactivated` with a time, so the nodes are listed when their number changed.
+    // What two changes at once hide is found by the full read.
+    if (inactive !== this.#inactive) {
+      const { asOf } = reading;
+      await this.#readTogether(reading, signal, (ask) => [
+        ask("nodes", INACTIVE_NODES, InactiveRow, (row) => takeInactive(row, reading)),
+      ]);
+      reading.asOf = asOf;
+      this.#inactive = inactive;
+    }
+    return reading;
   }
 
   /** The newest submission for one node, or undefined. Throws `PUPPETDB_...`. */
@@ -162,8 +181,9 @@ export class PuppetDb {
   ): Promise<Reading> {
     const stop = new AbortController();
     const either = AbortSignal.any([signal, stop.signal]);
+    const connection = await this.#connect();
     const underway = queries((entity, query, shape, onRow) =>
-      this.#query(entity, query, shape, either, onRow),
+      this.#query(connection, either, entity, query, shape, onRow),
     );
     try {
       const clocks = await Promise.all(underway);
@@ -177,10 +197,11 @@ export class PuppetDb {
 
   /** Runs one query and hands over its rows as they arrive. Returns PuppetDB's clock at its beginning. */
   async #query<Row>(
+    connection: Connection,
+    signal: AbortSignal,
     entity: Entity,
     query: Query,
     shape: z.ZodType<Row>,
-    signal: AbortSignal,
     onRow: (row: Row) => void,
   ): Promise<number> {
     const url = `${this.#config.url}/pdb/query/v4/${entity}`;
@@ -194,8 +215,8 @@ export class PuppetDb {
       const response = await request(
         `${url}?query=${encodeURIComponent(JSON.stringify(query))}&origin=sasori`,
         {
-          dispatcher: await this.#dispatcher(),
-          headers: { accept: "application/json", ...(await this.#token()) },
+          dispatcher: connection.dispatcher,
+          headers: { accept: "application/json", ...connection.headers },
           signal,
         },
       );
@@ -210,10 +231,14 @@ export class PuppetDb {
     }
   }
 
-  async #token(): Promise<Record<string, string>> {
+  // Asked once per reading, so that all its queries use the same certificates and token.
+  async #connect(): Promise<Connection> {
     const { tokenFile } = this.#config;
-    if (tokenFile === undefined) return {};
-    return { "x-authentication": (await readSecret(tokenFile, "utf8")).trim() };
+    const token = tokenFile === undefined ? undefined : (await readSecret(tokenFile, "utf8")).trim();
+    return {
+      dispatcher: await this.#dispatcher(),
+      headers: token === undefined ? {} : { "x-authentication": token },
+    };
   }
 
   // Puppet's certificates are renewed in place: an agent is made anew when one of the files has changed.
@@ -231,6 +256,11 @@ export class PuppetDb {
     this.#agent = { dispatcher, identity };
     return dispatcher;
   }
+}
+
+interface Connection {
+  dispatcher: Dispatcher;
+  headers: Record<string, string>;
 }
 
 type Ask = <Row>(
@@ -253,12 +283,6 @@ const certnameIn = (where: Query): Query => [
   "in",
   "certname",
   ["from", "nodes", ["extract", "certname", where]],
-];
-
-const inactiveSince = (at: number): Query => [
-  "extract",
-  ["certname", "deactivated", "expired"],
-  ["and", INACTIVE, ["or", [">", "deactivated", iso(at)], [">", "expired", iso(at)]]],
 ];
 
 function emptyReading(kind: Reading["kind"]): Reading {

@@ -1,0 +1,134 @@
+import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { describe, expect, test } from "vitest";
+import { describeVariables, readConfig, showConfig, variablesTable } from "../src/config.js";
+
+const REQUIRED = {
+  SASORI_PUPPETDB_URL: "http://127.0.0.1:8080/",
+  SASORI_HAPROXY: "/run/haproxy/admin.sock",
+  SASORI_MAP_FILE: "/var/lib/sasori/node-master.map",
+};
+
+const problems = (env: Record<string, string>): string[] => {
+  try {
+    readConfig(env);
+  } catch (error) {
+    expect(error).toMatchObject({ code: "CONFIG_INVALID" });
+    return (error as Error).message.split("\n").slice(1);
+  }
+  return [];
+};
+
+describe("the configuration", () => {
+  test("needs three variables and has a default for every other", () => {
+    expect(readConfig(REQUIRED)).toMatchObject({
+      puppetdb: { url: "http://127.0.0.1:8080" },
+      haproxy: [{ name: "/run/haproxy/admin.sock", connect: { path: "/run/haproxy/admin.sock" } }],
+      backend: "puppet",
+      schedule: "*/5 * * * * *",
+      fullSchedule: "*/15 * * * *",
+      maxRemoved: { percent: 10 },
+      listen: { host: "127.0.0.1", port: 9180 },
+      stateFile: "/var/lib/sasori/node-master.map.state.json",
+      logLevel: "info",
+    });
+  });
+
+  test("reports everything that is wrong at once: the variable, what it is, what was expected, an example", () => {
+    const found = problems({
+      SASORI_PUPPETDB_URL: "ftp://puppetdb",
+      SASORI_HAPROXY: "admin.sock",
+      SASORI_SCHEDULE: "every minute",
+      SASORI_MAX_REMOVED: "110%",
+      SASORI_LOG_LEVEL: "loud",
+      SASORI_HAPROX: "/run/x.sock",
+    });
+    expect(found).toHaveLength(7);
+    for (const line of found)
+      expect(line).toMatch(/^ {2}SASORI_\w+ is .*(expected|required|not a variable).*/);
+    expect(found.join("\n")).toContain(
+      'SASORI_MAP_FILE is not set: it is required, for example SASORI_MAP_FILE="/',
+    );
+    expect(found.join("\n")).toContain(
+      'SASORI_PUPPETDB_URL is "ftp://puppetdb": expected an http or https URL',
+    );
+    expect(found.join("\n")).toContain("SASORI_HAPROX is not a variable of sasori");
+  });
+
+  test.each([
+    { name: "SASORI_PUPPETDB_URL", value: "https://user:secret@puppetdb:8081" },
+    { name: "SASORI_HAPROXY", value: "/a.sock,/a.sock" },
+    { name: "SASORI_HAPROXY", value: "tcp://host:99999" },
+    { name: "SASORI_MAP_FILE", value: "maps/node-master.map" },
+    { name: "SASORI_MASTER_ALIASES", value: "puppet1=master1,puppet1=master2" },
+    { name: "SASORI_MASTER_ALIASES", value: "puppet1=a b" },
+    { name: "SASORI_LISTEN", value: "9180" },
+    { name: "SASORI_FULL_SCHEDULE", value: "61 * * * *" },
+    { name: "SASORI_BACKEND", value: "puppet;disable server x/y" },
+    { name: "SASORI_PUPPETDB_TOKEN_FILE", value: "/nowhere/token" },
+  ])("refuses $name=$value", ({ name, value }) => {
+    expect(problems({ ...REQUIRED, [name]: value })).toEqual([
+      expect.stringMatching(new RegExp(`^  ${name} is `)),
+    ]);
+  });
+
+  test("takes sockets and addresses side by side, and IPv6", () => {
+    const { haproxy } = readConfig({
+      ...REQUIRED,
+      SASORI_HAPROXY: "/a.sock, tcp://10.0.0.1:9999,tcp://[::1]:9998",
+    });
+    expect(haproxy.map(({ connect }) => connect)).toEqual([
+      { path: "/a.sock" },
+      { host: "10.0.0.1", port: 9999 },
+      { host: "::1", port: 9998 },
+    ]);
+  });
+
+  test("writes only the file when told so", () => {
+    expect(readConfig({ ...REQUIRED, SASORI_HAPROXY: "none" }).haproxy).toEqual([]);
+  });
+
+  test("takes an empty variable for one that is not set, as Compose and systemd pass it", () => {
+    expect(readConfig({ ...REQUIRED, SASORI_MASTER_ALIASES: "", SASORI_LOG_LEVEL: "" }).logLevel).toBe(
+      "info",
+    );
+  });
+
+  test("does not listen beyond loopback without a token", () => {
+    expect(problems({ ...REQUIRED, SASORI_LISTEN: "0.0.0.0:9180" })).toEqual([
+      expect.stringContaining("set SASORI_API_TOKEN_FILE"),
+    ]);
+    for (const host of ["127.0.0.1", "127.1.2.3", "localhost", "[::1]"]) {
+      expect(problems({ ...REQUIRED, SASORI_LISTEN: `${host}:9180` })).toEqual([]);
+    }
+  });
+
+  test("wants certificate and key together, and https with them", async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), "sasori-config-"));
+    const pem = path.join(folder, "cert.pem");
+    await writeFile(pem, "");
+    expect(problems({ ...REQUIRED, SASORI_PUPPETDB_CERT: pem })).toEqual([
+      expect.stringContaining("belong together"),
+      expect.stringContaining("certificates need an https URL"),
+    ]);
+    await chmod(folder, 0o755);
+    await rm(folder, { recursive: true });
+  });
+
+  test("shows every variable and no secret", async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), "sasori-config-"));
+    const token = path.join(folder, "token");
+    await writeFile(token, "s3cret");
+    const shown = showConfig(readConfig({ ...REQUIRED, SASORI_API_TOKEN_FILE: token }));
+    expect(Object.keys(shown)).toEqual(describeVariables().map(({ name }) => name));
+    expect(JSON.stringify(shown)).not.toContain("s3cret");
+    expect(readConfig(shown)).toEqual(readConfig({ ...REQUIRED, SASORI_API_TOKEN_FILE: token }));
+    await rm(folder, { recursive: true });
+  });
+
+  test("is documented in the README exactly as the schema has it", async () => {
+    const readme = await readFile(new URL("../README.md", import.meta.url), "utf8");
+    expect(readme).toContain(variablesTable());
+  });
+});

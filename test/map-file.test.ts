@@ -1,0 +1,169 @@
+import { execFile } from "node:child_process";
+import { chmod, chown, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { promisify } from "node:util";
+import fc from "fast-check";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { MapFile } from "../src/map-file.js";
+import { type Certname, type Master, NodeMap } from "../src/node-map.js";
+import { planFromContents } from "../src/plan.js";
+
+let folder: string;
+beforeEach(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), "sasori-file-"));
+});
+afterEach(() => rm(folder, { recursive: true, force: true }));
+
+const mapPath = () => path.join(folder, "node-master.map");
+
+function fleet(routes: Record<string, string>): NodeMap {
+  const map = new NodeMap();
+  for (const [name, to] of Object.entries(routes)) {
+    map.observe({ certname: name as Certname, master: to as Master, at: 1, source: "facts" });
+  }
+  return map;
+}
+
+async function bring(file: MapFile, desired: NodeMap) {
+  const plan = planFromContents(desired, await file.read());
+  await file.apply(plan, desired);
+  return plan;
+}
+
+describe("the map file", () => {
+  test("is sorted, begins with a comment, and is what HAProxy reads: key, blank, value", async () => {
+    await bring(new MapFile(mapPath()), fleet({ "b.example.com": "master2", "a.example.com": "master1" }));
+    const [comment, ...lines] = (await readFile(mapPath(), "utf8")).split("\n");
+    expect(comment).toMatch(/^# .*sasori/);
+    expect(lines).toEqual(["a.example.com master1", "b.example.com master2", ""]);
+  });
+
+  test("is made even when it is empty, because HAProxy does not start without it", async () => {
+    await bring(new MapFile(mapPath()), fleet({}));
+    expect((await readFile(mapPath(), "utf8")).split("\n")).toHaveLength(2);
+  });
+
+  test("reads back what was written, for any map", async () => {
+    const name = fc.stringMatching(/^[a-z0-9_][a-z0-9._-]{0,40}$/);
+    const routes = fc.dictionary(name, fc.stringMatching(/^[A-Za-z0-9_:.-]{1,20}$/), {
+      noNullPrototype: true,
+    });
+    await fc.assert(
+      fc.asyncProperty(routes, async (wanted) => {
+        const file = new MapFile(mapPath());
+        await bring(file, fleet(wanted));
+        expect(Object.fromEntries((await file.read()).routes)).toEqual(wanted);
+      }),
+      { numRuns: 50 },
+    );
+  });
+
+  test("is not touched when nothing changed", async () => {
+    const file = new MapFile(mapPath());
+    await bring(file, fleet({ a: "m1" }));
+    const before = await file.look();
+    expect((await bring(file, fleet({ a: "m1" }))).kind).toBe("unchanged");
+    expect(await file.look()).toEqual(before);
+  });
+
+  test("is told from a file that somebody edited", async () => {
+    const file = new MapFile(mapPath());
+    await bring(file, fleet({ a: "m1" }));
+    const before = await file.look();
+    await writeFile(mapPath(), "a m2\n");
+    expect((await file.look()).fingerprint).not.toEqual(before.fingerprint);
+  });
+
+  test("takes comments, blanks and tabs as HAProxy does, and marks what it cannot use", async () => {
+    await writeFile(
+      mapPath(),
+      "# comment\n\n  a.example.com \t master1 \r\nb.example.com\nX Y\n#c m1\na.example.com master9\n",
+    );
+    const { routes, rebuild } = await new MapFile(mapPath()).read();
+    expect([...routes]).toEqual([["a.example.com", "master1"]]);
+    expect(rebuild).toBe(true);
+  });
+
+  test("keeps its owner and mode", async () => {
+    await writeFile(mapPath(), "");
+    await chmod(mapPath(), 0o640);
+    const asRoot = process.getuid?.() === 0;
+    if (asRoot) await chown(mapPath(), 1234, 2345);
+    const before = await stat(mapPath());
+    await bring(new MapFile(mapPath()), fleet({ a: "m1" }));
+    const { mode, uid, gid, ino } = await stat(mapPath());
+    expect({ mode, uid, gid }).toEqual({ mode: before.mode, uid: before.uid, gid: before.gid });
+    expect(ino).not.toBe(before.ino);
+  });
+
+  test("is readable for HAProxy's user when it is new, whatever the umask", async () => {
+    const umask = process.umask(0o077);
+    try {
+      await bring(new MapFile(mapPath()), fleet({ a: "m1" }));
+    } finally {
+      process.umask(umask);
+    }
+    expect((await stat(mapPath())).mode & 0o777).toBe(0o644);
+  });
+
+  test("says that the folder is missing", async () => {
+    const file = new MapFile(path.join(folder, "none", "node-master.map"));
+    await expect(bring(file, fleet({ a: "m1" }))).rejects.toMatchObject({
+      code: "FILE_WRITE",
+      message: expect.stringContaining("create it"),
+    });
+  });
+});
+
+// The kernel makes these faults real: a private mount namespace needs no root where user namespaces exist.
+describe("the map file on a disk that refuses", () => {
+  test.each([
+    {
+      fault: "full disk",
+      code: "FILE_FULL",
+      mount: "mount -t tmpfs -o size=16k none $D; echo 'a m1' > $D/node-master.map",
+    },
+    {
+      fault: "read-only file system",
+      code: "FILE_READ_ONLY",
+      mount: "mount -t tmpfs none $D; echo 'a m1' > $D/node-master.map; mount -o remount,ro $D",
+    },
+    {
+      fault: "bind-mounted file",
+      code: "FILE_MOUNTED",
+      mount: "echo 'a m1' > $D/outside; touch $D/node-master.map; mount --bind $D/outside $D/node-master.map",
+    },
+  ])("$fault: $code says what to do, and the old file stays in force", async ({ code, mount }) => {
+    const script = path.join(folder, "write.mjs");
+    const built = (name: string) => new URL(`../dist/src/${name}.js`, import.meta.url).href;
+    await writeFile(
+      script,
+      `import { readdirSync, readFileSync } from "node:fs";
+       import { MapFile } from "${built("map-file")}";
+       import { NodeMap } from "${built("node-map")}";
+       import { planFromContents } from "${built("plan")}";
+       const file = new MapFile(process.argv[2] + "/node-master.map");
+       const map = new NodeMap();
+       for (let i = 0; i < 5000; i += 1) map.observe({ certname: "node" + i, master: "m1", at: 1, source: "facts" });
+       const failure = await file.apply(planFromContents(map, await file.read()), map).catch((error) => error);
+       const left = readdirSync(process.argv[2]).filter((name) => name.endsWith(".tmp"));
+       const text = readFileSync(process.argv[2] + "/node-master.map", "utf8");
+       console.log(JSON.stringify({ code: failure.code, message: failure.message, left, text }));`,
+    );
+    const disk = path.join(folder, "disk");
+    const inside = `mkdir -p $D; ${mount}; exec ${process.execPath} ${script} $D`;
+    const flags = process.getuid?.() === 0 ? "-m" : "-Urm";
+    const { stdout } = await promisify(execFile)("unshare", [flags, "sh", "-ec", inside], {
+      env: { ...process.env, D: disk },
+    });
+    const result = JSON.parse(stdout) as { code: string; message: string; left: string[]; text: string };
+    expect(result).toMatchObject({ code, left: [], text: "a m1\n" });
+    expect(result.message).toContain("the old file stays in force");
+  });
+
+  test("leaves no temp file behind", async () => {
+    await bring(new MapFile(mapPath()), fleet({ a: "m1" }));
+    expect(await readdir(folder)).toEqual(["node-master.map"]);
+  });
+});

@@ -1,0 +1,200 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import net from "node:net";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { MAX_COMMAND_BYTES, payloads, RuntimeSession } from "../src/runtime-api.js";
+
+const soon = () => AbortSignal.timeout(5_000);
+
+/**
+ * A scripted stats socket for what a real HAProxy will not do on request. `script` gets each line and returns
+ * the reply as it goes over the wire; undefined means to say nothing. The two opening commands are answered.
+ */
+async function withScript<T>(
+  script: (line: string, socket: net.Socket) => string | undefined,
+  use: (endpoint: { name: string; connect: { path: string } }, lines: string[]) => Promise<T>,
+): Promise<T> {
+  const folder = await mkdtemp(path.join(tmpdir(), "sasori-script-"));
+  const lines: string[] = [];
+  const sockets = new Set<net.Socket>();
+  const server = net.createServer((socket) => {
+    sockets.add(socket);
+    let text = "";
+    socket.on("error", () => undefined);
+    socket.on("data", (chunk) => {
+      text += chunk;
+      for (let end = text.indexOf("\n"); end >= 0; end = text.indexOf("\n")) {
+        const line = text.slice(0, end);
+        text = text.slice(end + 1);
+        const opening = line === "prompt" || line.startsWith("set severity-output");
+        if (!opening) lines.push(line);
+        const reply = opening ? "\n> " : script(line, socket);
+        if (reply !== undefined && !socket.destroyed) socket.write(reply);
+      }
+    });
+  });
+  const socketPath = path.join(folder, "admin.sock");
+  await new Promise<void>((resolve) => server.listen(socketPath, resolve));
+  try {
+    return await use({ name: "scripted", connect: { path: socketPath } }, lines);
+  } finally {
+    for (const socket of sockets) socket.destroy();
+    await new Promise((resolve) => server.close(resolve));
+    await rm(folder, { recursive: true });
+  }
+}
+
+describe("a Runtime API session", () => {
+  test("rejects every waiting command when the connection ends in the middle of a reply", () =>
+    withScript(
+      (line, socket) => {
+        if (line === "show map #0") socket.end("0x1 a m1\n0x2 b m");
+        return undefined;
+      },
+      async (endpoint) => {
+        const session = await RuntimeSession.open(endpoint, soon());
+        const seen: string[] = [];
+        const outcomes = await Promise.allSettled([
+          session.lines("show map #0", (line) => seen.push(line)),
+          session.ask("show info"),
+          session.run("del map #0 a"),
+        ]);
+        for (const outcome of outcomes) {
+          expect(outcome).toMatchObject({ status: "rejected", reason: { code: "HAPROXY_UNREACHABLE" } });
+        }
+        expect(outcomes[0]).toMatchObject({
+          reason: { message: expect.stringContaining("3 replies missing") },
+        });
+        await expect(session.ask("show info")).rejects.toMatchObject({ code: "HAPROXY_UNREACHABLE" });
+      },
+    ));
+
+  test("gives up at the deadline when HAProxy stalls, and says on which command", () =>
+    withScript(
+      () => undefined,
+      async (endpoint) => {
+        const session = await RuntimeSession.open(endpoint, AbortSignal.timeout(100));
+        await expect(session.ask("show info")).rejects.toMatchObject({ code: "HAPROXY_TIMEOUT" });
+      },
+    ));
+
+  test("puts a reply together from any pieces", () =>
+    withScript(
+      (_line, socket) => {
+        const reply = "0x1 a m1\n0x2 b m2\n\n> ";
+        for (const [index, character] of [...reply].entries())
+          setTimeout(() => socket.write(character), index);
+        return undefined;
+      },
+      async (endpoint) => {
+        const session = await RuntimeSession.open(endpoint, soon());
+        const seen: string[] = [];
+        await session.lines("show map #0", (line) => seen.push(line));
+        expect(seen).toEqual(["0x1 a m1", "0x2 b m2"]);
+        session.close();
+      },
+    ));
+
+  test.each([
+    { reply: "[3]: entry not found.\n\n> ", code: "HAPROXY_REPLY", says: "entry not found." },
+    {
+      reply: "[6]: Unknown command: 'x', but maybe ...\n\n> ",
+      code: "HAPROXY_REPLY",
+      says: "Unknown command",
+    },
+    { reply: "something unexpected\n\n> ", code: "HAPROXY_REPLY", says: "something unexpected" },
+    { reply: "Permission denied\n\n> ", code: "HAPROXY_PERMISSION", says: 'needs "level admin"' },
+    {
+      reply: "+ + + [3]: Unknown map identifier.\n\n> ",
+      code: "HAPROXY_REPLY",
+      says: "Unknown map identifier",
+    },
+  ])("takes $reply for a failure of a command whose success is silence", ({ reply, code, says }) =>
+    withScript(
+      () => reply,
+      async (endpoint) => {
+        const session = await RuntimeSession.open(endpoint, soon());
+        const failure = expect.objectContaining({ code, message: expect.stringContaining(says) });
+        await expect(session.run("set map #0 a m1")).rejects.toEqual(failure);
+        session.close();
+      },
+    ),
+  );
+
+  test("takes a refusal in place of a dump for a failure, not for a map of one line", () =>
+    withScript(
+      () => "[3]: Unknown map identifier. Please use #<id> or <file>.\n\n> ",
+      async (endpoint) => {
+        const session = await RuntimeSession.open(endpoint, soon());
+        await expect(session.lines("show map #9", () => undefined)).rejects.toMatchObject({
+          code: "HAPROXY_REPLY",
+        });
+        session.close();
+      },
+    ));
+
+  test("stops sending at the first refusal and repeats nothing", () =>
+    withScript(
+      (line) => (line.includes("node40 ") ? "[3]: entry not found.\n\n> " : "\n> "),
+      async (endpoint, lines) => {
+        const session = await RuntimeSession.open(endpoint, soon());
+        const commands = Array.from({ length: 500 }, (_, index) => ({
+          command: `set map #0 node${index} m1`,
+        }));
+        await expect(session.runAll(commands)).rejects.toMatchObject({ code: "HAPROXY_REPLY" });
+        expect(new Set(lines).size).toBe(lines.length);
+        expect(lines.length).toBeLessThan(100);
+        session.close();
+      },
+    ));
+
+  test("does not believe a reply that nobody asked for", () =>
+    withScript(
+      (line) => (line === "show info" ? "one\n\n> two\n\n> " : "\n> "),
+      async (endpoint) => {
+        const session = await RuntimeSession.open(endpoint, soon());
+        expect(await session.ask("show info")).toBe("one");
+        await expect(session.ask("show info")).rejects.toMatchObject({ code: "HAPROXY_REPLY" });
+      },
+    ));
+
+  test("bounds a reply without end", () =>
+    withScript(
+      (line) => (line === "show info" ? "x".repeat(5 * 1024 * 1024) : undefined),
+      async (endpoint) => {
+        const session = await RuntimeSession.open(endpoint, soon());
+        await expect(session.ask("show info")).rejects.toMatchObject({
+          code: "HAPROXY_REPLY",
+          message: expect.stringContaining("too long"),
+        });
+      },
+    ));
+
+  test("names the remedy when nobody is there", async () => {
+    const missing = { name: "/nowhere/admin.sock", connect: { path: "/nowhere/admin.sock" } };
+    await expect(RuntimeSession.open(missing, soon())).rejects.toMatchObject({
+      code: "HAPROXY_UNREACHABLE",
+      message: expect.stringContaining("is HAProxy running"),
+    });
+  });
+});
+
+test("payloads hold every line once, in order, and keep each command within its bound", () => {
+  const line = fc.stringMatching(/^[a-z0-9.-]{1,253} [A-Za-z0-9.-]{1,128}$/);
+  fc.assert(
+    fc.property(
+      fc.array(line, { maxLength: 300 }),
+      fc.integer({ min: 5, max: 60 }),
+      (lines, commandBytes) => {
+        const parts = [...payloads(lines, commandBytes)];
+        expect(parts.join("")).toBe(lines.map((text) => `${text}\n`).join(""));
+        for (const part of parts) {
+          expect(part).not.toBe("");
+          expect(commandBytes + ` <<\n${part}\n`.length).toBeLessThanOrEqual(MAX_COMMAND_BYTES);
+        }
+      },
+    ),
+  );
+});

@@ -1,0 +1,87 @@
+/**
+ * A laboratory for passes: the PuppetDB stand-in, real HAProxys that share one map file, and a Sync over them.
+ * Everything is on loopback and in a temporary folder, and is gone when the test is over.
+ */
+import { mkdir, mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { startPuppetdbStandIn } from "../../demo/puppetdb.js";
+import { readConfig } from "../../src/config.js";
+import { assemble, Sync } from "../../src/sync.js";
+import { freePort } from "./child.js";
+import { type HaproxyOptions, type HaproxyServer, startHaproxy } from "./haproxy-server.js";
+import { type PuppetdbClient, puppetdbClient } from "./puppetdb-server.js";
+
+export const MASTERS = ["master1", "master2", "master3"];
+
+export interface FleetLab {
+  puppetdb: PuppetdbClient;
+  haproxys: HaproxyServer[];
+  mapFile: string;
+  /** As PuppetDB's outage: the port is closed. */
+  stopPuppetdb(): Promise<void>;
+  /** It comes back empty, at the same address. */
+  startPuppetdb(): Promise<void>;
+  /** A new Sync, as after a restart of sasori; the map file and the state file stay. */
+  newSync(extra?: Record<string, string>): Promise<Sync>;
+  /** The map file's entries. */
+  file(): Promise<Map<string, string>>;
+  /** A node's run at a master, `at` milliseconds from now. */
+  run(certname: string, master: string, at?: number): Promise<void>;
+}
+
+/** Gives `use` a laboratory with as many HAProxys as there are options. */
+export async function withFleetLab<T>(
+  options: readonly (Omit<HaproxyOptions, "servers"> & Partial<Pick<HaproxyOptions, "servers">>)[],
+  use: (lab: FleetLab) => Promise<T>,
+): Promise<T> {
+  const folder = await mkdtemp(path.join(tmpdir(), "sasori-lab-"));
+  const mapFile = path.join(folder, "maps", "nodes.map");
+  await mkdir(path.dirname(mapFile));
+  const port = await freePort();
+  let standIn = await startPuppetdbStandIn({ host: "127.0.0.1", port });
+  const servers = MASTERS.map((name, index) => ({ name, port: 18141 + index }));
+  const haproxys: HaproxyServer[] = [];
+  const url = `http://127.0.0.1:${port}`;
+  const nowhere = { tls: { url, ca: "", cert: "", key: "" }, postgres: { psql: "", port: 0, password: "" } };
+  const puppetdb = puppetdbClient({ url, ...nowhere });
+  const closing: (() => Promise<void>)[] = [];
+  try {
+    for (const one of options) haproxys.push(await startHaproxy({ servers, ...one }));
+    return await use({
+      puppetdb,
+      haproxys,
+      mapFile,
+      stopPuppetdb: () => standIn.close(),
+      async startPuppetdb() {
+        standIn = await startPuppetdbStandIn({ host: "127.0.0.1", port });
+      },
+      async newSync(extra = {}) {
+        const config = readConfig({
+          SASORI_PUPPETDB_URL: url,
+          SASORI_HAPROXY: haproxys.map(({ socketPath }) => socketPath).join(",") || "none",
+          SASORI_MAP_FILE: mapFile,
+          ...extra,
+        });
+        const parts = assemble(config);
+        closing.push(() => parts.puppetdb.close());
+        const sync = new Sync(parts);
+        await sync.restore();
+        return sync;
+      },
+      file: async () => parse(await readFile(mapFile, "utf8")),
+      run: (certname, producer, at = 0) =>
+        puppetdb.replaceFacts({ certname, producer, at: new Date(Date.now() + at) }),
+    });
+  } finally {
+    for (const close of closing) await close();
+    for (const haproxy of haproxys) await haproxy.stop();
+    await standIn.close();
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+function parse(text: string): Map<string, string> {
+  const lines = text.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
+  return new Map(lines.map((line) => line.split(" ") as [string, string]));
+}

@@ -1,0 +1,365 @@
+import { writeFile } from "node:fs/promises";
+import { describe, expect, test } from "vitest";
+import type { Sync, SyncReport } from "../src/sync.js";
+import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
+import { runtimeCommand } from "./support/haproxy-server.js";
+import { haproxyBinaries } from "./support/parts.js";
+
+const name = (index: number) => `node${index}.example.com`;
+const MINUTE = 60_000;
+
+/** `count` nodes, spread over the masters. */
+async function checkIn(lab: FleetLab, count: number, at = -10 * MINUTE): Promise<Map<string, string>> {
+  const routes = new Map<string, string>();
+  for (let index = 0; index < count; index += 1) {
+    const master = MASTERS[index % MASTERS.length] ?? "";
+    await lab.run(name(index), master, at);
+    routes.set(name(index), master);
+  }
+  return routes;
+}
+
+/** The file and every HAProxy hold exactly these routes. */
+async function expectEverywhere(lab: FleetLab, routes: ReadonlyMap<string, string>): Promise<void> {
+  expect(await lab.file()).toEqual(new Map([...routes].sort()));
+  for (const haproxy of lab.haproxys) expect(await haproxy.showMap()).toEqual(routes);
+}
+
+const outcomes = (report: SyncReport) => report.targets.map(({ outcome }) => outcome);
+const full = (sync: Sync) => sync.request({ full: true });
+const setLive = (lab: FleetLab, index: number, certname: string, master: string) => {
+  const haproxy = lab.haproxys[index];
+  if (haproxy === undefined) throw new Error(`no HAProxy ${index}`);
+  return runtimeCommand(haproxy.socketPath, `set map ${haproxy.mapPath} ${certname} ${master}`);
+};
+
+describe.each(haproxyBinaries())("a pass with HAProxy $version", ({ bin }) => {
+  test("brings a fleet and each of its moves into the file and into every HAProxy", () =>
+    withFleetLab([{ bin }, { bin, tcpStats: true }], async (lab) => {
+      const routes = await checkIn(lab, 30);
+      const sync = await lab.newSync();
+      expect(await sync.request({})).toMatchObject({ kind: "full", outcome: "done", nodes: 30, moved: 30 });
+      await expectEverywhere(lab, routes);
+
+      await lab.run(name(0), "master2");
+      await lab.run("new.example.com", "master3");
+      const report = await sync.request({});
+      expect(report).toMatchObject({
+        kind: "changes",
+        outcome: "done",
+        moved: 2,
+        moves: expect.arrayContaining([{ certname: name(0), from: "master1", to: "master2" }]),
+      });
+      expect(report.targets[0]).toMatchObject({ outcome: "applied", set: 1, add: 1, del: 0 });
+      await expectEverywhere(lab, routes.set(name(0), "master2").set("new.example.com", "master3"));
+
+      expect(outcomes(await sync.request({}))).toEqual(["unchanged", "unchanged", "unchanged"]);
+      expect(outcomes(await full(sync))).toEqual(["unchanged", "unchanged", "unchanged"]);
+    }));
+
+  test("goes on for the others when one HAProxy is down, and brings that one up to date when it is back", () =>
+    withFleetLab([{ bin }, { bin }], async (lab) => {
+      const routes = await checkIn(lab, 10);
+      const sync = await lab.newSync();
+      await lab.haproxys[0]?.kill();
+      const report = await sync.request({});
+      expect(outcomes(report)).toEqual(["applied", "failed", "applied"]);
+      expect(report).toMatchObject({
+        outcome: "failed",
+        targets: [{}, { failure: { code: "HAPROXY_UNREACHABLE" } }, {}],
+      });
+      await lab.haproxys[0]?.restart();
+      expect(outcomes(await sync.request({}))).toEqual(["unchanged", "applied", "unchanged"]);
+      await expectEverywhere(lab, routes);
+    }));
+
+  test("pushes what is missing to an HAProxy that was restarted with an old file", () =>
+    withFleetLab(
+      [
+        {
+          bin,
+          map: [
+            [name(0), "master3"],
+            ["old.example.com", "master1"],
+          ],
+        },
+      ],
+      async (lab) => {
+        const routes = await checkIn(lab, 10);
+        const sync = await lab.newSync();
+        await sync.request({});
+        await lab.haproxys[0]?.restart();
+        expect(await lab.haproxys[0]?.showMap()).toEqual(
+          new Map([
+            [name(0), "master3"],
+            ["old.example.com", "master1"],
+          ]),
+        );
+        expect(await sync.request({})).toMatchObject({ outcome: "done", learned: 0 });
+        await expectEverywhere(lab, routes);
+      },
+    ));
+
+  test("takes a route that one HAProxy learned to the file, the others and over a restart, until PuppetDB knows better", () =>
+    withFleetLab([{ bin }, { bin }], async (lab) => {
+      const routes = await checkIn(lab, 10);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await setLive(lab, 1, name(4), "master3");
+      expect(await full(sync)).toMatchObject({ outcome: "done", learned: 1 });
+      await expectEverywhere(lab, routes.set(name(4), "master3"));
+
+      const restarted = await lab.newSync();
+      expect(await restarted.request({})).toMatchObject({ outcome: "done", moved: 0 });
+      await expectEverywhere(lab, routes);
+
+      await lab.run(name(4), "master1", 1_000);
+      await restarted.request({});
+      await expectEverywhere(lab, routes.set(name(4), "master1"));
+    }));
+
+  test("corrects what somebody broke by hand: a name that is no server, a deleted entry", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 10);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await setLive(lab, 0, name(1), "nonsense");
+      await runtimeCommand(
+        lab.haproxys[0]?.socketPath ?? "",
+        `del map ${lab.haproxys[0]?.mapPath} ${name(2)}`,
+      );
+      expect(await full(sync)).toMatchObject({ outcome: "done", learned: 0 });
+      await expectEverywhere(lab, routes);
+    }));
+
+  test("ends with the right map when HAProxy is reloaded during the push", () =>
+    withFleetLab([{ bin, masterWorker: true }], async (lab) => {
+      const routes = await checkIn(lab, 60);
+      const sync = await lab.newSync();
+      for (let round = 0; round < 5; round += 1) {
+        for (let index = 0; index < 60; index += 1) {
+          const master = MASTERS[(index + round + 1) % 3] ?? "";
+          routes.set(name(index), master);
+          await lab.run(name(index), master, round);
+        }
+        await Promise.all([sync.request({}), lab.haproxys[0]?.reload()]);
+      }
+      expect(await sync.request({})).toMatchObject({ outcome: "done" });
+      await expectEverywhere(lab, routes);
+    }));
+});
+
+const bin = haproxyBinaries()[0]?.bin ?? "";
+
+describe("a pass", () => {
+  test("keeps everything when PuppetDB is down, and says so", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 10);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await lab.stopPuppetdb();
+      for (const request of [{}, { full: true }]) {
+        const report = await sync.request(request);
+        expect(report).toMatchObject({
+          outcome: "failed",
+          source: { failure: { code: "PUPPETDB_UNREACHABLE" } },
+          moved: 0,
+        });
+        await expectEverywhere(lab, routes);
+      }
+    }));
+
+  test("repairs a restarted HAProxy even while PuppetDB is down", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 10);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await lab.stopPuppetdb();
+      await lab.haproxys[0]?.restart();
+      await sync.request({});
+      await expectEverywhere(lab, routes);
+    }));
+
+  test("holds the removal when PuppetDB comes back empty, until exactly that plan is approved", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 10);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await lab.stopPuppetdb();
+      await lab.startPuppetdb();
+      const held = await full(sync);
+      expect(held).toMatchObject({
+        outcome: "held",
+        held: { count: 10, reason: expect.stringContaining("empty the map") },
+      });
+      await expectEverywhere(lab, routes);
+      expect(await sync.request({ full: true, approve: "000000000000" })).toMatchObject({ outcome: "held" });
+      await expectEverywhere(lab, routes);
+      expect(await sync.request({ full: true, approve: held.held?.id })).toMatchObject({
+        outcome: "done",
+        nodes: 0,
+      });
+      await expectEverywhere(lab, new Map());
+    }));
+
+  test("lets moves and new nodes through while removals are held, also for a sasori that has just started", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 30);
+      await (await lab.newSync()).request({});
+      for (let index = 0; index < 15; index += 1) await lab.puppetdb.deactivateNode(name(index));
+      await lab.run(name(20), "master1");
+      await lab.run("new.example.com", "master2");
+      const sync = await lab.newSync();
+      const report = await sync.request({});
+      expect(report).toMatchObject({ outcome: "held", held: { count: 15 } });
+      await expectEverywhere(lab, routes.set(name(20), "master1").set("new.example.com", "master2"));
+      // A held node that comes back changes the plan: an approval of the old one lets nothing through.
+      await lab.run(name(3), "master3", 1_000);
+      routes.set(name(3), "master3");
+      const changed = await sync.request({ approve: report.held?.id });
+      expect(changed).toMatchObject({ outcome: "held", held: { count: 14 } });
+      await expectEverywhere(lab, routes);
+      expect(await sync.request({ approve: changed.held?.id })).toMatchObject({ outcome: "done" });
+      for (let index = 0; index < 15; index += 1) if (index !== 3) routes.delete(name(index));
+      await expectEverywhere(lab, routes);
+    }));
+
+  test("removes a few deactivated nodes with the next look for changes", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 10);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await lab.puppetdb.deactivateNode(name(3));
+      expect(await sync.request({})).toMatchObject({ kind: "changes", outcome: "done", moved: 1 });
+      routes.delete(name(3));
+      await expectEverywhere(lab, routes);
+    }));
+
+  test("starts from the last good map when PuppetDB is down, and gives it to an empty HAProxy", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await lab.stopPuppetdb();
+      await writeFile(lab.mapFile, `${name(0)} master1\n${name(1)} master2\n`);
+      const sync = await lab.newSync();
+      await sync.request({});
+      expect(sync.fleet.map.size).toBe(2);
+      await expectEverywhere(
+        lab,
+        new Map([
+          [name(0), "master1"],
+          [name(1), "master2"],
+        ]),
+      );
+    }));
+
+  test("does not put the file's old route over a live one while PuppetDB is down", () =>
+    withFleetLab([{ bin, map: [[name(0), "master3"]] }], async (lab) => {
+      await lab.stopPuppetdb();
+      await writeFile(lab.mapFile, `${name(0)} master1\n`);
+      await (await lab.newSync()).request({});
+      expect(await lab.haproxys[0]?.showMap()).toEqual(new Map([[name(0), "master3"]]));
+    }));
+
+  test("does not remove live routes that only a lost file does not hold", () =>
+    withFleetLab([{ bin, map: [[name(0), "master3"]] }], async (lab) => {
+      await lab.stopPuppetdb();
+      await (await lab.newSync()).request({});
+      await expectEverywhere(lab, new Map([[name(0), "master3"]]));
+    }));
+
+  test("routes a producer's nodes as soon as HAProxy has a server for it", () =>
+    withFleetLab([{ bin, servers: [{ name: "master1", port: 18141 }] }], async (lab) => {
+      await lab.run(name(0), "master1");
+      await lab.run(name(1), "puppet9.corp");
+      const sync = await lab.newSync();
+      expect(await sync.request({})).toMatchObject({
+        unroutable: { nodes: 1, producers: { "puppet9.corp": 1 } },
+      });
+      await expectEverywhere(lab, new Map([[name(0), "master1"]]));
+      const add = "add server puppet/puppet9.corp 127.0.0.1:18149";
+      expect(await runtimeCommand(lab.haproxys[0]?.socketPath ?? "", add)).toContain("New server registered");
+      expect(await sync.request({})).toMatchObject({ kind: "full", unroutable: { nodes: 0 } });
+      await expectEverywhere(
+        lab,
+        new Map([
+          [name(0), "master1"],
+          [name(1), "puppet9.corp"],
+        ]),
+      );
+    }));
+
+  test("finds a producer's server by alias and by host", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await lab.run(name(0), "puppet2.corp");
+      await lab.run(name(1), "127.0.0.1"); // The host of all three servers: the first has it.
+      const sync = await lab.newSync({ SASORI_MASTER_ALIASES: "puppet2.corp=master2,other=nowhere" });
+      await sync.request({});
+      await expectEverywhere(
+        lab,
+        new Map([
+          [name(0), "master2"],
+          [name(1), "master1"],
+        ]),
+      );
+    }));
+
+  test("writes the file for an HAProxy that is not there yet", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await lab.haproxys[0]?.kill();
+      await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      expect(outcomes(await sync.request({}))).toEqual(["applied", "failed"]);
+      expect(await lab.file()).toEqual(new Map());
+      await lab.haproxys[0]?.restart();
+      expect(await sync.request({})).toMatchObject({ kind: "full", outcome: "done", nodes: 3 });
+    }));
+
+  test("writes only the file when there is no HAProxy to ask", () =>
+    withFleetLab([], async (lab) => {
+      const routes = await checkIn(lab, 3);
+      expect(await (await lab.newSync()).request({})).toMatchObject({ outcome: "done", nodes: 3 });
+      await expectEverywhere(lab, routes);
+    }));
+
+  test("plans and changes nothing on a dry run", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      const report = await sync.request({ dryRun: true });
+      expect(outcomes(report)).toEqual(["planned", "planned"]);
+      expect(report.targets[1]).toMatchObject({ add: 3 });
+      expect(await lab.haproxys[0]?.showMap()).toEqual(new Map());
+      await expect(lab.file()).rejects.toThrow("ENOENT");
+      expect(outcomes(await sync.request({}))).toEqual(["applied", "applied"]);
+    }));
+
+  test("asked for during a pass is one further pass for all who ask", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      const first = sync.request({});
+      const joined = [sync.request({}), sync.request({ full: true }), sync.request({})];
+      const reports = await Promise.all([first, ...joined]);
+      expect(new Set(reports).size).toBe(2);
+      expect(reports[1]).toMatchObject({ kind: "full" });
+    }));
+
+  test("brings back a map file that somebody deleted or edited", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await writeFile(lab.mapFile, `${name(0)} master3\n#\nx y z\n`);
+      await sync.request({});
+      await expectEverywhere(lab, routes);
+    }));
+
+  test("sets aside a state file that it cannot read, and goes on", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await writeFile(`${lab.mapFile}.state.json`, "{ broken");
+      await expect(lab.newSync()).rejects.toMatchObject({
+        code: "STATE_FILE",
+        message: expect.stringContaining("set aside as"),
+      });
+      expect(await (await lab.newSync()).request({})).toMatchObject({ outcome: "done" });
+    }));
+});
