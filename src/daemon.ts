@@ -86,7 +86,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
 /** One line per pass: the counts of its report. The level says whether somebody has to look at it. */
 function logPass(log: Logger, report: SyncReport): void {
   const level = report.outcome === "done" ? "info" : report.outcome === "held" ? "warn" : "error";
-  const { moves: _moves, phasesMs, targets, refused, withoutProducer, ...counts } = report;
+  const { phasesMs, targets, refused, withoutProducer, ...counts } = report;
   const line = {
     ...counts,
     phasesMs,

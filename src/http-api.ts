@@ -31,7 +31,7 @@ export interface Status {
   nodes: number;
   targets: TargetState[];
   /** The last pass, without its lists of changes. */
-  lastPass?: Omit<SyncReport, "moves" | "targets">;
+  lastPass?: Omit<SyncReport, "targets">;
 }
 
 export interface ApiParts {
@@ -81,7 +81,7 @@ function status(sync: Sync, startedAt: string): Status {
   const { lastReport } = sync;
   const shown = { ready: isReady(sync), startedAt, nodes: sync.fleet.map.size, targets: sync.targets() };
   if (lastReport === undefined) return shown;
-  const { moves: _moves, targets: _targets, ...lastPass } = lastReport;
+  const { targets: _targets, ...lastPass } = lastReport;
   return { ...shown, lastPass };
 }
 

@@ -205,6 +205,7 @@ export class PuppetDb {
     onRow: (row: Row) => void,
   ): Promise<number> {
     const url = `${this.#config.url}/pdb/query/v4/${entity}`;
+    const began = Date.now();
     const rowsShape = z.array(shape);
     const rows = new JsonRows((batch) => {
       const parsed = rowsShape.safeParse(batch);
@@ -225,7 +226,8 @@ export class PuppetDb {
       for await (const chunk of response.body) rows.push(decoder.decode(chunk as Buffer, { stream: true }));
       rows.push(decoder.decode());
       rows.end();
-      return Date.parse(String(response.headers.date)) || Date.now();
+      // Jetty takes the date when the request arrives. Something in front of it may drop the header.
+      return Date.parse(String(response.headers.date)) || began;
     } catch (error) {
       throw queryError(url, error, signal);
     }

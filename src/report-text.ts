@@ -73,25 +73,27 @@ function targetLine(report: TargetReport, style: Style): [string, string, string
   return [kind, target, learned > 0 ? `${what}, ${counted(learned, "route")} learned` : what];
 }
 
-/** The result of `sync`. */
+/** The result of `sync`: what changed in the map, then each target. */
 export function renderReport(report: SyncReport, style: Style): string {
-  const { kind, nodes, moved, moves, source, dryRun, targets } = report;
+  const { kind, nodes, moved, dryRun, targets } = report;
   const verdict = { done: style.good("done"), failed: style.bad("failed"), held: style.warn("held") }[
     report.outcome
   ];
-  const what = `${kind} pass${dryRun ? " (dry run)" : ""}`;
-  const lines = changeLines(moves, moved);
+  const lines = changeLines(targets[0]?.changes ?? [], moved);
   if (lines.length > 0) lines.push("");
-  lines.push(
-    `${style.bold(what)} ${verdict} in ${seconds(report.durationMs)}: ${counted(nodes, "node")}, ${number(moved)} changed`,
-  );
+  const summary = `${verdict} in ${seconds(report.durationMs)}: ${counted(nodes, "node")}, ${number(moved)} changed`;
+  lines.push(`${style.bold(`${kind} pass${dryRun ? " (dry run)" : ""}`)} ${summary}`);
   lines.push(...table(targets.map((target) => ["", ...targetLine(target, style)])));
+  lines.push(...failures(report, style), ...remarks(report, style));
+  return lines.join("\n");
+}
+
+function failures({ source, journal }: Pick<SyncReport, "source" | "journal">, style: Style): string[] {
+  const lines: string[] = [];
   if (source.failure)
     lines.push(`${style.bad("PuppetDB")}: ${source.failure.code}: ${source.failure.message}`);
-  if (report.journal)
-    lines.push(`${style.bad("state file")}: ${report.journal.code}: ${report.journal.message}`);
-  lines.push(...remarks(report, style));
-  return lines.join("\n");
+  if (journal) lines.push(`${style.bad("state file")}: ${journal.code}: ${journal.message}`);
+  return lines;
 }
 
 function remarks(
@@ -137,10 +139,7 @@ export function renderDiff(report: SyncReport, style: Style): string {
       ...changeLines(target.changes, target.add + target.set + target.del).map((line) => `  ${line}`),
     );
   }
-  if (report.source.failure) {
-    lines.push(`${style.bad("PuppetDB")}: ${report.source.failure.code}: ${report.source.failure.message}`);
-  }
-  lines.push(...remarks(report, style));
+  lines.push(...failures(report, style), ...remarks(report, style));
   return lines.join("\n");
 }
 
@@ -191,12 +190,7 @@ export function renderStatus(status: Status, style: Style): string {
   lines.push(
     ...table(status.targets.map((target) => ["", target.kind, target.target, stateOf(target, style)])),
   );
-  if (lastPass?.source.failure) {
-    lines.push(
-      `${style.bad("PuppetDB")}: ${lastPass.source.failure.code}: ${lastPass.source.failure.message}`,
-    );
-  }
-  if (lastPass) lines.push(...remarks(lastPass, style));
+  if (lastPass) lines.push(...failures(lastPass, style), ...remarks(lastPass, style));
   return lines.join("\n");
 }
 

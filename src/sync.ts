@@ -75,9 +75,8 @@ export interface SyncReport {
   source: { outcome: "done" | "failed"; submissions: number; failure?: Failure };
   /** Nodes in the desired map after the pass. */
   nodes: number;
-  /** What changed in the desired map: the first of the moves, and how many there were. */
+  /** How many nodes changed in the map, by the plan of the file; which ones stands in its report. */
   moved: number;
-  moves: Change[];
   learned: number;
   unroutable: { nodes: number; producers: Record<string, number> };
   refused: { count: number; samples: string[] };
@@ -128,7 +127,6 @@ interface PassFacts {
   clock: Phases;
   reading: Reading | Failure;
   turns: readonly Turn[];
-  moves: Before;
   learned: number;
   journal: Failure | undefined;
 }
@@ -263,7 +261,7 @@ export class Sync {
     ]);
 
     clock.begin("plan");
-    const moves = this.#merge(turns, reading, request);
+    this.#merge(turns, reading, request);
     const learned = this.#learn(turns);
 
     clock.begin("file");
@@ -276,7 +274,7 @@ export class Sync {
     const journal = request.dryRun ? undefined : await this.#saveJournal();
     clock.end();
 
-    const report = this.#report(request, { kind, clock, reading, turns, moves, learned, journal });
+    const report = this.#report(request, { kind, clock, reading, turns, learned, journal });
     this.lastReport = report;
     this.#onReport?.(report);
     return report;
@@ -308,20 +306,20 @@ export class Sync {
     }
   }
 
-  /** Merges what was read into the fleet and returns what changed there. */
-  #merge(turns: readonly Turn[], reading: Reading | Failure, request: SyncRequest): Before {
+  /** Merges what was read into the fleet. */
+  #merge(turns: readonly Turn[], reading: Reading | Failure, request: SyncRequest): void {
     const isServer = this.#isServer();
     for (const { contents } of turns) if (contents !== undefined) this.fleet.inherit(contents, isServer);
+    if (!("code" in reading)) this.#mergeReading(reading, request);
     this.#remember(this.fleet.map.takeChanges());
-    if ("code" in reading) return new Map();
+  }
+
+  #mergeReading(reading: Reading, request: SyncRequest): void {
     const { config } = this.#parts;
     const resolve = resolver(config.masterAliases, config.haproxy.length === 0 ? undefined : this.#servers());
     const guard: Guard = { limit: config.maxRemoved, approved: request.approve };
     const { lateMs } = this.fleet.merge(reading, resolve, guard, this.#watermark?.asOf ?? 0);
     this.#watermark = advance(this.#watermark, reading, lateMs);
-    const moves = this.fleet.map.takeChanges();
-    this.#remember(moves);
-    return moves;
   }
 
   /** Routes that a HAProxy learned since it was last in sync become observations for all others. */
@@ -392,10 +390,7 @@ export class Sync {
     }
   }
 
-  #report(
-    request: SyncRequest,
-    { kind, clock, reading, turns, moves, learned, journal }: PassFacts,
-  ): SyncReport {
+  #report(request: SyncRequest, { kind, clock, reading, turns, learned, journal }: PassFacts): SyncReport {
     const { fleet } = this;
     const targets = turns.map(({ report }) => report);
     const source: SyncReport["source"] =
@@ -413,7 +408,7 @@ export class Sync {
       ...clock.durations(),
       source,
       nodes: fleet.map.size,
-      ...listMoves(moves, fleet),
+      moved: targets[0] === undefined ? 0 : targets[0].add + targets[0].set + targets[0].del,
       learned,
       unroutable: { nodes: fleet.unroutable.size, producers: countProducers(fleet) },
       refused: sample(fleet.refused),
@@ -497,18 +492,6 @@ function count(report: TargetReport, plan: Plan): void {
   report.set = plan.set.length;
   report.del = plan.del.length;
   report.changes = [...plan.set, ...plan.add, ...plan.del].slice(0, MAX_LISTED);
-}
-
-function listMoves(moves: Before, fleet: Fleet): { moved: number; moves: Change[] } {
-  const listed: Change[] = [];
-  let moved = 0;
-  for (const [certname, from] of moves) {
-    const to = fleet.map.get(certname)?.master;
-    if (to === from) continue;
-    moved += 1;
-    if (listed.length < MAX_LISTED) listed.push({ certname, ...(from && { from }), ...(to && { to }) });
-  }
-  return { moved, moves: listed };
 }
 
 function countProducers(fleet: Fleet): Record<string, number> {
