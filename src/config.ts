@@ -185,7 +185,7 @@ export const Env = z.object({
     ),
   SASORI_LISTEN: listenAddress
     .prefault("127.0.0.1:9180")
-    .meta(about("address of the HTTP API, page and metrics", "127.0.0.1:9180", "127.0.0.1:9180")),
+    .meta(about("address of the HTTP API and metrics", "127.0.0.1:9180", "127.0.0.1:9180")),
   SASORI_API_TOKEN_FILE: z
     .string()
     .transform(readable)

@@ -5,7 +5,7 @@
 import type { RemovalLimit } from "./config.js";
 import { type Certname, isMaster, type Master, NodeMap, type Observation } from "./node-map.js";
 import { type Contents, judgeRemovals, type Server, type Verdict } from "./plan.js";
-import type { Reading, Submission } from "./puppetdb.js";
+import { MAX_REFUSED, type Reading, type Submission } from "./puppetdb.js";
 
 /** Finds the HAProxy server of a producer; undefined for a producer that is no master of this HAProxy. */
 export type Resolve = (producer: string) => Master | undefined;
@@ -32,8 +32,9 @@ export class Fleet {
   /** Registrations and learned routes in force: what PuppetDB does not know yet, and must not be lost. */
   readonly own = new Map<Certname, Observation>();
   verdict: Verdict = { kind: "allowed" };
-  refused: ReadonlySet<string> = new Set();
-  withoutProducer: ReadonlySet<Certname> = new Set();
+  /** Certnames that cannot be map keys, and nodes without a known producer, since the last full reading. */
+  readonly refused = new Set<string>();
+  readonly withoutProducer = new Set<Certname>();
   /** Everything was read at least once: only then is a node that PuppetDB does not list gone. */
   complete = false;
 
@@ -41,11 +42,11 @@ export class Fleet {
    * Takes over what a target holds, for nodes that are not known otherwise. Only until PuppetDB was read:
    * a sasori that starts while PuppetDB is down serves, and guards, the last good map.
    */
-  inherit(contents: Contents, isServer: (name: Master) => boolean): void {
+  inherit(contents: Contents): void {
     if (this.complete) return;
     for (const [certname, master] of contents.routes) {
-      if (this.map.get(certname) !== undefined || !isServer(master as Master)) continue;
-      this.map.observe({ certname, master: master as Master, at: 0, source: "inherited" });
+      if (this.map.get(certname) !== undefined || !isMaster(master)) continue;
+      this.map.observe({ certname, master, at: 0, source: "inherited" });
     }
   }
 
@@ -88,11 +89,14 @@ export class Fleet {
     return taken;
   }
 
-  #takeNames(reading: Reading): void {
-    const full = reading.kind === "full";
-    this.refused = full ? reading.refused : new Set([...this.refused, ...reading.refused]);
-    const nameless = [...(full ? [] : this.withoutProducer), ...reading.withoutProducer];
-    this.withoutProducer = new Set(nameless.filter((certname) => !reading.submissions.has(certname)));
+  #takeNames({ kind, refused, withoutProducer, submissions }: Reading): void {
+    if (kind === "full") {
+      this.refused.clear();
+      this.withoutProducer.clear();
+    }
+    for (const name of refused) if (this.refused.size < MAX_REFUSED) this.refused.add(name);
+    for (const certname of withoutProducer) this.withoutProducer.add(certname);
+    for (const certname of submissions.keys()) this.withoutProducer.delete(certname);
   }
 
   /** After a full reading: everything that it does not list. */

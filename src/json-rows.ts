@@ -8,6 +8,9 @@ import { SasoriError } from "./errors.js";
 /** PuppetDB's rows are about 120 bytes; anything of this size is not a row that was asked for. */
 const MAX_ROW_CHARACTERS = 64 * 1024;
 
+/** Other than JavaScript's `\S`: for JSON a no-break space is text. */
+const NOT_SPACE = /[^ \t\r\n]/;
+
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 const OPEN_BRACKET = 0x5b;
@@ -16,6 +19,7 @@ const OPEN_BRACE = 0x7b;
 const CLOSE_BRACE = 0x7d;
 
 export class JsonRows {
+  readonly #url: string;
   readonly #onRows: (rows: unknown[]) => void;
   #text = "";
   #started = false;
@@ -26,7 +30,9 @@ export class JsonRows {
   #depth = 0;
   #inString = false;
 
-  constructor(onRows: (rows: unknown[]) => void) {
+  /** `url` is for the messages. */
+  constructor(url: string, onRows: (rows: unknown[]) => void) {
+    this.#url = url;
     this.#onRows = onRows;
   }
 
@@ -35,18 +41,23 @@ export class JsonRows {
     this.#text += text;
     if (!this.#started) this.#findStart();
     if (this.#started && !this.#complete) this.#takeRows();
-    if (this.#complete && this.#text.trim() !== "") throw broken("text after its end", this.#text);
+    if (!this.#complete) return;
+    if (NOT_SPACE.test(this.#text)) throw this.#broken("text after its end", this.#text);
+    this.#text = "";
   }
 
   /** Throws `PUPPETDB_BODY` unless the array was complete. */
   end(): void {
-    if (!this.#complete) throw broken("no end", this.#text);
+    if (!this.#complete) throw this.#broken("no end", this.#text);
   }
 
   #findStart(): void {
-    const start = this.#text.search(/\S/);
-    if (start < 0) return;
-    if (this.#text.charCodeAt(start) !== OPEN_BRACKET) throw broken("no array", this.#text);
+    const start = this.#text.search(NOT_SPACE);
+    if (start < 0) {
+      this.#text = "";
+      return;
+    }
+    if (this.#text.charCodeAt(start) !== OPEN_BRACKET) throw this.#broken("no array", this.#text);
     this.#started = true;
     this.#text = this.#text.slice(start + 1);
   }
@@ -58,7 +69,7 @@ export class JsonRows {
     if (end > 0) this.#parse(this.#text.slice(0, end));
     this.#text = this.#text.slice(last ? this.#position : end);
     this.#position = last ? 0 : this.#position - end;
-    if (this.#text.length > MAX_ROW_CHARACTERS && !last) throw broken("an endless row", this.#text);
+    if (this.#text.length > MAX_ROW_CHARACTERS && !last) throw this.#broken("an endless row", this.#text);
   }
 
   /** Returns where the last complete row of the text ends. */
@@ -93,18 +104,18 @@ export class JsonRows {
     try {
       rows = JSON.parse(this.#first ? `[${text}]` : `[null${text}]`) as unknown[];
     } catch (error) {
-      throw broken(error instanceof Error ? error.message : "not JSON", text);
+      throw this.#broken(error instanceof Error ? error.message : "not JSON", text);
     }
     if (!this.#first) rows.shift();
     if (rows.length > 0) this.#first = false;
     this.#onRows(rows);
   }
-}
 
-function broken(what: string, text: string): SasoriError {
-  const sample = JSON.stringify(text.trim().slice(-160));
-  return new SasoriError(
-    "PUPPETDB_BODY",
-    `the answer is not a complete JSON array (${what}), it ends with ${sample}`,
-  );
+  #broken(what: string, text: string): SasoriError {
+    const sample = JSON.stringify(text.trim().slice(-160));
+    return new SasoriError(
+      "PUPPETDB_BODY",
+      `the answer of ${this.#url} is not a complete JSON array (${what}), it ends with ${sample}; if that is no reason, see PuppetDB's log`,
+    );
+  }
 }

@@ -18,7 +18,7 @@ const SILENCE_MS = 60_000;
 const CONNECT_MS = 5_000;
 
 /** Enough to see what is wrong; a flood of illegal names must not fill the memory. */
-const MAX_REFUSED = 1_000;
+export const MAX_REFUSED = 1_000;
 
 const MINUTE_MS = 60_000;
 
@@ -207,7 +207,7 @@ export class PuppetDb {
     const url = `${this.#config.url}/pdb/query/v4/${entity}`;
     const began = Date.now();
     const rowsShape = z.array(shape);
-    const rows = new JsonRows((batch) => {
+    const rows = new JsonRows(url, (batch) => {
       const parsed = rowsShape.safeParse(batch);
       if (!parsed.success) throw unexpectedShape(url, batch, parsed.error);
       for (const row of parsed.data) onRow(row);
@@ -236,7 +236,7 @@ export class PuppetDb {
   // Asked once per reading, so that all its queries use the same certificates and token.
   async #connect(): Promise<Connection> {
     const { tokenFile } = this.#config;
-    const token = tokenFile === undefined ? undefined : (await readSecret(tokenFile, "utf8")).trim();
+    const token = tokenFile === undefined ? undefined : await readToken(tokenFile);
     return {
       dispatcher: await this.#dispatcher(),
       headers: token === undefined ? {} : { "x-authentication": token },
@@ -250,8 +250,13 @@ export class PuppetDb {
     const stats = await Promise.all(files.map((file) => stat(file, { bigint: true }).catch(() => undefined)));
     const identity = stats.map((found) => `${found?.ino}:${found?.mtimeNs}`).join();
     if (this.#agent?.identity === identity) return this.#agent.dispatcher;
-    const pem = async (file: string | undefined) => (file === undefined ? undefined : await readSecret(file));
-    const [cert, key, ca] = await Promise.all([pem(certFile), pem(keyFile), pem(caFile)]);
+    const pem = async (file: string | undefined, variable: string) =>
+      file === undefined ? undefined : await readSecret(file, `SASORI_PUPPETDB_${variable}`);
+    const [cert, key, ca] = await Promise.all([
+      pem(certFile, "CERT"),
+      pem(keyFile, "KEY"),
+      pem(caFile, "CA"),
+    ]);
     const tls = { ...(cert && { cert }), ...(key && { key }), ...(ca && { ca }), timeout: CONNECT_MS };
     const dispatcher = new Agent({ connect: tls, headersTimeout: SILENCE_MS, bodyTimeout: SILENCE_MS });
     this.#agent?.dispatcher.close().catch(() => undefined);
@@ -329,32 +334,33 @@ function takeInactive(row: z.output<typeof InactiveRow>, reading: Reading): void
   });
 }
 
+const REMEDIES: Record<number, string> = {
+  400: "this PuppetDB does not take sasori's query: is it PuppetDB 7 or 8?",
+  401: "PuppetDB wants a valid token: see SASORI_PUPPETDB_TOKEN_FILE",
+  403: "sasori's certificate is not allowed to query: add its name to PuppetDB's certificate-allowlist",
+  503: "PuppetDB is starting or in maintenance",
+};
+const WRONG_URL = "is SASORI_PUPPETDB_URL the base URL of PuppetDB?";
+const SEE_LOG = "PuppetDB's log says why";
+
 async function checkAnswer(url: string, response: Dispatcher.ResponseData): Promise<void> {
   const { statusCode, headers, body } = response;
   const type = String(headers["content-type"] ?? "");
   if (statusCode === 200 && /^application\/json\b/i.test(type)) return;
-  const text = await firstText(body);
-  const remedies: Record<number, string> = {
-    302: "is SASORI_PUPPETDB_URL the base URL, without a path of PuppetDB?",
-    401: "PuppetDB wants a valid token: see SASORI_PUPPETDB_TOKEN_FILE",
-    403: "sasori's certificate is not allowed to query: add its name to PuppetDB's certificate-allowlist",
-    503: "PuppetDB is starting or in maintenance",
-  };
-  const remedy = remedies[statusCode];
-  throw statusCode === 200
-    ? new SasoriError(
-        "PUPPETDB_BODY",
-        `${url} answered with ${quote(type)}, not application/json: ${quote(text, 200)}`,
-      )
-    : new SasoriError(
-        "PUPPETDB_STATUS",
-        `${url} answered ${statusCode}: ${quote(text, 200)}${remedy ? `; ${remedy}` : ""}`,
-      );
+  const text = quote(await firstText(body), 200);
+  if (statusCode === 200) {
+    const what = `${url} answered with ${quote(type)}, not application/json: ${text}; ${WRONG_URL}`;
+    throw new SasoriError("PUPPETDB_BODY", what);
+  }
+  const remedy = REMEDIES[statusCode] ?? (statusCode >= 500 ? SEE_LOG : WRONG_URL);
+  throw new SasoriError("PUPPETDB_STATUS", `${url} answered ${statusCode}: ${text}; ${remedy}`);
 }
 
-/** The beginning of a body, for a message; the rest is not read. */
+/** The beginning of a body, for a message; the rest is not read. The status says more than its failure. */
 async function firstText(body: Dispatcher.ResponseData["body"]): Promise<string> {
-  for await (const chunk of body) return String(chunk).slice(0, 400); // Leaving the loop ends the connection.
+  try {
+    for await (const chunk of body) return String(chunk).slice(0, 400); // Leaving the loop ends the connection.
+  } catch {}
   return "";
 }
 
@@ -362,7 +368,7 @@ function unexpectedShape(url: string, batch: unknown[], error: z.ZodError): Saso
   const issue = error.issues[0];
   const row = batch[Number(issue?.path[0] ?? 0)];
   const where = issue?.path.slice(1).join(".") ?? "";
-  const text = `a row of ${url} has no usable ${where || "object"} (${issue?.message}): ${quote(JSON.stringify(row), 200)}`;
+  const text = `a row of ${url} has no usable ${where || "object"} (${issue?.message}): ${quote(JSON.stringify(row), 200)}; ${WRONG_URL}`;
   return new SasoriError("PUPPETDB_BODY", text);
 }
 
@@ -374,30 +380,31 @@ function queryError(url: string, error: unknown, signal: AbortSignal): SasoriErr
   if (signal.aborted && signal.reason instanceof SasoriError) return signal.reason;
   const cause = { cause: error };
   const code = systemCode(error);
-  const timedOut = signal.aborted || /TIMEOUT/.test(code) || code === "ETIMEDOUT";
-  if (timedOut)
-    return new SasoriError(
-      "PUPPETDB_TIMEOUT",
-      `${url}: ${reason(error)}: PuppetDB is too slow or hangs`,
-      cause,
-    );
+  const found = `${url}: ${reason(error)}`;
+  if (signal.aborted || /TIMEOUT|ETIMEDOUT/.test(code)) {
+    return new SasoriError("PUPPETDB_TIMEOUT", `${found}: PuppetDB is too slow or hangs; ${SEE_LOG}`, cause);
+  }
   if (TLS_CODES.test(code) || (code === "" && /\b(tls|ssl|certificate)\b/i.test(reason(error)))) {
     const remedy = "check SASORI_PUPPETDB_CERT, _KEY and _CA, and when these certificates expire";
-    return new SasoriError("PUPPETDB_TLS", `${url}: ${reason(error)}: ${remedy}`, cause);
+    return new SasoriError("PUPPETDB_TLS", `${found}: ${remedy}`, cause);
   }
-  if (error instanceof TypeError)
-    return new SasoriError("PUPPETDB_BODY", `${url}: the answer is not UTF-8`, cause);
-  return new SasoriError(
-    "PUPPETDB_UNREACHABLE",
-    `${url}: ${reason(error)}: is PuppetDB running and reachable?`,
-    cause,
-  );
+  if (code === "ERR_ENCODING_INVALID_ENCODED_DATA") {
+    return new SasoriError("PUPPETDB_BODY", `the answer of ${url} is not UTF-8; ${WRONG_URL}`, cause);
+  }
+  return new SasoriError("PUPPETDB_UNREACHABLE", `${found}: is PuppetDB running and reachable?`, cause);
 }
 
-async function readSecret(file: string, encoding?: "utf8"): Promise<string> {
+async function readToken(file: string): Promise<string> {
+  const token = (await readSecret(file, "SASORI_PUPPETDB_TOKEN_FILE")).trim();
+  if (/^[\x21-\x7e]+$/.test(token)) return token;
+  throw new SasoriError("PUPPETDB_TLS", `${file} holds no token: expected one word of ASCII characters`);
+}
+
+async function readSecret(file: string, variable: string): Promise<string> {
   try {
-    return await readFile(file, encoding ?? "latin1");
+    return await readFile(file, "latin1");
   } catch (error) {
-    throw new SasoriError("PUPPETDB_TLS", `cannot read ${file}: ${reason(error)}`, { cause: error });
+    const text = `cannot read ${file}: ${reason(error)}: check ${variable} and that sasori may read the file`;
+    throw new SasoriError("PUPPETDB_TLS", text, { cause: error });
   }
 }

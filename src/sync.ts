@@ -29,6 +29,9 @@ import { PuppetDb, type Reading } from "./puppetdb.js";
 const CHANGES_DEADLINE_MS = 60_000;
 const FULL_DEADLINE_MS = 10 * 60_000;
 
+/** How long a target that stalled is left alone by passes that only look for changes. */
+const STALLED_PAUSE_MS = 60_000;
+
 /** How many changes a report lists one by one; it always counts all. */
 const MAX_LISTED = 1_000;
 
@@ -110,6 +113,8 @@ interface Tracked {
   pending: Before;
   servers: readonly Server[];
   failure: Failure | undefined;
+  /** A stalled target is left alone until then (`performance.now()`). */
+  retryAt: number;
   version: string;
 }
 
@@ -156,6 +161,7 @@ export class Sync {
   readonly #onReport: ((report: SyncReport) => void) | undefined;
   readonly #tracked: Tracked[];
   readonly #stop = new AbortController();
+  #stopping: SasoriError | undefined;
   #watermark: { asOf: number; overlapMs: number } | undefined;
   #serverNames = "";
   #running: Promise<SyncReport> | undefined;
@@ -175,6 +181,7 @@ export class Sync {
       pending: new Map(),
       servers: [],
       failure: undefined,
+      retryAt: 0,
       version: "",
     }));
   }
@@ -201,7 +208,7 @@ export class Sync {
    * read too early by it. Never rejects for a failed pass: the report says so.
    */
   request(request: SyncRequest): Promise<SyncReport> {
-    if (this.#stop.signal.aborted) return Promise.reject(this.#stop.signal.reason);
+    if (this.#stopping !== undefined) return Promise.reject(this.#stopping);
     if (this.#running === undefined) return this.#run(request);
     if (this.#next === undefined) {
       const joined: SyncRequest = { ...request };
@@ -221,12 +228,11 @@ export class Sync {
 
   /** Lets a pass under way finish for `graceMs`, then abandons it: no target is left half-written. */
   async stop(graceMs: number): Promise<void> {
-    const reason = new SasoriError("STOPPED", "sasori was told to stop");
-    this.#next = undefined;
-    const timer = setTimeout(() => this.#stop.abort(reason), graceMs);
+    const stopping = new SasoriError("STOPPED", "sasori was told to stop");
+    this.#stopping = stopping; // From here on nothing new begins: who waits for the next pass is told so.
+    const timer = setTimeout(() => this.#stop.abort(stopping), graceMs);
     await this.#running?.catch(() => undefined);
     clearTimeout(timer);
-    this.#stop.abort(reason);
   }
 
   #runNext(): Promise<SyncReport> {
@@ -249,7 +255,7 @@ export class Sync {
     const turns = this.#tracked.map((tracked) => newTurn(tracked));
     clock.begin("look");
     const looking = AbortSignal.any([this.#stop.signal, AbortSignal.timeout(CHANGES_DEADLINE_MS)]);
-    await Promise.all(turns.map((turn) => attempt(turn, () => look(turn, looking))));
+    await Promise.all(turns.map((turn) => attempt(turn, () => look(turn, request.full === true, looking))));
 
     clock.begin("fetch");
     const kind = this.#kindOf(request);
@@ -308,8 +314,7 @@ export class Sync {
 
   /** Merges what was read into the fleet. */
   #merge(turns: readonly Turn[], reading: Reading | Failure, request: SyncRequest): void {
-    const isServer = this.#isServer();
-    for (const { contents } of turns) if (contents !== undefined) this.fleet.inherit(contents, isServer);
+    for (const { contents } of turns) if (contents !== undefined) this.fleet.inherit(contents);
     if (!("code" in reading)) this.#mergeReading(reading, request);
     this.#remember(this.fleet.map.takeChanges());
   }
@@ -324,7 +329,8 @@ export class Sync {
 
   /** Routes that a HAProxy learned since it was last in sync become observations for all others. */
   #learn(turns: readonly Turn[]): number {
-    const isServer = this.#isServer();
+    const names = new Set(this.#servers().map(({ name }) => name));
+    const isServer = (name: Master) => names.has(name);
     let learned = 0;
     for (const { tracked, contents, report } of turns) {
       if (contents === undefined || report.kind !== "haproxy") continue;
@@ -335,13 +341,6 @@ export class Sync {
     }
     this.#remember(this.fleet.map.takeChanges());
     return learned;
-  }
-
-  #isServer(): (name: Master) => boolean {
-    if (this.#parts.config.haproxy.length === 0) return () => true;
-    const names = new Set(this.#servers().map(({ name }) => name));
-    // With every HAProxy down nobody can say: what the file holds has been a server before.
-    return names.size === 0 ? () => true : (name) => names.has(name);
   }
 
   #remember(changes: Before): void {
@@ -467,7 +466,13 @@ async function attempt(turn: Turn, step: () => Promise<void>): Promise<void> {
   }
 }
 
-async function look(turn: Turn, signal: AbortSignal): Promise<void> {
+async function look(turn: Turn, evenIfStalled: boolean, signal: AbortSignal): Promise<void> {
+  const { failure, retryAt } = turn.tracked;
+  // A target that stalls would make every pass as slow as its time-out, for all the others too.
+  if (failure?.code === "HAPROXY_TIMEOUT" && performance.now() < retryAt && !evenIfStalled) {
+    throw new SasoriError(failure.code, failure.message);
+  }
+  turn.tracked.retryAt = performance.now() + STALLED_PAUSE_MS;
   turn.sighting = await turn.tracked.target.look(signal);
   turn.tracked.servers = turn.sighting.servers;
   turn.tracked.version = turn.sighting.version;

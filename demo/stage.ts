@@ -1,0 +1,255 @@
+// Builds the whole demo on this machine: PuppetDB (or its stand-in), three masters, HAProxy, the nodes, sasori.
+// All listen on loopback, each is a process of its own, and all files are in one folder that its owner removes.
+
+import { execFile } from "node:child_process";
+import { once } from "node:events";
+import { writeFile } from "node:fs/promises";
+import { createServer, type Server } from "node:net";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import { reason } from "../src/errors.js";
+import { MapFile } from "../src/map-file.js";
+import type { Certname } from "../src/node-map.js";
+import { ask, mustAsk } from "./http.js";
+import type { Processes } from "./processes.js";
+import type { Terminal } from "./terminal.js";
+
+const HOST = "127.0.0.1";
+const REPOSITORY = path.resolve(fileURLToPath(new URL("../..", import.meta.url)));
+
+/** Who listens where, unless a flag or a variable says otherwise. */
+export const STANDARD_PORTS = {
+  gateway: 8080,
+  stats: 8081,
+  puppetdb: 8085,
+  master1: 8141,
+  master2: 8142,
+  master3: 8143,
+  sasori: 9180,
+  nodes: 9190,
+};
+export type PortName = keyof typeof STANDARD_PORTS;
+export const PORT_NAMES = Object.keys(STANDARD_PORTS) as PortName[];
+
+export const portFlag = (name: PortName): string => `--${name}-port`;
+export const portVariable = (name: PortName): string => `DEMO_${name.toUpperCase()}_PORT`;
+
+/** Quicker than sasori's default, for people who watch. */
+const SCHEDULE = "*/2 * * * * *";
+export const SCHEDULE_MS = 2_000;
+
+export const MASTERS = ["master1", "master2", "master3"] as const;
+
+export interface StageOptions {
+  /** Undefined: any free port. */
+  ports: Readonly<Record<PortName, number | undefined>>;
+  nodes: number;
+  checkInSeconds: number;
+  moveSeconds: number;
+  /** A PuppetDB that is there already; undefined: the stand-in. */
+  puppetdbUrl: string | undefined;
+}
+
+export interface Stage {
+  repository: string;
+  urls: Readonly<Record<PortName, string>>;
+  /** What another sasori command needs to find this sasori. */
+  sasoriEnv: Readonly<Record<string, string>>;
+  /** What the map file says now. */
+  readMap(): Promise<ReadonlyMap<Certname, string>>;
+}
+
+/** Where everything is, before any of it runs. */
+interface Plan {
+  options: StageOptions;
+  ports: Readonly<Record<PortName, number>>;
+  urls: Readonly<Record<PortName, string>>;
+  puppetdbUrl: string;
+  mapFile: string;
+  /** HAProxy's Runtime API. */
+  socket: string;
+}
+
+/** Starts everything and resolves when every node is in the map. Rejects with what a person can do about it. */
+export async function setStage(
+  options: StageOptions,
+  folder: string,
+  processes: Processes,
+  terminal: Terminal,
+  signal: AbortSignal,
+): Promise<Stage> {
+  const haproxy = await findHaproxy();
+  const ports = await reservePorts(options);
+  const urls = mapValues(ports, (port) => `http://${HOST}:${port}`);
+  const puppetdbUrl = options.puppetdbUrl ?? urls.puppetdb;
+  const mapFile = path.join(folder, "node-master.map");
+  const plan: Plan = {
+    options,
+    ports,
+    urls,
+    puppetdbUrl,
+    mapFile,
+    socket: path.join(folder, "haproxy.sock"),
+  };
+
+  await writeFile(mapFile, ""); // HAProxy does not start without it.
+  if (options.puppetdbUrl !== undefined) {
+    await checkPuppetdb(options.puppetdbUrl);
+    terminal.tell("use", "puppetdb", `${puppetdbUrl} (SASORI_PUPPETDB_URL)`);
+  }
+  const programs = [
+    ...(options.puppetdbUrl === undefined
+      ? [demoProgram(plan, "puppetdb", "puppetdb.js", "/status/v1/simple")]
+      : []),
+    ...MASTERS.map((name) => demoProgram(plan, name, "master.js", "/status/v1/simple", ["--name", name])),
+    haproxyProgram(plan, haproxy.command),
+    demoProgram(plan, "nodes", "nodes.js", "/ready", fleetFlags(plan)),
+    sasoriProgram(plan),
+  ];
+  for (const program of programs) {
+    terminal.waiting(`starting ${program.name} …`);
+    await processes.start(program, signal);
+    terminal.tell(
+      "start",
+      program.name,
+      program.name === "haproxy" ? `${urls.gateway} (HAProxy ${haproxy.version})` : urls[program.name],
+    );
+  }
+
+  const readMap = () => routesIn(mapFile);
+  terminal.tell("ready", "map", `${(await readMap()).size} nodes, each at the master it checked in with`);
+  return { repository: REPOSITORY, urls, sasoriEnv: sasoriEnv(plan), readMap };
+}
+
+function demoProgram(
+  { ports, urls, puppetdbUrl }: Plan,
+  name: PortName,
+  file: string,
+  readyPath: string,
+  flags: readonly string[] = [],
+) {
+  return {
+    name,
+    command: process.execPath,
+    args: [fileURLToPath(new URL(file, import.meta.url)), ...flags, "--listen", `${HOST}:${ports[name]}`],
+    env: { ...process.env, SASORI_PUPPETDB_URL: puppetdbUrl },
+    isReady: () => answers(`${urls[name]}${readyPath}`, 200),
+  };
+}
+
+function fleetFlags({ options, urls }: Plan): string[] {
+  const flags = {
+    count: options.nodes,
+    "check-in-seconds": options.checkInSeconds,
+    "move-seconds": options.moveSeconds,
+    masters: MASTERS.map((name) => `${name}=${urls[name]}`).join(","),
+  };
+  return Object.entries(flags).flatMap(([name, value]) => [`--${name}`, String(value)]);
+}
+
+function haproxyProgram({ ports, urls, mapFile, socket }: Plan, command: string) {
+  return {
+    name: "haproxy" as const,
+    command,
+    args: ["-db", "-f", path.join(REPOSITORY, "haproxy/haproxy.cfg")],
+    env: {
+      ...process.env,
+      GATEWAY_ADDRESS: HOST,
+      GATEWAY_PORT: String(ports.gateway),
+      STATS_ADDRESS: HOST,
+      STATS_PORT: String(ports.stats),
+      STATS_USER: "admin",
+      STATS_PASSWORD: "admin",
+      HAPROXY_SOCKET: socket,
+      NODE_MASTER_MAP: mapFile,
+      ...Object.fromEntries(MASTERS.map((name) => [name.toUpperCase(), `${HOST}:${ports[name]}`])),
+    },
+    isReady: () => answers(urls.gateway, 400), // "name the node"
+  };
+}
+
+function sasoriProgram(plan: Plan) {
+  // Whatever the shell has for another sasori must not get into this one.
+  const foreign = (name: string) => name.startsWith("SASORI_");
+  const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !foreign(name)));
+  return {
+    name: "sasori" as const,
+    command: process.execPath,
+    args: [path.join(REPOSITORY, "dist/src/cli.js"), "serve"],
+    env: { ...env, ...sasoriEnv(plan) },
+    isReady: async () =>
+      (await answers(`${plan.urls.sasori}/readyz`, 200)) &&
+      (await routesIn(plan.mapFile)).size >= plan.options.nodes,
+  };
+}
+
+function sasoriEnv({ ports, puppetdbUrl, mapFile, socket }: Plan): Record<string, string> {
+  const credentials = Object.entries(process.env).filter(([name]) => name.startsWith("SASORI_PUPPETDB_"));
+  return {
+    ...(Object.fromEntries(credentials) as Record<string, string>),
+    SASORI_PUPPETDB_URL: puppetdbUrl,
+    SASORI_HAPROXY: socket,
+    SASORI_MAP_FILE: mapFile,
+    SASORI_LISTEN: `${HOST}:${ports.sasori}`,
+    SASORI_SCHEDULE: SCHEDULE,
+  };
+}
+
+async function routesIn(mapFile: string): Promise<ReadonlyMap<Certname, string>> {
+  return (await new MapFile(mapFile).read()).routes;
+}
+
+async function answers(url: string, status: number): Promise<boolean> {
+  return (await ask("GET", url)).status === status;
+}
+
+async function findHaproxy(): Promise<{ command: string; version: string }> {
+  const command = process.env.HAPROXY_BIN || "haproxy";
+  try {
+    const { stdout } = await promisify(execFile)(command, ["-v"]);
+    return { command, version: /version (\d[\d.]*\d)/.exec(stdout)?.[1] ?? "of an unknown version" };
+  } catch (error) {
+    throw new Error(
+      `cannot run HAProxy as "${command}" (${reason(error)}): \`npm run demo\` fetches one where that is possible, or name yours by HAPROXY_BIN`,
+    );
+  }
+}
+
+async function checkPuppetdb(url: string): Promise<void> {
+  if (!url.startsWith("http:")) return; // The certificates are the masters' and sasori's affair.
+  await mustAsk("GET", `${url}/pdb/meta/v1/version`).catch((error) => {
+    throw new Error(`there is no PuppetDB at ${url} (SASORI_PUPPETDB_URL): ${reason(error)}`);
+  });
+}
+
+/** Finds out before anything starts whether all ports are free. All are held until the last one was tried. */
+async function reservePorts({ ports, puppetdbUrl }: StageOptions): Promise<Record<PortName, number>> {
+  const needed = PORT_NAMES.filter((name) => name !== "puppetdb" || puppetdbUrl === undefined);
+  const held: Server[] = [];
+  const busy: string[] = [];
+  const reserved = mapValues(STANDARD_PORTS, () => 0);
+  for (const name of needed) {
+    const server = createServer();
+    try {
+      server.listen({ host: HOST, port: ports[name] ?? 0 });
+      await once(server, "listening");
+      held.push(server);
+      const address = server.address();
+      if (typeof address === "object" && address !== null) reserved[name] = address.port;
+    } catch (error) {
+      busy.push(
+        `  ${name}: ${reason(error)}; choose another port by ${portFlag(name)} or ${portVariable(name)}`,
+      );
+    }
+  }
+  await Promise.all(held.map((server) => once(server.close(), "close")));
+  if (busy.length > 0)
+    throw new Error(`these ports cannot be used, nothing was started:\n${busy.join("\n")}`);
+  return reserved;
+}
+
+function mapValues<Key extends string, From, To>(record: Record<Key, From>, change: (value: From) => To) {
+  const entries = Object.entries(record) as [Key, From][];
+  return Object.fromEntries(entries.map(([key, value]) => [key, change(value)])) as Record<Key, To>;
+}
