@@ -52,7 +52,7 @@ function quickStart({ repository, urls }: Stage, { style }: Terminal): string {
   ];
   const pages = [
     ["HAProxy's stats", `${urls.stats}/stats`, "(admin/admin)"],
-    ["sasori", `${urls.sasori}/`, `(metrics: ${urls.sasori}/metrics)`],
+    ["sasori's metrics", `${urls.sasori}/metrics`],
   ];
   return [
     "",
@@ -66,7 +66,7 @@ function quickStart({ repository, urls }: Stage, { style }: Terminal): string {
     ]),
     "",
     style.bold("Pages"),
-    ...pages.map(([what = "", url = "", note]) => `  ${what.padEnd(16)} ${url} ${style.dim(note ?? "")}`),
+    ...pages.map(([what = "", url = "", note]) => `  ${what.padEnd(17)} ${url} ${style.dim(note ?? "")}`),
     "",
     `${style.bold("What happens")} ${style.dim("(node1 to node4 move only when you tell them to; Ctrl-C ends everything)")}`,
   ].join("\n");
