@@ -80,6 +80,10 @@ const aliases = z.string().transform((text, context): ReadonlyMap<string, Master
   return map;
 });
 
+const probePath = z.string().refine((text) => /^\/[!-~]*$/.test(text) && text.includes("{certname}"), {
+  message: "a path with {certname} in it",
+});
+
 const cron = z.string().refine(isCron, { message: "a cron expression of 5 or 6 fields" });
 
 const removalLimit = z.string().transform((text, context): RemovalLimit => {
@@ -170,6 +174,14 @@ export const Env = z.object({
     .meta(
       about("producers whose HAProxy server has another name", "puppet1.corp=master1,puppet2.corp=master2"),
     ),
+  SASORI_PROBE_PATH: probePath
+    .optional()
+    .meta(
+      about(
+        "path of a master that answers 200 for a node it has; asked when PuppetDB does not know better than a wrong route",
+        "/nodes/{certname}",
+      ),
+    ),
   SASORI_SCHEDULE: cron.default("*/5 * * * * *").meta(about("cron: look for changes", "*/5 * * * * *")),
   SASORI_FULL_SCHEDULE: cron
     .default("*/15 * * * *")
@@ -220,6 +232,7 @@ export interface Config {
   mapFile: string;
   mapName?: string | undefined;
   masterAliases: ReadonlyMap<string, Master>;
+  probePath?: string | undefined;
   schedule: string;
   fullSchedule: string;
   maxRemoved: RemovalLimit;
@@ -261,6 +274,7 @@ function toConfig(env: z.output<typeof Env>): Config {
     mapFile: env.SASORI_MAP_FILE,
     mapName: env.SASORI_MAP_NAME,
     masterAliases: env.SASORI_MASTER_ALIASES ?? new Map(),
+    probePath: env.SASORI_PROBE_PATH,
     schedule: env.SASORI_SCHEDULE,
     fullSchedule: env.SASORI_FULL_SCHEDULE,
     maxRemoved: env.SASORI_MAX_REMOVED,
@@ -349,6 +363,7 @@ export function showConfig(config: Config): Record<string, string> {
     SASORI_MAP_FILE: config.mapFile,
     SASORI_MAP_NAME: config.mapName ?? "",
     SASORI_MASTER_ALIASES: [...config.masterAliases].map((pair) => pair.join("=")).join(","),
+    SASORI_PROBE_PATH: config.probePath ?? "",
     SASORI_SCHEDULE: config.schedule,
     SASORI_FULL_SCHEDULE: config.fullSchedule,
     SASORI_MAX_REMOVED: "percent" in limit ? `${limit.percent}%` : String(limit.entries),

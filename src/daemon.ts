@@ -9,6 +9,7 @@ import type { Config } from "./config.js";
 import { reason, SasoriError, toFailure } from "./errors.js";
 import { buildApi } from "./http-api.js";
 import { Metrics } from "./metrics.js";
+import { Resolver } from "./resolve.js";
 import { assemble, Sync, type SyncReport, type SyncRequest } from "./sync.js";
 
 /** What a pass under way may take to finish on SIGTERM; with the rest of the shutdown it stays below 10 s. */
@@ -43,7 +44,17 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     logPass(log, report);
   });
   await sync.restore().catch((error: unknown) => log.error(toFailure(error), "state file"));
-  const api = buildApi({ sync, targets: parts, metrics, tokenFile: config.apiTokenFile });
+  const resolver = new Resolver({
+    fleet: sync.fleet,
+    puppetdb: parts.puppetdb,
+    resolve: () => sync.resolver(),
+    servers: () => sync.servers() ?? [],
+    probePath: config.probePath,
+    onObservation: (observation) => {
+      sync.submit(observation).catch((error: unknown) => log.error(toFailure(error), "resolved route"));
+    },
+  });
+  const api = buildApi({ sync, resolver, targets: parts, metrics, tokenFile: config.apiTokenFile });
   const url = await api.listen(config.listen).catch((error: unknown) => {
     const { host, port } = config.listen;
     throw new SasoriError("DAEMON", `cannot listen on ${host}:${port} (SASORI_LISTEN): ${reason(error)}`, {

@@ -50,11 +50,13 @@ export class Fleet {
     }
   }
 
-  /** A registration or a learned route. False if something newer is known. */
+  /** False if something newer is known. A registration or a learned route becomes one of our own. */
   observe(observation: Observation): boolean {
-    const taken = this.map.observe(observation);
-    if (taken) this.own.set(observation.certname, observation);
-    return taken;
+    if (!this.map.observe(observation)) return false;
+    const { certname, source } = observation;
+    if (source === "registration" || source === "learned") this.own.set(certname, observation);
+    else this.own.delete(certname);
+    return true;
   }
 
   merge(reading: Reading, resolve: Resolve, guard: Guard, since: number): Merged {
@@ -84,9 +86,7 @@ export class Fleet {
       return at > newest;
     }
     if (held !== undefined && held.at <= at) this.unroutable.delete(certname);
-    const taken = this.map.observe({ certname, master, at, source });
-    if (taken) this.own.delete(certname);
-    return taken;
+    return this.observe({ certname, master, at, source });
   }
 
   #takeNames({ kind, refused, withoutProducer, submissions }: Reading): void {

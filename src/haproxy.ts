@@ -185,11 +185,14 @@ function parseServers(state: string): Server[] {
   for (const line of lines) {
     const words = line.split(" ");
     const name = at(words, "srv_name");
-    if (line.startsWith("#") || !isMaster(name)) continue;
-    const fqdn = at(words, "srv_fqdn");
+    const [fqdn, ip] = [at(words, "srv_fqdn"), at(words, "srv_addr")];
+    // A server without an address of its own is a socket inside this HAProxy, such as the gateway's healer.
+    if (line.startsWith("#") || !isMaster(name) || (ip === "-" && fqdn === "-")) continue;
     // srv_op_state: 0 stopped, 1 starting, 2 running, 3 stopping. srv_admin_state: bits of maintenance.
     const up = at(words, "srv_op_state") !== "0" && at(words, "srv_admin_state") === "0";
-    servers.push({ name, host: fqdn === "-" || fqdn === "" ? at(words, "srv_addr") : fqdn, up });
+    const host = fqdn === "-" ? ip : fqdn;
+    const address = `${host.includes(":") ? `[${host}]` : host}:${at(words, "srv_port")}`;
+    servers.push({ name, host, address, up });
   }
   return servers;
 }

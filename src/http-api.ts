@@ -10,6 +10,7 @@ import { type ErrorCode, reason, SasoriError, toFailure } from "./errors.js";
 import { type Desired, lookUp } from "./lookup.js";
 import type { Metrics } from "./metrics.js";
 import { type Certname, parseCertname } from "./node-map.js";
+import type { Resolver } from "./resolve.js";
 import type { Sync, SyncParts, SyncReport, TargetState } from "./sync.js";
 
 /** The largest request is a plan id; nothing needs more. */
@@ -36,12 +37,13 @@ export interface Status {
 
 export interface ApiParts {
   sync: Sync;
+  resolver: Resolver;
   targets: Pick<SyncParts, "file" | "instances">;
   metrics: Metrics;
   tokenFile?: string | undefined;
 }
 
-export function buildApi({ sync, targets, metrics, tokenFile }: ApiParts): FastifyInstance {
+export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiParts): FastifyInstance {
   const startedAt = new Date().toISOString();
   const api = Fastify({ bodyLimit: MAX_BODY_BYTES, requestTimeout: 10_000 });
   api.setErrorHandler((error, _request, reply) => problem(reply, error));
@@ -62,6 +64,17 @@ export function buildApi({ sync, targets, metrics, tokenFile }: ApiParts): Fasti
     const certname = parseCertname(request.params.certname);
     return lookUp(certname, desiredOf(sync, certname), targets);
   });
+  // Asked by HAProxy, with a client waiting: the owner as text, 404 when nobody knows one.
+  api.get<{ Params: { certname: string }; Querystring: { not?: string } }>(
+    "/api/v1/resolve/:certname",
+    async (request, reply) => {
+      const owner = await resolver.owner(parseCertname(request.params.certname), request.query.not);
+      return reply
+        .code(owner === undefined ? 404 : 200)
+        .type("text/plain")
+        .send(owner ?? "");
+    },
+  );
   api.post("/api/v1/sync", async (request) => {
     await authorize(request, tokenFile);
     const body = SyncBody.safeParse(request.body ?? {});
@@ -111,7 +124,16 @@ async function authorize(request: FastifyRequest, tokenFile: string | undefined)
   );
 }
 
-const STATUS_OF: Partial<Record<ErrorCode, number>> = { USAGE: 400, STOPPED: 503 };
+const STATUS_OF: Partial<Record<ErrorCode, number>> = {
+  USAGE: 400,
+  STOPPED: 503,
+  BUSY: 503,
+  PUPPETDB_UNREACHABLE: 502,
+  PUPPETDB_STATUS: 502,
+  PUPPETDB_BODY: 502,
+  PUPPETDB_TLS: 502,
+  PUPPETDB_TIMEOUT: 504,
+};
 
 function problem(reply: FastifyReply, error: unknown, statusCode?: number): FastifyReply {
   const given = (error as { statusCode?: unknown }).statusCode;

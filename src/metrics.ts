@@ -63,7 +63,7 @@ export class Metrics {
     this.#seconds.observe({ kind }, report.durationMs / 1000);
     for (const [phase, ms] of Object.entries(report.phasesMs)) this.#phases.inc({ phase }, ms / 1000);
     if (source.failure) this.#errors.inc({ target: "puppetdb", code: source.failure.code });
-    else this.#lastGood.set(Date.parse(report.startedAt) / 1000);
+    else if (source.outcome === "done") this.#lastGood.set(Date.parse(report.startedAt) / 1000);
     if (report.journal) this.#errors.inc({ target: "journal", code: report.journal.code });
     for (const { target, failure, ...changed } of report.targets) {
       if (failure) this.#errors.inc({ target, code: failure.code });

@@ -54,6 +54,8 @@ export interface Contents {
 export interface Server {
   name: Master;
   host: string;
+  /** `host:port`. */
+  address: string;
   up: boolean;
 }
 

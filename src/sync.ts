@@ -6,11 +6,11 @@
 
 import type { Config } from "./config.js";
 import { type Failure, SasoriError, toFailure } from "./errors.js";
-import { Fleet, type Guard, resolver } from "./fleet.js";
+import { Fleet, type Guard, type Resolve, resolver } from "./fleet.js";
 import { HaproxyInstance } from "./haproxy.js";
 import { Journal } from "./journal.js";
 import { MapFile } from "./map-file.js";
-import type { Before, Master } from "./node-map.js";
+import type { Before, Master, Observation } from "./node-map.js";
 import {
   type Change,
   type Contents,
@@ -43,6 +43,8 @@ const MIN_OVERLAP_MS = 15_000;
 const MAX_OVERLAP_MS = 15 * 60_000;
 
 export interface SyncRequest {
+  /** Do not ask PuppetDB: only bring what is known to the targets. */
+  known?: boolean | undefined;
   /** Read everything and compare it with every target, instead of looking for changes. */
   full?: boolean | undefined;
   /** Plan only. */
@@ -68,14 +70,15 @@ export interface TargetReport {
 }
 
 export interface SyncReport {
-  kind: "changes" | "full";
+  /** `known`: PuppetDB was not asked, only what was known went to the targets. */
+  kind: "known" | "changes" | "full";
   dryRun: boolean;
   outcome: "done" | "failed" | "held";
   /** ISO 8601. */
   startedAt: string;
   durationMs: number;
   phasesMs: { look: number; fetch: number; plan: number; file: number; push: number };
-  source: { outcome: "done" | "failed"; submissions: number; failure?: Failure };
+  source: { outcome: "done" | "failed" | "not asked"; submissions: number; failure?: Failure };
   /** Nodes in the desired map after the pass. */
   nodes: number;
   /** How many nodes changed in the map, by the plan of the file; which ones stands in its report. */
@@ -130,7 +133,7 @@ interface Turn {
 interface PassFacts {
   kind: SyncReport["kind"];
   clock: Phases;
-  reading: Reading | Failure;
+  reading: Reading | Failure | undefined;
   turns: readonly Turn[];
   learned: number;
   journal: Failure | undefined;
@@ -162,6 +165,8 @@ export class Sync {
   readonly #tracked: Tracked[];
   readonly #stop = new AbortController();
   #stopping: SasoriError | undefined;
+  /** Observations made outside of a pass, for the next one. */
+  readonly #submitted: Observation[] = [];
   #watermark: { asOf: number; overlapMs: number } | undefined;
   #serverNames = "";
   #running: Promise<SyncReport> | undefined;
@@ -221,9 +226,27 @@ export class Sync {
       const joined = this.#next.request;
       joined.full = joined.full || request.full;
       joined.dryRun = joined.dryRun && request.dryRun;
+      joined.known = joined.known && request.known;
       joined.approve = request.approve ?? joined.approve;
     }
     return this.#next.report;
+  }
+
+  /** Takes an observation made outside of a pass, and brings it to every target as soon as possible. */
+  submit(observation: Observation): Promise<SyncReport> {
+    this.#submitted.push(observation);
+    return this.request({ known: true });
+  }
+
+  /** The servers of every instance, as last seen; undefined when there is no HAProxy to ask. */
+  servers(): readonly Server[] | undefined {
+    if (this.#parts.instances.length === 0) return undefined;
+    return this.#tracked.flatMap(({ servers }) => servers);
+  }
+
+  /** Finds the server of a producer, by the servers that are there now. */
+  resolver(): Resolve {
+    return resolver(this.#parts.config.masterAliases, this.servers());
   }
 
   /** Lets a pass under way finish for `graceMs`, then abandons it: no target is left half-written. */
@@ -288,7 +311,8 @@ export class Sync {
 
   // A producer that had no server may have one now, and its nodes' submissions are not sent twice.
   #kindOf(request: SyncRequest): SyncReport["kind"] {
-    const names = this.#servers()
+    if (request.known && !request.full) return "known";
+    const names = (this.servers() ?? [])
       .map(({ name, host }) => `${name}=${host}`)
       .sort()
       .join();
@@ -297,12 +321,8 @@ export class Sync {
     return request.full || newServers || this.#watermark === undefined ? "full" : "changes";
   }
 
-  /** The servers of every instance, as last seen. */
-  #servers(): readonly Server[] {
-    return this.#tracked.flatMap(({ servers }) => servers);
-  }
-
-  async #fetch(kind: SyncReport["kind"], signal: AbortSignal): Promise<Reading | Failure> {
+  async #fetch(kind: SyncReport["kind"], signal: AbortSignal): Promise<Reading | Failure | undefined> {
+    if (kind === "known") return undefined;
     try {
       if (kind === "full" || this.#watermark === undefined) return await this.#parts.puppetdb.readAll(signal);
       const { asOf, overlapMs } = this.#watermark;
@@ -312,24 +332,23 @@ export class Sync {
     }
   }
 
-  /** Merges what was read into the fleet. */
-  #merge(turns: readonly Turn[], reading: Reading | Failure, request: SyncRequest): void {
+  /** Merges what was read and what was submitted into the fleet. */
+  #merge(turns: readonly Turn[], reading: Reading | Failure | undefined, request: SyncRequest): void {
     for (const { contents } of turns) if (contents !== undefined) this.fleet.inherit(contents);
-    if (!("code" in reading)) this.#mergeReading(reading, request);
+    if (reading !== undefined && !("code" in reading)) this.#mergeReading(reading, request);
+    for (const observation of this.#submitted.splice(0)) this.fleet.observe(observation);
     this.#remember(this.fleet.map.takeChanges());
   }
 
   #mergeReading(reading: Reading, request: SyncRequest): void {
-    const { config } = this.#parts;
-    const resolve = resolver(config.masterAliases, config.haproxy.length === 0 ? undefined : this.#servers());
-    const guard: Guard = { limit: config.maxRemoved, approved: request.approve };
-    const { lateMs } = this.fleet.merge(reading, resolve, guard, this.#watermark?.asOf ?? 0);
+    const guard: Guard = { limit: this.#parts.config.maxRemoved, approved: request.approve };
+    const { lateMs } = this.fleet.merge(reading, this.resolver(), guard, this.#watermark?.asOf ?? 0);
     this.#watermark = advance(this.#watermark, reading, lateMs);
   }
 
   /** Routes that a HAProxy learned since it was last in sync become observations for all others. */
   #learn(turns: readonly Turn[]): number {
-    const names = new Set(this.#servers().map(({ name }) => name));
+    const names = new Set(this.servers()?.map(({ name }) => name));
     const isServer = (name: Master) => names.has(name);
     let learned = 0;
     for (const { tracked, contents, report } of turns) {
@@ -392,10 +411,7 @@ export class Sync {
   #report(request: SyncRequest, { kind, clock, reading, turns, learned, journal }: PassFacts): SyncReport {
     const { fleet } = this;
     const targets = turns.map(({ report }) => report);
-    const source: SyncReport["source"] =
-      "code" in reading
-        ? { outcome: "failed", submissions: 0, failure: reading }
-        : { outcome: "done", submissions: reading.submissions.size };
+    const source = sourceReport(reading);
     const failed =
       source.outcome === "failed" || journal !== undefined || targets.some(({ failure }) => failure);
     const { verdict } = fleet;
@@ -497,6 +513,12 @@ function count(report: TargetReport, plan: Plan): void {
   report.set = plan.set.length;
   report.del = plan.del.length;
   report.changes = [...plan.set, ...plan.add, ...plan.del].slice(0, MAX_LISTED);
+}
+
+function sourceReport(reading: Reading | Failure | undefined): SyncReport["source"] {
+  if (reading === undefined) return { outcome: "not asked", submissions: 0 };
+  if ("code" in reading) return { outcome: "failed", submissions: 0, failure: reading };
+  return { outcome: "done", submissions: reading.submissions.size };
 }
 
 function countProducers(fleet: Fleet): Record<string, number> {

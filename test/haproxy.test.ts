@@ -39,7 +39,14 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       const instance = instanceOf(haproxy);
       const sighting = await instance.look(signal());
       expect(sighting.fingerprint.process).toMatch(new RegExp(`^${haproxy.pid}@\\d+$`));
-      expect(sighting.servers).toEqual(servers.map(({ name }) => ({ name, host: "127.0.0.1", up: true })));
+      expect(sighting.servers).toEqual(
+        servers.map(({ name, port }) => ({
+          name,
+          host: "127.0.0.1",
+          address: `127.0.0.1:${port}`,
+          up: true,
+        })),
+      );
       const { routes, rebuild, fingerprint } = await instance.read(signal());
       expect([...routes]).toEqual([["node1.example.com", "master1"]]);
       expect(rebuild).toBe(false);

@@ -1,9 +1,10 @@
 /**
  * The project's own haproxy.cfg on a real HAProxy, with small masters behind it, for tests of routing.
  */
-import { readFileSync } from "node:fs";
+import { copyFileSync, readFileSync } from "node:fs";
 import http from "node:http";
 import type { AddressInfo } from "node:net";
+import { join } from "node:path";
 import { freePort } from "./child.js";
 import {
   type HaproxyOptions,
@@ -12,28 +13,50 @@ import {
   startHaproxy,
 } from "./haproxy-server.js";
 
-/** A master that answers every request with its name, the node it was asked for, and the path. */
+/**
+ * A master that answers every request with its name, the node it was asked for, and the path. With `nodes` set it
+ * says 404 to all others.
+ */
 export interface TestMaster {
   name: string;
   port: number;
+  nodes: Set<string> | undefined;
+  /** The body of the last request. */
+  body: string;
   /** Requests for nodes so far, without health checks. */
   requests: number;
   /** While set, requests wait for it: that is how a queue fills. */
   hold: Promise<void> | undefined;
   stop(): Promise<void>;
+  /** Again, on the same port. */
+  start(): Promise<void>;
 }
 
 export async function startMaster(name: string, port = 0): Promise<TestMaster> {
-  const master: TestMaster = { name, port, requests: 0, hold: undefined, stop: async () => undefined };
+  const master: TestMaster = {
+    name,
+    port,
+    nodes: undefined,
+    body: "",
+    requests: 0,
+    hold: undefined,
+    stop: async () => undefined,
+    start: () => new Promise((resolve) => server.listen(master.port, "127.0.0.1", resolve)),
+  };
   const server = http.createServer(async (request, response) => {
     if (request.url === "/status/v1/simple") {
       response.end("running");
       return;
     }
-    master.requests += 1;
+    const probed = /^\/probe\/(.*)$/.exec(request.url ?? "")?.[1];
+    const node = probed ?? String(request.headers["x-node-name"]);
+    if (probed === undefined) master.requests += 1;
+    master.body = "";
+    for await (const chunk of request) master.body += String(chunk);
     await master.hold;
-    response.setHeader("content-type", "application/json");
-    response.end(JSON.stringify({ master: name, node: request.headers["x-node-name"], path: request.url }));
+    const mine = master.nodes?.has(node) ?? true;
+    response.writeHead(mine ? 200 : 404, { "content-type": "application/json" });
+    response.end(JSON.stringify({ master: name, node, path: request.url }));
   });
   await new Promise<void>((resolve) => server.listen(port, "127.0.0.1", resolve));
   master.port = (server.address() as AddressInfo).port;
@@ -55,12 +78,20 @@ export interface Gateway {
 
 /** Gives `use` three masters (master1 to master3) behind haproxy/haproxy.cfg. */
 export async function withGateway<T>(
-  options: Pick<HaproxyOptions, "bin" | "map" | "masterWorker">,
+  options: Pick<HaproxyOptions, "bin" | "map" | "masterWorker"> & {
+    /** Of sasori's HTTP API. Default: a port where nobody listens. */
+    sasoriPort?: number;
+    /** More variables of haproxy.cfg. */
+    variables?: Record<string, string>;
+  },
   use: (gateway: Gateway) => Promise<T>,
 ): Promise<T> {
   const masters = await Promise.all(["master1", "master2", "master3"].map((name) => startMaster(name)));
   const statsPort = await freePort();
-  const haproxy = await startHaproxy({ ...options, config: (at) => gatewayConfig(at, masters, statsPort) });
+  const sasori = options.sasoriPort ?? (await freePort());
+  const variables = { RESOLVE_URL: `http://127.0.0.1:${sasori}/api/v1/resolve/`, ...options.variables };
+  const config = (at: HaproxyPlaces) => gatewayConfig(at, masters, statsPort, variables);
+  const haproxy = await startHaproxy({ ...options, config });
   const url = `http://127.0.0.1:${haproxy.ports.frontend}`;
   try {
     return await use({
@@ -78,10 +109,11 @@ export async function withGateway<T>(
 }
 
 /** haproxy.cfg with the variables that it takes from the environment set in front of it. */
-export function gatewayConfig(
+function gatewayConfig(
   at: HaproxyPlaces,
   masters: readonly { port: number }[],
   statsPort: number,
+  more: Record<string, string>,
 ): string {
   const variables = {
     NODE_MASTER_MAP: at.mapPath,
@@ -91,8 +123,11 @@ export function gatewayConfig(
     GATEWAY_PORT: at.ports.frontend,
     STATS_PORT: statsPort,
     ...Object.fromEntries(masters.map(({ port }, index) => [`MASTER${index + 1}`, `127.0.0.1:${port}`])),
+    ...more,
   };
   const lines = Object.entries(variables).map(([name, value]) => `  setenv ${name} "${value}"\n`);
-  const config = readFileSync(new URL("../../haproxy/haproxy.cfg", import.meta.url), "utf8");
+  const source = (name: string) => new URL(`../../haproxy/${name}`, import.meta.url);
+  copyFileSync(source("heal.lua"), join(at.dir, "heal.lua"));
+  const config = readFileSync(source("haproxy.cfg"), "utf8");
   return `global\n${lines.join("")}${config}`;
 }

@@ -1,0 +1,83 @@
+-- Asks sasori where a node is, when its route turned out wrong: the master that the map named said "not mine",
+-- could not be reached, or there is no route. Used by haproxy.cfg; a request whose route is right never comes here.
+--
+-- In:  txn.node    the certname, already checked by the gateway
+--      txn.tried   the servers that were tried for this request, separated by commas
+-- Out: txn.master  the server to try now; unset when there is none
+--      txn.route   learned: sasori says that the node is there; redispatched: another master stands in
+--      txn.final   set when an answer of this server is to be believed, whatever its status
+
+local BACKEND = "puppet"
+local HEALER = "heal"
+local RESOLVE_URL = os.getenv("RESOLVE_URL") or "http://127.0.0.1:9180/api/v1/resolve/"
+local FALLBACK = os.getenv("GATEWAY_FALLBACK") ~= "off"
+
+-- sasori may have to ask PuppetDB; a client is waiting meanwhile.
+local DEADLINE_MS = 2000
+
+-- Without sasori the masters are tried one after the other, but never more than this.
+local MAX_TRIES = 4
+
+local function is_up(server)
+  local status = server:get_stats()["status"]
+  -- "UP", "UP 1/2" (about to fall), "no check"; not "DOWN", "DOWN 1/2", "MAINT", "DRAIN", "NOLB".
+  return status ~= nil and (status:sub(1, 2) == "UP" or status == "no check")
+end
+
+-- The servers that are up and not in `tried`, without the healer itself.
+local function others(tried)
+  local names = {}
+  for name, server in pairs(core.backends[BACKEND].servers) do
+    if name ~= HEALER and not tried[name] and is_up(server) then names[#names + 1] = name end
+  end
+  return names
+end
+
+local function to_set(list)
+  local names, count = {}, 0
+  for name in list:gmatch("[^,]+") do
+    names[name] = (names[name] or 0) + 1
+    count = count + 1
+  end
+  return names, count
+end
+
+-- "known" and the owner, "unknown", or "silent" when sasori gives no answer.
+local function ask_sasori(node, wrong)
+  local response = core.httpclient():get{
+    url = RESOLVE_URL .. node .. (wrong and ("?not=" .. wrong) or ""),
+    timeout = DEADLINE_MS,
+  }
+  if response and response.status == 200 and response.body:match("^[%w_:.-]+$") then
+    return "known", response.body
+  end
+  if response and response.status == 404 then return "unknown" end
+  return "silent"
+end
+
+-- Another master for a node whose own is down, or, while sasori is silent, one that may have it.
+local function stand_in(txn, tried, is_last)
+  local names = others(tried)
+  if not FALLBACK or #names == 0 then return end
+  txn:set_var("txn.master", names[math.random(#names)])
+  txn:set_var("txn.route", "redispatched")
+  if is_last or #names == 1 then txn:set_var("txn.final", "yes") end
+end
+
+core.register_action("heal", { "http-req" }, function(txn)
+  local list = txn:get_var("txn.tried") or ""
+  local tried, count = to_set(list)
+  local first = list:match("^[^,]+")
+  local answer, owner = ask_sasori(txn:get_var("txn.node"), first)
+  -- Nobody knows better than the map: its master is asked once more, and what it says then is the answer.
+  if answer == "unknown" then owner = first end
+
+  local server = owner and core.backends[BACKEND].servers[owner]
+  if server and is_up(server) and (tried[owner] or 0) < 2 then
+    txn:set_var("txn.master", owner)
+    txn:set_var("txn.final", "yes")
+    txn:set_var("txn.route", owner == first and "mapped" or "learned")
+  elseif count < MAX_TRIES and (owner or answer == "silent") then
+    stand_in(txn, tried, answer ~= "silent" or count + 1 == MAX_TRIES)
+  end
+end)

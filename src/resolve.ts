@@ -1,0 +1,126 @@
+// "Who has this node now?", asked by HAProxy when a route turned out wrong, with a client waiting for the answer.
+// Answers from what sasori knows newer than that route, else from PuppetDB, for this one node, else by asking the
+// masters themselves. Promises: questions for one node at a time are one question; answers, and that there is
+// none, are remembered for seconds; questions under way are bounded, so that bogus or dying nodes can flood
+// neither PuppetDB nor the masters.
+
+import { request } from "undici";
+import { SasoriError } from "./errors.js";
+import type { Fleet, Resolve } from "./fleet.js";
+import type { Certname, Master, Observation } from "./node-map.js";
+import type { Server } from "./plan.js";
+import type { PuppetDb } from "./puppetdb.js";
+
+/** HAProxy waits 2 s. */
+const DEADLINE_MS = 1_800;
+const PROBE_DEADLINE_MS = 800;
+
+/** A moved node's requests come in bursts; a route that was right a moment ago may be wrong soon. */
+const REMEMBERED_MS = 3_000;
+const MAX_REMEMBERED = 10_000;
+
+/** Nodes asked about at once. What comes beyond is refused, and HAProxy goes on by itself. */
+const MAX_UNDERWAY = 200;
+
+export interface ResolverParts {
+  fleet: Pick<Fleet, "map">;
+  puppetdb: Pick<PuppetDb, "readNode">;
+  /** Producer to server, by the servers that HAProxy has now. */
+  resolve: () => Resolve;
+  servers: () => readonly Server[];
+  /** Path of a master that answers 200 for a node that it has, with `{certname}` in it. */
+  probePath: string | undefined;
+  /** Told what was found out; it must reach the map. */
+  onObservation: (observation: Observation) => void;
+}
+
+export class Resolver {
+  readonly #parts: ResolverParts;
+  readonly #underway = new Map<Certname, Promise<Master | undefined>>();
+  /** In the order of their time, so that the first is the oldest. */
+  readonly #remembered = new Map<Certname, { owner: Master | undefined; until: number }>();
+
+  constructor(parts: ResolverParts) {
+    this.#parts = parts;
+  }
+
+  /**
+   * The node's master, or undefined when nobody knows one. `wrong` is the master whose answer raised the
+   * question. Throws `BUSY` when too many questions are under way, and `PUPPETDB_...` when PuppetDB could not
+   * be asked and no master was found either.
+   */
+  async owner(certname: Certname, wrong: string | undefined): Promise<Master | undefined> {
+    const known = this.#parts.fleet.map.get(certname);
+    // The map already says otherwise than the route that was tried: that HAProxy has not got it yet.
+    if (known !== undefined && known.source !== "inherited" && known.master !== wrong) return known.master;
+    const remembered = this.#remembered.get(certname);
+    if (remembered !== undefined && performance.now() < remembered.until) return remembered.owner;
+    const underway = this.#underway.get(certname);
+    if (underway !== undefined) return underway;
+    if (this.#underway.size >= MAX_UNDERWAY) {
+      throw new SasoriError("BUSY", `${MAX_UNDERWAY} nodes are being looked for: ask again`);
+    }
+    const asked = this.#ask(certname, wrong).finally(() => this.#underway.delete(certname));
+    this.#underway.set(certname, asked);
+    return asked;
+  }
+
+  async #ask(certname: Certname, wrong: string | undefined): Promise<Master | undefined> {
+    const observation = await this.#askPuppetdb(certname).catch((error: unknown) => error);
+    let owner: Master | undefined;
+    if (isObservation(observation)) {
+      owner = observation.master;
+      if (owner !== wrong) this.#parts.onObservation(observation);
+    }
+    if (owner === undefined || owner === wrong) owner = (await this.#probe(certname)) ?? owner;
+    if (owner === undefined && observation instanceof Error) throw observation;
+    this.#remember(certname, owner);
+    return owner;
+  }
+
+  async #askPuppetdb(certname: Certname): Promise<Observation | undefined> {
+    const submission = await this.#parts.puppetdb.readNode(
+      certname,
+      AbortSignal.timeout(DEADLINE_MS - PROBE_DEADLINE_MS),
+    );
+    const master = submission && this.#parts.resolve()(submission.producer);
+    return submission && master && { certname, master, at: submission.at, source: submission.source };
+  }
+
+  /** Asks all masters that are up, at once. The first that has the node wins. */
+  async #probe(certname: Certname): Promise<Master | undefined> {
+    const { probePath, servers } = this.#parts;
+    if (probePath === undefined) return undefined;
+    const path = probePath.replaceAll("{certname}", certname);
+    const found = new AbortController();
+    const signal = AbortSignal.any([found.signal, AbortSignal.timeout(PROBE_DEADLINE_MS)]);
+    const up = servers().filter((server) => server.up);
+    const asked = up.map(async ({ name, address }) => {
+      const { statusCode, body } = await request(`http://${address}${path}`, { signal });
+      await body.dump();
+      if (statusCode !== 200) throw new Error(`${name} answered ${statusCode}`);
+      return name;
+    });
+    try {
+      const master = await Promise.any(asked);
+      this.#parts.onObservation({ certname, master, at: Date.now(), source: "learned" });
+      return master;
+    } catch {
+      return undefined; // No master has it, or none could be asked.
+    } finally {
+      found.abort();
+    }
+  }
+
+  #remember(certname: Certname, owner: Master | undefined): void {
+    this.#remembered.delete(certname);
+    this.#remembered.set(certname, { owner, until: performance.now() + REMEMBERED_MS });
+    if (this.#remembered.size <= MAX_REMEMBERED) return;
+    const [oldest] = this.#remembered.keys();
+    if (oldest !== undefined) this.#remembered.delete(oldest);
+  }
+}
+
+function isObservation(value: unknown): value is Observation {
+  return typeof value === "object" && value !== null && "master" in value;
+}

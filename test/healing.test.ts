@@ -1,0 +1,229 @@
+// Routes that turned out wrong: a real gateway, masters that say 404 for nodes they do not have, and sasori's API.
+
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { pino } from "pino";
+import { describe, expect, test } from "vitest";
+import { startPuppetdbStandIn } from "../demo/puppetdb.js";
+import { readConfig } from "../src/config.js";
+import { type Daemon, startDaemon } from "../src/daemon.js";
+import { freePort } from "./support/child.js";
+import { type Gateway, withGateway } from "./support/gateway.js";
+import type { HaproxyOptions } from "./support/haproxy-server.js";
+import { haproxyBinaries } from "./support/parts.js";
+import { type PuppetdbClient, puppetdbClient } from "./support/puppetdb-server.js";
+
+const node = (index: number) => `node${index}.example.com`;
+const NODE = node(1);
+
+interface Lab extends Gateway {
+  puppetdb: PuppetdbClient;
+  stopPuppetdb(): Promise<void>;
+  daemon: Daemon;
+  /** The node is at this master now, and at no other; PuppetDB is not told. */
+  move(certname: string, master: string): void;
+}
+
+/** A gateway with sasori beside it, which looks for changes never by itself, so that only healing can help. */
+async function withHealing(
+  options: Pick<HaproxyOptions, "bin" | "map"> & { variables?: Record<string, string>; probe?: boolean },
+  use: (lab: Lab) => Promise<void>,
+): Promise<void> {
+  const folder = await mkdtemp(path.join(tmpdir(), "sasori-heal-"));
+  const [sasoriPort, puppetdbPort] = [await freePort(), await freePort()];
+  const standIn = await startPuppetdbStandIn({ host: "127.0.0.1", port: puppetdbPort });
+  const url = `http://127.0.0.1:${puppetdbPort}`;
+  const nowhere = { tls: { url, ca: "", cert: "", key: "" }, postgres: { psql: "", port: 0, password: "" } };
+  const puppetdb = puppetdbClient({ url, ...nowhere });
+  try {
+    await withGateway({ ...options, sasoriPort }, async (gateway) => {
+      for (const master of gateway.masters) master.nodes = new Set();
+      const move = (certname: string, to: string) => {
+        for (const { name, nodes } of gateway.masters) {
+          if (name === to) nodes?.add(certname);
+          else nodes?.delete(certname);
+        }
+      };
+      for (const [certname, master] of options.map ?? []) {
+        await puppetdb.replaceFacts({ certname, producer: master, at: new Date(Date.now() - 60_000) });
+        move(certname, master);
+      }
+      const never = "0 0 1 1 *";
+      const config = readConfig({
+        SASORI_PUPPETDB_URL: url,
+        SASORI_HAPROXY: gateway.haproxy.socketPath,
+        SASORI_MAP_FILE: gateway.haproxy.mapPath,
+        SASORI_LISTEN: `127.0.0.1:${sasoriPort}`,
+        SASORI_SCHEDULE: never,
+        SASORI_FULL_SCHEDULE: never,
+        SASORI_PROBE_PATH: options.probe ? "/probe/{certname}" : "",
+      });
+      const daemon = await startDaemon(config, pino({ level: "silent" }));
+      try {
+        await expect.poll(async () => (await fetch(`${daemon.url}/readyz`)).status).toBe(200);
+        await use({ ...gateway, puppetdb, stopPuppetdb: () => standIn.close(), daemon, move });
+      } finally {
+        await daemon.stop();
+      }
+    });
+  } finally {
+    await standIn.close();
+    await rm(folder, { recursive: true });
+  }
+}
+
+const routeOf = (response: Response) => ({
+  status: response.status,
+  route: response.headers.get("x-route"),
+  master: response.headers.get("x-served-by"),
+});
+const requests = (lab: Lab) => lab.masters.map((master) => master.requests);
+
+describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) => {
+  const map: [string, string][] = [
+    [NODE, "master1"],
+    [node(2), "master2"],
+  ];
+
+  test.each([{ method: "GET" }, { method: "POST", body: "x".repeat(4_000) }])(
+    "heals on the first $method that meets it: one wrong and one right request, and the map is right from then on",
+    (init) =>
+      withHealing({ bin, map }, async (lab) => {
+        lab.move(NODE, "master3");
+        await lab.puppetdb.replaceFacts({ certname: NODE, producer: "master3" });
+        expect(routeOf(await lab.ask(NODE, init))).toEqual({
+          status: 200,
+          route: "learned",
+          master: "master3",
+        });
+        expect(lab.masters[2]?.body).toBe(init.body ?? "");
+        expect(requests(lab)).toEqual([1, 0, 1]);
+        expect(routeOf(await lab.ask(NODE, init))).toEqual({
+          status: 200,
+          route: "mapped",
+          master: "master3",
+        });
+        expect(requests(lab)).toEqual([1, 0, 2]);
+        await expect.poll(async () => (await lab.haproxy.showMap()).get(NODE)).toBe("master3");
+      }),
+  );
+
+  test("heals a burst of 500 moved nodes from 50 clients without one failure, each at one wrong and one right request", () => {
+    const many = Array.from({ length: 500 }, (_, index): [string, string] => [node(index), "master1"]);
+    return withHealing({ bin, map: many }, async (lab) => {
+      for (const [certname] of many) {
+        lab.move(certname, "master2");
+        await lab.puppetdb.replaceFacts({ certname, producer: "master2" });
+      }
+      const waiting = [...many];
+      const seen: ReturnType<typeof routeOf>[] = [];
+      const client = async () => {
+        for (let next = waiting.pop(); next; next = waiting.pop()) seen.push(routeOf(await lab.ask(next[0])));
+      };
+      await Promise.all(Array.from({ length: 50 }, client));
+      expect(seen.filter(({ status, master }) => status !== 200 || master !== "master2")).toEqual([]);
+      expect(seen).toHaveLength(500);
+      const [wrong = 0, right] = requests(lab);
+      // A client that comes after another one's answer has brought news to the map meets no wrong master at all.
+      expect(wrong).toBeLessThanOrEqual(500);
+      expect(right).toBe(500);
+      await expect
+        .poll(async () => new Set((await lab.haproxy.showMap()).values()))
+        .toEqual(new Set(["master2"]));
+    });
+  });
+
+  test("asks the masters where PuppetDB does not know yet, and keeps what it learned for file and restart", () =>
+    withHealing({ bin, map, probe: true }, async (lab) => {
+      lab.move(NODE, "master2");
+      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 200, route: "learned", master: "master2" });
+      expect(requests(lab)).toEqual([1, 1, 0]);
+      const lookup = async () => (await fetch(`${lab.daemon.url}/api/v1/nodes/${NODE}`)).json();
+      await expect.poll(lookup).toMatchObject({
+        desired: { master: "master2", source: "learned" },
+        file: { master: "master2" },
+        live: [{ master: "master2" }],
+      });
+    }));
+
+  test("is the master's own 404 when everybody agrees that the node is there", () =>
+    withHealing({ bin, map }, async (lab) => {
+      lab.masters[0]?.nodes?.delete(NODE); // It has lost it, and nobody else has it.
+      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 404, route: "mapped", master: "master1" });
+      expect(requests(lab)).toEqual([2, 0, 0]);
+    }));
+
+  test("goes to another master while the node's own is down, without teaching the map, and back when it is up", () =>
+    withHealing({ bin, map }, async (lab) => {
+      const [first, ...others] = lab.masters;
+      for (const { nodes } of others) nodes?.add(NODE);
+      await first?.stop();
+      for (let count = 0; count < 3; count += 1) {
+        const { status, route, master } = routeOf(await lab.ask(NODE));
+        expect({ status, route }).toEqual({ status: 200, route: "redispatched" });
+        expect(master).toMatch(/^master[23]$/);
+      }
+      expect((await lab.haproxy.showMap()).get(NODE)).toBe("master1");
+      await first?.start();
+      await expect
+        .poll(async () => routeOf(await lab.ask(NODE)), { timeout: 10_000 })
+        .toEqual({
+          status: 200,
+          route: "mapped",
+          master: "master1",
+        });
+    }));
+
+  test("is 503 no_master for a dead master's nodes where the operator wants no fallback", () =>
+    withHealing({ bin, map, variables: { GATEWAY_FALLBACK: "off" } }, async (lab) => {
+      await lab.masters[0]?.stop();
+      const response = await lab.ask(NODE);
+      expect(response.status).toBe(503);
+      expect(response.headers.get("retry-after")).toBe("5");
+      expect(await response.json()).toMatchObject({ error: "no_master" });
+      expect((await lab.ask(node(2))).status).toBe(200);
+    }));
+
+  test("is looked for among the masters, a bounded number of them, while sasori is stopped", () =>
+    withHealing({ bin, map }, async (lab) => {
+      await lab.daemon.stop();
+      lab.move(NODE, "master3");
+      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 200, route: "redispatched", master: "master3" });
+      expect(routeOf(await lab.ask(node(2)))).toEqual({ status: 200, route: "mapped", master: "master2" });
+      expect(requests(lab).reduce((sum, count) => sum + count)).toBeLessThanOrEqual(4);
+      lab.move(NODE, "nowhere");
+      expect((await lab.ask(NODE)).status).toBe(404);
+    }));
+
+  test("finds a node that the map does not hold only where discovery is switched on", () =>
+    withHealing({ bin, map, variables: { GATEWAY_DISCOVERY: "on" } }, async (lab) => {
+      lab.move("new.example.com", "master2");
+      await lab.puppetdb.replaceFacts({ certname: "new.example.com", producer: "master2" });
+      expect(routeOf(await lab.ask("new.example.com"))).toEqual({
+        status: 200,
+        route: "learned",
+        master: "master2",
+      });
+      expect(routeOf(await lab.ask("new.example.com"))).toMatchObject({ route: "mapped" });
+      const before = requests(lab);
+      const bogus = await lab.ask("bogus.example.com");
+      expect(bogus.status).toBe(404);
+      expect(await bogus.json()).toMatchObject({ error: "node_unknown" });
+      expect(requests(lab)).toEqual(before);
+    }));
+
+  test("lets no client speak the gateway's own headers", () =>
+    withHealing({ bin, map }, async (lab) => {
+      const headers = {
+        "X-Sasori-Tried": "master1,master1",
+        "x-sasori-tried": "master2",
+        "X-Route": "learned",
+      };
+      expect(routeOf(await lab.ask(NODE, { headers }))).toEqual({
+        status: 200,
+        route: "mapped",
+        master: "master1",
+      });
+    }));
+});

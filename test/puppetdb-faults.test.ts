@@ -1,0 +1,518 @@
+import { copyFile, mkdtemp, readFile, rm, unlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { SasoriError } from "../src/errors.js";
+import { parseCertname } from "../src/node-map.js";
+import { PuppetDb } from "../src/puppetdb.js";
+import { freePort, run } from "./support/child.js";
+import { puppetdbParts } from "./support/parts.js";
+import {
+  answer,
+  EMPTY,
+  type Script,
+  type ScriptedPuppetdb,
+  type Scripts,
+  SILENT,
+  startScriptedPuppetdb,
+} from "./support/scripted-puppetdb.js";
+
+const NODE = parseCertname("node1.example.com");
+const ROW = JSON.stringify({
+  certname: NODE,
+  producer: "master1.example.com",
+  producer_timestamp: "2026-01-01T00:00:00.000Z",
+});
+const HTML = "text/html;charset=iso-8859-1";
+const TEXT = "text/plain";
+
+/** The ways to ask, each with an entity that it asks first, side by side with others. */
+const READINGS = {
+  "everything is read": (source: PuppetDb, signal: AbortSignal) => source.readAll(signal),
+  "changes are read": (source: PuppetDb, signal: AbortSignal) => source.readChanges(Date.now(), signal),
+  "one node is read": (source: PuppetDb, signal: AbortSignal) => source.readNode(NODE, signal),
+} as const;
+
+/** Sends the pieces, then cuts the connection (`cut`) or ends the answer. */
+function pieces(texts: string[], headers: Record<string, string> = {}, cut = false): Script {
+  return (response) => {
+    response.writeHead(200, { "content-type": "application/json", ...headers });
+    for (const text of texts) response.write(text);
+    // Until it was sent: a cut at once would take the beginning with it.
+    if (cut) response.write(" ", () => response.socket?.destroy());
+    else response.end();
+  };
+}
+
+/** Sends the beginning and then nothing any more. */
+const stalledAfter = (text: string): Script => {
+  return (response) => {
+    response.writeHead(200, { "content-type": "application/json" });
+    response.write(text);
+  };
+};
+
+const soon = () => AbortSignal.timeout(20_000);
+
+/** The error of a reading that must fail. */
+async function failure(reading: Promise<unknown>): Promise<SasoriError> {
+  const outcome = await reading.then(
+    (value) => new Error(`it succeeded: ${JSON.stringify(value)}`),
+    (error: unknown) => error,
+  );
+  expect(outcome).toBeInstanceOf(SasoriError);
+  return outcome as SasoriError;
+}
+
+describe("what PuppetDB may answer instead of rows", () => {
+  let server: ScriptedPuppetdb;
+  let source: PuppetDb;
+
+  beforeEach(async () => {
+    server = await startScriptedPuppetdb({ other: SILENT });
+    source = new PuppetDb({ url: server.url });
+  });
+  afterEach(() => server.close());
+
+  // All other queries hang: the reading has to end them when this one fails.
+  const faults: [string, Script, SasoriError["code"], string[]][] = [
+    [
+      "500",
+      answer("PSQLException: too many", 500, TEXT),
+      "PUPPETDB_STATUS",
+      ["500", "too many", "log says why"],
+    ],
+    ["502 by a proxy", answer("<h1>Bad Gateway</h1>", 502, HTML), "PUPPETDB_STATUS", ["502", "Bad Gateway"]],
+    [
+      "503 in maintenance",
+      answer("PuppetDB is currently down. Try again later.", 503, TEXT),
+      "PUPPETDB_STATUS",
+      ["503", "currently down", "starting or in maintenance"],
+    ],
+    ["503 without a word", answer("", 503, TEXT), "PUPPETDB_STATUS", ["503", "starting or in maintenance"]],
+    [
+      "403 to a name that is not on its list",
+      answer("The client certificate name sasori doesn't appear in the certificate whitelist.", 403, TEXT),
+      "PUPPETDB_STATUS",
+      ["403", "doesn't appear", "certificate-allowlist"],
+    ],
+    ["401", answer("no", 401, TEXT), "PUPPETDB_STATUS", ["401", "SASORI_PUPPETDB_TOKEN_FILE"]],
+    [
+      "400",
+      answer("'x' is not a queryable object", 400, TEXT),
+      "PUPPETDB_STATUS",
+      ["400", "queryable", "PuppetDB 7"],
+    ],
+    ["404", answer("not found", 404, TEXT), "PUPPETDB_STATUS", ["404", "SASORI_PUPPETDB_URL"]],
+    [
+      "302",
+      (response) => response.writeHead(302, { location: "/pdb/dashboard/index.html" }).end(),
+      "PUPPETDB_STATUS",
+      ["302", "SASORI_PUPPETDB_URL"],
+    ],
+    [
+      "500 and breaks off",
+      (response) => {
+        response.writeHead(500, { "content-length": "1000" });
+        response.write("half", () => response.socket?.destroy());
+      },
+      "PUPPETDB_STATUS",
+      ["500", "log says why"],
+    ],
+    [
+      "a web page with status 200",
+      answer("<html><title>Sign in</title></html>", 200, HTML),
+      "PUPPETDB_BODY",
+      ["text/html", "Sign in", "SASORI_PUPPETDB_URL"],
+    ],
+    [
+      "rows as text/plain",
+      answer("[]", 200, TEXT),
+      "PUPPETDB_BODY",
+      ["text/plain", "[]", "SASORI_PUPPETDB_URL"],
+    ],
+    [
+      "no content type",
+      (response) => response.writeHead(200).end("[]"),
+      "PUPPETDB_BODY",
+      ['""', "SASORI_PUPPETDB_URL"],
+    ],
+    ["nothing, as JSON", answer(""), "PUPPETDB_BODY", ["no end", "PuppetDB's log"]],
+    ["an object", answer('{"error":"busy"}'), "PUPPETDB_BODY", ["no array", "busy"]],
+    ["half an array", pieces([`[${ROW},`, ROW]), "PUPPETDB_BODY", ["no end", "PuppetDB's log"]],
+    [
+      "half an array, by a server that then closes",
+      pieces([`[${ROW},`, ROW], { connection: "close", "transfer-encoding": "identity" }),
+      "PUPPETDB_BODY",
+      ["no end", "PuppetDB's log"],
+    ],
+    [
+      "half an array and an error text",
+      pieces([`[${ROW},`, ROW, "ERROR: canceling statement due to statement timeout"]),
+      "PUPPETDB_BODY",
+      ["no end", "canceling statement due to statement timeout"],
+    ],
+    ["text after the array", pieces([`[${ROW}]`, "Error"]), "PUPPETDB_BODY", ["after its end", "Error"]],
+    [
+      "less than Content-Length says",
+      pieces([`[${ROW},`], { "content-length": "5000" }, true),
+      "PUPPETDB_UNREACHABLE",
+      ["is PuppetDB running"],
+    ],
+    ["half of the chunks", pieces([`[${ROW},`], {}, true), "PUPPETDB_UNREACHABLE", ["is PuppetDB running"]],
+    [
+      "nothing, and hangs up",
+      (response) => response.socket?.destroy(),
+      "PUPPETDB_UNREACHABLE",
+      ["is PuppetDB running"],
+    ],
+    [
+      "what is no HTTP",
+      (response) => response.socket?.end("220 smtp.example.com ESMTP\r\n"),
+      "PUPPETDB_UNREACHABLE",
+      ["is PuppetDB running"],
+    ],
+    [
+      "a row without a certname",
+      answer('[{"x":1}]'),
+      "PUPPETDB_BODY",
+      ["certname", '\\"x\\":1', "SASORI_PUPPETDB_URL"],
+    ],
+    ["numbers", answer("[1,2]"), "PUPPETDB_BODY", ["object", "1"]],
+    ["null for a row", answer("[null]"), "PUPPETDB_BODY", ["object", "null"]],
+    ["a list for a row", answer("[[]]"), "PUPPETDB_BODY", ["object", "[]"]],
+    [
+      "a number for a producer",
+      answer(`[${ROW},${ROW.replace('"master1.example.com"', "7")}]`),
+      "PUPPETDB_BODY",
+      ["producer", ":7,", "SASORI_PUPPETDB_URL"],
+    ],
+    [
+      "bytes that are not UTF-8",
+      answer(Buffer.from('[{"certname":"caf\xe9"}]', "latin1")),
+      "PUPPETDB_BODY",
+      ["not UTF-8", "SASORI_PUPPETDB_URL"],
+    ],
+  ];
+
+  describe.each(Object.entries(READINGS))("when %s", (_, read) => {
+    test.each(faults)(
+      "%s fails the reading, is named, and ends all queries",
+      async (_, script, code, texts) => {
+        server.scripts = { factsets: script, other: SILENT };
+        const error = await failure(read(source, soon()));
+        expect(error.code).toBe(code);
+        const url = `${server.url}/pdb/query/v4/factsets`;
+        for (const text of [url, ...texts]) expect(error.message).toContain(text);
+        expect(error.message).not.toMatch(/[\n\r]/);
+        await server.untilAlone();
+        await source.close();
+      },
+    );
+
+    test.each([
+      ["never begins", SILENT],
+      ["stalls in its middle", stalledAfter(`[${ROW},{"cert`)],
+      ["stalls before its end", stalledAfter(`[${ROW}`)],
+    ])("an answer that %s ends by the deadline, with PUPPETDB_TIMEOUT", async (_, script) => {
+      server.scripts = { factsets: script, other: EMPTY };
+      const deadline = new AbortController();
+      const reading = failure(read(source, deadline.signal));
+      await server.untilAsked("factsets");
+      deadline.abort(new DOMException("The operation was aborted due to timeout", "TimeoutError"));
+      const error = await reading;
+      expect(error.code).toBe("PUPPETDB_TIMEOUT");
+      expect(error.message).toContain(`${server.url}/pdb/query/v4/`);
+      expect(error.message).toMatch(/due to timeout.*too slow or hangs/);
+      await source.close();
+      await server.untilAlone();
+    });
+
+    test("a stop of sasori is told as that", async () => {
+      const stop = new AbortController();
+      const reading = failure(read(source, stop.signal));
+      await server.untilAsked("factsets");
+      stop.abort(new SasoriError("STOPPED", "sasori was told to stop"));
+      expect((await reading).code).toBe("STOPPED");
+      await server.untilAlone();
+    });
+
+    test("a deadline that has passed already asks nothing", async () => {
+      const error = await failure(read(source, AbortSignal.abort(new DOMException("late", "TimeoutError"))));
+      expect(error.code).toBe("PUPPETDB_TIMEOUT");
+      expect(server.asked).toEqual([]);
+    });
+
+    test("a port where nobody listens is PUPPETDB_UNREACHABLE, with the port", async () => {
+      const url = `http://127.0.0.1:${await freePort()}`;
+      const error = await failure(read(new PuppetDb({ url }), soon()));
+      expect(error.code).toBe("PUPPETDB_UNREACHABLE");
+      expect(error.message).toContain(`${url}/pdb/query/v4/`);
+      expect(error.message).toMatch(/ECONNREFUSED.*is PuppetDB running and reachable\?/);
+    });
+  });
+
+  test("asks anew after a failure, with nothing left of it", async () => {
+    server.scripts = { factsets: answer("no", 500, TEXT), other: SILENT };
+    await failure(source.readAll(soon()));
+    server.scripts = { factsets: answer(`[${ROW}]`), other: EMPTY };
+    const { submissions } = await source.readAll(soon());
+    expect([...submissions.keys()]).toEqual([NODE]);
+    await source.close();
+    await server.untilAlone();
+  });
+
+  test("an empty fleet is an answer, not an error: the guard judges it", async () => {
+    server.scripts = { other: EMPTY };
+    const reading = await source.readAll(soon());
+    expect(reading).toMatchObject({ kind: "full", submissions: new Map(), active: new Set() });
+    await source.close();
+    await server.untilAlone();
+  });
+
+  test.each([
+    ["by PuppetDB's clock, not ours", "Thu, 01 Jan 2026 00:00:00 GMT", Date.UTC(2026, 0, 1)],
+    ["by our clock when something dropped the date", "", undefined],
+  ])("a reading is dated %s", async (_, date, expected) => {
+    const began = Date.now();
+    server.scripts = {
+      other: (response) => {
+        response.sendDate = false;
+        if (date !== "") response.setHeader("date", date);
+        EMPTY(response);
+      },
+      // The clock of a query is that of its beginning: with this one slow, the others still count.
+      factsets: (response) => {
+        response.sendDate = false;
+        if (date !== "") response.setHeader("date", "Thu, 01 Jan 2026 00:01:00 GMT");
+        EMPTY(response);
+      },
+    };
+    const { asOf } = await source.readAll(soon());
+    if (expected !== undefined) expect(asOf).toBe(expected);
+    else expect(asOf - began).toBeLessThan(Date.now() - began + 1);
+    await source.close();
+  });
+
+  test("rows of a name that cannot be a map key are refused, a thousand of them kept", async () => {
+    const names = [NODE, ...Array.from({ length: 1_500 }, (_, n) => `a b ${n}`)];
+    const rows = names.map((certname) => ({ certname, deactivated: null, expired: null }));
+    server.scripts = { nodes: answer(JSON.stringify(rows)), other: EMPTY };
+    const reading = await source.readAll(soon());
+    expect(reading.refused.size).toBe(1_000);
+    expect(reading.active).toEqual(new Set([NODE]));
+    await source.close();
+  });
+});
+
+describe("credentials", () => {
+  let dir: string;
+  let openssl: string;
+  const at = (name: string) => join(dir, name);
+
+  beforeAll(async () => {
+    dir = await mkdtemp(join(tmpdir(), "sasori-faults-"));
+    openssl = puppetdbParts().openssl;
+    await makeCertificates();
+  });
+  afterAll(() => rm(dir, { recursive: true, force: true }));
+
+  /** A CA with a server and two clients, an expired server of that CA, and a CA of somebody else. */
+  async function makeCertificates(): Promise<void> {
+    const config = [
+      "[req]\ndistinguished_name = name\n[name]\n[ca]\ndefault_ca = own\n[own]",
+      `database = ${at("index")}\nnew_certs_dir = ${dir}\nserial = ${at("serial")}\ndefault_md = sha256`,
+      "policy = any\ncopy_extensions = copy\nunique_subject = no\n[any]\ncommonName = supplied\n",
+    ].join("\n");
+    await writeFile(at("openssl.cnf"), config);
+    await writeFile(at("index"), "");
+    await writeFile(at("serial"), "01\n");
+    const make = (name: string, subject: string, extension: string, ...more: string[]) => {
+      const files = ["-keyout", at(`${name}.key`), "-out", at(`${name}.pem`)];
+      const about = ["-subj", `/CN=${subject}`, "-addext", extension];
+      return run(openssl, [
+        "req",
+        "-config",
+        at("openssl.cnf"),
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        ...files,
+        ...about,
+        ...more,
+      ]);
+    };
+    const self = ["-x509", "-days", "30"];
+    const signed = [...self, "-CA", at("ca.pem"), "-CAkey", at("ca.key")];
+    const isServer = "subjectAltName=IP:127.0.0.1";
+    await make("ca", "test CA", "basicConstraints=critical,CA:TRUE", ...self);
+    await make("other-ca", "other CA", "basicConstraints=critical,CA:TRUE", ...self);
+    await make("server", "puppetdb", isServer, ...signed);
+    await make("elsewhere", "puppetdb", "subjectAltName=DNS:puppetdb.example.com", ...signed);
+    await make("client", "sasori", "extendedKeyUsage=clientAuth", ...signed);
+    await make("renewed", "sasori renewed", "extendedKeyUsage=clientAuth", ...signed);
+    await make(
+      "stranger",
+      "stranger",
+      "extendedKeyUsage=clientAuth",
+      ...self,
+      "-CA",
+      at("other-ca.pem"),
+      "-CAkey",
+      at("other-ca.key"),
+    );
+    await make("expired", "puppetdb", isServer);
+    const past = ["-startdate", "20240101000000Z", "-enddate", "20240201000000Z"];
+    const signer = ["-cert", at("ca.pem"), "-keyfile", at("ca.key")];
+    const files = ["-in", at("expired.pem"), "-out", at("expired.pem"), "-notext"];
+    await run(openssl, ["ca", "-batch", "-config", at("openssl.cnf"), ...signer, ...past, ...files]);
+  }
+
+  async function withTls(name: string, use: (server: ScriptedPuppetdb) => Promise<void>): Promise<void> {
+    const [key, cert, ca] = await Promise.all(
+      [`${name}.key`, `${name}.pem`, "ca.pem"].map((file) => readFile(at(file))),
+    );
+    const scripts: Scripts = { factsets: answer(`[${ROW}]`), other: EMPTY };
+    const server = await startScriptedPuppetdb(scripts, {
+      key,
+      cert,
+      ca,
+      requestCert: true,
+      rejectUnauthorized: true,
+    });
+    try {
+      await use(server);
+    } finally {
+      await server.close();
+    }
+  }
+  const certificates = (client = "client", ca = "ca") => ({
+    certFile: at(`${client}.pem`),
+    keyFile: at(`${client}.key`),
+    caFile: at(`${ca}.pem`),
+  });
+
+  test("a certificate of the CA is taken on both sides", () =>
+    withTls("server", async (server) => {
+      const source = new PuppetDb({ url: server.url, ...certificates() });
+      expect((await source.readAll(soon())).submissions.size).toBe(1);
+      expect(new Set(server.asked.map(({ client }) => client))).toEqual(new Set(["sasori"]));
+      await source.close();
+      await server.untilAlone();
+    }));
+
+  test.each([
+    ["a server of another CA", "server", () => certificates("client", "other-ca"), /certificate/],
+    ["a server that is not trusted, without SASORI_PUPPETDB_CA", "server", () => ({}), /certificate/],
+    ["an expired server certificate", "expired", () => certificates(), /expired/],
+    ["a server of another name", "elsewhere", () => certificates(), /altnames/],
+    ["no certificate of our own", "server", () => ({ caFile: at("ca.pem") }), /certificate required/],
+    ["a certificate of our own by another CA", "server", () => certificates("stranger"), /unknown ca/],
+    [
+      "a certificate without its key",
+      "server",
+      () => ({ ...certificates(), keyFile: at("renewed.key") }),
+      /key/,
+    ],
+    [
+      "a key file that is none",
+      "server",
+      () => ({ ...certificates(), keyFile: at("serial") }),
+      /PEM|DECODER/,
+    ],
+  ])("%s is PUPPETDB_TLS and says what to check", (_, name, files, found) =>
+    withTls(name, async (server) => {
+      const source = new PuppetDb({ url: server.url, ...files() });
+      const error = await failure(source.readAll(soon()));
+      expect(error.code).toBe("PUPPETDB_TLS");
+      expect(error.message).toContain(`${server.url}/pdb/query/v4/`);
+      expect(error.message).toMatch(found);
+      expect(error.message).toMatch(/check SASORI_PUPPETDB_CERT, _KEY and _CA/);
+      expect(server.asked).toEqual([]);
+      await server.untilAlone();
+    }),
+  );
+
+  test("TLS to a port without it is PUPPETDB_TLS", async () => {
+    const server = await startScriptedPuppetdb({ other: EMPTY });
+    const url = server.url.replace("http:", "https:");
+    expect((await failure(new PuppetDb({ url }).readAll(soon()))).code).toBe("PUPPETDB_TLS");
+    await server.close();
+  });
+
+  test("certificates renewed in place are used for the next reading, without a restart", () =>
+    withTls("server", async (server) => {
+      for (const end of ["pem", "key"]) await copyFile(at(`client.${end}`), at(`current.${end}`));
+      await copyFile(at("other-ca.pem"), at("current-ca.pem"));
+      const source = new PuppetDb({ url: server.url, ...certificates("current", "current-ca") });
+      expect((await failure(source.readAll(soon()))).code).toBe("PUPPETDB_TLS");
+
+      await copyFile(at("ca.pem"), at("current-ca.pem"));
+      await source.readAll(soon());
+      expect(server.asked.at(-1)?.client).toBe("sasori");
+
+      for (const end of ["pem", "key"]) await copyFile(at(`renewed.${end}`), at(`current.${end}`));
+      await source.readAll(soon());
+      expect(server.asked.at(-1)?.client).toBe("sasori renewed");
+      await source.close();
+      await server.untilAlone();
+    }));
+
+  test.each([
+    ["certFile", "SASORI_PUPPETDB_CERT"],
+    ["keyFile", "SASORI_PUPPETDB_KEY"],
+    ["caFile", "SASORI_PUPPETDB_CA"],
+    ["tokenFile", "SASORI_PUPPETDB_TOKEN_FILE"],
+  ] as const)(
+    "a %s that disappears fails the reading, and is used again when it is back",
+    (option, variable) =>
+      withTls("server", async (server) => {
+        await writeFile(at("token"), "secret\n");
+        const files = { ...certificates(), tokenFile: at("token") };
+        const content = await readFile(files[option]);
+        await writeFile(at("moving"), content);
+        const source = new PuppetDb({ url: server.url, ...files, [option]: at("moving") });
+        await source.readAll(soon());
+
+        await unlink(at("moving"));
+        const error = await failure(source.readAll(soon()));
+        expect(error.code).toBe("PUPPETDB_TLS");
+        for (const text of [at("moving"), "ENOENT", variable]) expect(error.message).toContain(text);
+
+        await writeFile(at("moving"), content);
+        await source.readAll(soon());
+        await source.close();
+        await server.untilAlone();
+      }),
+  );
+
+  test("the token is sent as X-Authentication, read anew each time, and never told", async () => {
+    const server = await startScriptedPuppetdb({ other: EMPTY });
+    await writeFile(at("token"), "first-secret\n");
+    const source = new PuppetDb({ url: server.url, tokenFile: at("token") });
+    await source.readAll(soon());
+    expect(new Set(server.asked.map(({ headers }) => headers["x-authentication"]))).toEqual(
+      new Set(["first-secret"]),
+    );
+
+    await writeFile(at("token"), "second-secret");
+    server.scripts = { other: answer("invalid token", 401, TEXT) };
+    const error = await failure(source.readAll(soon()));
+    expect(server.asked.at(-1)?.headers["x-authentication"]).toBe("second-secret");
+    expect(`${error.stack} ${JSON.stringify(error)} ${JSON.stringify(error.cause)}`).not.toContain("secret");
+    await server.close();
+  });
+
+  test.each([
+    ["is empty", ""],
+    ["has two lines", "secret-one\nsecret-two\n"],
+    ["is no ASCII text", "sécret"],
+  ])("a token file that %s is refused without telling it", async (_, content) => {
+    await writeFile(at("token"), content);
+    const source = new PuppetDb({ url: `http://127.0.0.1:${await freePort()}`, tokenFile: at("token") });
+    const error = await failure(source.readAll(soon()));
+    expect(error.code).toBe("PUPPETDB_TLS");
+    expect(error.message).toContain(`${at("token")} holds no token`);
+    expect(error.message).not.toMatch(/s.cret/);
+  });
+});
