@@ -162,6 +162,7 @@ function haproxyProgram({ ports, urls, mapFile, socket }: Plan, command: string)
       STATS_USER: "admin",
       STATS_PASSWORD: "admin",
       HAPROXY_SOCKET: socket,
+      RESOLVER_ADDRESS: `${HOST}:${ports.sasori}`,
       NODE_MASTER_MAP: mapFile,
       ...Object.fromEntries(MASTERS.map((name) => [name.toUpperCase(), `${HOST}:${ports[name]}`])),
     },
@@ -193,6 +194,7 @@ function sasoriEnv({ ports, puppetdbUrl, mapFile, socket }: Plan): Record<string
     SASORI_MAP_FILE: mapFile,
     SASORI_LISTEN: `${HOST}:${ports.sasori}`,
     SASORI_SCHEDULE: SCHEDULE,
+    SASORI_PROBE_PATH: "/nodes/{certname}",
   };
 }
 

@@ -8,12 +8,12 @@
 --      txn.final   set when an answer of this server is to be believed, whatever its status
 
 local BACKEND = "puppet"
-local HEALER = "heal"
-local RESOLVE_URL = os.getenv("RESOLVE_URL") or "http://127.0.0.1:9180/api/v1/resolve/"
+-- The gateway's own way to sasori: HAProxy resolves the name, checks its health, and fails at once when it is down.
+local SASORI = "abns@" .. os.getenv("HAPROXY_SOCKET") .. ".sasori"
 local FALLBACK = os.getenv("GATEWAY_FALLBACK") ~= "off"
 
 -- sasori may have to ask PuppetDB; a client is waiting meanwhile.
-local DEADLINE_MS = 2000
+local DEADLINE_SECONDS = 2
 
 -- Without sasori the masters are tried one after the other, but never more than this.
 local MAX_TRIES = 4
@@ -24,11 +24,11 @@ local function is_up(server)
   return status ~= nil and (status:sub(1, 2) == "UP" or status == "no check")
 end
 
--- The servers that are up and not in `tried`, without the healer itself.
+-- The masters that are up and not in `tried`. heal1 and heal2 would only lead back here.
 local function others(tried)
   local names = {}
   for name, server in pairs(core.backends[BACKEND].servers) do
-    if name ~= HEALER and not tried[name] and is_up(server) then names[#names + 1] = name end
+    if not name:match("^heal%d$") and not tried[name] and is_up(server) then names[#names + 1] = name end
   end
   return names
 end
@@ -44,14 +44,16 @@ end
 
 -- "known" and the owner, "unknown", or "silent" when sasori gives no answer.
 local function ask_sasori(node, wrong)
-  local response = core.httpclient():get{
-    url = RESOLVE_URL .. node .. (wrong and ("?not=" .. wrong) or ""),
-    timeout = DEADLINE_MS,
-  }
-  if response and response.status == 200 and response.body:match("^[%w_:.-]+$") then
-    return "known", response.body
-  end
-  if response and response.status == 404 then return "unknown" end
+  local socket = core.tcp()
+  socket:settimeout(DEADLINE_SECONDS)
+  if not socket:connect(SASORI) then return "silent" end
+  local query = wrong and ("?not=" .. wrong) or ""
+  socket:send("GET /api/v1/resolve/" .. node .. query .. " HTTP/1.0\r\nHost: sasori\r\n\r\n")
+  local response = socket:receive("*a") or ""
+  socket:close()
+  local status, body = response:match("^HTTP/1%.[01] (%d+).-\r\n\r\n(.*)$")
+  if status == "200" and body:match("^[%w_:.-]+$") then return "known", body end
+  if status == "404" then return "unknown" end
   return "silent"
 end
 

@@ -10,7 +10,7 @@ import { readConfig } from "../src/config.js";
 import { type Daemon, startDaemon } from "../src/daemon.js";
 import { freePort } from "./support/child.js";
 import { type Gateway, withGateway } from "./support/gateway.js";
-import type { HaproxyOptions } from "./support/haproxy-server.js";
+import { type HaproxyOptions, runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 import { type PuppetdbClient, puppetdbClient } from "./support/puppetdb-server.js";
 
@@ -62,6 +62,8 @@ async function withHealing(
       const daemon = await startDaemon(config, pino({ level: "silent" }));
       try {
         await expect.poll(async () => (await fetch(`${daemon.url}/readyz`)).status).toBe(200);
+        const checked = () => runtimeCommand(gateway.haproxy.socketPath, "show servers state sasori");
+        await expect.poll(checked, { timeout: 5_000 }).toMatch(/ sasori 127\.0\.0\.1 2 /); // 2: it is up.
         await use({ ...gateway, puppetdb, stopPuppetdb: () => standIn.close(), daemon, move });
       } finally {
         await daemon.stop();

@@ -205,8 +205,8 @@ describe("what PuppetDB may answer instead of rows", () => {
         const url = `${server.url}/pdb/query/v4/factsets`;
         for (const text of [url, ...texts]) expect(error.message).toContain(text);
         expect(error.message).not.toMatch(/[\n\r]/);
-        await server.untilAlone();
         await source.close();
+        await server.untilAlone();
       },
     );
 
@@ -234,6 +234,7 @@ describe("what PuppetDB may answer instead of rows", () => {
       await server.untilAsked("factsets");
       stop.abort(new SasoriError("STOPPED", "sasori was told to stop"));
       expect((await reading).code).toBe("STOPPED");
+      await source.close();
       await server.untilAlone();
     });
 
@@ -429,6 +430,7 @@ describe("credentials", () => {
       expect(error.message).toMatch(found);
       expect(error.message).toMatch(/check SASORI_PUPPETDB_CERT, _KEY and _CA/);
       expect(server.asked).toEqual([]);
+      await source.close();
       await server.untilAlone();
     }),
   );

@@ -89,7 +89,7 @@ export async function withGateway<T>(
   const masters = await Promise.all(["master1", "master2", "master3"].map((name) => startMaster(name)));
   const statsPort = await freePort();
   const sasori = options.sasoriPort ?? (await freePort());
-  const variables = { RESOLVE_URL: `http://127.0.0.1:${sasori}/api/v1/resolve/`, ...options.variables };
+  const variables = { RESOLVER_ADDRESS: `127.0.0.1:${sasori}`, ...options.variables };
   const config = (at: HaproxyPlaces) => gatewayConfig(at, masters, statsPort, variables);
   const haproxy = await startHaproxy({ ...options, config });
   const url = `http://127.0.0.1:${haproxy.ports.frontend}`;
