@@ -6,15 +6,18 @@
 // factset and report decides, and the catalog only where a node has neither.
 
 import { readFile, stat } from "node:fs/promises";
-import { Agent, type Dispatcher, request } from "undici";
+import { Agent, buildConnector, type Dispatcher, request } from "undici";
 import { z } from "zod";
 import type { Config } from "./config.js";
 import { quote, reason, SasoriError, systemCode } from "./errors.js";
 import { JsonRows } from "./json-rows.js";
 import { type Certname, isCertname } from "./node-map.js";
 
-/** No byte for this long means that PuppetDB hangs. A full read of a big fleet may compute for a while. */
-const SILENCE_MS = 60_000;
+/**
+ * No byte for this long means that PuppetDB hangs. For the latest reports it first hashes all nodes: 5 s with
+ * 100,000, and more than in proportion with a million. A reading of changes is ended earlier, by its signal.
+ */
+const SILENCE_MS = 5 * 60_000;
 const CONNECT_MS = 5_000;
 
 /** Enough to see what is wrong; a flood of illegal names must not fill the memory. */
@@ -84,7 +87,7 @@ type Entity = "nodes" | "factsets" | "reports" | "catalogs";
 
 export class PuppetDb {
   readonly #config: Config["puppetdb"];
-  #agent: { dispatcher: Agent; identity: string } | undefined;
+  #agent: TlsAgent | undefined;
   /** How many inactive nodes there were when they were last listed. */
   #inactive: number | undefined;
 
@@ -216,7 +219,7 @@ export class PuppetDb {
       const response = await request(
         `${url}?query=${encodeURIComponent(JSON.stringify(query))}&origin=sasori`,
         {
-          dispatcher: connection.dispatcher,
+          dispatcher: connection.agent.dispatcher,
           headers: { accept: "application/json", ...connection.headers },
           signal,
         },
@@ -229,7 +232,8 @@ export class PuppetDb {
       // Jetty takes the date when the request arrives. Something in front of it may drop the header.
       return Date.parse(String(response.headers.date)) || began;
     } catch (error) {
-      throw queryError(url, error, signal);
+      const lost = systemCode(error) === "UND_ERR_SOCKET";
+      throw queryError(url, (lost && connection.agent.alert) || error, signal);
     }
   }
 
@@ -237,19 +241,18 @@ export class PuppetDb {
   async #connect(): Promise<Connection> {
     const { tokenFile } = this.#config;
     const token = tokenFile === undefined ? undefined : await readToken(tokenFile);
-    return {
-      dispatcher: await this.#dispatcher(),
-      headers: token === undefined ? {} : { "x-authentication": token },
-    };
+    const agent = await this.#currentAgent();
+    agent.alert = undefined;
+    return { agent, headers: token === undefined ? {} : { "x-authentication": token } };
   }
 
   // Puppet's certificates are renewed in place: an agent is made anew when one of the files has changed.
-  async #dispatcher(): Promise<Dispatcher> {
+  async #currentAgent(): Promise<TlsAgent> {
     const { certFile, keyFile, caFile } = this.#config;
     const files = [certFile, keyFile, caFile].filter((file) => file !== undefined);
     const stats = await Promise.all(files.map((file) => stat(file, { bigint: true }).catch(() => undefined)));
     const identity = stats.map((found) => `${found?.ino}:${found?.mtimeNs}`).join();
-    if (this.#agent?.identity === identity) return this.#agent.dispatcher;
+    if (this.#agent?.identity === identity) return this.#agent;
     const pem = async (file: string | undefined, variable: string) =>
       file === undefined ? undefined : await readSecret(file, `SASORI_PUPPETDB_${variable}`);
     const [cert, key, ca] = await Promise.all([
@@ -258,15 +261,44 @@ export class PuppetDb {
       pem(caFile, "CA"),
     ]);
     const tls = { ...(cert && { cert }), ...(key && { key }), ...(ca && { ca }), timeout: CONNECT_MS };
-    const dispatcher = new Agent({ connect: tls, headersTimeout: SILENCE_MS, bodyTimeout: SILENCE_MS });
-    this.#agent?.dispatcher.close().catch(() => undefined);
-    this.#agent = { dispatcher, identity };
-    return dispatcher;
+    // Another reading may have made it meanwhile.
+    if (this.#agent?.identity === identity) return this.#agent;
+    const previous = this.#agent;
+    this.#agent = newAgent(tls, identity);
+    previous?.dispatcher.close().catch(() => undefined);
+    return this.#agent;
   }
 }
 
+/** The connections that were made with one state of the certificate files. */
+interface TlsAgent {
+  dispatcher: Agent;
+  identity: string;
+  /** What a connection of it last failed with. */
+  alert: Error | undefined;
+}
+
+/**
+ * With TLS 1.3 a server refuses our certificate only after we believe to be connected. undici then reports
+ * "other side closed" and drops the alert that came just before, "certificate required": it is kept here.
+ */
+function newAgent(tls: buildConnector.BuildOptions, identity: string): TlsAgent {
+  const connectTls = buildConnector(tls);
+  const connect: buildConnector.connector = (options, done) =>
+    connectTls(options, (...[error, socket]) => {
+      socket?.prependListener("error", (alert) => {
+        if (TLS_CODES.test(systemCode(alert))) agent.alert = alert;
+      });
+      if (error === null) done(null, socket);
+      else done(error, null);
+    });
+  const silence = { headersTimeout: SILENCE_MS, bodyTimeout: SILENCE_MS };
+  const agent: TlsAgent = { dispatcher: new Agent({ connect, ...silence }), identity, alert: undefined };
+  return agent;
+}
+
 interface Connection {
-  dispatcher: Dispatcher;
+  agent: TlsAgent;
   headers: Record<string, string>;
 }
 

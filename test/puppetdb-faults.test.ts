@@ -253,6 +253,14 @@ describe("what PuppetDB may answer instead of rows", () => {
     });
   });
 
+  test("readings side by side share their connections", async () => {
+    server.scripts = { factsets: answer(`[${ROW}]`), other: EMPTY };
+    const readings = Array.from({ length: 5 }, () => source.readAll(soon()));
+    for (const { submissions } of await Promise.all(readings)) expect(submissions.size).toBe(1);
+    await source.close();
+    await server.untilAlone();
+  });
+
   test("asks anew after a failure, with nothing left of it", async () => {
     server.scripts = { factsets: answer("no", 500, TEXT), other: SILENT };
     await failure(source.readAll(soon()));
