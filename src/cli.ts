@@ -13,6 +13,7 @@ import { resolver } from "./fleet.js";
 import type { Status } from "./http-api.js";
 import { type Desired, type Lookup, lookUp } from "./lookup.js";
 import { type Certname, parseCertname } from "./node-map.js";
+import { PriorityMap } from "./priority.js";
 import { renderDiff, renderLookup, renderReport, renderStatus, styleFor } from "./report-text.js";
 import { assemble, Sync, type SyncParts, type SyncReport, type SyncRequest } from "./sync.js";
 
@@ -122,6 +123,64 @@ program
     print(status, json, (value) => renderStatus(value, style));
     process.exitCode = status.ready ? EXIT[status.lastPass?.outcome ?? "done"] : EXIT.failed;
   });
+
+const priority = program
+  .command("priority")
+  .description("who is served first when a master's queue fills: a node, or a client by its address")
+  .addHelpText(
+    "after",
+    "\nExamples:\n  sasori priority set db1.example.com -100\n  sasori priority list\n  sasori priority unset db1.example.com\n",
+  );
+
+priority
+  .command("list")
+  .description("all classes, first served first")
+  .option("--json", "print as JSON")
+  .action(async ({ json }: Output) => {
+    const entries = [...(await priorityMap().list())].sort((a, b) => a[1] - b[1]);
+    print(Object.fromEntries(entries), json, () =>
+      entries.map(([key, value]) => `${key}  ${value}`).join("\n"),
+    );
+  });
+
+priority
+  .command("set")
+  .description("give a node or client address a class from -2047 (first) to 2047 (last); others have 0")
+  .argument("<node-or-address>")
+  .argument("<class>")
+  .option("--json", "print as JSON")
+  .action((key: string, value: string, { json }: Output) => changePriority(key, Number(value), json));
+
+priority
+  .command("unset")
+  .description("take a node or client address out")
+  .argument("<node-or-address>")
+  .option("--json", "print as JSON")
+  .action((key: string, { json }: Output) => changePriority(key, undefined, json));
+
+function priorityMap(): PriorityMap {
+  const { priorityFile, haproxy } = readConfig(process.env);
+  if (priorityFile !== undefined) return new PriorityMap(priorityFile, haproxy);
+  throw new SasoriError("USAGE", "set SASORI_PRIORITY_FILE to the map that HAProxy has as PRIORITY_MAP");
+}
+
+async function changePriority(
+  key: string,
+  value: number | undefined,
+  json: boolean | undefined,
+): Promise<void> {
+  const change = await priorityMap().change(key, value);
+  print(change, json, () =>
+    [
+      `${key}  ${value ?? "(default)"}`,
+      ...change.haproxy.map(
+        ({ haproxy, failure }) =>
+          `  ${haproxy}  ${failure ? `${style.bad("failed")}: ${failure.code}: ${failure.message}` : "told"}`,
+      ),
+    ].join("\n"),
+  );
+  process.exitCode = change.haproxy.some(({ failure }) => failure) ? EXIT.failed : EXIT.done;
+}
 
 program
   .command("config")

@@ -80,6 +80,8 @@ const aliases = z.string().transform((text, context): ReadonlyMap<string, Master
   return map;
 });
 
+const absolutePath = z.string().refine((text) => path.isAbsolute(text), { message: "an absolute path" });
+
 const probePath = z.string().refine((text) => /^\/[!-~]*$/.test(text) && text.includes("{certname}"), {
   message: "a path with {certname} in it",
 });
@@ -154,10 +156,9 @@ export const Env = z.object({
     .refine((text): boolean => isMaster(text), { message: "the name of an HAProxy backend" })
     .default("puppet")
     .meta(about("the backend whose servers are the masters", "puppet")),
-  SASORI_MAP_FILE: z
-    .string()
-    .refine((text) => path.isAbsolute(text), { message: "an absolute path" })
-    .meta(about("the map file as sasori sees it", "/var/lib/sasori/node-master.map", "required")),
+  SASORI_MAP_FILE: absolutePath.meta(
+    about("the map file as sasori sees it", "/var/lib/sasori/node-master.map", "required"),
+  ),
   SASORI_MAP_NAME: z
     .string()
     .refine((text) => text !== "", { message: "a file name as HAProxy's configuration writes it" })
@@ -195,6 +196,14 @@ export const Env = z.object({
         "10%",
       ),
     ),
+  SASORI_PRIORITY_FILE: absolutePath
+    .optional()
+    .meta(
+      about(
+        "the gateway's second map, for `sasori priority`: who is served first from a queue",
+        "/var/lib/sasori/priority.map",
+      ),
+    ),
   SASORI_LISTEN: listenAddress
     .prefault("127.0.0.1:9180")
     .meta(about("address of the HTTP API and metrics", "127.0.0.1:9180", "127.0.0.1:9180")),
@@ -208,9 +217,7 @@ export const Env = z.object({
         "/etc/sasori/api.token",
       ),
     ),
-  SASORI_STATE_FILE: z
-    .string()
-    .refine((text) => path.isAbsolute(text), { message: "an absolute path" })
+  SASORI_STATE_FILE: absolutePath
     .optional()
     .meta(about("registrations and learned routes", "/var/lib/sasori/state.json", "beside the map file")),
   SASORI_LOG_LEVEL: z
@@ -236,6 +243,7 @@ export interface Config {
   schedule: string;
   fullSchedule: string;
   maxRemoved: RemovalLimit;
+  priorityFile?: string | undefined;
   listen: ListenAddress;
   apiTokenFile?: string | undefined;
   stateFile: string;
@@ -278,6 +286,7 @@ function toConfig(env: z.output<typeof Env>): Config {
     schedule: env.SASORI_SCHEDULE,
     fullSchedule: env.SASORI_FULL_SCHEDULE,
     maxRemoved: env.SASORI_MAX_REMOVED,
+    priorityFile: env.SASORI_PRIORITY_FILE,
     listen: env.SASORI_LISTEN,
     apiTokenFile: env.SASORI_API_TOKEN_FILE,
     stateFile: env.SASORI_STATE_FILE ?? `${env.SASORI_MAP_FILE}.state.json`,
@@ -367,6 +376,7 @@ export function showConfig(config: Config): Record<string, string> {
     SASORI_SCHEDULE: config.schedule,
     SASORI_FULL_SCHEDULE: config.fullSchedule,
     SASORI_MAX_REMOVED: "percent" in limit ? `${limit.percent}%` : String(limit.entries),
+    SASORI_PRIORITY_FILE: config.priorityFile ?? "",
     SASORI_LISTEN: `${config.listen.host}:${config.listen.port}`,
     SASORI_API_TOKEN_FILE: config.apiTokenFile ?? "",
     SASORI_STATE_FILE: config.stateFile,

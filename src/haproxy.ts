@@ -10,7 +10,7 @@ import type { Applied, Contents, Fingerprint, Plan, Server, Sighting, Target } f
 import { payloads, RuntimeSession } from "./runtime-api.js";
 
 /** The map as `show map` lists it. `entries` counts those of unfinished versions too. */
-interface MapState {
+export interface MapState {
   id: string;
   version: number;
   nextVersion: number;
@@ -96,7 +96,7 @@ export class HaproxyInstance implements Target {
       session.ask("show map"),
       this.#serverState(session),
     ]);
-    const map = this.#findMap(maps);
+    const map = findMap(maps, this.name, this.#options);
     const process = `${field(info, "Pid")}@${field(info, "Start_time_sec")}`;
     return {
       fingerprint: { process, content: `${map.version}:${map.entries}` },
@@ -118,23 +118,30 @@ export class HaproxyInstance implements Target {
       );
     }
   }
+}
 
-  #findMap(listing: string): MapState {
-    const { mapFile, mapName } = this.#options;
-    const maps = parseMaps(listing);
-    const matches = maps.filter(({ name }) =>
-      mapName === undefined ? path.basename(name) === path.basename(mapFile) : name === mapName,
-    );
-    const [match] = matches;
-    if (match !== undefined && matches.length === 1) return match.state;
-    const names = maps.map(({ name }) => quote(name)).join(", ") || "none";
-    throw new SasoriError(
-      "HAPROXY_MAP",
-      match === undefined
-        ? `${this.name}: HAProxy has no map ${quote(mapName ?? path.basename(mapFile))} (it has: ${names}): use the map in its configuration, or set SASORI_MAP_NAME`
-        : `${this.name}: HAProxy has several maps of that name (${names}): set SASORI_MAP_NAME to one of them`,
-    );
-  }
+/**
+ * A map by its name in HAProxy's configuration, or by the base name of the file. Throws `HAPROXY_MAP` when there is
+ * none or more than one; `where` names the HAProxy in the message.
+ */
+export function findMap(
+  listing: string,
+  where: string,
+  { mapFile, mapName }: Pick<HaproxyOptions, "mapFile" | "mapName">,
+): MapState {
+  const maps = parseMaps(listing);
+  const matches = maps.filter(({ name }) =>
+    mapName === undefined ? path.basename(name) === path.basename(mapFile) : name === mapName,
+  );
+  const [match] = matches;
+  if (match !== undefined && matches.length === 1) return match.state;
+  const names = maps.map(({ name }) => quote(name)).join(", ") || "none";
+  throw new SasoriError(
+    "HAPROXY_MAP",
+    match === undefined
+      ? `${where}: HAProxy has no map ${quote(mapName ?? path.basename(mapFile))} (it has: ${names}): use the map in its configuration, or set SASORI_MAP_NAME`
+      : `${where}: HAProxy has several maps of that name (${names}): set SASORI_MAP_NAME to one of them`,
+  );
 }
 
 const same = (a: Fingerprint, b: Fingerprint) => a.process === b.process && a.content === b.content;

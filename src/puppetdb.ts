@@ -423,7 +423,13 @@ function queryError(url: string, error: unknown, signal: AbortSignal): SasoriErr
   if (code === "ERR_ENCODING_INVALID_ENCODED_DATA") {
     return new SasoriError("PUPPETDB_BODY", `the answer of ${url} is not UTF-8; ${WRONG_URL}`, cause);
   }
-  return new SasoriError("PUPPETDB_UNREACHABLE", `${found}: is PuppetDB running and reachable?`, cause);
+  // Some servers refuse our certificate without a word.
+  const refused = url.startsWith("https:") ? ", and does it take the certificate SASORI_PUPPETDB_CERT" : "";
+  return new SasoriError(
+    "PUPPETDB_UNREACHABLE",
+    `${found}: is PuppetDB running and reachable${refused}?`,
+    cause,
+  );
 }
 
 async function readToken(file: string): Promise<string> {

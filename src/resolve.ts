@@ -19,6 +19,9 @@ const PROBE_DEADLINE_MS = 800;
 const REMEMBERED_MS = 3_000;
 const MAX_REMEMBERED = 10_000;
 
+/** A probe asks every master, so a flood of bogus names must not become one of probes. */
+const MAX_PROBES_PER_SECOND = 50;
+
 /** Nodes asked about at once. What comes beyond is refused, and HAProxy goes on by itself. */
 const MAX_UNDERWAY = 200;
 
@@ -39,6 +42,8 @@ export class Resolver {
   readonly #underway = new Map<Certname, Promise<Master | undefined>>();
   /** In the order of their time, so that the first is the oldest. */
   readonly #remembered = new Map<Certname, { owner: Master | undefined; until: number }>();
+
+  #probes = { second: 0, count: 0 };
 
   constructor(parts: ResolverParts) {
     this.#parts = parts;
@@ -90,7 +95,7 @@ export class Resolver {
   /** Asks all masters that are up, at once. The first that has the node wins. */
   async #probe(certname: Certname): Promise<Master | undefined> {
     const { probePath, servers } = this.#parts;
-    if (probePath === undefined) return undefined;
+    if (probePath === undefined || !this.#mayProbe()) return undefined;
     const path = probePath.replaceAll("{certname}", certname);
     const found = new AbortController();
     const signal = AbortSignal.any([found.signal, AbortSignal.timeout(PROBE_DEADLINE_MS)]);
@@ -110,6 +115,13 @@ export class Resolver {
     } finally {
       found.abort();
     }
+  }
+
+  #mayProbe(): boolean {
+    const second = Math.floor(performance.now() / 1000);
+    if (this.#probes.second !== second) this.#probes = { second, count: 0 };
+    this.#probes.count += 1;
+    return this.#probes.count <= MAX_PROBES_PER_SECOND;
   }
 
   #remember(certname: Certname, owner: Master | undefined): void {

@@ -1,12 +1,15 @@
-import { spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { execFileSync, spawnSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
+import { Agent, request } from "undici";
 import { describe, expect, test } from "vitest";
-import { withGateway } from "./support/gateway.js";
+import { PriorityMap } from "../src/priority.js";
+import { type TestMaster, withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
-import { haproxyBinaries } from "./support/parts.js";
+import { haproxyBinaries, puppetdbParts } from "./support/parts.js";
 
 const CONFIG = fileURLToPath(new URL("../haproxy/haproxy.cfg", import.meta.url));
 
@@ -31,7 +34,7 @@ function check(bin: string, { without = [] as string[] } = {}): { status: number
 
 const NODE = "node1.example.com";
 
-describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin }) => {
+describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, version }) => {
   test("has a configuration that HAProxy takes without a warning", () => {
     const { status, text } = check(bin);
     expect({ status, warnings: text.match(/WARNING|ALERT/g) }).toEqual({ status: 0, warnings: null });
@@ -122,12 +125,7 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin }) =>
         ],
       },
       async ({ ask, masters, haproxy }) => {
-        let release = () => {};
-        const [overloaded] = masters;
-        if (overloaded === undefined) throw new Error("no master");
-        overloaded.hold = new Promise((resolve) => {
-          release = resolve;
-        });
+        const release = hold(masters[0]);
         // maxconn 50 are served and maxqueue 100 wait; further ones have no place.
         const waiting = Array.from({ length: 150 }, () => ask(NODE));
         const queue = async () => Number((await servers(haproxy.socketPath)).get("master1"));
@@ -145,6 +143,185 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin }) =>
       },
     ));
 
+  test("says 503 queue_full to a request that has waited in the queue for too long", () =>
+    withGateway(
+      { bin, map: [[NODE, "master1"]], variables: { QUEUE_TIMEOUT: "300ms" } },
+      async ({ ask, masters }) => {
+        const release = hold(masters[0]);
+        const served = Array.from({ length: 50 }, () => ask(NODE));
+        await expect.poll(() => masters[0]?.requests).toBe(50);
+        const [late] = await Promise.all([ask(NODE), ask(NODE)]);
+        expect(late.status).toBe(503);
+        expect(await late.json()).toEqual({ error: "queue_full" });
+        release();
+        expect((await Promise.all(served)).every(({ status }) => status === 200)).toBe(true);
+      },
+    ));
+
+  test("serves the nodes of other masters as before while one is overloaded four times over", () =>
+    withGateway(
+      {
+        bin,
+        map: [
+          [NODE, "master1"],
+          ["node2.example.com", "master2"],
+        ],
+      },
+      async ({ ask, masters }) => {
+        const release = hold(masters[0]);
+        const burst = Array.from({ length: 600 }, () => ask(NODE));
+        await expect.poll(() => masters[0]?.requests).toBe(50);
+        for (let count = 0; count < 50; count += 1) {
+          expect((await ask("node2.example.com")).headers.get("x-served-by")).toBe("master2");
+        }
+        release();
+        const answers = await Promise.all(burst);
+        const statuses = answers.map(({ status }) => status);
+        expect(new Set(statuses)).toEqual(new Set([200, 503]));
+        expect(statuses.filter((status) => status === 200)).toHaveLength(150);
+        for (const answer of answers)
+          if (answer.status === 503) expect(answer.headers.get("retry-after")).toBe("1");
+        expect(masters[1]?.requests).toBe(50);
+        expect(masters[2]?.requests).toBe(0);
+      },
+    ));
+
+  test("serves important nodes and clients first, by classes that change at run time", () => {
+    const map = ["first", "second", "third"].map((name): [string, string] => [
+      `${name}.example.com`,
+      "master1",
+    ]);
+    return withPriorityMap((file) =>
+      withGateway({ bin, map, variables: { PRIORITY_MAP: file } }, async ({ ask, masters, haproxy }) => {
+        const [master] = masters;
+        const priority = new PriorityMap(file, [{ name: "h", connect: { path: haproxy.socketPath } }]);
+        await priority.change("third.example.com", -100);
+        await priority.change("first.example.com", 100);
+        await priority.change("third.example.com", -200);
+        expect(await priority.change("second.example.com", 5)).toEqual({
+          key: "second.example.com",
+          class: 5,
+          haproxy: [{ haproxy: "h" }],
+        });
+        await priority.change("second.example.com", undefined);
+        expect([...(await priority.list())]).toEqual([
+          ["first.example.com", 100],
+          ["third.example.com", -200],
+        ]);
+        await runtimeCommand(haproxy.socketPath, "set maxconn server puppet/master1 1");
+        const release = hold(master);
+        const waiting = [ask("first.example.com")];
+        await expect.poll(() => master?.requests).toBe(1);
+        for (const [index, [name]] of map.entries()) {
+          waiting.push(ask(name));
+          const queued = async () => Number((await servers(haproxy.socketPath)).get("master1"));
+          await expect.poll(queued).toBe(index + 1);
+        }
+        release();
+        await Promise.all(waiting);
+        expect(master?.nodesAsked).toEqual(
+          ["first", "third", "second", "first"].map((name) => `${name}.example.com`),
+        );
+      }),
+    );
+  });
+
+  test("goes on without a failed request but those in flight when a master is killed under load", () =>
+    withGateway(
+      {
+        bin,
+        map: [
+          [NODE, "master1"],
+          ["node2.example.com", "master2"],
+        ],
+      },
+      async ({ ask, masters }) => {
+        const [master] = masters;
+        const answers: number[] = [];
+        let running = true;
+        let underway = 0;
+        const client = async (name: string) => {
+          while (running) {
+            underway += 1;
+            answers.push(
+              await ask(name).then(
+                ({ status }) => status,
+                () => 0,
+              ),
+            );
+            underway -= 1;
+          }
+        };
+        const clients = [NODE, NODE, NODE, NODE, "node2.example.com"].map(client);
+        await expect.poll(() => answers.length).toBeGreaterThan(200);
+        const before = underway;
+        await master?.stop();
+        const stopped = answers.length;
+        await expect.poll(() => answers.length, { timeout: 10_000 }).toBeGreaterThan(stopped + 1_000);
+        running = false;
+        await Promise.all(clients);
+        expect(answers.filter((status) => status !== 200).length).toBeLessThanOrEqual(before);
+      },
+    ));
+
+  test("lets a master say 'not mine' by 421 where HAProxy can retry on it", () =>
+    withGateway(
+      { bin, map: [[NODE, "master1"]], variables: version >= "3.2" ? { NOT_MINE_STATUS: "421" } : {} },
+      async ({ ask, masters }) => {
+        for (const master of masters) {
+          master.nodes = new Set(master.name === "master1" ? [] : [NODE]);
+          if (version >= "3.2") master.notMine = 421;
+        }
+        expect((await ask(NODE)).status).toBe(200); // sasori is silent: another master is asked.
+      },
+    ));
+
+  test("speaks TLS, and takes the node from the client's certificate where it is told to", () =>
+    withCertificates(({ ca, server, client }) =>
+      withGateway(
+        {
+          bin,
+          map: [
+            ["client.example.com", "master2"],
+            [NODE, "master1"],
+          ],
+          variables: { GATEWAY_CERT: server, GATEWAY_CLIENT_CA: ca },
+        },
+        async ({ url }) => {
+          const secure = url.replace("http:", "https:");
+          const dispatcher = new Agent({
+            connect: { ca: readFileSync(ca), cert: readFileSync(client), key: readFileSync(client) },
+          });
+          const response = await request(secure, { dispatcher, headers: { "x-node-name": NODE } });
+          expect(await response.body.json()).toMatchObject({ master: "master2", node: "client.example.com" });
+          const nobody = new Agent({ connect: { ca: readFileSync(ca) } });
+          await expect(request(secure, { dispatcher: nobody })).rejects.toThrow();
+          await Promise.all([dispatcher.close(), nobody.close()]);
+        },
+      ),
+    ));
+
+  test("refuses a body that is too large, and lets no slow client hold a connection", () =>
+    withGateway(
+      { bin, map: [[NODE, "master1"]], variables: { MAX_BODY_BYTES: "1000", REQUEST_TIMEOUT: "300ms" } },
+      async ({ ask, haproxy }) => {
+        expect((await ask(NODE, { method: "POST", body: "x".repeat(1_000) })).status).toBe(200);
+        const refused = await ask(NODE, { method: "POST", body: "x".repeat(1_001) });
+        expect(refused.status).toBe(413);
+        expect(await refused.json()).toMatchObject({ error: "body_too_large" });
+        const answer = await new Promise<string>((resolve, reject) => {
+          const slow = connect(haproxy.ports.frontend, "127.0.0.1", () => slow.write("GET / HTTP/1.1\r\n"));
+          let text = "";
+          slow.on("data", (chunk) => {
+            text += String(chunk);
+          });
+          slow.on("close", () => resolve(text));
+          slow.on("error", reject);
+        });
+        expect(answer).toMatch(/^HTTP\/1\.1 408 /);
+      },
+    ));
+
   test("shows stats and metrics only with the password", () =>
     withGateway({ bin }, async ({ statsUrl }) => {
       const authorization = `Basic ${Buffer.from("admin:secret").toString("base64")}`;
@@ -159,6 +336,87 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin }) =>
       }
     }));
 });
+
+/** Lets the master's requests wait until the returned function is called. */
+function hold(master: TestMaster | undefined): () => void {
+  let release = () => {};
+  if (master === undefined) throw new Error("no master");
+  master.hold = new Promise((resolve) => {
+    release = resolve;
+  });
+  return release;
+}
+
+async function withPriorityMap(use: (file: string) => Promise<void>): Promise<void> {
+  const folder = mkdtempSync(path.join(tmpdir(), "sasori-priority-"));
+  writeFileSync(path.join(folder, "priority.map"), "");
+  await use(path.join(folder, "priority.map"));
+  rmSync(folder, { recursive: true });
+}
+
+/** PEM files: a CA, and certificates of it with their keys for the gateway and for `client.example.com`. */
+async function withCertificates(
+  use: (files: { ca: string; server: string; client: string }) => Promise<void>,
+): Promise<void> {
+  const folder = mkdtempSync(path.join(tmpdir(), "sasori-tls-"));
+  const openssl = (...args: string[]) =>
+    execFileSync(puppetdbParts().openssl, args, { cwd: folder, stdio: "pipe" });
+  openssl(
+    "req",
+    "-x509",
+    "-newkey",
+    "rsa:2048",
+    "-nodes",
+    "-keyout",
+    "ca.key",
+    "-out",
+    "ca.pem",
+    "-subj",
+    "/CN=Test CA",
+    "-days",
+    "2",
+  );
+  for (const [name, subject] of [
+    ["server", "127.0.0.1"],
+    ["client", "Client.example.com"],
+  ] as const) {
+    writeFileSync(path.join(folder, `${name}.ext`), "subjectAltName=IP:127.0.0.1");
+    openssl(
+      "req",
+      "-newkey",
+      "rsa:2048",
+      "-nodes",
+      "-keyout",
+      `${name}.key`,
+      "-out",
+      `${name}.csr`,
+      "-subj",
+      `/CN=${subject}`,
+    );
+    openssl(
+      "x509",
+      "-req",
+      "-in",
+      `${name}.csr`,
+      "-CA",
+      "ca.pem",
+      "-CAkey",
+      "ca.key",
+      "-CAcreateserial",
+      "-out",
+      `${name}.crt`,
+      "-days",
+      "2",
+      "-extfile",
+      `${name}.ext`,
+    );
+    const pem = ["crt", "key"].map((end) => readFileSync(path.join(folder, `${name}.${end}`), "utf8"));
+    writeFileSync(path.join(folder, `${name}.pem`), pem.join(""));
+  }
+  const file = (name: string) => path.join(folder, `${name}.pem`);
+  await use({ ca: file("ca"), server: file("server"), client: file("client") });
+  rmSync(folder, { recursive: true });
+}
 
 /** The queue of each server, from `show stat`. */
 async function servers(socketPath: string): Promise<Map<string, string>> {

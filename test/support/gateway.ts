@@ -21,8 +21,12 @@ export interface TestMaster {
   name: string;
   port: number;
   nodes: Set<string> | undefined;
+  /** The status that says "not mine". */
+  notMine: number;
   /** The body of the last request. */
   body: string;
+  /** Whom the requests were for, in their order. */
+  nodesAsked: string[];
   /** Requests for nodes so far, without health checks. */
   requests: number;
   /** While set, requests wait for it: that is how a queue fills. */
@@ -37,7 +41,9 @@ export async function startMaster(name: string, port = 0): Promise<TestMaster> {
     name,
     port,
     nodes: undefined,
+    notMine: 404,
     body: "",
+    nodesAsked: [],
     requests: 0,
     hold: undefined,
     stop: async () => undefined,
@@ -50,12 +56,15 @@ export async function startMaster(name: string, port = 0): Promise<TestMaster> {
     }
     const probed = /^\/probe\/(.*)$/.exec(request.url ?? "")?.[1];
     const node = probed ?? String(request.headers["x-node-name"]);
-    if (probed === undefined) master.requests += 1;
+    if (probed === undefined) {
+      master.requests += 1;
+      master.nodesAsked.push(node);
+    }
     master.body = "";
     for await (const chunk of request) master.body += String(chunk);
     await master.hold;
     const mine = master.nodes?.has(node) ?? true;
-    response.writeHead(mine ? 200 : 404, { "content-type": "application/json" });
+    response.writeHead(mine ? 200 : master.notMine, { "content-type": "application/json" });
     response.end(JSON.stringify({ master: name, node, path: request.url }));
   });
   await new Promise<void>((resolve) => server.listen(port, "127.0.0.1", resolve));
