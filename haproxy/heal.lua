@@ -74,8 +74,9 @@ core.register_action("heal", { "http-req" }, function(txn)
   -- Nobody knows better than the map: its master is asked once more, and what it says then is the answer.
   if answer == "unknown" then owner = first end
 
+  -- Before HAProxy 2.9 a server that was added at run time is not in this table, so one that is not may be up.
   local server = owner and core.backends[BACKEND].servers[owner]
-  if server and is_up(server) and (tried[owner] or 0) < 2 then
+  if owner and (not server or is_up(server)) and (tried[owner] or 0) < 2 then
     txn:set_var("txn.master", owner)
     txn:set_var("txn.final", "yes")
     txn:set_var("txn.route", owner == first and "mapped" or "learned")

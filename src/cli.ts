@@ -197,7 +197,7 @@ program
         .join("\n")}\n`,
   )
   .action(({ json }: Output) => {
-    const shown = showConfig(readConfig(process.env));
+    const shown = showConfig(process.env);
     print(shown, json, (values) =>
       Object.entries(values)
         .map(([name, value]) => `${name}=${value}`)

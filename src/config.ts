@@ -82,6 +82,14 @@ const aliases = z.string().transform((text, context): ReadonlyMap<string, Master
 
 const absolutePath = z.string().refine((text) => path.isAbsolute(text), { message: "an absolute path" });
 
+const pattern = z.string().transform((text, context) => {
+  try {
+    return new RegExp(`^(?:${text})$`);
+  } catch (error) {
+    return fail(context, `a regular expression (${reason(error)})`);
+  }
+});
+
 const probePath = z.string().refine((text) => /^\/[!-~]*$/.test(text) && text.includes("{certname}"), {
   message: "a path with {certname} in it",
 });
@@ -175,6 +183,38 @@ export const Env = z.object({
     .meta(
       about("producers whose HAProxy server has another name", "puppet1.corp=master1,puppet2.corp=master2"),
     ),
+  SASORI_NEW_MASTERS: pattern
+    .optional()
+    .meta(
+      about(
+        "regular expression: a producer whose whole name it matches gets an HAProxy server at run time if it has none",
+        "puppet[0-9]+\\.corp",
+      ),
+    ),
+  SASORI_NEW_MASTER_PORT: z
+    .string()
+    .transform((text, context) => port(text) ?? fail(context, "a port"))
+    .prefault("8140")
+    .meta(about("the port of such masters", "8140")),
+  SASORI_NEW_MASTER_LIMIT: z
+    .string()
+    .transform((text, context) =>
+      /^\d{1,3}$/.test(text) ? Number(text) : fail(context, "a number up to 999"),
+    )
+    .prefault("16")
+    .meta(about("no more than this many servers are added at run time", "16")),
+  SASORI_NEW_MASTER_OPTIONS: z
+    .string()
+    .refine((text) => /^[A-Za-z0-9 ._:/@-]*$/.test(text), {
+      message: "words of HAProxy's `add server` command",
+    })
+    .default("check inter 2s downinter 2s fall 2 rise 1 maxconn 50 maxqueue 100 weight 0")
+    .meta(
+      about(
+        "what `add server` says of them: `default-server` does not apply to servers added at run time",
+        "check maxconn 20 weight 0 ssl verify required ca-file /etc/ca.pem",
+      ),
+    ),
   SASORI_PROBE_PATH: probePath
     .optional()
     .meta(
@@ -239,6 +279,7 @@ export interface Config {
   mapFile: string;
   mapName?: string | undefined;
   masterAliases: ReadonlyMap<string, Master>;
+  newMasters?: { pattern: RegExp; port: number; limit: number; options: string } | undefined;
   probePath?: string | undefined;
   schedule: string;
   fullSchedule: string;
@@ -282,6 +323,12 @@ function toConfig(env: z.output<typeof Env>): Config {
     mapFile: env.SASORI_MAP_FILE,
     mapName: env.SASORI_MAP_NAME,
     masterAliases: env.SASORI_MASTER_ALIASES ?? new Map(),
+    newMasters: env.SASORI_NEW_MASTERS && {
+      pattern: env.SASORI_NEW_MASTERS,
+      port: env.SASORI_NEW_MASTER_PORT,
+      limit: env.SASORI_NEW_MASTER_LIMIT,
+      options: env.SASORI_NEW_MASTER_OPTIONS,
+    },
     probePath: env.SASORI_PROBE_PATH,
     schedule: env.SASORI_SCHEDULE,
     fullSchedule: env.SASORI_FULL_SCHEDULE,
@@ -306,8 +353,7 @@ export interface Variable {
 export function describeVariables(): Variable[] {
   return Object.entries(Env.shape).map(([name, schema]) => {
     const { description, example, shownDefault } = schema.meta() as ReturnType<typeof about>;
-    const fallback = schema instanceof z.ZodDefault ? String(schema.def.defaultValue) : "none";
-    return { name, default: shownDefault ?? fallback, meaning: description, example };
+    return { name, default: shownDefault ?? (defaultOf(schema) || "none"), meaning: description, example };
   });
 }
 
@@ -357,29 +403,22 @@ function unknownNames(env: Readonly<Record<string, string | undefined>>): string
     .map((name) => `${name} is not a variable of sasori: \`sasori config --help\` lists them`);
 }
 
-/** The effective values for `sasori config`: every secret is named by its file, never by its content. */
-export function showConfig(config: Config): Record<string, string> {
-  const { puppetdb } = config;
-  const limit = config.maxRemoved;
-  return {
-    SASORI_PUPPETDB_URL: puppetdb.url,
-    SASORI_PUPPETDB_CERT: puppetdb.certFile ?? "",
-    SASORI_PUPPETDB_KEY: puppetdb.keyFile ?? "",
-    SASORI_PUPPETDB_CA: puppetdb.caFile ?? "",
-    SASORI_PUPPETDB_TOKEN_FILE: puppetdb.tokenFile ?? "",
-    SASORI_HAPROXY: config.haproxy.map(({ name }) => name).join(",") || "none",
-    SASORI_BACKEND: config.backend,
-    SASORI_MAP_FILE: config.mapFile,
-    SASORI_MAP_NAME: config.mapName ?? "",
-    SASORI_MASTER_ALIASES: [...config.masterAliases].map((pair) => pair.join("=")).join(","),
-    SASORI_PROBE_PATH: config.probePath ?? "",
-    SASORI_SCHEDULE: config.schedule,
-    SASORI_FULL_SCHEDULE: config.fullSchedule,
-    SASORI_MAX_REMOVED: "percent" in limit ? `${limit.percent}%` : String(limit.entries),
-    SASORI_PRIORITY_FILE: config.priorityFile ?? "",
-    SASORI_LISTEN: `${config.listen.host}:${config.listen.port}`,
-    SASORI_API_TOKEN_FILE: config.apiTokenFile ?? "",
-    SASORI_STATE_FILE: config.stateFile,
-    SASORI_LOG_LEVEL: config.logLevel,
-  };
+/**
+ * The effective values for `sasori config`. No variable holds a secret, only the name of a file with one. Throws
+ * as `readConfig` does.
+ */
+export function showConfig(
+  environment: Readonly<Record<string, string | undefined>>,
+): Record<string, string> {
+  const { stateFile } = readConfig(environment);
+  const values = Object.entries(Env.shape).map(([name, schema]) => [
+    name,
+    environment[name] || defaultOf(schema),
+  ]);
+  return { ...Object.fromEntries(values), SASORI_STATE_FILE: stateFile };
+}
+
+function defaultOf(schema: z.ZodType): string {
+  const isGiven = schema instanceof z.ZodDefault || schema instanceof z.ZodPrefault;
+  return isGiven ? String(schema.def.defaultValue) : "";
 }

@@ -23,6 +23,7 @@ export type ErrorCode =
   | "HAPROXY_MAP"
   | "HAPROXY_BACKEND"
   | "HAPROXY_CHANGED"
+  | "HAPROXY_SERVER"
   | "BUSY"
   | "DAEMON"
   | "STOPPED"

@@ -5,7 +5,7 @@
 import path from "node:path";
 import type { Endpoint } from "./config.js";
 import { quote, SasoriError } from "./errors.js";
-import { type Certname, isCertname, isMaster, type NodeMap } from "./node-map.js";
+import { type Certname, isCertname, isMaster, type Master, type NodeMap } from "./node-map.js";
 import type { Applied, Contents, Fingerprint, Plan, Server, Sighting, Target } from "./plan.js";
 import { payloads, RuntimeSession } from "./runtime-api.js";
 
@@ -88,6 +88,32 @@ export class HaproxyInstance implements Target {
       fingerprint.process === pushed.process &&
       (pushed.content === undefined || fingerprint.content === pushed.content);
     return { method: pushed?.method ?? "incremental", fingerprint, disturbed: !asExpected };
+  }
+
+  /** Adds a server to the masters' backend; HAProxy forgets it with the next reload. */
+  addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<void> {
+    const server = `${this.#options.backend}/${name}`;
+    return RuntimeSession.with(this.#endpoint, signal, async (session) => {
+      const reply = await session.ask(`add server ${server} ${address} ${options}`);
+      // 2.6 says "New server registered." as a notice; anything else is the reason why not.
+      if (!/^New server registered/.test(reply)) {
+        throw new SasoriError(
+          "HAPROXY_SERVER",
+          `${this.name}: cannot add server ${server}: ${quote(reply, 200)}`,
+        );
+      }
+      if (/\bcheck\b/.test(options)) await session.run(`enable health ${server}`);
+      await session.run(`enable server ${server}`);
+    });
+  }
+
+  /** Removes a server that was added at run time. HAProxy refuses while it has connections. */
+  removeServer(name: Master, signal: AbortSignal): Promise<void> {
+    const server = `${this.#options.backend}/${name}`;
+    return RuntimeSession.with(this.#endpoint, signal, async (session) => {
+      await session.run(`disable server ${server}`);
+      await session.ask(`del server ${server}`);
+    });
   }
 
   async #look(session: RuntimeSession): Promise<Look> {

@@ -88,8 +88,15 @@ export function renderReport(report: SyncReport, style: Style): string {
   return lines.join("\n");
 }
 
-function failures({ source, journal }: Pick<SyncReport, "source" | "journal">, style: Style): string[] {
-  const lines: string[] = [];
+function failures(
+  { source, journal, masters }: Pick<SyncReport, "source" | "journal" | "masters">,
+  style: Style,
+): string[] {
+  const lines = masters.changes.map(({ haproxy, master, change, failure }) => {
+    const what = failure ? `not ${change}: ${failure.code}: ${failure.message}` : change;
+    return `${failure ? style.bad("master") : "master"} ${master}: ${what} at run time in ${haproxy}`;
+  });
+  lines.push(...masters.failures.map(({ code, message }) => `${style.bad("master")}: ${code}: ${message}`));
   if (source.failure)
     lines.push(`${style.bad("PuppetDB")}: ${source.failure.code}: ${source.failure.message}`);
   if (journal) lines.push(`${style.bad("state file")}: ${journal.code}: ${journal.message}`);

@@ -10,6 +10,7 @@ import { Fleet, type Guard, type Resolve, resolver } from "./fleet.js";
 import { HaproxyInstance } from "./haproxy.js";
 import { Journal } from "./journal.js";
 import { MapFile } from "./map-file.js";
+import { type MasterChange, NewMasters } from "./masters.js";
 import type { Before, Master, Observation } from "./node-map.js";
 import {
   type Change,
@@ -84,6 +85,8 @@ export interface SyncReport {
   /** How many nodes changed in the map, by the plan of the file; which ones stands in its report. */
   moved: number;
   learned: number;
+  /** HAProxy servers that were added or removed at run time, and producers that could get none. */
+  masters: { changes: MasterChange[]; failures: Failure[] };
   unroutable: { nodes: number; producers: Record<string, number> };
   refused: { count: number; samples: string[] };
   withoutProducer: { count: number; samples: string[] };
@@ -115,6 +118,8 @@ interface Tracked {
   /** Nodes that changed since, with what the target still has. */
   pending: Before;
   servers: readonly Server[];
+  /** Servers that sasori added to it at run time. */
+  added: Set<Master>;
   failure: Failure | undefined;
   /** A stalled target is left alone until then (`performance.now()`). */
   retryAt: number;
@@ -136,8 +141,11 @@ interface PassFacts {
   reading: Reading | Failure | undefined;
   turns: readonly Turn[];
   learned: number;
+  masters: SyncReport["masters"];
   journal: Failure | undefined;
 }
+
+const NO_MASTERS: SyncReport["masters"] = { changes: [], failures: [] };
 
 export interface SyncParts {
   config: Pick<Config, "haproxy" | "masterAliases" | "maxRemoved">;
@@ -145,6 +153,7 @@ export interface SyncParts {
   file: MapFile;
   instances: readonly HaproxyInstance[];
   journal: Journal;
+  newMasters?: NewMasters | undefined;
 }
 
 /** All parts as the configuration wants them. */
@@ -155,6 +164,7 @@ export function assemble(config: Config): SyncParts {
     file: new MapFile(config.mapFile),
     instances: config.haproxy.map((endpoint) => new HaproxyInstance(endpoint, config)),
     journal: new Journal(config.stateFile),
+    newMasters: config.newMasters && new NewMasters(config.newMasters),
   };
 }
 
@@ -185,6 +195,7 @@ export class Sync {
       process: undefined,
       pending: new Map(),
       servers: [],
+      added: new Set(),
       failure: undefined,
       retryAt: 0,
       version: "",
@@ -292,6 +303,7 @@ export class Sync {
     clock.begin("plan");
     this.#merge(turns, reading, request);
     const learned = this.#learn(turns);
+    const masters = request.dryRun ? NO_MASTERS : await this.#settleMasters(turns, kind, signal);
 
     clock.begin("file");
     const [file, ...instances] = turns as [Turn, ...Turn[]];
@@ -303,7 +315,7 @@ export class Sync {
     const journal = request.dryRun ? undefined : await this.#saveJournal();
     clock.end();
 
-    const report = this.#report(request, { kind, clock, reading, turns, learned, journal });
+    const report = this.#report(request, { kind, clock, reading, turns, learned, masters, journal });
     this.lastReport = report;
     this.#onReport?.(report);
     return report;
@@ -362,6 +374,19 @@ export class Sync {
     return learned;
   }
 
+  /** Adds and removes servers; what PuppetDB said of their nodes is merged by the next pass, a full one. */
+  async #settleMasters(turns: readonly Turn[], kind: SyncReport["kind"], signal: AbortSignal) {
+    const { newMasters, instances } = this.#parts;
+    if (newMasters === undefined) return NO_MASTERS;
+    const failures = await newMasters.consider(this.fleet, kind === "full");
+    const reachable = turns.filter(({ sighting }) => sighting !== undefined);
+    const settled = reachable.map(async ({ tracked }) => {
+      const host = instances.find(({ name }) => name === tracked.target.name);
+      return host === undefined ? [] : newMasters.settle(host, tracked.servers, tracked.added, signal);
+    });
+    return { changes: (await Promise.all(settled)).flat(), failures };
+  }
+
   #remember(changes: Before): void {
     for (const { pending } of this.#tracked) {
       for (const [certname, master] of changes) if (!pending.has(certname)) pending.set(certname, master);
@@ -408,12 +433,15 @@ export class Sync {
     }
   }
 
-  #report(request: SyncRequest, { kind, clock, reading, turns, learned, journal }: PassFacts): SyncReport {
+  #report(
+    request: SyncRequest,
+    { kind, clock, reading, turns, learned, masters, journal }: PassFacts,
+  ): SyncReport {
     const { fleet } = this;
     const targets = turns.map(({ report }) => report);
     const source = sourceReport(reading);
-    const failed =
-      source.outcome === "failed" || journal !== undefined || targets.some(({ failure }) => failure);
+    const failures = [source, ...targets, ...masters.changes].map(({ failure }) => failure);
+    const failed = [...failures, ...masters.failures, journal].some((failure) => failure !== undefined);
     const { verdict } = fleet;
     return {
       kind,
@@ -425,6 +453,7 @@ export class Sync {
       nodes: fleet.map.size,
       moved: targets[0] === undefined ? 0 : targets[0].add + targets[0].set + targets[0].del,
       learned,
+      masters,
       unroutable: { nodes: fleet.unroutable.size, producers: countProducers(fleet) },
       refused: sample(fleet.refused),
       withoutProducer: sample(fleet.withoutProducer),

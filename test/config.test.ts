@@ -120,7 +120,7 @@ describe("the configuration", () => {
     const folder = await mkdtemp(path.join(tmpdir(), "sasori-config-"));
     const token = path.join(folder, "token");
     await writeFile(token, "s3cret");
-    const shown = showConfig(readConfig({ ...REQUIRED, SASORI_API_TOKEN_FILE: token }));
+    const shown = showConfig({ ...REQUIRED, SASORI_API_TOKEN_FILE: token });
     expect(Object.keys(shown)).toEqual(describeVariables().map(({ name }) => name));
     expect(JSON.stringify(shown)).not.toContain("s3cret");
     expect(readConfig(shown)).toEqual(readConfig({ ...REQUIRED, SASORI_API_TOKEN_FILE: token }));

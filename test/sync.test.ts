@@ -291,6 +291,61 @@ describe("a pass", () => {
       );
     }));
 
+  test("gives a new producer a server where the pattern allows it, again after a reload, and takes it away when unused", () =>
+    withFleetLab([{ bin, masterWorker: true }, { bin }], async (lab) => {
+      await lab.run(name(0), "master1");
+      await lab.run(name(1), "localhost"); // A name that has an address on every machine.
+      await lab.run(name(2), "puppet9.elsewhere");
+      const sync = await lab.newSync({
+        SASORI_NEW_MASTERS: "localhost|puppet9",
+        SASORI_NEW_MASTER_PORT: "18149",
+      });
+      const added = lab.haproxys.map(({ socketPath }) => ({
+        haproxy: socketPath,
+        master: "localhost",
+        change: "added",
+      }));
+      expect(await sync.request({})).toMatchObject({
+        outcome: "done",
+        masters: { changes: added, failures: [] },
+      });
+      const routes = new Map([
+        [name(0), "master1"],
+        [name(1), "localhost"],
+      ]);
+      expect(await sync.request({})).toMatchObject({
+        kind: "full",
+        unroutable: { nodes: 1 },
+        masters: { changes: [] },
+      });
+      await expectEverywhere(lab, routes);
+      await lab.haproxys[0]?.reload();
+      expect(await sync.request({})).toMatchObject({ outcome: "done", masters: { changes: [added[0]] } });
+      await lab.run(name(1), "master2", 1_000);
+      const reports = [await sync.request({}), await full(sync)];
+      const removed = added.map((change) => ({ ...change, change: "removed" }));
+      expect(reports.flatMap(({ masters }) => masters.changes)).toEqual(removed);
+      const state = await runtimeCommand(lab.haproxys[1]?.socketPath ?? "", "show servers state puppet");
+      expect(state).not.toContain("localhost");
+      expect((await full(sync)).masters.changes).toEqual([]);
+    }));
+
+  test("adds no more servers than the limit, and says which producer gets none and why", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await lab.run(name(0), "localhost");
+      await lab.run(name(1), "nowhere.invalid");
+      const sync = await lab.newSync({ SASORI_NEW_MASTERS: ".*", SASORI_NEW_MASTER_LIMIT: "1" });
+      expect(await sync.request({})).toMatchObject({
+        outcome: "failed",
+        masters: { failures: [{ code: "HAPROXY_SERVER" }] },
+      });
+      await lab.run(name(2), "ip6-localhost");
+      const report = await sync.request({});
+      expect(report.masters.failures.map(({ message }) => message)).toContainEqual(
+        expect.stringContaining("1 were added already (SASORI_NEW_MASTER_LIMIT)"),
+      );
+    }));
+
   test("finds a producer's server by alias and by host", () =>
     withFleetLab([{ bin }], async (lab) => {
       await lab.run(name(0), "puppet2.corp");

@@ -1,0 +1,104 @@
+// Masters that come and go: a producer that appears in PuppetDB gets an HAProxy server at run time, where the
+// operator's pattern allows it, again after each reload, and loses it when no node is left there.
+// Promises: only names that the pattern matches, and no more servers than the limit; servers of HAProxy's own
+// configuration are never touched; one HAProxy's failure never stops another.
+
+import { lookup } from "node:dns/promises";
+import type { Config } from "./config.js";
+import { type Failure, reason, SasoriError, toFailure } from "./errors.js";
+import type { Fleet } from "./fleet.js";
+import { isMaster, type Master } from "./node-map.js";
+import type { Server } from "./plan.js";
+
+/** An HAProxy whose servers can be changed at run time. */
+export interface ServerHost {
+  readonly name: string;
+  /** Throws `HAPROXY_...`. */
+  addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<void>;
+  /** Throws `HAPROXY_REPLY` while it still serves requests. */
+  removeServer(name: Master, signal: AbortSignal): Promise<void>;
+}
+
+export interface MasterChange {
+  haproxy: string;
+  master: string;
+  change: "added" | "removed";
+  failure?: Failure;
+}
+
+export class NewMasters {
+  readonly #options: NonNullable<Config["newMasters"]>;
+  /** The servers that are to exist beside those of the configuration, with their addresses. */
+  readonly #wanted = new Map<Master, string>();
+
+  constructor(options: NonNullable<Config["newMasters"]>) {
+    this.#options = options;
+  }
+
+  /**
+   * Decides which producers should have servers, by what PuppetDB said. Whether one is still needed is only asked
+   * after a full reading, because that looks at the whole fleet. Returns why a producer gets none.
+   */
+  async consider(fleet: Pick<Fleet, "map" | "unroutable">, full: boolean): Promise<Failure[]> {
+    const producers = new Set(Array.from(fleet.unroutable.values(), ({ producer }) => producer));
+    const unknown = [...producers].filter(isMaster).filter((name) => this.#options.pattern.test(name));
+    if (full) this.#forgetUnused(fleet, unknown);
+    const failures: Failure[] = [];
+    for (const name of unknown) {
+      if (this.#wanted.has(name)) continue;
+      await this.#want(name).catch((error: unknown) => failures.push(toFailure(error)));
+    }
+    return failures;
+  }
+
+  #forgetUnused(fleet: Pick<Fleet, "map">, unknown: readonly Master[]): void {
+    const used = new Set<Master>(unknown);
+    for (const { master } of fleet.map.assignments()) used.add(master);
+    for (const name of this.#wanted.keys()) if (!used.has(name)) this.#wanted.delete(name);
+  }
+
+  async #want(name: Master): Promise<void> {
+    const { limit, port } = this.#options;
+    if (this.#wanted.size >= limit) {
+      const why = `${limit} were added already (SASORI_NEW_MASTER_LIMIT)`;
+      throw new SasoriError("HAPROXY_SERVER", `master ${name} gets no server: ${why}`);
+    }
+    // HAProxy does not resolve the name of a server that is added at run time.
+    const { address, family } = await lookup(name).catch((error: unknown) => {
+      const why = `its name has no address (${reason(error)})`;
+      throw new SasoriError("HAPROXY_SERVER", `master ${name} gets no server: ${why}`, { cause: error });
+    });
+    this.#wanted.set(name, `${family === 6 ? `[${address}]` : address}:${port}`);
+  }
+
+  /** Gives one HAProxy the servers that it lacks, and takes those away that `added` earlier and nobody needs. */
+  async settle(
+    host: ServerHost,
+    servers: readonly Server[],
+    added: Set<Master>,
+    signal: AbortSignal,
+  ): Promise<MasterChange[]> {
+    const has = new Set(servers.map(({ name }) => name));
+    const changes: MasterChange[] = [];
+    const attempt = async (master: Master, change: MasterChange["change"], step: () => Promise<void>) => {
+      const done = { haproxy: host.name, master, change };
+      changes.push(
+        await step().then(
+          () => done,
+          (error: unknown) => ({ ...done, failure: toFailure(error) }),
+        ),
+      );
+    };
+    for (const [name, address] of this.#wanted) {
+      if (has.has(name)) continue;
+      await attempt(name, "added", () => host.addServer(name, address, this.#options.options, signal));
+      added.add(name);
+    }
+    for (const name of added) {
+      if (this.#wanted.has(name)) continue;
+      if (has.has(name)) await attempt(name, "removed", () => host.removeServer(name, signal));
+      else added.delete(name); // It went with the last reload, or with the removal of an earlier pass.
+    }
+    return changes;
+  }
+}
