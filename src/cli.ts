@@ -5,16 +5,24 @@
 
 import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
 import { Command, CommanderError } from "commander";
 import { request } from "undici";
 import { type Config, describeVariables, readConfig, showConfig } from "./config.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
 import { resolver } from "./fleet.js";
-import type { Status } from "./http-api.js";
+import type { Displaced, Status } from "./http-api.js";
 import { type Desired, type Lookup, lookUp } from "./lookup.js";
 import { type Certname, parseCertname } from "./node-map.js";
 import { PriorityMap } from "./priority.js";
-import { renderDiff, renderLookup, renderReport, renderStatus, styleFor } from "./report-text.js";
+import {
+  renderDiff,
+  renderDisplaced,
+  renderLookup,
+  renderReport,
+  renderStatus,
+  styleFor,
+} from "./report-text.js";
 import { assemble, Sync, type SyncParts, type SyncReport, type SyncRequest } from "./sync.js";
 
 const EXIT = { done: 0, failed: 1, usage: 2, held: 3 } as const;
@@ -112,16 +120,60 @@ program
   .option("--json", "print as JSON")
   .action(async ({ json }: Output) => {
     const config = readConfig(process.env);
-    const status = await askDaemon<Status>(config, "GET", "/api/v1/status");
-    if (status === undefined) {
-      const { host, port } = config.listen;
-      throw new SasoriError(
-        "DAEMON",
-        `no daemon answers on ${host}:${port} (SASORI_LISTEN): start one with \`sasori serve\``,
-      );
-    }
+    const status = await mustAskDaemon<Status>(config, "GET", "/api/v1/status");
     print(status, json, (value) => renderStatus(value, style));
     process.exitCode = status.ready ? EXIT[status.lastPass?.outcome ?? "done"] : EXIT.failed;
+  });
+
+program
+  .command("register")
+  .description("move a node to a master now; PuppetDB's next, newer observation of it replaces this")
+  .argument("<certname>")
+  .argument("[master]")
+  .option("--end", "end the node's registration or learned route: PuppetDB decides again")
+  .option("--json", "print the SyncReport as JSON")
+  .addHelpText(
+    "after",
+    "\nExamples:\n  sasori register node7.example.com master2\n  sasori register node7.example.com --end\n",
+  )
+  .action(async (text: string, master: string | undefined, { end, json }: Output & { end?: boolean }) => {
+    if ((master === undefined) === (end === undefined)) {
+      throw new SasoriError("USAGE", "name the master, or end the registration with --end");
+    }
+    const config = readConfig(process.env);
+    const path = `/api/v1/nodes/${parseCertname(text)}`;
+    const report = end
+      ? await mustAskDaemon<SyncReport>(config, "DELETE", path)
+      : await mustAskDaemon<SyncReport>(config, "PUT", path, { master });
+    print(report, json, (value) => renderReport(value, style));
+  });
+
+program
+  .command("rebalance")
+  .description("bring displaced nodes back to the master that they left while it was down")
+  .option("--dry-run", "list them only")
+  .option("--master <name>", "only nodes that were at home there")
+  .option("--per-minute <count>", "how many nodes to move each minute", "60")
+  .option("--json", "print the nodes as JSON")
+  .addHelpText(
+    "after",
+    "\nWorks for agents that reach their master through the gateway: they follow the route with their next run.\n\nExamples:\n  sasori rebalance --dry-run\n  sasori rebalance --master master1 --per-minute 30\n",
+  )
+  .action(async (options: Output & { dryRun?: boolean; master?: string; perMinute: string }) => {
+    const perMinute = Number(options.perMinute);
+    if (!(perMinute > 0))
+      throw new SasoriError("USAGE", `--per-minute ${options.perMinute}: expected a number above 0`);
+    const config = readConfig(process.env);
+    const all = await mustAskDaemon<Displaced[]>(config, "GET", "/api/v1/displaced");
+    const nodes = all.filter(({ home }) => options.master === undefined || home === options.master);
+    if (options.dryRun || options.json) print(nodes, options.json, renderDisplaced);
+    if (options.dryRun) return;
+    for (const [index, { certname, home }] of nodes.entries()) {
+      if (index > 0) await sleep(60_000 / perMinute);
+      await mustAskDaemon<SyncReport>(config, "PUT", `/api/v1/nodes/${certname}`, { master: home });
+      if (!options.json) process.stdout.write(`${index + 1}/${nodes.length}  ${certname} → ${home}\n`);
+    }
+    if (!options.json) process.stdout.write(`${nodes.length} nodes brought home\n`);
   });
 
 const priority = program
@@ -234,12 +286,23 @@ async function runPass(config: Config, wanted: SyncRequest): Promise<SyncReport>
   }
 }
 
+/** As askDaemon, for what only a running daemon knows. */
+async function mustAskDaemon<T>(...question: Parameters<typeof askDaemon>): Promise<T> {
+  const answer = await askDaemon<T>(...question);
+  if (answer !== undefined) return answer;
+  const { host, port } = question[0].listen;
+  throw new SasoriError(
+    "DAEMON",
+    `no daemon answers on ${host}:${port} (SASORI_LISTEN): start one with \`sasori serve\``,
+  );
+}
+
 /** Undefined when no daemon listens. Throws `DAEMON` or what the daemon's problem+json says. */
 async function askDaemon<T>(
   config: Config,
-  method: "GET" | "POST",
+  method: "GET" | "POST" | "PUT" | "DELETE",
   path: string,
-  body?: SyncRequest,
+  body?: object,
 ): Promise<T | undefined> {
   const { host, port } = config.listen;
   // A daemon that listens everywhere listens on loopback too.

@@ -3,7 +3,7 @@
 // Pure state: no I/O, no clock.
 
 import type { RemovalLimit } from "./config.js";
-import { type Certname, isMaster, type Master, NodeMap, type Observation } from "./node-map.js";
+import { type Before, type Certname, isMaster, type Master, NodeMap, type Observation } from "./node-map.js";
 import { type Contents, judgeRemovals, type Server, type Verdict } from "./plan.js";
 import { MAX_REFUSED, type Reading, type Submission } from "./puppetdb.js";
 
@@ -31,6 +31,10 @@ export class Fleet {
   readonly unroutable = new Map<Certname, Submission>();
   /** Registrations and learned routes in force: what PuppetDB does not know yet, and must not be lost. */
   readonly own = new Map<Certname, Observation>();
+  /** Displaced nodes, and where they were at home: they left a master while it was down. */
+  readonly homes = new Map<Certname, Master>();
+  /** Grows with every change of `own` and `homes`. */
+  revision = 0;
   verdict: Verdict = { kind: "allowed" };
   /** Certnames that cannot be map keys, and nodes without a known producer, since the last full reading. */
   readonly refused = new Set<string>();
@@ -54,9 +58,46 @@ export class Fleet {
   observe(observation: Observation): boolean {
     if (!this.map.observe(observation)) return false;
     const { certname, source } = observation;
-    if (source === "registration" || source === "learned") this.own.set(certname, observation);
-    else this.own.delete(certname);
+    if (source === "registration" || source === "learned") {
+      this.own.set(certname, observation);
+      this.revision += 1;
+    } else {
+      this.#disown(certname);
+    }
     return true;
+  }
+
+  /** Ends a registration or a learned route. What PuppetDB says (undefined: nothing) takes its place. */
+  withdraw(certname: Certname, observation: Observation | undefined): void {
+    this.#remove(certname);
+    if (observation !== undefined) this.observe(observation);
+  }
+
+  #disown(certname: Certname): void {
+    if (this.own.delete(certname)) this.revision += 1;
+  }
+
+  /**
+   * Remembers where nodes were at home that leave a master while it is down: nothing brings them back by itself,
+   * because the producer follows the route. A node that leaves a living master has a new home.
+   */
+  noteMoves(changes: Before, isUp: (master: Master) => boolean): void {
+    for (const [certname, from] of changes) {
+      const now = this.map.get(certname)?.master;
+      const home = this.homes.get(certname);
+      if (now === from) continue;
+      if (home === undefined) {
+        if (from !== undefined && now !== undefined && !isUp(from)) this.#setHome(certname, from);
+      } else if (now === undefined || now === home || isUp(home)) {
+        this.#setHome(certname, undefined);
+      }
+    }
+  }
+
+  #setHome(certname: Certname, home: Master | undefined): void {
+    this.revision += 1;
+    if (home === undefined) this.homes.delete(certname);
+    else this.homes.set(certname, home);
   }
 
   merge(reading: Reading, resolve: Resolve, guard: Guard, since: number): Merged {
@@ -129,7 +170,7 @@ export class Fleet {
   #remove(certname: Certname): void {
     this.map.remove(certname);
     this.unroutable.delete(certname);
-    this.own.delete(certname);
+    this.#disown(certname);
   }
 }
 

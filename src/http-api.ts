@@ -6,12 +6,12 @@ import { timingSafeEqual } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { z } from "zod";
-import { type ErrorCode, reason, SasoriError, toFailure } from "./errors.js";
+import { type ErrorCode, quote, reason, SasoriError, toFailure } from "./errors.js";
 import { type Desired, lookUp } from "./lookup.js";
 import type { Metrics } from "./metrics.js";
-import { type Certname, parseCertname } from "./node-map.js";
+import { type Certname, parseCertname, parseMaster } from "./node-map.js";
 import type { Resolver } from "./resolve.js";
-import type { Sync, SyncParts, SyncReport, TargetState } from "./sync.js";
+import type { Sync, SyncParts, SyncReport, TargetReport, TargetState } from "./sync.js";
 
 /** The largest request is a plan id; nothing needs more. */
 const MAX_BODY_BYTES = 16 * 1024;
@@ -23,6 +23,16 @@ const SyncBody = z
     approve: z.string().regex(/^[0-9a-f]{12}$/, "a plan id: 12 hexadecimal digits"),
   })
   .partial();
+
+const RegistrationBody = z.strictObject({ master: z.string() });
+
+/** A row of `GET /api/v1/displaced`. */
+export interface Displaced {
+  certname: string;
+  home: string;
+  /** Where it is now. */
+  master: string | undefined;
+}
 
 /** What `GET /api/v1/status` answers. */
 export interface Status {
@@ -64,6 +74,31 @@ export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiPar
     const certname = parseCertname(request.params.certname);
     return lookUp(certname, desiredOf(sync, certname), targets);
   });
+  // A registration: in every target before the answer; it gives way to PuppetDB's next, newer observation.
+  api.put<{ Params: { certname: string } }>("/api/v1/nodes/:certname", async (request, reply) => {
+    await authorize(request, tokenFile);
+    const certname = parseCertname(request.params.certname);
+    const body = RegistrationBody.safeParse(request.body);
+    if (!body.success)
+      throw new SasoriError("USAGE", `expected {"master": "..."}: ${z.prettifyError(body.error)}`);
+    const master = parseMaster(body.data.master);
+    const known = sync.servers()?.map(({ name }) => name);
+    if (known !== undefined && !known.includes(master)) {
+      throw new SasoriError("USAGE", `HAProxy has no server ${quote(master)} (it has: ${known.join(", ")})`);
+    }
+    const report = await sync.submit({ certname, master, at: Date.now(), source: "registration" });
+    return reply.code(failedTarget(report) === undefined ? 200 : 502).send(report);
+  });
+  api.delete<{ Params: { certname: string } }>("/api/v1/nodes/:certname", async (request, reply) => {
+    await authorize(request, tokenFile);
+    const certname = parseCertname(request.params.certname);
+    if (!sync.fleet.own.has(certname)) {
+      throw Object.assign(new SasoriError("USAGE", `${certname} has no registration`), { statusCode: 404 });
+    }
+    const report = await sync.withdraw(certname, await resolver.askPuppetdb(certname));
+    return reply.code(failedTarget(report) === undefined ? 200 : 502).send(report);
+  });
+  api.get("/api/v1/displaced", () => displaced(sync));
   // Asked by HAProxy, with a client waiting: the owner as text, 404 when nobody knows one.
   api.get<{ Params: { certname: string }; Querystring: { not?: string } }>(
     "/api/v1/resolve/:certname",
@@ -83,6 +118,19 @@ export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiPar
     return sync.request(body.data);
   });
   return api;
+}
+
+/** The first target that the pass could not bring up to date. */
+function failedTarget({ targets }: SyncReport): TargetReport | undefined {
+  return targets.find(({ failure }) => failure !== undefined);
+}
+
+function displaced({ fleet }: Sync): Displaced[] {
+  return Array.from(fleet.homes, ([certname, home]) => ({
+    certname,
+    home,
+    master: fleet.map.get(certname)?.master,
+  }));
 }
 
 /** A map is being served: it was read from PuppetDB, or the last good one was found. */

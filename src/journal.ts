@@ -1,5 +1,5 @@
-// The state file: registrations and learned routes, which neither PuppetDB nor the map file can give back
-// with their times. Promises: written atomically and only when something changed; a file that cannot be read
+// The state file: registrations, learned routes and homes, which neither PuppetDB nor the map file can give back.
+// Promises: written atomically and only when something changed; a file that cannot be read
 // is set aside, never overwritten, and never keeps sasori from starting.
 
 import { readFile, rename } from "node:fs/promises";
@@ -8,17 +8,26 @@ import { replaceFile } from "./atomic-file.js";
 import { reason, SasoriError, systemCode } from "./errors.js";
 import { type Certname, isCertname, isMaster, type Master, type Observation } from "./node-map.js";
 
-const State = z.object({
+const CertnameShape = z.custom<Certname>((value) => typeof value === "string" && isCertname(value));
+const MasterShape = z.custom<Master>((value) => typeof value === "string" && isMaster(value));
+const StateShape = z.object({
   version: z.literal(1),
   observations: z.array(
     z.object({
-      certname: z.custom<Certname>((value) => typeof value === "string" && isCertname(value)),
-      master: z.custom<Master>((value) => typeof value === "string" && isMaster(value)),
+      certname: CertnameShape,
+      master: MasterShape,
       at: z.iso.datetime(),
       source: z.enum(["registration", "learned"]),
     }),
   ),
+  homes: z.array(z.tuple([CertnameShape, MasterShape])),
 });
+
+export interface State {
+  observations: Observation[];
+  /** Where displaced nodes were at home. */
+  homes: [Certname, Master][];
+}
 
 /** The file holds names of nodes and masters only; still nobody else needs it. */
 const STATE_FILE_MODE = 0o640;
@@ -32,18 +41,18 @@ export class Journal {
   }
 
   /** Throws `STATE_FILE` when the file cannot be read or understood; it is then renamed to `....broken`. */
-  async load(): Promise<Observation[]> {
+  async load(): Promise<State> {
     let text: string;
     try {
       text = await readFile(this.#file, "utf8");
     } catch (error) {
-      if (systemCode(error) === "ENOENT") return [];
+      if (systemCode(error) === "ENOENT") return { observations: [], homes: [] };
       throw new SasoriError("STATE_FILE", `cannot read the state file: ${reason(error)}`, { cause: error });
     }
     try {
-      const { observations } = State.parse(JSON.parse(text));
+      const { observations, homes } = StateShape.parse(JSON.parse(text));
       this.#written = text;
-      return observations.map((entry) => ({ ...entry, at: Date.parse(entry.at) }));
+      return { observations: observations.map((entry) => ({ ...entry, at: Date.parse(entry.at) })), homes };
     } catch (error) {
       const aside = `${this.#file}.broken`;
       await rename(this.#file, aside).catch(() => undefined);
@@ -57,15 +66,17 @@ export class Journal {
   }
 
   /** Throws `FILE_...` as replaceFile does. */
-  async save(observations: Iterable<Observation>): Promise<void> {
+  async save(observations: Iterable<Observation>, homes: Iterable<[Certname, Master]>): Promise<void> {
     const entries = Array.from(observations, ({ certname, master, at, source }) => ({
       certname,
       master,
       at: new Date(at).toISOString(),
       source,
     }));
-    const text = `${JSON.stringify({ version: 1, observations: entries }, null, 1)}\n`;
-    if (text === this.#written || (entries.length === 0 && this.#written === "")) return;
+    const state = { version: 1, observations: entries, homes: [...homes] };
+    const text = `${JSON.stringify(state, null, 1)}\n`;
+    const nothing = state.observations.length + state.homes.length === 0;
+    if (text === this.#written || (nothing && this.#written === "")) return;
     await replaceFile(this.#file, [text], STATE_FILE_MODE);
     this.#written = text;
   }

@@ -41,6 +41,11 @@ export class Metrics {
     [],
   );
   readonly #refused = this.#gauge("sasori_refused_names", "Certnames that cannot be map keys.", []);
+  readonly #displaced = this.#gauge(
+    "sasori_displaced_nodes",
+    "Nodes that left a master while it was down, and have not come back.",
+    [],
+  );
   readonly #held = this.#gauge("sasori_held_removals", "Removals that wait for approval.", []);
   readonly #synced = this.#gauge(
     "sasori_target_in_sync",
@@ -76,6 +81,7 @@ export class Metrics {
     this.#nodes.set(report.nodes);
     this.#unroutable.set(report.unroutable.nodes);
     this.#refused.set(report.refused.count);
+    this.#displaced.set(report.displaced);
     this.#held.set(report.held?.count ?? 0);
   }
 

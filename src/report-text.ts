@@ -1,7 +1,7 @@
 // What the command line prints for people: short, aligned, saying what changed and what to do about it.
 // Pure: values in, text out.
 
-import type { Status } from "./http-api.js";
+import type { Displaced, Status } from "./http-api.js";
 import type { Lookup } from "./lookup.js";
 import type { Change } from "./plan.js";
 import type { SyncReport, TargetReport, TargetState } from "./sync.js";
@@ -104,11 +104,15 @@ function failures(
 }
 
 function remarks(
-  report: Pick<SyncReport, "held" | "unroutable" | "refused" | "withoutProducer">,
+  report: Pick<SyncReport, "held" | "displaced" | "unroutable" | "refused" | "withoutProducer">,
   style: Style,
 ): string[] {
-  const { held, unroutable, refused, withoutProducer } = report;
+  const { held, displaced, unroutable, refused, withoutProducer } = report;
   const lines: string[] = [];
+  if (displaced > 0) {
+    lines.push(`${style.warn("displaced")}: ${counted(displaced, "node")} left a master while it was down`);
+    lines.push("  when it is up for good: sasori rebalance --dry-run");
+  }
   if (held) {
     lines.push(`${style.warn("held")}: ${held.reason}; the old entries keep serving`);
     lines.push(`  if that is right: sasori sync --approve ${held.id}`);
@@ -148,6 +152,13 @@ export function renderDiff(report: SyncReport, style: Style): string {
   }
   lines.push(...failures(report, style), ...remarks(report, style));
   return lines.join("\n");
+}
+
+export function renderDisplaced(nodes: readonly Displaced[]): string {
+  if (nodes.length === 0) return "no displaced nodes";
+  return table(nodes.map(({ certname, home, master }) => [certname, `at ${master}, at home ${home}`])).join(
+    "\n",
+  );
 }
 
 export function renderLookup({ certname, desired, file, live }: Lookup, style: Style): string {

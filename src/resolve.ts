@@ -71,7 +71,7 @@ export class Resolver {
   }
 
   async #ask(certname: Certname, wrong: string | undefined): Promise<Master | undefined> {
-    const observation = await this.#askPuppetdb(certname).catch((error: unknown) => error);
+    const observation = await this.askPuppetdb(certname).catch((error: unknown) => error);
     let owner: Master | undefined;
     if (isObservation(observation)) {
       owner = observation.master;
@@ -83,7 +83,8 @@ export class Resolver {
     return owner;
   }
 
-  async #askPuppetdb(certname: Certname): Promise<Observation | undefined> {
+  /** PuppetDB's newest observation of a node at a master that HAProxy has. Throws `PUPPETDB_...`. */
+  async askPuppetdb(certname: Certname): Promise<Observation | undefined> {
     const submission = await this.#parts.puppetdb.readNode(
       certname,
       AbortSignal.timeout(DEADLINE_MS - PROBE_DEADLINE_MS),

@@ -11,7 +11,7 @@ import { HaproxyInstance } from "./haproxy.js";
 import { Journal } from "./journal.js";
 import { MapFile } from "./map-file.js";
 import { type MasterChange, NewMasters } from "./masters.js";
-import type { Before, Master, Observation } from "./node-map.js";
+import type { Before, Certname, Master, Observation } from "./node-map.js";
 import {
   type Change,
   type Contents,
@@ -87,6 +87,8 @@ export interface SyncReport {
   learned: number;
   /** HAProxy servers that were added or removed at run time, and producers that could get none. */
   masters: { changes: MasterChange[]; failures: Failure[] };
+  /** Nodes that left a master while it was down, and have not come back. */
+  displaced: number;
   unroutable: { nodes: number; producers: Record<string, number> };
   refused: { count: number; samples: string[] };
   withoutProducer: { count: number; samples: string[] };
@@ -173,10 +175,12 @@ export class Sync {
   readonly #parts: SyncParts;
   readonly #onReport: ((report: SyncReport) => void) | undefined;
   readonly #tracked: Tracked[];
-  readonly #stop = new AbortController();
+  /** Ends the pass under way. One for each: a signal that lives as long as the process gathers listeners. */
+  #abort = new AbortController();
   #stopping: SasoriError | undefined;
-  /** Observations made outside of a pass, for the next one. */
-  readonly #submitted: Observation[] = [];
+  /** What was found out or ordered outside of a pass, for the next one. */
+  readonly #submitted: ((fleet: Fleet) => void)[] = [];
+  #savedRevision = 0;
   #watermark: { asOf: number; overlapMs: number } | undefined;
   #serverNames = "";
   #running: Promise<SyncReport> | undefined;
@@ -216,7 +220,9 @@ export class Sync {
 
   /** Takes over registrations and learned routes of an earlier run. Throws `STATE_FILE`. */
   async restore(): Promise<void> {
-    for (const observation of await this.#parts.journal.load()) this.fleet.observe(observation);
+    const { observations, homes } = await this.#parts.journal.load();
+    for (const observation of observations) this.fleet.observe(observation);
+    for (const [certname, home] of homes) this.fleet.homes.set(certname, home);
   }
 
   /**
@@ -245,7 +251,16 @@ export class Sync {
 
   /** Takes an observation made outside of a pass, and brings it to every target as soon as possible. */
   submit(observation: Observation): Promise<SyncReport> {
-    this.#submitted.push(observation);
+    return this.#submit((fleet) => fleet.observe(observation));
+  }
+
+  /** Ends a registration or learned route; `observation` is what PuppetDB has of the node instead. */
+  withdraw(certname: Certname, observation: Observation | undefined): Promise<SyncReport> {
+    return this.#submit((fleet) => fleet.withdraw(certname, observation));
+  }
+
+  #submit(change: (fleet: Fleet) => void): Promise<SyncReport> {
+    this.#submitted.push(change);
     return this.request({ known: true });
   }
 
@@ -264,7 +279,7 @@ export class Sync {
   async stop(graceMs: number): Promise<void> {
     const stopping = new SasoriError("STOPPED", "sasori was told to stop");
     this.#stopping = stopping; // From here on nothing new begins: who waits for the next pass is told so.
-    const timer = setTimeout(() => this.#stop.abort(stopping), graceMs);
+    const timer = setTimeout(() => this.#abort.abort(stopping), graceMs);
     await this.#running?.catch(() => undefined);
     clearTimeout(timer);
   }
@@ -288,13 +303,14 @@ export class Sync {
     });
     const turns = this.#tracked.map((tracked) => newTurn(tracked));
     clock.begin("look");
-    const looking = AbortSignal.any([this.#stop.signal, AbortSignal.timeout(CHANGES_DEADLINE_MS)]);
+    this.#abort = new AbortController();
+    const looking = AbortSignal.any([this.#abort.signal, AbortSignal.timeout(CHANGES_DEADLINE_MS)]);
     await Promise.all(turns.map((turn) => attempt(turn, () => look(turn, request.full === true, looking))));
 
     clock.begin("fetch");
     const kind = this.#kindOf(request);
     const deadline = AbortSignal.timeout(kind === "full" ? FULL_DEADLINE_MS : CHANGES_DEADLINE_MS);
-    const signal = AbortSignal.any([this.#stop.signal, deadline]);
+    const signal = AbortSignal.any([this.#abort.signal, deadline]);
     const [reading] = await Promise.all([
       this.#fetch(kind, signal),
       ...turns.map((turn) => attempt(turn, () => readIfNeeded(turn, kind === "full", signal))),
@@ -347,9 +363,12 @@ export class Sync {
   /** Merges what was read and what was submitted into the fleet. */
   #merge(turns: readonly Turn[], reading: Reading | Failure | undefined, request: SyncRequest): void {
     for (const { contents } of turns) if (contents !== undefined) this.fleet.inherit(contents);
-    if (reading !== undefined && !("code" in reading)) this.#mergeReading(reading, request);
-    for (const observation of this.#submitted.splice(0)) this.fleet.observe(observation);
     this.#remember(this.fleet.map.takeChanges());
+    if (reading !== undefined && !("code" in reading)) this.#mergeReading(reading, request);
+    for (const change of this.#submitted.splice(0)) change(this.fleet);
+    const changes = this.fleet.map.takeChanges();
+    this.fleet.noteMoves(changes, (master) => this.#isUp(master));
+    this.#remember(changes);
   }
 
   #mergeReading(reading: Reading, request: SyncRequest): void {
@@ -385,6 +404,12 @@ export class Sync {
       return host === undefined ? [] : newMasters.settle(host, tracked.servers, tracked.added, signal);
     });
     return { changes: (await Promise.all(settled)).flat(), failures };
+  }
+
+  /** Whether any HAProxy sees the master alive. With none to ask, nobody can say that it is down. */
+  #isUp(master: Master): boolean {
+    const servers = this.servers()?.filter(({ name }) => name === master) ?? [];
+    return servers.length === 0 || servers.some(({ up }) => up);
   }
 
   #remember(changes: Before): void {
@@ -425,8 +450,11 @@ export class Sync {
   }
 
   async #saveJournal(): Promise<Failure | undefined> {
+    const { own, homes, revision } = this.fleet;
+    if (revision === this.#savedRevision) return undefined;
     try {
-      await this.#parts.journal.save(this.fleet.own.values());
+      await this.#parts.journal.save(own.values(), homes);
+      this.#savedRevision = revision;
       return undefined;
     } catch (error) {
       return toFailure(error);
@@ -454,6 +482,7 @@ export class Sync {
       moved: targets[0] === undefined ? 0 : targets[0].add + targets[0].set + targets[0].del,
       learned,
       masters,
+      displaced: fleet.homes.size,
       unroutable: { nodes: fleet.unroutable.size, producers: countProducers(fleet) },
       refused: sample(fleet.refused),
       withoutProducer: sample(fleet.withoutProducer),
