@@ -3,22 +3,26 @@
 // Written here and not taken from a library, because each way in which it fails needs its own remedy.
 
 import { randomBytes } from "node:crypto";
-import { type FileHandle, open, rename, stat, unlink } from "node:fs/promises";
+import { type FileHandle, open, readdir, realpath, rename, stat, unlink } from "node:fs/promises";
 import path from "node:path";
 import { reason, SasoriError, systemCode } from "./errors.js";
 
 /** A new file is readable by all (HAProxy runs as another user) unless `mode` says otherwise. */
 const NEW_FILE_MODE = 0o644;
 
+const LEFTOVER_AGE_MS = 60 * 60_000;
+
 /**
  * Throws `FILE_FULL`, `FILE_READ_ONLY`, `FILE_MOUNTED` or `FILE_WRITE`; the old file is then still in place
  * and the temp file is gone.
  */
 export async function replaceFile(
-  file: string,
+  name: string,
   chunks: Iterable<string>,
   mode = NEW_FILE_MODE,
 ): Promise<void> {
+  // A link stays a link: what it points to is replaced.
+  const file = await realpath(name).catch(() => name);
   const folder = path.dirname(file);
   const temporary = path.join(folder, `.${path.basename(file)}.${randomBytes(6).toString("hex")}.tmp`);
   try {
@@ -30,6 +34,20 @@ export async function replaceFile(
     throw writeError(file, error);
   }
   await syncFolder(folder);
+}
+
+/** Removes temp files of writers that were killed. One that is younger than an hour may still be written. */
+export async function removeLeftovers(name: string): Promise<void> {
+  const file = await realpath(name).catch(() => name);
+  const folder = path.dirname(file);
+  const left = (await readdir(folder).catch(() => [])).filter(
+    (entry) => entry.startsWith(`.${path.basename(file)}.`) && entry.endsWith(".tmp"),
+  );
+  for (const entry of left) {
+    const temporary = path.join(folder, entry);
+    const { mtimeMs } = await stat(temporary).catch(() => ({ mtimeMs: Number.POSITIVE_INFINITY }));
+    if (mtimeMs < Date.now() - LEFTOVER_AGE_MS) await unlink(temporary).catch(() => undefined);
+  }
 }
 
 async function writeWhole(

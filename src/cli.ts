@@ -6,7 +6,7 @@
 import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Command, CommanderError } from "commander";
+import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { request } from "undici";
 import { type Config, describeVariables, readConfig, showConfig } from "./config.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
@@ -14,6 +14,8 @@ import { resolver } from "./fleet.js";
 import type { Displaced, Status } from "./http-api.js";
 import { type Desired, type Lookup, lookUp } from "./lookup.js";
 import { type Certname, parseCertname } from "./node-map.js";
+import type { SyncRequest } from "./pass-queue.js";
+import { PLAN_ID } from "./plan.js";
 import { PriorityMap } from "./priority.js";
 import {
   renderDiff,
@@ -23,13 +25,15 @@ import {
   renderStatus,
   styleFor,
 } from "./report-text.js";
-import { assemble, Sync, type SyncParts, type SyncReport, type SyncRequest } from "./sync.js";
+import { assemble, Sync, type SyncParts } from "./sync.js";
+import type { SyncReport } from "./sync-report.js";
 
 const EXIT = { done: 0, failed: 1, usage: 2, held: 3 } as const;
 
 /** A full pass over a big fleet takes its time; the daemon has a deadline of its own. */
 const DAEMON_DEADLINE_MS = 15 * 60_000;
-const DAEMON_CONNECT_MS = 2_000;
+/** For one node. */
+const PUPPETDB_DEADLINE_MS = 20_000;
 
 /** Shorter work shows no progress. */
 const PROGRESS_AFTER_MS = 1_000;
@@ -74,7 +78,11 @@ program
   .description("one pass now, by the running daemon or, without one, by this command")
   .option("--full", "read everything and compare it with the file and every live map")
   .option("--dry-run", "plan only, change nothing")
-  .option("--approve <plan-id>", "let the removals of this held plan through")
+  .addOption(
+    new Option("--approve <plan-id>", "let the removals of this held plan through")
+      .argParser(parsePlanId)
+      .conflicts("dryRun"),
+  )
   .option("--json", "print the SyncReport as JSON")
   .addHelpText(
     "after",
@@ -210,6 +218,11 @@ priority
   .option("--json", "print as JSON")
   .action((key: string, { json }: Output) => changePriority(key, undefined, json));
 
+function parsePlanId(text: string): string {
+  if (PLAN_ID.test(text)) return text;
+  throw new InvalidArgumentError("A plan id is 12 hexadecimal digits, as `sasori status` shows it.");
+}
+
 function priorityMap(): PriorityMap {
   const { priorityFile, haproxy } = readConfig(process.env);
   if (priorityFile !== undefined) return new PriorityMap(priorityFile, haproxy);
@@ -276,10 +289,15 @@ async function runPass(config: Config, wanted: SyncRequest): Promise<SyncReport>
     if (byDaemon !== undefined) return byDaemon;
     const parts = assemble(config);
     sync = new Sync(parts);
-    await sync.restore();
-    const report = await sync.request({ ...wanted, full: true });
-    await parts.puppetdb.close();
-    return report;
+    // Without what an earlier run has left a pass is still worth more than none.
+    await sync
+      .restore()
+      .catch((error: unknown) => process.stderr.write(`sasori: ${toFailure(error).message}\n`));
+    try {
+      return await sync.request({ ...wanted, full: true });
+    } finally {
+      await parts.puppetdb.close();
+    }
   } finally {
     clearInterval(timer);
     if (process.stderr.isTTY) process.stderr.write("\r\u001b[K");
@@ -350,7 +368,7 @@ async function askPuppetdb(
   { puppetdb, instances }: SyncParts,
   certname: Certname,
 ): Promise<Desired> {
-  const signal = AbortSignal.timeout(DAEMON_CONNECT_MS * 10);
+  const signal = AbortSignal.timeout(PUPPETDB_DEADLINE_MS);
   try {
     const submission = await puppetdb.readNode(certname, signal);
     if (submission === undefined) return {};
@@ -366,6 +384,12 @@ async function askPuppetdb(
     return { failure: toFailure(error) };
   }
 }
+
+// `sasori sync --json | head`: whoever reads has seen enough.
+process.stdout.on("error", (error) => {
+  if (systemCode(error) !== "EPIPE") throw error;
+  process.exit();
+});
 
 try {
   await program.parseAsync();

@@ -2,7 +2,7 @@
 // This schema is the only place that knows a variable's name, meaning, default and form: the README's table,
 // `sasori config` and every message about a wrong value come from it. Nothing else reads process.env.
 
-import { accessSync, constants } from "node:fs";
+import { accessSync, constants, statSync } from "node:fs";
 import path from "node:path";
 import { validate as isCron } from "node-cron";
 import { z } from "zod";
@@ -26,6 +26,7 @@ export interface ListenAddress {
 const readable = (file: string, context: z.RefinementCtx): string => {
   try {
     accessSync(file, constants.R_OK);
+    if (!statSync(file).isFile()) throw new Error("it is no file");
   } catch (error) {
     context.addIssue({ code: "custom", message: `a file that sasori can read (${reason(error)})` });
   }
@@ -80,7 +81,9 @@ const aliases = z.string().transform((text, context): ReadonlyMap<string, Master
   return map;
 });
 
-const absolutePath = z.string().refine((text) => path.isAbsolute(text), { message: "an absolute path" });
+const absolutePath = z.string().refine((text) => path.isAbsolute(text) && !text.endsWith("/"), {
+  message: "the absolute path of a file",
+});
 
 const pattern = z.string().transform((text, context) => {
   try {
@@ -299,7 +302,7 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
   const parsed = Env.safeParse(env);
   for (const issue of parsed.error?.issues ?? [])
     problems.push(problem(String(issue.path[0]), issue.message, env));
-  if (parsed.success) problems.push(...contradictions(parsed.data));
+  problems.push(...contradictions(env));
   if (problems.length > 0 || !parsed.success) {
     throw new SasoriError(
       "CONFIG_INVALID",
@@ -375,19 +378,25 @@ function problem(name: string, expected: string, env: Readonly<Record<string, st
   return `${name} ${found}: ${wanted}, for example ${name}=${quote(example)}`;
 }
 
-function contradictions(env: z.output<typeof Env>): string[] {
+/** What is wrong between variables, as far as each of them says something. */
+function contradictions(env: Readonly<Record<string, string | undefined>>): string[] {
   const problems: string[] = [];
   const { SASORI_PUPPETDB_URL: url, SASORI_PUPPETDB_CERT: cert, SASORI_PUPPETDB_KEY: key } = env;
   if ((cert === undefined) !== (key === undefined)) {
     problems.push("SASORI_PUPPETDB_CERT and SASORI_PUPPETDB_KEY belong together: set both or neither");
   }
-  if (url.startsWith("http:") && [cert, key, env.SASORI_PUPPETDB_CA].some((file) => file !== undefined)) {
+  if (url?.startsWith("http:") && [cert, key, env.SASORI_PUPPETDB_CA].some((file) => file !== undefined)) {
     problems.push(`SASORI_PUPPETDB_URL is ${quote(url)}: certificates need an https URL`);
   }
-  if (!isLoopback(env.SASORI_LISTEN.host) && env.SASORI_API_TOKEN_FILE === undefined) {
+  const listen = listenAddress.safeParse(env.SASORI_LISTEN ?? "127.0.0.1:0").data;
+  if (listen !== undefined && !isLoopback(listen.host) && env.SASORI_API_TOKEN_FILE === undefined) {
     problems.push(
-      `SASORI_LISTEN is beyond loopback (${quote(env.SASORI_LISTEN.host)}): set SASORI_API_TOKEN_FILE, or listen on 127.0.0.1`,
+      `SASORI_LISTEN is beyond loopback (${quote(listen.host)}): set SASORI_API_TOKEN_FILE, or listen on 127.0.0.1`,
     );
+  }
+  const files = [env.SASORI_MAP_FILE, env.SASORI_STATE_FILE, env.SASORI_PRIORITY_FILE].filter((file) => file);
+  if (new Set(files.map((file) => path.normalize(file ?? ""))).size !== files.length) {
+    problems.push("SASORI_MAP_FILE, SASORI_STATE_FILE and SASORI_PRIORITY_FILE must be different files");
   }
   return problems;
 }

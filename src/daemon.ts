@@ -9,8 +9,10 @@ import type { Config } from "./config.js";
 import { reason, SasoriError, toFailure } from "./errors.js";
 import { buildApi } from "./http-api.js";
 import { Metrics } from "./metrics.js";
+import type { SyncRequest } from "./pass-queue.js";
 import { Resolver } from "./resolve.js";
-import { assemble, Sync, type SyncReport, type SyncRequest } from "./sync.js";
+import { assemble, Sync } from "./sync.js";
+import type { SyncReport } from "./sync-report.js";
 
 /** What a pass under way may take to finish on SIGTERM; with the rest of the shutdown it stays below 10 s. */
 const STOP_GRACE_MS = 7_000;
@@ -77,7 +79,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   });
   const tasks = [
     // A pass under way sees what this tick would look for, or the next tick does.
-    schedule(config.schedule, () => (sync.phase === undefined ? request({}) : undefined)),
+    schedule(config.schedule, () => (sync.busy ? undefined : request({}))),
     schedule(config.fullSchedule, () => request({ full: true })),
   ];
   request({ full: true });

@@ -25,6 +25,7 @@ export type ErrorCode =
   | "HAPROXY_CHANGED"
   | "HAPROXY_SERVER"
   | "BUSY"
+  | "PROBE_TIMEOUT"
   | "DAEMON"
   | "STOPPED"
   | "INTERNAL";

@@ -4,26 +4,22 @@
 
 import type { RemovalLimit } from "./config.js";
 import { type Before, type Certname, isMaster, type Master, NodeMap, type Observation } from "./node-map.js";
-import { type Contents, judgeRemovals, type Server, type Verdict } from "./plan.js";
+import { judgeRemovals, type Verdict } from "./plan.js";
 import { MAX_REFUSED, type Reading, type Submission } from "./puppetdb.js";
+import type { Contents, Server } from "./target.js";
 
 /** Finds the HAProxy server of a producer; undefined for a producer that is no master of this HAProxy. */
 export type Resolve = (producer: string) => Master | undefined;
 
-/** How removals are judged in one pass: the limit, and the plan id that a person approved for it. */
+/** How removals are judged in one pass: the limit, the plan id that a person approved for it, and the time (ms). */
 export interface Guard {
   limit: RemovalLimit;
   approved?: string | undefined;
+  now: number;
 }
 
-export interface Merged {
-  verdict: Verdict;
-  /**
-   * How long before the reading's lower bound a submission, new to us, had been received: PuppetDB stamps a
-   * command when it arrives and stores it when its queue gets there. 0 when nothing came late.
-   */
-  lateMs: number;
-}
+/** The guard looks back this far: a fleet that vanishes little by little vanishes all the same. */
+const GUARD_MEMORY_MS = 60 * 60_000;
 
 export class Fleet {
   readonly map = new NodeMap();
@@ -36,6 +32,10 @@ export class Fleet {
   /** Grows with every change of `own` and `homes`. */
   revision = 0;
   verdict: Verdict = { kind: "allowed" };
+  /** The nodes of a held verdict. */
+  #held = new Set<Certname>();
+  /** Removals of the last hour, but for approved ones; the oldest first. */
+  readonly #removals: { at: number; count: number }[] = [];
   /** Certnames that cannot be map keys, and nodes without a known producer, since the last full reading. */
   readonly refused = new Set<string>();
   readonly withoutProducer = new Set<Certname>();
@@ -43,11 +43,10 @@ export class Fleet {
   complete = false;
 
   /**
-   * Takes over what a target holds, for nodes that are not known otherwise. Only until PuppetDB was read:
-   * a sasori that starts while PuppetDB is down serves, and guards, the last good map.
+   * Takes over what a target holds, for nodes that are not known otherwise: a sasori that starts while PuppetDB is
+   * down serves, and guards, the last good map.
    */
   inherit(contents: Contents): void {
-    if (this.complete) return;
     for (const [certname, master] of contents.routes) {
       if (this.map.get(certname) !== undefined || !isMaster(master)) continue;
       this.map.observe({ certname, master, at: 0, source: "inherited" });
@@ -100,7 +99,12 @@ export class Fleet {
     else this.homes.set(certname, home);
   }
 
-  merge(reading: Reading, resolve: Resolve, guard: Guard, since: number): Merged {
+  /**
+   * Takes over a reading of PuppetDB, and removes what is gone if the guard lets it. Returns how long before `since`
+   * (ms, PuppetDB's clock) a submission, new to us, had been received: PuppetDB stamps a command when it arrives and
+   * stores it when its queue gets there. 0 when nothing came late.
+   */
+  merge(reading: Reading, resolve: Resolve, guard: Guard, since: number): number {
     let lateMs = 0;
     for (const submission of reading.submissions.values()) {
       if (reading.active?.has(submission.certname) === false) continue;
@@ -108,26 +112,39 @@ export class Fleet {
       if (news && submission.receivedAt > 0) lateMs = Math.max(lateMs, since - submission.receivedAt);
     }
     this.#takeNames(reading);
-    const gone =
-      reading.active === undefined ? this.#goneSince(reading) : this.#goneFrom(reading, reading.active);
-    this.verdict = judgeRemovals(gone, this.map.size, guard.limit, guard.approved);
-    if (this.verdict.kind === "allowed") for (const certname of gone) this.#remove(certname);
+    this.#judge(reading, guard);
     if (reading.kind === "full") this.complete = true;
-    return { verdict: this.verdict, lateMs };
+    return lateMs;
   }
 
-  #takeSubmission(
-    { certname, at, source, producer, receivedAt }: Submission,
-    master: Master | undefined,
-  ): boolean {
-    const held = this.unroutable.get(certname);
+  #judge(reading: Reading, { limit, approved, now }: Guard): void {
+    const gone =
+      reading.active === undefined ? this.#goneSince(reading) : this.#goneFrom(reading, reading.active);
+    // As many may be held as the fleet has nodes: nothing new costs nothing.
+    if (gone === "as held" && approved === undefined) return;
+    const nodes = gone === "as held" ? [...this.#held] : gone;
+    while ((this.#removals[0]?.at ?? now) < now - GUARD_MEMORY_MS) this.#removals.shift();
+    const lately = this.#removals.reduce((sum, { count }) => sum + count, 0);
+    this.verdict = judgeRemovals(nodes, this.map.size, limit, { approved, lately });
+    this.#held = new Set(this.verdict.kind === "held" ? nodes : []);
+    if (this.verdict.kind === "held" || nodes.length === 0) return;
+    for (const certname of nodes) this.#remove(certname);
+    if (!this.verdict.byApproval) this.#removals.push({ at: now, count: nodes.length });
+  }
+
+  #takeSubmission(submission: Submission, master: Master | undefined): boolean {
+    const { certname, at, source } = submission;
+    const known = this.map.get(certname);
+    const unroutable = this.unroutable.get(certname);
+    // Seen before, but HAProxy may have other servers since.
+    const again = known?.at === at && known.source === source;
     if (master === undefined) {
-      const newest = Math.max(this.map.get(certname)?.at ?? 0, held?.at ?? 0);
-      if (at > newest) this.unroutable.set(certname, { certname, at, source, producer, receivedAt });
-      return at > newest;
+      const news = at > Math.max(known?.at ?? 0, unroutable?.at ?? 0);
+      if (news || again) this.unroutable.set(certname, submission);
+      return news;
     }
-    if (held !== undefined && held.at <= at) this.unroutable.delete(certname);
-    return this.observe({ certname, master, at, source });
+    if (unroutable !== undefined && unroutable.at <= at) this.unroutable.delete(certname);
+    return again ? this.map.reassign(certname, master) : this.observe({ certname, master, at, source });
   }
 
   #takeNames({ kind, refused, withoutProducer, submissions }: Reading): void {
@@ -155,16 +172,18 @@ export class Fleet {
   }
 
   /** After a reading of changes: what was deactivated lately, and what was held and has not come back. */
-  #goneSince({ inactive, submissions }: Reading): Certname[] {
-    const held = this.verdict.kind === "held" ? this.verdict.certnames : [];
-    const gone = new Set(held.filter((certname) => !submissions.has(certname) && this.map.get(certname)));
+  #goneSince({ inactive, submissions }: Reading): Certname[] | "as held" {
+    const news = new Set<Certname>();
     for (const [certname, at] of inactive) {
       const assignment = this.map.get(certname);
       const back = (submissions.get(certname)?.at ?? 0) > at;
       if (assignment === undefined || back || (this.own.has(certname) && assignment.at >= at)) continue;
-      gone.add(certname);
+      if (!this.#held.has(certname)) news.add(certname);
     }
-    return [...gone];
+    let back = 0;
+    for (const certname of submissions.keys()) if (this.#held.delete(certname)) back += 1;
+    if (news.size === 0 && back === 0) return this.#held.size === 0 ? [] : "as held";
+    return [...this.#held, ...news];
   }
 
   #remove(certname: Certname): void {

@@ -6,8 +6,9 @@ import path from "node:path";
 import type { Endpoint } from "./config.js";
 import { quote, SasoriError } from "./errors.js";
 import { type Certname, isCertname, isMaster, type Master, type NodeMap } from "./node-map.js";
-import type { Applied, Contents, Fingerprint, Plan, Server, Sighting, Target } from "./plan.js";
+import type { Plan } from "./plan.js";
 import { payloads, RuntimeSession } from "./runtime-api.js";
+import type { Applied, Contents, Fingerprint, Server, Sighting, Target } from "./target.js";
 
 /** The map as `show map` lists it. `entries` counts those of unfinished versions too. */
 export interface MapState {
@@ -32,8 +33,8 @@ export class HaproxyInstance implements Target {
   readonly name: string;
   readonly #endpoint: Endpoint;
   readonly #options: HaproxyOptions;
-  /** Versions that somebody left unfinished are dropped when this sasori first reads the map. */
-  #leftoversDropped = false;
+  /** Nobody, not even this sasori, has left an unfinished version there that the next swap must drop. */
+  #tidy = false;
 
   constructor(endpoint: Endpoint, options: HaproxyOptions) {
     this.name = endpoint.name;
@@ -48,17 +49,15 @@ export class HaproxyInstance implements Target {
   /** The whole map. Throws when the reply is not whole: a cut dump never looks like a short map. */
   read(signal: AbortSignal): Promise<Contents> {
     return RuntimeSession.with(this.#endpoint, signal, async (session) => {
-      let { map } = await this.#look(session);
-      let contents = await readMap(session, map.id);
-      if (!this.#leftoversDropped && map.entries > contents.lines) {
-        await dropUnfinished(session, map);
-        contents = await readMap(session, map.id);
-      }
-      this.#leftoversDropped = true;
+      const { map: before } = await this.#look(session);
+      const { routes, lines } = await readMap(session, before.id);
       // Looked at last: what changes after this look changes the fingerprint too.
-      const { fingerprint, ...after } = await this.#look(session);
-      map = after.map;
-      return { fingerprint, routes: contents.routes, rebuild: contents.lines !== contents.routes.size };
+      const { fingerprint, map } = await this.#look(session);
+      // Entries of versions that were never committed count as well. A swap drops them; those that appear later
+      // are somebody's work in progress.
+      const unfinished = Math.min(before.entries, map.entries) > lines;
+      if (!unfinished) this.#tidy = true;
+      return { fingerprint, routes, rebuild: lines !== routes.size || (unfinished && !this.#tidy) };
     });
   }
 
@@ -77,7 +76,7 @@ export class HaproxyInstance implements Target {
       const { fingerprint, map, version } = await this.#look(session);
       if (plan.kind === "unchanged" || !same(fingerprint, seen)) return undefined;
       const method = chooseMethod(plan, desired.size, version);
-      if (method === "swap") await swap(session, map, desired);
+      if (method === "swap") await this.#swap(session, map, desired);
       else await pushChanges(session, map, plan);
       return { method, ...expectedAfter(method, fingerprint, map, plan) };
     });
@@ -87,7 +86,13 @@ export class HaproxyInstance implements Target {
       pushed !== undefined &&
       fingerprint.process === pushed.process &&
       (pushed.content === undefined || fingerprint.content === pushed.content);
-    return { method: pushed?.method ?? "incremental", fingerprint, disturbed: !asExpected };
+    return { method: pushed?.method, fingerprint, disturbed: !asExpected };
+  }
+
+  async #swap(session: RuntimeSession, map: MapState, desired: NodeMap): Promise<void> {
+    this.#tidy = false; // Until it is committed, its version may be left behind.
+    await swap(session, map, desired);
+    this.#tidy = true;
   }
 
   /** Adds a server to the masters' backend; HAProxy forgets it with the next reload. */
@@ -249,14 +254,6 @@ async function readMap(session: RuntimeSession, id: string, version?: number) {
     routes.set(key, master);
   });
   return { routes, lines };
-}
-
-/** Drops the versions that were prepared and never committed; the newest ones if there are very many. */
-async function dropUnfinished(session: RuntimeSession, map: MapState): Promise<void> {
-  const oldest = Math.max(map.version + 1, map.nextVersion - 100);
-  for (let version = oldest; version <= map.nextVersion; version += 1) {
-    await session.run(`clear map @${version} #${map.id}`);
-  }
 }
 
 async function pushChanges(session: RuntimeSession, map: MapState, plan: Plan & { kind: "changes" }) {

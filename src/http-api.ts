@@ -10,19 +10,19 @@ import { type ErrorCode, quote, reason, SasoriError, toFailure } from "./errors.
 import { type Desired, lookUp } from "./lookup.js";
 import type { Metrics } from "./metrics.js";
 import { type Certname, parseCertname, parseMaster } from "./node-map.js";
+import { PLAN_ID } from "./plan.js";
 import type { Resolver } from "./resolve.js";
-import type { Sync, SyncParts, SyncReport, TargetReport, TargetState } from "./sync.js";
+import type { Sync, SyncParts } from "./sync.js";
+import type { SyncReport } from "./sync-report.js";
+import type { TargetReport, TargetState } from "./tracked-target.js";
 
 /** The largest request is a plan id; nothing needs more. */
 const MAX_BODY_BYTES = 16 * 1024;
 
 const SyncBody = z
-  .strictObject({
-    full: z.boolean(),
-    dryRun: z.boolean(),
-    approve: z.string().regex(/^[0-9a-f]{12}$/, "a plan id: 12 hexadecimal digits"),
-  })
-  .partial();
+  .strictObject({ full: z.boolean(), dryRun: z.boolean(), approve: z.string().regex(PLAN_ID, "a plan id") })
+  .partial()
+  .refine(({ dryRun, approve }) => !dryRun || approve === undefined, "dryRun and approve exclude each other");
 
 const RegistrationBody = z.strictObject({ master: z.string() });
 
@@ -55,7 +55,15 @@ export interface ApiParts {
 
 export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiParts): FastifyInstance {
   const startedAt = new Date().toISOString();
-  const api = Fastify({ bodyLimit: MAX_BODY_BYTES, requestTimeout: 10_000 });
+  const api = Fastify({
+    bodyLimit: MAX_BODY_BYTES,
+    requestTimeout: 10_000,
+    // An idle connection of a browser or a balancer must not keep sasori from stopping.
+    forceCloseConnections: true,
+    routerOptions: { maxParamLength: 255 },
+    frameworkErrors: (error, _request, reply) => problem(reply, error),
+  });
+  if (tokenFile === undefined) api.addHook("onRequest", refuseForeignPages);
   api.setErrorHandler((error, _request, reply) => problem(reply, error));
   api.setNotFoundHandler((request, reply) =>
     problem(reply, new SasoriError("USAGE", `no such resource: ${request.method} ${request.url}`), 404),
@@ -93,7 +101,7 @@ export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiPar
     await authorize(request, tokenFile);
     const certname = parseCertname(request.params.certname);
     if (!sync.fleet.own.has(certname)) {
-      throw Object.assign(new SasoriError("USAGE", `${certname} has no registration`), { statusCode: 404 });
+      throw httpError(404, `${certname} has no registration`);
     }
     const report = await sync.withdraw(certname, await resolver.askPuppetdb(certname));
     return reply.code(failedTarget(report) === undefined ? 200 : 502).send(report);
@@ -158,18 +166,33 @@ function desiredOf({ fleet }: Sync, certname: Certname): Desired {
   };
 }
 
-async function authorize(request: FastifyRequest, tokenFile: string | undefined): Promise<void> {
+/**
+ * Without a token only programs of this machine may ask. A web page in somebody's browser on this machine is none of
+ * them, even if its host name leads here: it says so in `Host` or `Origin`. (heal.lua calls us "sasori".)
+ */
+async function refuseForeignPages({ headers }: FastifyRequest): Promise<void> {
+  const hosts = [
+    headers.host ?? "",
+    ...(headers.origin === undefined ? [] : [headers.origin.replace(/^\w+:\/\//, "")]),
+  ];
+  if (hosts.every((host) => /^(localhost|127(\.\d{1,3}){3}|\[::1\]|sasori)(:\d+)?$/.test(host))) return;
+  throw httpError(403, "without SASORI_API_TOKEN_FILE only this machine itself is answered");
+}
+
+async function authorize({ headers }: FastifyRequest, tokenFile: string | undefined): Promise<void> {
   if (tokenFile === undefined) return; // Only possible on loopback: the configuration sees to it.
-  const given = Buffer.from(request.headers.authorization ?? "");
-  const wanted = Buffer.from(`Bearer ${(await readFile(tokenFile, "utf8")).trim()}`);
+  const token = (await readFile(tokenFile, "utf8").catch(() => "")).trim();
+  if (token === "")
+    throw httpError(503, "SASORI_API_TOKEN_FILE cannot be read or is empty: nobody is let in");
+  const given = Buffer.from((headers.authorization ?? "").replace(/^bearer +/i, ""));
+  const wanted = Buffer.from(token);
   // Compared in constant time; the length of the token is no secret.
   if (given.length === wanted.length && timingSafeEqual(given, wanted)) return;
-  throw Object.assign(
-    new SasoriError("USAGE", "this call needs the token of SASORI_API_TOKEN_FILE as a bearer token"),
-    {
-      statusCode: 401,
-    },
-  );
+  throw httpError(401, "this call needs the token of SASORI_API_TOKEN_FILE as a bearer token");
+}
+
+function httpError(statusCode: number, message: string): SasoriError {
+  return Object.assign(new SasoriError("USAGE", message), { statusCode });
 }
 
 const STATUS_OF: Partial<Record<ErrorCode, number>> = {

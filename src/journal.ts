@@ -35,34 +35,40 @@ const STATE_FILE_MODE = 0o640;
 export class Journal {
   readonly #file: string;
   #written = "";
+  #blocked: SasoriError | undefined;
 
   constructor(file: string) {
     this.#file = file;
   }
 
-  /** Throws `STATE_FILE` when the file cannot be read or understood; it is then renamed to `....broken`. */
+  /**
+   * Throws `STATE_FILE` when the file cannot be read or understood. It is then set aside under another name, or, if
+   * even that fails, left alone for good.
+   */
   async load(): Promise<State> {
-    let text: string;
     try {
-      text = await readFile(this.#file, "utf8");
-    } catch (error) {
-      if (systemCode(error) === "ENOENT") return { observations: [], homes: [] };
-      throw new SasoriError("STATE_FILE", `cannot read the state file: ${reason(error)}`, { cause: error });
-    }
-    try {
+      const text = await readFile(this.#file, "utf8");
       const { observations, homes } = StateShape.parse(JSON.parse(text));
       this.#written = text;
       return { observations: observations.map((entry) => ({ ...entry, at: Date.parse(entry.at) })), homes };
     } catch (error) {
-      const aside = `${this.#file}.broken`;
-      await rename(this.#file, aside).catch(() => undefined);
-      const what = error instanceof z.ZodError ? z.prettifyError(error) : reason(error);
-      throw new SasoriError(
-        "STATE_FILE",
-        `${this.#file} is not a state file of sasori (${what}): it was set aside as ${aside}; registrations and learned routes in it are not in force`,
-        { cause: error },
-      );
+      if (systemCode(error) === "ENOENT") return { observations: [], homes: [] };
+      throw await this.#setAside(error);
     }
+  }
+
+  async #setAside(error: unknown): Promise<SasoriError> {
+    const what = error instanceof z.ZodError ? z.prettifyError(error) : reason(error);
+    const aside = `${this.#file}.broken-${new Date().toISOString().replaceAll(":", "")}`;
+    try {
+      await rename(this.#file, aside);
+    } catch {
+      const message = `cannot use the state file ${this.#file} (${what}), nor set it aside: registrations and learned routes in it are not in force, and new ones are not kept; let sasori's user read and write it`;
+      this.#blocked = new SasoriError("STATE_FILE", message, { cause: error });
+      return this.#blocked;
+    }
+    const message = `${this.#file} is no usable state file (${what}): it was set aside as ${aside}; registrations and learned routes in it are not in force`;
+    return new SasoriError("STATE_FILE", message, { cause: error });
   }
 
   /** Throws `FILE_...` as replaceFile does. */
@@ -76,6 +82,7 @@ export class Journal {
     const state = { version: 1, observations: entries, homes: [...homes] };
     const text = `${JSON.stringify(state, null, 1)}\n`;
     const nothing = state.observations.length + state.homes.length === 0;
+    if (this.#blocked !== undefined) throw this.#blocked;
     if (text === this.#written || (nothing && this.#written === "")) return;
     await replaceFile(this.#file, [text], STATE_FILE_MODE);
     this.#written = text;

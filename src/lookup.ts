@@ -33,8 +33,8 @@ export async function lookUp(
   { file, instances }: Pick<SyncParts, "file" | "instances">,
 ): Promise<Lookup> {
   const signal = AbortSignal.timeout(LOOKUP_DEADLINE_MS);
-  const fromFile = file.read().then(
-    ({ routes }) => ({ master: routes.get(certname) ?? null }),
+  const fromFile = file.lookUp(certname).then(
+    (master) => ({ master: master ?? null }),
     (error: unknown) => ({ failure: toFailure(error) }),
   );
   const live = instances.map((instance) =>

@@ -3,10 +3,11 @@
 // Format, from HAProxy: "#" in column 1 is a comment; the key ends at the first blank; the rest is the value.
 
 import { readFile, stat } from "node:fs/promises";
-import { replaceFile } from "./atomic-file.js";
+import { removeLeftovers, replaceFile } from "./atomic-file.js";
 import { reason, SasoriError, systemCode } from "./errors.js";
 import { type Certname, isCertname, isMaster, type NodeMap } from "./node-map.js";
-import type { Applied, Contents, Fingerprint, Plan, Sighting, Target } from "./plan.js";
+import type { Plan } from "./plan.js";
+import type { Applied, Contents, Fingerprint, Sighting, Target } from "./target.js";
 
 const HEADER =
   "# node (certname) and its Puppet master (HAProxy server). Written by sasori: edits are replaced.\n";
@@ -17,6 +18,7 @@ const CHUNK_CHARACTERS = 256 * 1024;
 export class MapFile implements Target {
   readonly kind = "file";
   readonly name: string;
+  #lookups: Promise<unknown> = Promise.resolve();
 
   constructor(file: string) {
     this.name = file;
@@ -52,6 +54,26 @@ export class MapFile implements Target {
         { cause: error },
       );
     }
+  }
+
+  /** Where a certname leads in the file, or undefined. Throws `FILE_READ`. */
+  lookUp(certname: Certname): Promise<string | undefined> {
+    // One at a time: the text of a big map is large.
+    const found = this.#lookups.then(() => this.#find(certname));
+    this.#lookups = found.catch(() => undefined);
+    return found;
+  }
+
+  async #find(certname: Certname): Promise<string | undefined> {
+    const text = `\n${(await this.#text()) ?? ""}\n`;
+    const start = text.indexOf(`\n${certname} `) + 1;
+    if (start === 0) return undefined;
+    const entry = parseLine(text.slice(start, text.indexOf("\n", start)));
+    return typeof entry === "object" ? entry.master : undefined;
+  }
+
+  removeLeftovers(): Promise<void> {
+    return removeLeftovers(this.name);
   }
 
   async apply(plan: Plan, desired: NodeMap): Promise<Applied> {

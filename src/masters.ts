@@ -8,7 +8,8 @@ import type { Config } from "./config.js";
 import { type Failure, reason, SasoriError, toFailure } from "./errors.js";
 import type { Fleet } from "./fleet.js";
 import { isMaster, type Master } from "./node-map.js";
-import type { Server } from "./plan.js";
+
+import type { Server } from "./target.js";
 
 /** An HAProxy whose servers can be changed at run time. */
 export interface ServerHost {

@@ -2,7 +2,8 @@
 // Labels are bounded: kinds, outcomes, error codes, and the configured targets.
 
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
-import type { Sync, SyncReport } from "./sync.js";
+import type { Sync } from "./sync.js";
+import type { SyncReport } from "./sync-report.js";
 
 const PASS_SECONDS = [0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300];
 

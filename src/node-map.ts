@@ -91,6 +91,15 @@ export class NodeMap {
     return true;
   }
 
+  /** The same observation, whose producer is another server now: the time stays. */
+  reassign(certname: Certname, master: Master): boolean {
+    const known = this.#assignments.get(certname);
+    if (known === undefined || known.master === master) return false;
+    this.#remember(certname, known.master);
+    this.#assignments.set(certname, { ...known, master });
+    return true;
+  }
+
   remove(certname: Certname): boolean {
     const known = this.#assignments.get(certname);
     if (known === undefined) return false;

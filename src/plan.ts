@@ -1,6 +1,6 @@
 // What has to change, as values: the plan of one target (desired minus actual), the verdict of the guard on
 // removals, and the three-way comparison that tells a route learned by HAProxy from one that is stale.
-// Pure: no I/O, no clock. The interface of a target stands here too, because a plan is what it applies.
+// Pure: no I/O, no clock.
 
 import { createHash } from "node:crypto";
 import type { RemovalLimit } from "./config.js";
@@ -12,6 +12,7 @@ import {
   type NodeMap,
   type Observation,
 } from "./node-map.js";
+import type { Contents } from "./target.js";
 
 /** One entry that changes. No `from`: it is added. No `to`: it is removed. */
 export interface Change {
@@ -33,57 +34,6 @@ export type Plan =
 
 export const UNCHANGED: Plan = { kind: "unchanged" };
 
-/**
- * What tells cheaply whether a target is as it was left. `process` changes when another process holds the
- * map; `content` changes when its entries do, but may miss a value that somebody else replaced.
- */
-export interface Fingerprint {
-  process: string;
-  content: string;
-}
-
-/** What a target holds. */
-export interface Contents {
-  fingerprint: Fingerprint;
-  routes: ReadonlyMap<Certname, string>;
-  /** It also holds lines that no command may name (duplicates, illegal keys), or its file is missing. */
-  rebuild: boolean;
-}
-
-/** A server of the masters' backend. `host` is the name or address in HAProxy's configuration. */
-export interface Server {
-  name: Master;
-  host: string;
-  /** `host:port`. */
-  address: string;
-  up: boolean;
-}
-
-/** What a look at a target tells without reading its map. The map file has no servers. */
-export interface Sighting {
-  fingerprint: Fingerprint;
-  servers: readonly Server[];
-  version: string;
-}
-
-export interface Applied {
-  /** How it was done: `file`, `incremental` or `swap`. */
-  method: "file" | "incremental" | "swap";
-  fingerprint: Fingerprint;
-  /** The target was changed by somebody else meanwhile, or is another process now: read it again. */
-  disturbed: boolean;
-}
-
-/** Something that holds the map: the map file, or one HAProxy. Every method throws SasoriError. */
-export interface Target {
-  readonly name: string;
-  readonly kind: "file" | "haproxy";
-  look(signal: AbortSignal): Promise<Sighting>;
-  read(signal: AbortSignal): Promise<Contents>;
-  /** Afterwards the target holds `desired`, in one way or another, or the call has failed. */
-  apply(plan: Plan, desired: NodeMap, seen: Fingerprint, signal: AbortSignal): Promise<Applied>;
-}
-
 /** Compares everything: for a target whose contents were just read. */
 export function planFromContents(desired: NodeMap, actual: Contents): Plan {
   const add: Change[] = [];
@@ -102,6 +52,13 @@ export function planFromContents(desired: NodeMap, actual: Contents): Plan {
     }
   }
   return toPlan(add, set, del, actual.rebuild);
+}
+
+/** Looks only at these nodes: for a target that holds others' news besides what is pending for it. */
+export function planForNodes(desired: NodeMap, nodes: Iterable<Certname>, actual: Contents): Plan {
+  const had: Before = new Map();
+  for (const certname of nodes) had.set(certname, actual.routes.get(certname) as Master | undefined);
+  return planFromChanges(desired, had);
 }
 
 /** Looks only at what changed since the target was in sync: the cost follows the changes, not the fleet. */
@@ -126,7 +83,7 @@ function toPlan(add: Change[], set: Change[], del: Change[], rebuild: boolean): 
 
 /** What the guard says of nodes that PuppetDB no longer lists. `id` names exactly this set of nodes. */
 export type Verdict =
-  | { kind: "allowed" }
+  | { kind: "allowed"; byApproval?: true }
   | { kind: "held"; id: string; reason: string; certnames: readonly Certname[] };
 
 /** A share of a small map is soon reached: below this many entries only an empty result is held. */
@@ -134,29 +91,36 @@ const FEW_ENTRIES = 10;
 
 /**
  * Judges a removal of `gone` from a map of `size` entries. A fresh or restored PuppetDB answers `[]`, which
- * is valid and must not empty a map: that is held whatever the limit. Approval by `id` lets it through.
+ * is valid and must not empty a map: that is held whatever the limit. Approval by `id` lets it through. `lately`
+ * is how many have gone before within the hour: a fleet that vanishes little by little is held like any other.
  */
 export function judgeRemovals(
   gone: readonly Certname[],
   size: number,
   limit: RemovalLimit,
-  approved?: string,
+  { approved, lately = 0 }: { approved?: string | undefined; lately?: number } = {},
 ): Verdict {
   if (gone.length === 0) return { kind: "allowed" };
-  const most = "entries" in limit ? limit.entries : Math.max(FEW_ENTRIES, (size * limit.percent) / 100);
-  if (gone.length <= most && gone.length < size) return { kind: "allowed" };
+  const all = size + lately;
+  const most = "entries" in limit ? limit.entries : Math.max(FEW_ENTRIES, (all * limit.percent) / 100);
+  if (gone.length + lately <= most && gone.length < size) return { kind: "allowed" };
   const id = planId(gone);
-  if (approved === id) return { kind: "allowed" };
+  if (approved === id) return { kind: "allowed", byApproval: true };
+  const before = lately > 0 ? `, after ${lately} within the hour` : "";
   const why =
     gone.length >= size
       ? "that would empty the map"
       : `more than SASORI_MAX_REMOVED allows (${describe(limit)})`;
-  return { kind: "held", id, reason: `${gone.length} of ${size} entries would go: ${why}`, certnames: gone };
+  const reason = `${gone.length} of ${size} entries would go${before}: ${why}`;
+  return { kind: "held", id, reason, certnames: gone };
 }
 
 function describe(limit: RemovalLimit): string {
   return "entries" in limit ? `${limit.entries}` : `${limit.percent}% and ${FEW_ENTRIES} entries`;
 }
+
+/** The form of a plan id, as a person types it. */
+export const PLAN_ID = /^[0-9a-f]{12}$/;
 
 function planId(certnames: readonly Certname[]): string {
   return createHash("sha256")

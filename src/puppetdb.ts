@@ -186,10 +186,12 @@ export class PuppetDb {
     queries: (ask: Ask) => Promise<number>[],
   ): Promise<Reading> {
     const stop = new AbortController();
-    const either = AbortSignal.any([signal, stop.signal]);
+    const onAbort = () => stop.abort(signal.reason);
+    signal.addEventListener("abort", onAbort, { once: true });
+    if (signal.aborted) onAbort();
     const connection = await this.#connect();
     const underway = queries((entity, query, shape, onRow) =>
-      this.#query(connection, either, entity, query, shape, onRow),
+      this.#query(connection, stop.signal, entity, query, shape, onRow),
     );
     try {
       const clocks = await Promise.all(underway);
@@ -198,6 +200,8 @@ export class PuppetDb {
       stop.abort(error);
       await Promise.allSettled(underway);
       throw error;
+    } finally {
+      signal.removeEventListener("abort", onAbort);
     }
   }
 

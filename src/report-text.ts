@@ -1,10 +1,12 @@
 // What the command line prints for people: short, aligned, saying what changed and what to do about it.
 // Pure: values in, text out.
 
+import { quote } from "./errors.js";
 import type { Displaced, Status } from "./http-api.js";
 import type { Lookup } from "./lookup.js";
 import type { Change } from "./plan.js";
-import type { SyncReport, TargetReport, TargetState } from "./sync.js";
+import type { SyncReport } from "./sync-report.js";
+import type { TargetReport, TargetState } from "./tracked-target.js";
 
 /** Lists longer than a screen are cut: `--json` has all that the report lists. */
 const MAX_LINES = 25;
@@ -85,6 +87,8 @@ export function renderReport(report: SyncReport, style: Style): string {
   lines.push(`${style.bold(`${kind} pass${dryRun ? " (dry run)" : ""}`)} ${summary}`);
   lines.push(...table(targets.map((target) => ["", ...targetLine(target, style)])));
   lines.push(...failures(report, style), ...remarks(report, style));
+  if (report.approvalUnmatched)
+    lines.push(`${style.warn("approval")}: no held plan has this id; nothing was let through`);
   return lines.join("\n");
 }
 
@@ -119,7 +123,7 @@ function remarks(
   }
   if (unroutable.nodes > 0) {
     const names = Object.entries(unroutable.producers).map(
-      ([producer, count]) => `${producer} ${number(count)}`,
+      ([producer, count]) => `${quote(producer)} ${number(count)}`,
     );
     lines.push(
       `${style.warn("unroutable")}: ${counted(unroutable.nodes, "node")} of producers without a server (${names.join(", ")})`,
@@ -181,7 +185,7 @@ export function renderLookup({ certname, desired, file, live }: Lookup, style: S
     rows.push([
       "",
       "producer",
-      `${desired.unroutableProducer} submitted last, and HAProxy has no such server`,
+      `${quote(desired.unroutableProducer)} submitted last, and HAProxy has no such server`,
     ]);
   }
   if (desired.heldBy) {

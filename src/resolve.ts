@@ -5,11 +5,12 @@
 // neither PuppetDB nor the masters.
 
 import { request } from "undici";
+import { within } from "./deadline.js";
 import { SasoriError } from "./errors.js";
 import type { Fleet, Resolve } from "./fleet.js";
 import type { Certname, Master, Observation } from "./node-map.js";
-import type { Server } from "./plan.js";
 import type { PuppetDb } from "./puppetdb.js";
+import type { Server } from "./target.js";
 
 /** HAProxy waits 2 s. */
 const DEADLINE_MS = 1_800;
@@ -98,24 +99,16 @@ export class Resolver {
     const { probePath, servers } = this.#parts;
     if (probePath === undefined || !this.#mayProbe()) return undefined;
     const path = probePath.replaceAll("{certname}", certname);
-    const found = new AbortController();
-    const signal = AbortSignal.any([found.signal, AbortSignal.timeout(PROBE_DEADLINE_MS)]);
-    const up = servers().filter((server) => server.up);
-    const asked = up.map(async ({ name, address }) => {
-      const { statusCode, body } = await request(`http://${address}${path}`, { signal });
-      await body.dump();
-      if (statusCode !== 200) throw new Error(`${name} answered ${statusCode}`);
-      return name;
-    });
-    try {
-      const master = await Promise.any(asked);
-      this.#parts.onObservation({ certname, master, at: Date.now(), source: "learned" });
+    const late = new SasoriError("PROBE_TIMEOUT", "the masters did not answer in time");
+    return within(PROBE_DEADLINE_MS, undefined, late, async (signal) => {
+      const up = servers().filter((server) => server.up);
+      const master = await Promise.any(up.map((server) => hasNode(server, path, signal))).catch(
+        () => undefined,
+      );
+      if (master !== undefined)
+        this.#parts.onObservation({ certname, master, at: Date.now(), source: "learned" });
       return master;
-    } catch {
-      return undefined; // No master has it, or none could be asked.
-    } finally {
-      found.abort();
-    }
+    });
   }
 
   #mayProbe(): boolean {
@@ -136,4 +129,12 @@ export class Resolver {
 
 function isObservation(value: unknown): value is Observation {
   return typeof value === "object" && value !== null && "master" in value;
+}
+
+/** Rejects unless the master answers 200. */
+async function hasNode({ name, address }: Server, path: string, signal: AbortSignal): Promise<Master> {
+  const { statusCode, body } = await request(`http://${address}${path}`, { signal });
+  await body.dump();
+  if (statusCode !== 200) throw new Error(`${name} answered ${statusCode}`);
+  return name;
 }

@@ -60,7 +60,7 @@ export class RuntimeSession {
    * Throws `HAPROXY_UNREACHABLE`, `HAPROXY_PERMISSION`, `HAPROXY_TIMEOUT` or, when `signal` ends, its reason.
    */
   static async open(endpoint: Endpoint, signal: AbortSignal): Promise<RuntimeSession> {
-    signal.throwIfAborted();
+    if (signal.aborted) throw abortError(endpoint, signal);
     const session = new RuntimeSession(endpoint, net.connect({ ...endpoint.connect, noDelay: true }));
     const onAbort = () => session.#end(abortError(endpoint, signal));
     signal.addEventListener("abort", onAbort, { once: true });
@@ -235,8 +235,9 @@ function eachLine(text: string, onLine: (line: string) => void): string {
 }
 
 function abortError(endpoint: Endpoint, signal: AbortSignal): SasoriError {
-  if (signal.reason instanceof SasoriError) return signal.reason;
-  return new SasoriError("HAPROXY_TIMEOUT", `${endpoint.name}: ${reason(signal.reason)}`);
+  const { reason: why } = signal;
+  const code = why instanceof SasoriError ? why.code : "HAPROXY_TIMEOUT";
+  return new SasoriError(code, `${endpoint.name}: ${reason(why)}`);
 }
 
 function unreachable(endpoint: Endpoint, error: Error): SasoriError {

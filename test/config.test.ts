@@ -116,6 +116,27 @@ describe("the configuration", () => {
     await rm(folder, { recursive: true });
   });
 
+  test("says so of contradictions together with everything else", () => {
+    const found = problems({ ...REQUIRED, SASORI_SCHEDULE: "x", SASORI_LISTEN: "0.0.0.0:1" });
+    expect(found).toEqual([
+      expect.stringContaining("SASORI_SCHEDULE"),
+      expect.stringContaining("beyond loopback"),
+    ]);
+  });
+
+  test("keeps the files apart: the map, the state, the priorities", () => {
+    const one = REQUIRED.SASORI_MAP_FILE;
+    expect(problems({ ...REQUIRED, SASORI_STATE_FILE: one })).toEqual([
+      expect.stringContaining("different files"),
+    ]);
+    expect(problems({ ...REQUIRED, SASORI_MAP_FILE: "/tmp/" })).toEqual([
+      expect.stringContaining("SASORI_MAP_FILE"),
+    ]);
+    expect(problems({ ...REQUIRED, SASORI_PUPPETDB_TOKEN_FILE: "/tmp" })).toEqual([
+      expect.stringContaining("no file"),
+    ]);
+  });
+
   test("shows every variable and no secret", async () => {
     const folder = await mkdtemp(path.join(tmpdir(), "sasori-config-"));
     const token = path.join(folder, "token");

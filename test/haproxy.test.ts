@@ -109,8 +109,33 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       const count = async () =>
         /entry_cnt=(\d+)/.exec(await runtimeCommand(haproxy.socketPath, "show map"))?.[1];
       expect(await count()).toBe("5");
-      await instanceOf(haproxy).read(signal());
+      const instance = instanceOf(haproxy);
+      await instance.read(signal());
+      expect(await count()).toBe("5"); // To read changes nothing.
+      expect(await bring(instance, fleet(3))).toMatchObject({ method: "swap" });
       expect(await count()).toBe("3");
+      expect(await haproxy.showMap()).toEqual(entries(fleet(3)));
+    }));
+
+  test("drops the version that its own failed swap has left, with the next one", () =>
+    withHaproxy({ bin, servers, map: entries(fleet(20_000)) }, async (haproxy) => {
+      const instance = instanceOf(haproxy);
+      const desired = fleet(20_000, 0);
+      const contents = await instance.read(signal());
+      const cut = new AbortController();
+      const push = instance.apply(
+        planFromContents(desired, contents),
+        desired,
+        contents.fingerprint,
+        cut.signal,
+      );
+      const filling = () => runtimeCommand(haproxy.socketPath, "show map");
+      await expect.poll(filling, { interval: 1 }).not.toContain("entry_cnt=20000");
+      cut.abort(new Error("cut"));
+      await expect(push).rejects.toMatchObject({ code: "HAPROXY_TIMEOUT" });
+      expect(await bring(instance, desired)).toMatchObject({ method: "swap" });
+      expect(await filling()).toContain("entry_cnt=20000");
+      expect(await haproxy.showMap()).toEqual(entries(desired));
     }));
 
   test("sees that another writer came in between, and pushes nothing on an old plan", () =>

@@ -1,5 +1,17 @@
 import { execFile } from "node:child_process";
-import { chmod, chown, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import {
+  chmod,
+  chown,
+  lstat,
+  mkdtemp,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  symlink,
+  utimes,
+  writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
@@ -105,6 +117,36 @@ describe("the map file", () => {
       process.umask(umask);
     }
     expect((await stat(mapPath())).mode & 0o777).toBe(0o644);
+  });
+
+  test("stays a link where it is one, and what it points to is replaced", async () => {
+    const target = path.join(folder, "elsewhere.map");
+    await writeFile(target, "");
+    await symlink(target, mapPath());
+    await bring(new MapFile(mapPath()), fleet({ a: "m1" }));
+    expect((await lstat(mapPath())).isSymbolicLink()).toBe(true);
+    expect(await readFile(target, "utf8")).toContain("a m1\n");
+  });
+
+  test("removes what a killed writer has left, but not what may still be written", async () => {
+    const [old, young] = ["old", "young"].map((name) => path.join(folder, `.node-master.map.${name}.tmp`));
+    for (const file of [old, young]) await writeFile(file ?? "", "half");
+    const twoHoursAgo = Date.now() / 1000 - 7200;
+    await utimes(old ?? "", twoHoursAgo, twoHoursAgo);
+    await new MapFile(mapPath()).removeLeftovers();
+    expect(await readdir(folder)).toEqual([".node-master.map.young.tmp"]);
+  });
+
+  test("says where one node leads without reading the map into memory", async () => {
+    const file = new MapFile(mapPath());
+    await bring(file, fleet({ "a.example.com": "m1", "aa.example.com": "m2" }));
+    const look = (name: string) => file.lookUp(name as Certname);
+    expect(await Promise.all([look("a.example.com"), look("aa.example.com"), look("b"), look("a")])).toEqual([
+      "m1",
+      "m2",
+      undefined,
+      undefined,
+    ]);
   });
 
   test("says that the folder is missing", async () => {

@@ -1,13 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { type Before, type Certname, type Master, NodeMap, type Source } from "../src/node-map.js";
-import {
-  type Contents,
-  judgeRemovals,
-  learnedRoutes,
-  planFromChanges,
-  planFromContents,
-} from "../src/plan.js";
+import { judgeRemovals, learnedRoutes, planFromChanges, planFromContents } from "../src/plan.js";
+import type { Contents } from "../src/target.js";
 
 type Routes = Record<string, string>;
 
@@ -135,14 +130,24 @@ describe("the guard", () => {
     expect(judgeRemovals(names(gone), size, limit).kind).toBe(kind);
   });
 
+  test("holds a fleet that vanishes little by little", () => {
+    expect(judgeRemovals(names(5), 95, { percent: 10 }, { lately: 5 }).kind).toBe("allowed");
+    expect(judgeRemovals(names(5), 90, { percent: 10 }, { lately: 10 })).toMatchObject({
+      kind: "held",
+      reason: expect.stringContaining("after 10 within the hour"),
+    });
+  });
+
   test("lets exactly the approved set of nodes through, in any order, and no other", () => {
     const gone = names(50);
     const held = judgeRemovals(gone, 100, { percent: 10 });
     if (held.kind !== "held") throw new Error("expected to be held");
     expect(held.reason).toContain("50 of 100 entries would go");
-    expect(judgeRemovals([...gone].reverse(), 100, { percent: 10 }, held.id).kind).toBe("allowed");
-    expect(judgeRemovals(names(51), 100, { percent: 10 }, held.id).kind).toBe("held");
-    expect(judgeRemovals(names(49), 100, { percent: 10 }, held.id).kind).toBe("held");
+    expect(judgeRemovals([...gone].reverse(), 100, { percent: 10 }, { approved: held.id }).kind).toBe(
+      "allowed",
+    );
+    expect(judgeRemovals(names(51), 100, { percent: 10 }, { approved: held.id }).kind).toBe("held");
+    expect(judgeRemovals(names(49), 100, { percent: 10 }, { approved: held.id }).kind).toBe("held");
   });
 });
 

@@ -1,8 +1,14 @@
-import { writeFile } from "node:fs/promises";
+import { once } from "node:events";
+import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:net";
+import path from "node:path";
 import { describe, expect, test } from "vitest";
-import type { Sync, SyncReport } from "../src/sync.js";
+import type { Certname, Master } from "../src/node-map.js";
+import type { Sync } from "../src/sync.js";
+import type { SyncReport } from "../src/sync-report.js";
 import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
-import { runtimeCommand } from "./support/haproxy-server.js";
+import { startMaster } from "./support/gateway.js";
+import { type HaproxyPlaces, runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 
 const name = (index: number) => `node${index}.example.com`;
@@ -155,6 +161,25 @@ describe.each(haproxyBinaries())("a pass with HAProxy $version", ({ bin }) => {
 
 const bin = haproxyBinaries()[0]?.bin ?? "";
 
+/** Two masters whose health is checked quickly. */
+const checkedConfig = (at: HaproxyPlaces) => `global
+  stats socket ${at.socketPath} level admin mode 600
+defaults
+  mode http
+  timeout connect 1s
+  timeout client 5s
+  timeout server 5s
+frontend nodes
+  bind 127.0.0.1:${at.ports.frontend}
+  http-request set-var(txn.master) req.hdr(X-Node-Name),lower,map_str(${at.mapPath})
+  default_backend puppet
+backend puppet
+  option httpchk GET /status/v1/simple
+  default-server check inter 100ms fall 1 rise 1
+  server master1 127.0.0.1:18141
+  server master2 127.0.0.1:18142
+`;
+
 describe("a pass", () => {
   test("keeps everything when PuppetDB is down, and says so", () =>
     withFleetLab([{ bin }], async (lab) => {
@@ -237,6 +262,166 @@ describe("a pass", () => {
       expect(await sync.request({})).toMatchObject({ kind: "changes", outcome: "done", moved: 1 });
       routes.delete(name(3));
       await expectEverywhere(lab, routes);
+    }));
+
+  test("judges what a HAProxy holds that it meets later: a sasori without a file empties none", () =>
+    withFleetLab(
+      [{ bin }, { bin, map: Array.from({ length: 50 }, (_, i): [string, string] => [name(i), "master1"]) }],
+      async (lab) => {
+        await lab.run(name(0), "master1");
+        const socket = lab.haproxys[1]?.socketPath ?? "";
+        await rename(socket, `${socket}.away`);
+        const sync = await lab.newSync();
+        expect(await sync.request({})).toMatchObject({ nodes: 1, targets: [{}, {}, { outcome: "failed" }] });
+        await rename(`${socket}.away`, socket);
+        expect(await sync.request({})).toMatchObject({ kind: "full", outcome: "held", held: { count: 49 } });
+        expect((await lab.haproxys[1]?.showMap())?.size).toBe(50);
+        expect((await lab.file()).size).toBe(50);
+      },
+    ));
+
+  test("keeps what HAProxy learned unseen when a push replaces the whole map", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 60);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await setLive(lab, 0, name(59), "master2");
+      for (let index = 0; index < 50; index += 1) {
+        await lab.run(name(index), "master3", index);
+        routes.set(name(index), "master3");
+      }
+      expect(await sync.request({})).toMatchObject({
+        kind: "changes",
+        learned: 1,
+        targets: [{}, { method: "swap" }],
+      });
+      await expectEverywhere(lab, routes.set(name(59), "master2"));
+    }));
+
+  test("believes PuppetDB rather than a route that was learned at some time before or after", () =>
+    withFleetLab([{ bin }, { bin }], async (lab) => {
+      const routes = await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await setLive(lab, 0, name(0), "master3");
+      await lab.run(name(0), "master1", 1_000);
+      await sync.request({});
+      expect(await full(sync)).toMatchObject({ learned: 0 });
+      await expectEverywhere(lab, routes);
+    }));
+
+  test("lets nothing through on a dry run, whatever is approved or asked at the same time", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 12);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await lab.stopPuppetdb();
+      await lab.startPuppetdb();
+      const [, dry, real] = await Promise.all([
+        sync.request({}),
+        sync.request({ dryRun: true, full: true }),
+        full(sync),
+      ]);
+      expect(dry).toMatchObject({ dryRun: true, outcome: "held" });
+      expect(real).toMatchObject({ dryRun: false, outcome: "held" });
+      const wrong = await sync.request({ approve: "0123456789ab" });
+      expect(wrong).toMatchObject({ outcome: "held", approvalUnmatched: true });
+      await expectEverywhere(lab, routes);
+    }));
+
+  test("follows server lines that were renamed or removed in HAProxy", () =>
+    withFleetLab(
+      [
+        {
+          bin,
+          masterWorker: true,
+          servers: [
+            { name: "old", port: 18141 },
+            { name: "gone", port: 18142 },
+          ],
+        },
+      ],
+      async (lab) => {
+        await lab.run(name(0), "old");
+        await lab.run(name(1), "gone");
+        const sync = await lab.newSync({ SASORI_MASTER_ALIASES: "puppet1=new" });
+        await sync.request({});
+        const haproxy = lab.haproxys[0];
+        const config = path.join(haproxy?.dir ?? "", "haproxy.cfg");
+        const text = await readFile(config, "utf8");
+        await writeFile(config, text.replace(/server gone .*/, ""));
+        await haproxy?.reload();
+        expect(await sync.request({})).toMatchObject({
+          kind: "full",
+          unroutable: { nodes: 1, producers: { gone: 1 } },
+        });
+        expect((await haproxy?.showMap())?.get(name(1))).toBe("gone"); // Never worse: the gateway heals it.
+      },
+    ));
+
+  test("has learned routes in the state file before they are anywhere else", () =>
+    withFleetLab([{ bin }, { bin }], async (lab) => {
+      await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await setLive(lab, 0, name(0), "master3");
+      const state = `${lab.mapFile}.state.json`;
+      await mkdir(state); // The journal cannot be written; the pass says so and goes on.
+      expect(await full(sync)).toMatchObject({
+        outcome: "failed",
+        journal: { code: "FILE_WRITE" },
+        learned: 1,
+      });
+      await rm(state, { recursive: true });
+      expect(await sync.request({})).toMatchObject({ outcome: "done" });
+      expect(await readFile(state, "utf8")).toContain('"learned"');
+    }));
+
+  test("repairs a restarted HAProxy while PuppetDB hangs", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 10);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await lab.stopPuppetdb();
+      const hanging = createServer().listen(Number(new URL(lab.puppetdb.url).port), "127.0.0.1");
+      await once(hanging, "listening");
+      await lab.haproxys[0]?.restart();
+      const pass = sync.request({});
+      await expect.poll(() => lab.haproxys[0]?.showMap(), { timeout: 10_000 }).toEqual(routes);
+      expect(sync.busy).toBe(true); // PuppetDB still has not answered.
+      await sync.stop(0);
+      await expect(pass).resolves.toMatchObject({ source: { outcome: "failed" } });
+      hanging.close();
+    }));
+
+  test("remembers where the nodes of a dead master were at home, until they are back or it is their choice", () =>
+    withFleetLab([{ bin, config: checkedConfig }], async (lab) => {
+      const masters = await Promise.all(
+        [18141, 18142].map((port, index) => startMaster(`master${index + 1}`, port)),
+      );
+      const sync = await lab.newSync();
+      const up = async () => (await sync.request({})) && sync.servers()?.map((server) => server.up);
+      await expect.poll(up, { timeout: 10_000 }).toEqual([true, true]);
+      await lab.run(name(0), "master1", -MINUTE);
+      await lab.run(name(1), "master2", -MINUTE);
+      expect(await sync.request({})).toMatchObject({ displaced: 0, nodes: 2 });
+      await masters[0]?.stop();
+      await expect.poll(up, { timeout: 10_000 }).toEqual([false, true]);
+      await lab.run(name(0), "master2");
+      expect(await sync.request({})).toMatchObject({ displaced: 1 });
+      expect([...sync.fleet.homes]).toEqual([[name(0), "master1"]]);
+      expect([...(await lab.newSync()).fleet.homes]).toEqual([[name(0), "master1"]]);
+      await masters[0]?.start();
+      await expect.poll(up, { timeout: 10_000 }).toEqual([true, true]);
+      await sync.submit({
+        certname: name(0) as Certname,
+        master: "master1" as Master,
+        at: Date.now() + 1,
+        source: "registration",
+      });
+      expect(sync.lastReport).toMatchObject({ displaced: 0 });
+      expect((await lab.haproxys[0]?.showMap())?.get(name(0))).toBe("master1");
+      for (const master of masters) await master.stop();
     }));
 
   test("starts from the last good map when PuppetDB is down, and gives it to an empty HAProxy", () =>

@@ -1,0 +1,101 @@
+// One pass at a time. Who asks during a pass joins the next one, because the pass under way may have read too
+// early for them; a dry run never joins a real pass, nor the other way round.
+
+import { SasoriError } from "./errors.js";
+
+export interface SyncRequest {
+  /** Do not ask PuppetDB: only bring what is known to the targets. */
+  known?: boolean | undefined;
+  /** Read everything and compare it with every target, instead of looking for changes. */
+  full?: boolean | undefined;
+  /** Plan only. */
+  dryRun?: boolean | undefined;
+  /** Let the removals of the held plan of this id through. */
+  approve?: string | undefined;
+}
+
+interface Waiting<Report> {
+  request: SyncRequest;
+  report: Promise<Report>;
+  start: () => void;
+}
+
+export class PassQueue<Report> {
+  readonly #pass: (request: SyncRequest, stop: AbortSignal) => Promise<Report>;
+  readonly #waiting = new Map<"real" | "dry", Waiting<Report>>();
+  #running: Promise<unknown> | undefined;
+  /** Of the pass under way. One for each, so that nothing gathers on a signal that lives with the process. */
+  #abort = new AbortController();
+  #stopping: SasoriError | undefined;
+
+  constructor(pass: (request: SyncRequest, stop: AbortSignal) => Promise<Report>) {
+    this.#pass = pass;
+  }
+
+  get busy(): boolean {
+    return this.#running !== undefined;
+  }
+
+  /** Runs a pass, or joins the next. Rejects with `STOPPED` once sasori was told to stop. */
+  request(request: SyncRequest): Promise<Report> {
+    if (this.#stopping !== undefined) return Promise.reject(this.#stopping);
+    if (this.#running === undefined) return this.#run(request);
+    const kind = request.dryRun ? "dry" : "real";
+    const waiting = this.#waiting.get(kind) ?? this.#wait(kind);
+    waiting.request = join(waiting.request, request);
+    return waiting.report;
+  }
+
+  /** Lets the pass under way finish for `graceMs`, then abandons it. Whoever waits for a next one is told. */
+  async stop(graceMs: number): Promise<void> {
+    const stopping = new SasoriError("STOPPED", "sasori was told to stop");
+    this.#stopping = stopping;
+    const timer = setTimeout(() => this.#abort.abort(stopping), graceMs);
+    await this.#running;
+    clearTimeout(timer);
+  }
+
+  #run(request: SyncRequest): Promise<Report> {
+    this.#abort = new AbortController();
+    const report = this.#pass(request, this.#abort.signal);
+    this.#running = report.then(
+      () => this.#next(),
+      () => this.#next(),
+    );
+    return report;
+  }
+
+  #wait(kind: "real" | "dry"): Waiting<Report> {
+    let start = () => {};
+    const report = new Promise<void>((resolve) => {
+      start = resolve;
+    }).then(() => {
+      const { request } = waiting;
+      return this.#stopping === undefined ? this.#run(request) : Promise.reject(this.#stopping);
+    });
+    const waiting: Waiting<Report> = { request: { known: true }, report, start };
+    this.#waiting.set(kind, waiting);
+    return waiting;
+  }
+
+  #next(): void {
+    this.#running = undefined;
+    for (const [kind, waiting] of this.#waiting) {
+      this.#waiting.delete(kind);
+      // Until it has really begun, a request must not overtake it.
+      this.#running = waiting.report.catch(() => undefined);
+      waiting.start();
+      return;
+    }
+  }
+}
+
+/** One request that does what both ask for. `known` is the least, so it is where joining begins. */
+function join(a: SyncRequest, b: SyncRequest): SyncRequest {
+  return {
+    known: a.known && b.known,
+    full: a.full || b.full,
+    dryRun: b.dryRun,
+    approve: b.approve ?? a.approve,
+  };
+}

@@ -1,0 +1,58 @@
+// What holds the map: the contract that the map file and every HAProxy fulfil.
+
+import type { Certname, Master, NodeMap } from "./node-map.js";
+import type { Plan } from "./plan.js";
+
+/**
+ * What tells cheaply whether a target is as it was left. `process` changes when another process holds the
+ * map; `content` changes when its entries do, but may miss a value that somebody else replaced.
+ */
+export interface Fingerprint {
+  process: string;
+  content: string;
+}
+
+/** What a target holds. */
+export interface Contents {
+  fingerprint: Fingerprint;
+  routes: ReadonlyMap<Certname, string>;
+  /**
+   * It must be replaced whole: it holds lines that no command may name (duplicates, illegal keys), or a version that
+   * somebody left unfinished, or the file is missing.
+   */
+  rebuild: boolean;
+}
+
+/** A server of the masters' backend. `host` is the name or address in HAProxy's configuration. */
+export interface Server {
+  name: Master;
+  host: string;
+  /** `host:port`. */
+  address: string;
+  up: boolean;
+}
+
+/** What a look at a target tells without reading its map. The map file has no servers. */
+export interface Sighting {
+  fingerprint: Fingerprint;
+  servers: readonly Server[];
+  version: string;
+}
+
+export interface Applied {
+  /** How it was done; undefined when nothing was, because the target was not as the plan had seen it. */
+  method: "file" | "incremental" | "swap" | undefined;
+  fingerprint: Fingerprint;
+  /** The target was changed by somebody else meanwhile, or is another process now: read it again. */
+  disturbed: boolean;
+}
+
+/** Something that holds the map: the map file, or one HAProxy. Every method throws SasoriError. */
+export interface Target {
+  readonly name: string;
+  readonly kind: "file" | "haproxy";
+  look(signal: AbortSignal): Promise<Sighting>;
+  read(signal: AbortSignal): Promise<Contents>;
+  /** Afterwards the target holds `desired`, in one way or another, or the call has failed. */
+  apply(plan: Plan, desired: NodeMap, seen: Fingerprint, signal: AbortSignal): Promise<Applied>;
+}

@@ -1,0 +1,242 @@
+// One target through the passes: how it was left, what it still lacks, and how it is brought to the desired map.
+// Promises: a target that failed or was disturbed is read again; what others wrote to it is offered to be learned
+// before it is overwritten; its failure is its own.
+
+import { type Failure, SasoriError, toFailure } from "./errors.js";
+import type { Before, Master, NodeMap, Observation } from "./node-map.js";
+import {
+  type Change,
+  learnedRoutes,
+  type Plan,
+  planForNodes,
+  planFromChanges,
+  planFromContents,
+} from "./plan.js";
+import type { Contents, Fingerprint, Server, Sighting, Target } from "./target.js";
+
+/** How many changes a report lists one by one; it always counts all. */
+const MAX_LISTED = 1_000;
+
+/** A push that somebody disturbs (a reload, another writer) is planned again this often in one pass. */
+const MAX_ROUNDS = 3;
+
+/** From here on a push may replace the whole map, and with it what HAProxy learned unseen: it is read before. */
+const MANY_CHANGES = 20;
+
+/** How long a target that stalled is left alone by passes that only look for changes. */
+const STALLED_PAUSE_MS = 60_000;
+
+export interface TargetReport {
+  target: string;
+  kind: Target["kind"];
+  outcome: "unchanged" | "planned" | "applied" | "failed";
+  add: number;
+  set: number;
+  del: number;
+  /** The first of these changes. */
+  changes: Change[];
+  /** Routes that this HAProxy had learned by itself. */
+  learned: number;
+  method?: string;
+  durationMs: number;
+  failure?: Failure;
+}
+
+/** The state of a target between passes. */
+export interface TargetState {
+  target: string;
+  kind: Target["kind"];
+  /** It held the desired map when it was last looked at. */
+  inSync: boolean;
+  /** Changes that it does not have yet. */
+  pending: number;
+  version?: string;
+  servers?: readonly Server[];
+  failure?: Failure;
+}
+
+export class TrackedTarget {
+  readonly target: Target;
+  /** Of the pass under way, or of the last one. */
+  report: TargetReport;
+  /** Servers that sasori added to it at run time. */
+  readonly added = new Set<Master>();
+  servers: readonly Server[] = [];
+  /** What it held before sasori first wrote to it has been taken into account. */
+  inherited = false;
+  /** What was read in this pass and not yet acted upon. */
+  contents: Contents | undefined;
+  #sighting: Sighting | undefined;
+  /** As it was left; undefined when it must be read: never seen, failed, or disturbed. */
+  #left: Fingerprint | undefined;
+  /** The process that was last in sync, and when it was last compared entry by entry (ms since the epoch). */
+  #process: string | undefined;
+  #comparedAt = 0;
+  /** Nodes that changed since, with what the target still has. */
+  readonly #pending: Before = new Map();
+  #failure: Failure | undefined;
+  /** A stalled target is left alone until then (`performance.now()`). */
+  #retryAt = 0;
+
+  constructor(target: Target) {
+    this.target = target;
+    this.report = this.#newReport();
+  }
+
+  get reachable(): boolean {
+    return this.#sighting !== undefined;
+  }
+
+  get state(): TargetState {
+    const { name, kind } = this.target;
+    return {
+      target: name,
+      kind,
+      inSync: this.#left !== undefined && this.#pending.size === 0,
+      pending: this.#pending.size,
+      ...(kind === "haproxy" && { version: this.#sighting?.version ?? "", servers: this.servers }),
+      ...(this.#failure && { failure: this.#failure }),
+    };
+  }
+
+  /** Begins a pass with a cheap look. A stalled target is only asked again after a pause, or if `insist`. */
+  async look(insist: boolean, signal: AbortSignal): Promise<void> {
+    this.report = this.#newReport();
+    this.#sighting = this.contents = undefined;
+    await this.#attempt(async () => {
+      const failure = this.#failure;
+      // Otherwise every pass would be as slow as this target's time-out, for all the others too.
+      if (failure?.code === "HAPROXY_TIMEOUT" && performance.now() < this.#retryAt && !insist) {
+        throw new SasoriError(failure.code, failure.message);
+      }
+      this.#retryAt = performance.now() + STALLED_PAUSE_MS;
+      this.#sighting = await this.target.look(signal);
+      this.servers = this.#sighting.servers;
+    });
+  }
+
+  /** Reads the target if it is not as it was left, or in any case. */
+  readIfChanged(inAnyCase: boolean, signal: AbortSignal): Promise<void> {
+    const seen = this.#sighting?.fingerprint;
+    if (!inAnyCase && seen !== undefined && this.#left !== undefined && same(seen, this.#left))
+      return Promise.resolve();
+    return this.#attempt(() => this.#read(signal));
+  }
+
+  /** Reads an HAProxy that so much waits for that the push may replace its whole map. */
+  readBeforeMany(signal: AbortSignal): Promise<void> {
+    const few = this.#pending.size <= MANY_CHANGES;
+    if (few || this.target.kind === "file" || this.contents !== undefined) return Promise.resolve();
+    return this.#attempt(() => this.#read(signal));
+  }
+
+  async #read(signal: AbortSignal): Promise<void> {
+    this.contents = await this.target.read(signal);
+  }
+
+  /** Remembers what this target does not have yet. */
+  expect(changes: Before): void {
+    for (const [certname, master] of changes)
+      if (!this.#pending.has(certname)) this.#pending.set(certname, master);
+  }
+
+  /**
+   * What HAProxy learned since it was last in sync. Nobody knows when, only since when: an observation that
+   * PuppetDB has made meanwhile is believed rather, and if that is wrong the route heals again.
+   */
+  learned(desired: NodeMap, isServer: (master: Master) => boolean): Observation[] {
+    const { contents } = this;
+    if (contents === undefined || this.target.kind === "file") return [];
+    if (contents.fingerprint.process !== this.#process) return [];
+    return learnedRoutes(desired, this.#pending, contents, isServer, this.#comparedAt);
+  }
+
+  /** Counts what would change, and changes nothing. */
+  plan(desired: NodeMap): void {
+    const plan = this.contents
+      ? planFromContents(desired, this.contents)
+      : planFromChanges(desired, this.#pending);
+    if (plan.kind === "changes" && this.report.failure === undefined) this.#count(plan, "planned");
+  }
+
+  /** Plans and applies until the target holds the desired map. */
+  settle(desired: NodeMap, signal: AbortSignal): Promise<void> {
+    return this.#attempt(async () => {
+      let contents = this.contents;
+      let seen = contents?.fingerprint ?? this.#left;
+      if (seen === undefined) return;
+      let plan = contents ? planFromContents(desired, contents) : planFromChanges(desired, this.#pending);
+      let complete = true;
+      for (let round = 1; round <= MAX_ROUNDS; round += 1) {
+        if (plan.kind === "unchanged") return this.#inSync(seen, contents !== undefined, complete);
+        this.#left = undefined; // Whatever happens below, until it is known to be right.
+        const applied = await this.target.apply(plan, desired, seen, signal);
+        if (applied.method !== undefined) this.#count(plan, "applied", applied.method);
+        if (!applied.disturbed) return this.#inSync(applied.fingerprint, contents !== undefined, complete);
+        contents = await this.target.read(signal);
+        seen = contents.fingerprint;
+        // In the same process, what differs besides may be news: it stays, for the next pass to learn.
+        complete = seen.process !== this.#process;
+        plan = complete
+          ? planFromContents(desired, contents)
+          : planForNodes(desired, this.#pending.keys(), contents);
+      }
+      throw new SasoriError(
+        "HAPROXY_CHANGED",
+        `${this.target.name}: it was reloaded or changed by another writer during each of ${MAX_ROUNDS} pushes; the next pass reads it again`,
+      );
+    });
+  }
+
+  #inSync(fingerprint: Fingerprint, compared: boolean, complete: boolean): void {
+    this.#left = complete ? fingerprint : undefined;
+    this.#process = fingerprint.process;
+    if (compared && complete) this.#comparedAt = Date.now();
+    this.#pending.clear();
+    this.contents = undefined;
+  }
+
+  #count(plan: Plan & { kind: "changes" }, outcome: "planned" | "applied", method?: string): void {
+    const { report } = this;
+    report.outcome = outcome;
+    report.add += plan.add.length;
+    report.set += plan.set.length;
+    report.del += plan.del.length;
+    const room = MAX_LISTED - report.changes.length;
+    report.changes.push(...[...plan.set, ...plan.add, ...plan.del].slice(0, room));
+    if (method !== undefined) report.method = method;
+  }
+
+  /** One step of a pass. After a failure the others are left out, and the next pass reads the target again. */
+  async #attempt(step: () => Promise<void>): Promise<void> {
+    if (this.report.failure !== undefined) return;
+    const began = performance.now();
+    try {
+      await step();
+      this.#failure = undefined;
+    } catch (error) {
+      this.report.outcome = "failed";
+      this.report.failure = this.#failure = toFailure(error);
+      this.#left = this.#sighting = this.contents = undefined;
+    } finally {
+      this.report.durationMs += Math.round(performance.now() - began);
+    }
+  }
+
+  #newReport(): TargetReport {
+    const { name, kind } = this.target;
+    return {
+      target: name,
+      kind,
+      outcome: "unchanged",
+      add: 0,
+      set: 0,
+      del: 0,
+      changes: [],
+      learned: 0,
+      durationMs: 0,
+    };
+  }
+}
+
+const same = (a: Fingerprint, b: Fingerprint) => a.process === b.process && a.content === b.content;
