@@ -2,8 +2,11 @@
 // project's own configuration.
 
 import { execFile } from "node:child_process";
+import { once } from "node:events";
 import { writeFile } from "node:fs/promises";
+import { connect } from "node:net";
 import { fileURLToPath } from "node:url";
+import { request } from "undici";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { Child, freePort } from "../support/child.js";
 import { type Gateway, withGateway } from "../support/gateway.js";
@@ -130,6 +133,23 @@ describe("sasori serve", () => {
       );
     }));
 
+  test("ends within 10 s whatever connections are open", () =>
+    withGateway({ bin }, (gateway) =>
+      withDaemon(gateway, async ({ daemon, url }) => {
+        const { hostname, port } = new URL(url);
+        const idle = connect(Number(port), hostname);
+        const half = connect(Number(port), hostname, () =>
+          half.write("POST /api/v1/sync HTTP/1.1\r\nHost: localhost\r\n"),
+        );
+        await Promise.all([once(idle, "connect"), once(half, "connect")]);
+        for (const socket of [idle, half]) socket.on("error", () => undefined);
+        const asked = Date.now();
+        await daemon.end("SIGTERM");
+        expect(Date.now() - asked).toBeLessThan(9 * SECOND);
+        expect(logged(daemon).at(-1)).toMatchObject({ msg: "stopped" });
+      }),
+    ));
+
   test("serves the last good map from a start with PuppetDB down, through its stop, and until it is back empty", () =>
     withGateway({ bin }, async (gateway) => {
       await puppetdb.replaceFacts({ certname: NODE, producer: "master1" });
@@ -216,7 +236,107 @@ describe("the command line", () => {
   });
 });
 
+describe("moving nodes by hand", () => {
+  const env = { SASORI_SCHEDULE: "0 0 1 1 *" };
+
+  test("sasori register moves a node at once, over a restart, until PuppetDB knows better or it is ended", () =>
+    withGateway({ bin }, async (gateway) => {
+      await puppetdb.replaceFacts({
+        certname: NODE,
+        producer: "master1",
+        at: new Date(Date.now() - 60 * SECOND),
+      });
+      await withDaemon(
+        gateway,
+        async ({ cli }) => {
+          await routed(gateway, NODE).toBe("master1");
+          expect(await cli("register", NODE, "master9")).toMatchObject({
+            code: 1,
+            stderr: expect.stringContaining("no server"),
+          });
+          const registered = await cli("register", NODE, "master3");
+          expect(registered.stdout).toMatch(/node1\.example\.com +master1 → master3/);
+          expect(await masterOf(gateway, NODE)).toBe("master3");
+          expect((await cli("register", "new.example.com", "master2")).code).toBe(0);
+          expect(await masterOf(gateway, "new.example.com")).toBe("master2");
+        },
+        env,
+      );
+      await withDaemon(
+        gateway,
+        async ({ cli }) => {
+          expect((await cli("sync", "--full")).code).toBe(0);
+          expect(await masterOf(gateway, NODE)).toBe("master3");
+          expect((await cli("lookup", NODE)).stdout).toContain("from registration");
+          expect(await cli("register", NODE, "--end")).toMatchObject({ code: 0 });
+          expect(await masterOf(gateway, NODE)).toBe("master1");
+          expect((await cli("register", NODE, "--end")).stderr).toContain("has no registration");
+          await puppetdb.storeReport({
+            certname: "new.example.com",
+            producer: "master1",
+            at: new Date(Date.now() + SECOND),
+          });
+          await cli("sync");
+          expect(await masterOf(gateway, "new.example.com")).toBe("master1");
+        },
+        env,
+      );
+    }));
+
+  test("sasori rebalance brings the nodes home that left a master while it was down", () =>
+    withGateway({ bin }, async (gateway) => {
+      const [first] = gateway.masters;
+      await puppetdb.replaceFacts({
+        certname: NODE,
+        producer: "master1",
+        at: new Date(Date.now() - 60 * SECOND),
+      });
+      await withDaemon(
+        gateway,
+        async ({ cli }) => {
+          await routed(gateway, NODE).toBe("master1");
+          await first?.stop();
+          await expect
+            .poll(async () => (await cli("status")).stdout, { timeout: 20 * SECOND })
+            .toContain("down: master1");
+          await puppetdb.replaceFacts({ certname: NODE, producer: "master2" });
+          expect((await cli("sync")).stdout).toContain("displaced: 1 node");
+          expect((await cli("rebalance", "--dry-run")).stdout).toMatch(
+            /node1\.example\.com +at master2, at home master1/,
+          );
+          expect(await masterOf(gateway, NODE)).toBe("master2");
+          await first?.start();
+          expect(await cli("rebalance")).toMatchObject({
+            code: 0,
+            stdout: expect.stringContaining("1 node brought home"),
+          });
+          await routed(gateway, NODE).toBe("master1");
+          expect((await cli("rebalance", "--dry-run")).stdout).toBe("no displaced nodes\n");
+        },
+        {},
+      );
+    }));
+});
+
 describe("the HTTP API", () => {
+  test("answers only this machine itself where there is no token: no web page that leads here by its name", () =>
+    withGateway({ bin }, (gateway) =>
+      withDaemon(gateway, async ({ url }) => {
+        const ask = async (headers: Record<string, string>) => {
+          const { statusCode, body } = await request(`${url}/api/v1/sync`, { method: "POST", headers });
+          await body.dump();
+          return statusCode;
+        };
+        expect(await ask({})).toBe(200);
+        expect(await ask({ host: "evil.example" })).toBe(403);
+        expect(await ask({ origin: "http://evil.example" })).toBe(403);
+        expect((await fetch(`${url}/api/v1/nodes/${"x".repeat(250)}`)).status).toBe(200);
+        expect((await fetch(`${url}/api/v1/nodes/%zz`)).headers.get("content-type")).toMatch(
+          /^application\/problem\+json/,
+        );
+      }),
+    ));
+
   test("answers what is wrong with a request as problem+json, and wants its token where one is set", () =>
     withGateway({ bin }, async (gateway) => {
       const token = `${gateway.haproxy.dir}/token`;
