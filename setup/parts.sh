@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Gets the real programs that the demo and the tests run against: HAProxy, PuppetDB, PostgreSQL.
+# Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, wrk.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
 #   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java
+#   setup/parts.sh wrk       the load generator, for the benchmarks
 #   setup/parts.sh paths     fetches nothing: prints where everything is, for test/support/parts.ts
 #
 # They are the distribution's own packages, unpacked with their dependencies into a private folder. No root is
@@ -17,7 +18,7 @@
 set -euo pipefail
 umask 022
 
-usage="usage: setup/parts.sh haproxy|test|paths"
+usage="usage: setup/parts.sh haproxy|test|wrk|paths"
 oldest_haproxy=2.6
 
 # Raise the number when a part is unpacked differently: the old ones are then fetched anew.
@@ -59,12 +60,14 @@ packages_of() {
   case $1 in
     haproxy-*) echo "haproxy" ;;
     puppetdb-*) echo "puppetdb postgresql default-jre-headless openssl" ;;
+    wrk-*) echo "wrk" ;;
   esac
 }
 
 paths_of() {
   case $1 in
     haproxy-*) printf 'haproxy\t%s\n' "$2/usr/sbin/haproxy" ;;
+    wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
     puppetdb-*)
       printf 'puppetdb\t%s\n' "$2/etc/puppetdb"
       printf 'classpath\t%s\n' "$(classpath_of "$2")"
@@ -177,7 +180,7 @@ bind_libraries() {
   loader=$(find "$root/usr" -name 'ld-linux*.so.*' -print -quit)
   libs=$(find "$root/usr/lib" -name libc.so.6 -printf '%h' -quit)
   patch=("$loader" --library-path "$libs" "$root/usr/bin/patchelf" --force-rpath)
-  for program in "$root"/usr/{sbin/haproxy,bin/openssl,lib/postgresql/*/bin/*,lib/jvm/*/bin/*}; do
+  for program in "$root"/usr/{sbin/haproxy,bin/openssl,bin/wrk,lib/postgresql/*/bin/*,lib/jvm/*/bin/*}; do
     if [ -f "$program" ] && [ ! -L "$program" ] && is_elf "$program"; then
       "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs" "$program"
     fi
@@ -281,6 +284,10 @@ case ${1:-} in
     # shellcheck disable=SC2046 # a list of words
     fetch_all $(test_parts)
     print_paths
+    ;;
+  wrk)
+    fetch_all "wrk-${puppetdb_suite:-unknown}"
+    paths_of "wrk-$puppetdb_suite" "$parts/wrk-$puppetdb_suite"
     ;;
   paths) print_paths ;;
   *) say "$usage"; exit 2 ;;

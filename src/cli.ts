@@ -181,7 +181,8 @@ program
       await mustAskDaemon<SyncReport>(config, "PUT", `/api/v1/nodes/${certname}`, { master: home });
       if (!options.json) process.stdout.write(`${index + 1}/${nodes.length}  ${certname} → ${home}\n`);
     }
-    if (!options.json) process.stdout.write(`${nodes.length === 1 ? "1 node" : `${nodes.length} nodes`} brought home\n`);
+    if (!options.json)
+      process.stdout.write(`${nodes.length === 1 ? "1 node" : `${nodes.length} nodes`} brought home\n`);
   });
 
 const priority = program

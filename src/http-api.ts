@@ -168,15 +168,14 @@ function desiredOf({ fleet }: Sync, certname: Certname): Desired {
 
 /**
  * Without a token only programs of this machine may ask. A web page in somebody's browser on this machine is none of
- * them, even if its host name leads here: it says so in `Host` or `Origin`. (heal.lua calls us "sasori".)
+ * them, even if its host name leads here: a browser says so in `Host` or `Origin`. HAProxy's health check sends
+ * neither, and heal.lua calls us "sasori".
  */
 async function refuseForeignPages({ headers }: FastifyRequest): Promise<void> {
-  const hosts = [
-    headers.host ?? "",
-    ...(headers.origin === undefined ? [] : [headers.origin.replace(/^\w+:\/\//, "")]),
-  ];
-  if (hosts.every((host) => /^(localhost|127(\.\d{1,3}){3}|\[::1\]|sasori)(:\d+)?$/.test(host))) return;
-  throw httpError(403, "without SASORI_API_TOKEN_FILE only this machine itself is answered");
+  const names = [headers.host, headers.origin?.replace(/^\w+:\/\//, "")];
+  const isHere = (name = "localhost") => /^(localhost|127(\.\d{1,3}){3}|\[::1\]|sasori)(:\d+)?$/.test(name);
+  if (!names.every((name) => isHere(name)))
+    throw httpError(403, "without SASORI_API_TOKEN_FILE only this machine itself is answered");
 }
 
 async function authorize({ headers }: FastifyRequest, tokenFile: string | undefined): Promise<void> {
