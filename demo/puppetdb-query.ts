@@ -149,9 +149,22 @@ function nodeState(database: Database, entityName: string, state: unknown): Cond
   throw new RefusedQuery(`No matching clause: ${state}`);
 }
 
-/** `["in", column, ["from", entity, ["extract", column, where]]]`. No entity is restricted inside of it. */
+/**
+ * `["in", column, ["array", values]]` or `["in", column, ["from", entity, ["extract", column, where]]]`. No entity is
+ * restricted inside of the second.
+ */
 function membership(database: Database, entityName: string, expression: unknown[]): Condition {
   const [, column, subquery, ...rest] = expression;
+  if (
+    typeof column === "string" &&
+    Array.isArray(subquery) &&
+    subquery[0] === "array" &&
+    Array.isArray(subquery[1])
+  ) {
+    typeOf(database, entityName, column);
+    const values = new Set<unknown>(subquery[1]);
+    return (row) => (row[column] === null ? null : values.has(row[column]));
+  }
   if (!Array.isArray(subquery) || subquery[0] !== "from" || subquery.length !== 3 || rest.length > 0) {
     throw unsupported(expression);
   }

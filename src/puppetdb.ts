@@ -159,19 +159,26 @@ export class PuppetDb {
 
   /** The newest submission for one node, or undefined. Throws `PUPPETDB_...`. */
   async readNode(certname: Certname, signal: AbortSignal): Promise<Submission | undefined> {
+    return (await this.readNodes([certname], signal)).get(certname);
+  }
+
+  /** The newest submissions for a few nodes. Throws `PUPPETDB_...`. */
+  async readNodes(certnames: readonly Certname[], signal: AbortSignal): Promise<Reading["submissions"]> {
     const reading = emptyReading("changes");
-    const one = ["and", ["=", "certname", certname], ACTIVE];
+    const among = (names: readonly Certname[]) => ["and", ["in", "certname", ["array", names]], ACTIVE];
+    const nodes = among(certnames);
     await this.#readTogether(reading, signal, (ask) => [
-      ask("factsets", producers(one), ProducerRow, (row) => takeProducer(row, "facts", reading)),
-      ask("reports", producers(["and", LATEST, one]), ProducerRow, (row) =>
+      ask("factsets", producers(nodes), ProducerRow, (row) => takeProducer(row, "facts", reading)),
+      ask("reports", producers(["and", LATEST, nodes]), ProducerRow, (row) =>
         takeProducer(row, "report", reading),
       ),
     ]);
-    if (reading.submissions.size > 0) return reading.submissions.get(certname);
+    const others = certnames.filter((certname) => !reading.submissions.has(certname));
+    if (others.length === 0) return reading.submissions;
     await this.#readTogether(reading, signal, (ask) => [
-      ask("catalogs", producers(one), ProducerRow, (row) => takeProducer(row, "catalog", reading)),
+      ask("catalogs", producers(among(others)), ProducerRow, (row) => takeProducer(row, "catalog", reading)),
     ]);
-    return reading.submissions.get(certname);
+    return reading.submissions;
   }
 
   async close(): Promise<void> {

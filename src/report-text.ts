@@ -30,6 +30,8 @@ export function styleFor(
 }
 
 const number = (value: number) => value.toLocaleString("en-US");
+/** A name from PuppetDB: as it is, unless it could do something to a terminal. */
+const shown = (name: string) => (/^[!-~]+$/.test(name) ? name : quote(name));
 const counted = (value: number, one: string, many = `${one}s`) =>
   `${number(value)} ${value === 1 ? one : many}`;
 const seconds = (ms: number) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
@@ -123,7 +125,7 @@ function remarks(
   }
   if (unroutable.nodes > 0) {
     const names = Object.entries(unroutable.producers).map(
-      ([producer, count]) => `${quote(producer)} ${number(count)}`,
+      ([producer, count]) => `${shown(producer)} ${number(count)}`,
     );
     lines.push(
       `${style.warn("unroutable")}: ${counted(unroutable.nodes, "node")} of producers without a server (${names.join(", ")})`,
@@ -185,7 +187,7 @@ export function renderLookup({ certname, desired, file, live }: Lookup, style: S
     rows.push([
       "",
       "producer",
-      `${quote(desired.unroutableProducer)} submitted last, and HAProxy has no such server`,
+      `${shown(desired.unroutableProducer)} submitted last, and HAProxy has no such server`,
     ]);
   }
   if (desired.heldBy) {

@@ -9,7 +9,7 @@ import { within } from "./deadline.js";
 import { SasoriError } from "./errors.js";
 import type { Fleet, Resolve } from "./fleet.js";
 import type { Certname, Master, Observation } from "./node-map.js";
-import type { PuppetDb } from "./puppetdb.js";
+import type { PuppetDb, Submission } from "./puppetdb.js";
 import type { Server } from "./target.js";
 
 /** HAProxy waits 2 s. */
@@ -26,9 +26,12 @@ const MAX_PROBES_PER_SECOND = 50;
 /** Nodes asked about at once. What comes beyond is refused, and HAProxy goes on by itself. */
 const MAX_UNDERWAY = 200;
 
+/** Nodes in one question to PuppetDB; with long names it still fits a request line. */
+const MAX_BATCH = 50;
+
 export interface ResolverParts {
   fleet: Pick<Fleet, "map">;
-  puppetdb: Pick<PuppetDb, "readNode">;
+  puppetdb: Pick<PuppetDb, "readNodes">;
   /** Producer to server, by the servers that HAProxy has now. */
   resolve: () => Resolve;
   servers: () => readonly Server[];
@@ -38,12 +41,18 @@ export interface ResolverParts {
   onObservation: (observation: Observation) => void;
 }
 
+interface Waiting {
+  resolve: (submission: Submission | undefined) => void;
+  reject: (error: unknown) => void;
+}
+
 export class Resolver {
   readonly #parts: ResolverParts;
   readonly #underway = new Map<Certname, Promise<Master | undefined>>();
   /** In the order of their time, so that the first is the oldest. */
   readonly #remembered = new Map<Certname, { owner: Master | undefined; until: number }>();
-
+  readonly #waiting = new Map<Certname, Waiting>();
+  #asking = false;
   #probes = { second: 0, count: 0 };
 
   constructor(parts: ResolverParts) {
@@ -86,12 +95,29 @@ export class Resolver {
 
   /** PuppetDB's newest observation of a node at a master that HAProxy has. Throws `PUPPETDB_...`. */
   async askPuppetdb(certname: Certname): Promise<Observation | undefined> {
-    const submission = await this.#parts.puppetdb.readNode(
-      certname,
-      AbortSignal.timeout(DEADLINE_MS - PROBE_DEADLINE_MS),
-    );
+    const submission = await new Promise<Submission | undefined>((resolve, reject) => {
+      this.#waiting.set(certname, { resolve, reject });
+      if (!this.#asking) void this.#askWaiting();
+    });
     const master = submission && this.#parts.resolve()(submission.producer);
     return submission && master && { certname, master, at: submission.at, source: submission.source };
+  }
+
+  // One question at a time, for all nodes that wait by then: thousands of stale routes are few queries.
+  async #askWaiting(): Promise<void> {
+    this.#asking = true;
+    while (this.#waiting.size > 0) {
+      const batch = new Map([...this.#waiting].slice(0, MAX_BATCH));
+      for (const certname of batch.keys()) this.#waiting.delete(certname);
+      try {
+        const signal = AbortSignal.timeout(DEADLINE_MS - PROBE_DEADLINE_MS);
+        const found = await this.#parts.puppetdb.readNodes([...batch.keys()], signal);
+        for (const [certname, { resolve }] of batch) resolve(found.get(certname));
+      } catch (error) {
+        for (const { reject } of batch.values()) reject(error);
+      }
+    }
+    this.#asking = false;
   }
 
   /** Asks all masters that are up, at once. The first that has the node wins. */
