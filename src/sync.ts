@@ -89,7 +89,7 @@ export class Sync {
   /** The servers of every instance, as last seen; undefined when there is no HAProxy to ask. */
   servers(): readonly Server[] | undefined {
     if (this.#instances.length === 0) return undefined;
-    return this.#instances.flatMap(({ servers }) => servers);
+    return this.#instances.flatMap(({ servers }) => servers ?? []);
   }
 
   /** Finds the server of a producer, by the servers that are there now. */
@@ -208,7 +208,9 @@ export class Sync {
 
   async #fetch(kind: SyncReport["kind"], stop: AbortSignal): Promise<Reading | Failure | undefined> {
     // Before any HAProxy has told its servers, every producer would look like a stranger.
-    if (kind === "known" || this.servers()?.length === 0) return undefined;
+    const isTold =
+      this.#instances.length === 0 || this.#instances.some(({ servers }) => servers !== undefined);
+    if (kind === "known" || !isTold) return undefined;
     const ms = kind === "full" ? FETCH_ALL_MS : FETCH_CHANGES_MS;
     const late = new SasoriError("PUPPETDB_TIMEOUT", `PuppetDB has not answered within ${ms / 1000} s`);
     const { puppetdb } = this.#parts;
@@ -296,7 +298,7 @@ export class Sync {
       Promise.all(
         this.#instances.map(async ({ reachable, servers, added }, index) => {
           const host = instances[index];
-          return reachable && host ? newMasters.settle(host, servers, added, signal) : [];
+          return reachable && host ? newMasters.settle(host, servers ?? [], added, signal) : [];
         }),
       ),
     );

@@ -61,7 +61,8 @@ export class TrackedTarget {
   report: TargetReport;
   /** Servers that sasori added to it at run time. */
   readonly added = new Set<Master>();
-  servers: readonly Server[] = [];
+  /** As last seen; undefined until then. */
+  servers: readonly Server[] | undefined;
   /** What it held before sasori first wrote to it has been taken into account. */
   inherited = false;
   /** What was read in this pass and not yet acted upon. */
@@ -94,7 +95,7 @@ export class TrackedTarget {
       kind,
       inSync: this.#left !== undefined && this.#pending.size === 0,
       pending: this.#pending.size,
-      ...(kind === "haproxy" && { version: this.#sighting?.version ?? "", servers: this.servers }),
+      ...(kind === "haproxy" && { version: this.#sighting?.version ?? "", servers: this.servers ?? [] }),
       ...(this.#failure && { failure: this.#failure }),
     };
   }

@@ -9,7 +9,7 @@ import { startPuppetdbStandIn } from "../demo/puppetdb.js";
 import { readConfig } from "../src/config.js";
 import { type Daemon, startDaemon } from "../src/daemon.js";
 import { freePort } from "./support/child.js";
-import { type Gateway, withGateway } from "./support/gateway.js";
+import { type Gateway, startMaster, withGateway } from "./support/gateway.js";
 import { type HaproxyOptions, runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 import { type PuppetdbClient, puppetdbClient } from "./support/puppetdb-server.js";
@@ -27,7 +27,11 @@ interface Lab extends Gateway {
 
 /** A gateway with sasori beside it, which looks for changes never by itself, so that only healing can help. */
 async function withHealing(
-  options: Pick<HaproxyOptions, "bin" | "map"> & { variables?: Record<string, string>; probe?: boolean },
+  options: Pick<HaproxyOptions, "bin" | "map" | "masterWorker"> & {
+    variables?: Record<string, string>;
+    probe?: boolean;
+    sasori?: Record<string, string>;
+  },
   use: (lab: Lab) => Promise<void>,
 ): Promise<void> {
   const folder = await mkdtemp(path.join(tmpdir(), "sasori-heal-"));
@@ -58,6 +62,7 @@ async function withHealing(
         SASORI_SCHEDULE: never,
         SASORI_FULL_SCHEDULE: never,
         SASORI_PROBE_PATH: options.probe ? "/probe/{certname}" : "",
+        ...options.sasori,
       });
       const daemon = await startDaemon(config, pino({ level: "silent" }));
       try {
@@ -214,6 +219,23 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
       expect(await bogus.json()).toMatchObject({ error: "node_unknown" });
       expect(requests(lab)).toEqual(before);
     }));
+
+  test("reaches a master that appeared in PuppetDB, as a server that sasori added, also after a reload", async () => {
+    const fourth = await startMaster("localhost"); // A name that has an address on every machine.
+    const sasori = {
+      SASORI_NEW_MASTERS: "localhost",
+      SASORI_NEW_MASTER_PORT: String(fourth.port),
+      SASORI_SCHEDULE: "* * * * * *",
+    };
+    await withHealing({ bin, map, masterWorker: true, sasori }, async (lab) => {
+      await lab.puppetdb.replaceFacts({ certname: NODE, producer: "localhost" });
+      const mapped = { status: 200, route: "mapped", master: "localhost" };
+      await expect.poll(async () => routeOf(await lab.ask(NODE)), { timeout: 10_000 }).toEqual(mapped);
+      await lab.haproxy.reload();
+      await expect.poll(async () => routeOf(await lab.ask(NODE)), { timeout: 10_000 }).toEqual(mapped);
+    });
+    await fourth.stop();
+  });
 
   test("lets no client speak the gateway's own headers", () =>
     withHealing({ bin, map }, async (lab) => {
