@@ -14,7 +14,10 @@ import { haproxyBinaries, puppetdbParts } from "./support/parts.js";
 const CONFIG = fileURLToPath(new URL("../haproxy/haproxy.cfg", import.meta.url));
 
 /** What `haproxy -c` says of the project's configuration, with these variables less than it needs. */
-function check(bin: string, { without = [] as string[] } = {}): { status: number | null; text: string } {
+function check(
+  bin: string,
+  { without = [] as string[], more = {} as Record<string, string> } = {},
+): { status: number | null; text: string } {
   const folder = mkdtempSync(path.join(tmpdir(), "sasori-cfg-"));
   writeFileSync(path.join(folder, "node-master.map"), "");
   const variables = Object.entries({
@@ -25,6 +28,7 @@ function check(bin: string, { without = [] as string[] } = {}): { status: number
     MASTER1: "127.0.0.1:8141",
     MASTER2: "127.0.0.1:8142",
     MASTER3: "127.0.0.1:8143",
+    ...more,
   });
   const env = Object.fromEntries(variables.filter(([name]) => !without.includes(name)));
   const { status, stderr } = spawnSync(bin, ["-c", "-f", CONFIG], { encoding: "utf8", env });
@@ -48,6 +52,12 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
       expect(text).toMatch(new RegExp(`${name}.* not set`));
     },
   );
+
+  test("takes no client certificates where it speaks no TLS", () => {
+    const { status, text } = check(bin, { more: { GATEWAY_CLIENT_CA: "/etc/ca.pem" } });
+    expect(status).not.toBe(0);
+    expect(text).toMatch(/GATEWAY_CERT is not set/);
+  });
 
   test("sends each node's requests to its master, by header in any letter case or by path", () =>
     withGateway(
