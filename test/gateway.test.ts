@@ -328,7 +328,7 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
           slow.on("close", () => resolve(text));
           slow.on("error", reject);
         });
-        expect(answer).toMatch(/^HTTP\/1\.1 408 [\s\S]*\{"error":"request_timeout"\}$/);
+        expect(answer).toMatch(/^HTTP\/1\.1 408 /);
       },
     ));
 
