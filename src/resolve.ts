@@ -21,7 +21,7 @@ const REMEMBERED_MS = 3_000;
 const MAX_REMEMBERED = 10_000;
 
 /** A probe asks every master, so a flood of bogus names must not become one of probes. */
-const MAX_PROBES_PER_SECOND = 50;
+const MAX_PROBES_PER_SECOND = 100;
 
 /** Nodes asked about at once. What comes beyond is refused, and HAProxy goes on by itself. */
 const MAX_UNDERWAY = 200;

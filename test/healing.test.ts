@@ -141,6 +141,29 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
     });
   });
 
+  test("fails no client while 100 nodes move and PuppetDB hears of it later", () => {
+    const many = Array.from({ length: 100 }, (_, index): [string, string] => [node(index), "master1"]);
+    return withHealing({ bin, map: many, probe: true }, async (lab) => {
+      let moving = true;
+      const wrong: unknown[] = [];
+      const client = async (index: number) => {
+        for (let next = index; moving; next += 7) {
+          const route = routeOf(await lab.ask(node(next % 100)));
+          if (route.status !== 200) wrong.push(route);
+        }
+      };
+      const clients = Array.from({ length: 10 }, (_, index) => client(index * 10));
+      for (const [index, [certname]] of many.entries()) {
+        const master = `master${(index % 2) + 2}`;
+        lab.move(certname, master);
+        await lab.puppetdb.replaceFacts({ certname, producer: master });
+      }
+      moving = false;
+      await Promise.all(clients);
+      expect(wrong).toEqual([]);
+    });
+  });
+
   test("asks the masters where PuppetDB does not know yet, and keeps what it learned for file and restart", () =>
     withHealing({ bin, map, probe: true }, async (lab) => {
       lab.move(NODE, "master2");
