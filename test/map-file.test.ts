@@ -169,7 +169,7 @@ describe("the map file on a disk that refuses", () => {
     {
       fault: "read-only file system",
       code: "FILE_READ_ONLY",
-      mount: "mount -t tmpfs none $D; echo 'a m1' > $D/node-master.map; mount -o remount,ro $D",
+      mount: "mount -t tmpfs none $D; echo 'a m1' > $D/node-master.map; mount -o remount,bind,ro $D",
     },
     {
       fault: "bind-mounted file",
