@@ -80,7 +80,8 @@ core.register_action("heal", { "http-req" }, function(txn)
     txn:set_var("txn.master", owner)
     txn:set_var("txn.final", "yes")
     txn:set_var("txn.route", owner == first and "mapped" or "learned")
-  elseif count < MAX_TRIES and (owner or answer == "silent") then
+  -- A node that is not in the map is never looked for among the masters: anybody can make up such names.
+  elseif count < MAX_TRIES and (owner or (first and answer == "silent")) then
     stand_in(txn, tried, answer ~= "silent" or count + 1 == MAX_TRIES)
   end
 end)

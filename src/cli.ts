@@ -139,7 +139,7 @@ program
   .argument("<certname>")
   .argument("[master]")
   .option("--end", "end the node's registration or learned route: PuppetDB decides again")
-  .option("--json", "print the SyncReport as JSON")
+  .option("--json", "print as JSON")
   .addHelpText(
     "after",
     "\nExamples:\n  sasori register node7.example.com master2\n  sasori register node7.example.com --end\n",
@@ -150,10 +150,10 @@ program
     }
     const config = readConfig(process.env);
     const path = `/api/v1/nodes/${parseCertname(text)}`;
-    const report = end
-      ? await mustAskDaemon<SyncReport>(config, "DELETE", path)
-      : await mustAskDaemon<SyncReport>(config, "PUT", path, { master });
-    print(report, json, (value) => renderReport(value, style));
+    const found = end
+      ? await mustAskDaemon<Lookup>(config, "DELETE", path)
+      : await mustAskDaemon<Lookup>(config, "PUT", path, { master });
+    print(found, json, (value) => renderLookup(value, style));
   });
 
 program
@@ -178,7 +178,7 @@ program
     if (options.dryRun) return;
     for (const [index, { certname, home }] of nodes.entries()) {
       if (index > 0) await sleep(60_000 / perMinute);
-      await mustAskDaemon<SyncReport>(config, "PUT", `/api/v1/nodes/${certname}`, { master: home });
+      await mustAskDaemon<Lookup>(config, "PUT", `/api/v1/nodes/${certname}`, { master: home });
       if (!options.json) process.stdout.write(`${index + 1}/${nodes.length}  ${certname} → ${home}\n`);
     }
     if (!options.json)

@@ -68,6 +68,7 @@ export class Fleet {
 
   /** Ends a registration or a learned route. What PuppetDB says (undefined: nothing) takes its place. */
   withdraw(certname: Certname, observation: Observation | undefined): void {
+    if (!this.own.has(certname)) return; // PuppetDB has spoken since this was ordered.
     this.#remove(certname);
     if (observation !== undefined) this.observe(observation);
   }

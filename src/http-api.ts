@@ -14,7 +14,7 @@ import { PLAN_ID } from "./plan.js";
 import type { Resolver } from "./resolve.js";
 import type { Sync, SyncParts } from "./sync.js";
 import type { SyncReport } from "./sync-report.js";
-import type { TargetReport, TargetState } from "./tracked-target.js";
+import type { TargetState } from "./tracked-target.js";
 
 /** The largest request is a plan id; nothing needs more. */
 const MAX_BODY_BYTES = 16 * 1024;
@@ -82,6 +82,11 @@ export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiPar
     const certname = parseCertname(request.params.certname);
     return lookUp(certname, desiredOf(sync, certname), targets);
   });
+  const afterChange = async (certname: Certname, reply: FastifyReply) => {
+    const found = await lookUp(certname, desiredOf(sync, certname), targets);
+    const lacking = [found.file, ...found.live].some((target) => "failure" in target);
+    return reply.code(lacking ? 502 : 200).send(found);
+  };
   // A registration: in every target before the answer; it gives way to PuppetDB's next, newer observation.
   api.put<{ Params: { certname: string } }>("/api/v1/nodes/:certname", async (request, reply) => {
     await authorize(request, tokenFile);
@@ -94,8 +99,8 @@ export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiPar
     if (known !== undefined && !known.includes(master)) {
       throw new SasoriError("USAGE", `HAProxy has no server ${quote(master)} (it has: ${known.join(", ")})`);
     }
-    const report = await sync.submit({ certname, master, at: Date.now(), source: "registration" });
-    return reply.code(failedTarget(report) === undefined ? 200 : 502).send(report);
+    await sync.submit({ certname, master, at: Date.now(), source: "registration" });
+    return afterChange(certname, reply);
   });
   api.delete<{ Params: { certname: string } }>("/api/v1/nodes/:certname", async (request, reply) => {
     await authorize(request, tokenFile);
@@ -103,8 +108,8 @@ export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiPar
     if (!sync.fleet.own.has(certname)) {
       throw httpError(404, `${certname} has no registration`);
     }
-    const report = await sync.withdraw(certname, await resolver.askPuppetdb(certname));
-    return reply.code(failedTarget(report) === undefined ? 200 : 502).send(report);
+    await sync.withdraw(certname, await resolver.askPuppetdb(certname));
+    return afterChange(certname, reply);
   });
   api.get("/api/v1/displaced", () => displaced(sync));
   // Asked by HAProxy, with a client waiting: the owner as text, 404 when nobody knows one.
@@ -126,11 +131,6 @@ export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiPar
     return sync.request(body.data);
   });
   return api;
-}
-
-/** The first target that the pass could not bring up to date. */
-function failedTarget({ targets }: SyncReport): TargetReport | undefined {
-  return targets.find(({ failure }) => failure !== undefined);
 }
 
 function displaced({ fleet }: Sync): Displaced[] {

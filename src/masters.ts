@@ -4,12 +4,15 @@
 // configuration are never touched; one HAProxy's failure never stops another.
 
 import { lookup } from "node:dns/promises";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Config } from "./config.js";
 import { type Failure, reason, SasoriError, toFailure } from "./errors.js";
 import type { Fleet } from "./fleet.js";
 import { isMaster, type Master } from "./node-map.js";
 
 import type { Server } from "./target.js";
+
+const LOOKUP_MS = 2_000;
 
 /** An HAProxy whose servers can be changed at run time. */
 export interface ServerHost {
@@ -40,22 +43,32 @@ export class NewMasters {
    * Decides which producers should have servers, by what PuppetDB said. Whether one is still needed is only asked
    * after a full reading, because that looks at the whole fleet. Returns why a producer gets none.
    */
-  async consider(fleet: Pick<Fleet, "map" | "unroutable">, full: boolean): Promise<Failure[]> {
+  async consider(
+    fleet: Pick<Fleet, "map" | "unroutable">,
+    full: boolean,
+    servers: readonly (readonly Server[])[],
+  ): Promise<Failure[]> {
     const producers = new Set(Array.from(fleet.unroutable.values(), ({ producer }) => producer));
-    const unknown = [...producers].filter(isMaster).filter((name) => this.#options.pattern.test(name));
-    if (full) this.#forgetUnused(fleet, unknown);
+    const masters = new Set<Master>();
+    if (full) for (const { master } of fleet.map.assignments()) masters.add(master);
+    if (full) this.#forgetUnused(masters, producers);
+    // A master may have its server in one HAProxy and not, or after a reload no longer, in another.
+    for (const master of masters) {
+      if (!servers.every((list) => list.some(({ name }) => name === master))) producers.add(master);
+    }
     const failures: Failure[] = [];
-    for (const name of unknown) {
+    for (const name of producers) {
+      if (!isMaster(name) || !this.#options.pattern.test(name)) continue;
       if (this.#wanted.has(name)) continue;
       await this.#want(name).catch((error: unknown) => failures.push(toFailure(error)));
     }
     return failures;
   }
 
-  #forgetUnused(fleet: Pick<Fleet, "map">, unknown: readonly Master[]): void {
-    const used = new Set<Master>(unknown);
-    for (const { master } of fleet.map.assignments()) used.add(master);
-    for (const name of this.#wanted.keys()) if (!used.has(name)) this.#wanted.delete(name);
+  #forgetUnused(masters: ReadonlySet<string>, producers: ReadonlySet<string>): void {
+    for (const name of this.#wanted.keys()) {
+      if (!masters.has(name) && !producers.has(name)) this.#wanted.delete(name);
+    }
   }
 
   async #want(name: Master): Promise<void> {
@@ -65,7 +78,7 @@ export class NewMasters {
       throw new SasoriError("HAPROXY_SERVER", `master ${name} gets no server: ${why}`);
     }
     // HAProxy does not resolve the name of a server that is added at run time.
-    const { address, family } = await lookup(name).catch((error: unknown) => {
+    const { address, family } = await Promise.race([lookup(name), tooLate()]).catch((error: unknown) => {
       const why = `its name has no address (${reason(error)})`;
       throw new SasoriError("HAPROXY_SERVER", `master ${name} gets no server: ${why}`, { cause: error });
     });
@@ -102,4 +115,10 @@ export class NewMasters {
     }
     return changes;
   }
+}
+
+/** `lookup` has no deadline of its own. */
+async function tooLate(): Promise<never> {
+  await sleep(LOOKUP_MS, undefined, { ref: false });
+  throw new Error(`no answer within ${LOOKUP_MS} ms`);
 }

@@ -70,8 +70,9 @@ export class PassQueue<Report> {
     const report = new Promise<void>((resolve) => {
       start = resolve;
     }).then(() => {
-      const { request } = waiting;
-      return this.#stopping === undefined ? this.#run(request) : Promise.reject(this.#stopping);
+      if (this.#stopping === undefined) return this.#run(waiting.request);
+      this.#next();
+      return Promise.reject(this.#stopping);
     });
     const waiting: Waiting<Report> = { request: { known: true }, report, start };
     this.#waiting.set(kind, waiting);

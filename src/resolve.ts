@@ -51,7 +51,7 @@ export class Resolver {
   readonly #underway = new Map<Certname, Promise<Master | undefined>>();
   /** In the order of their time, so that the first is the oldest. */
   readonly #remembered = new Map<Certname, { owner: Master | undefined; until: number }>();
-  readonly #waiting = new Map<Certname, Waiting>();
+  readonly #waiting = new Map<Certname, Waiting[]>();
   #asking = false;
   #probes = { second: 0, count: 0 };
 
@@ -83,11 +83,14 @@ export class Resolver {
   async #ask(certname: Certname, wrong: string | undefined): Promise<Master | undefined> {
     const observation = await this.askPuppetdb(certname).catch((error: unknown) => error);
     let owner: Master | undefined;
+    let isNews = false;
     if (isObservation(observation)) {
       owner = observation.master;
-      if (owner !== wrong) this.#parts.onObservation(observation);
+      // What PuppetDB has may be older than what a probe has found out, and then it is no answer.
+      isNews = owner !== wrong && observation.at > (this.#parts.fleet.map.get(certname)?.at ?? 0);
+      if (isNews) this.#parts.onObservation(observation);
     }
-    if (owner === undefined || owner === wrong) owner = (await this.#probe(certname)) ?? owner;
+    if (!isNews) owner = (await this.#probe(certname)) ?? owner;
     if (owner === undefined && observation instanceof Error) throw observation;
     this.#remember(certname, owner);
     return owner;
@@ -96,7 +99,7 @@ export class Resolver {
   /** PuppetDB's newest observation of a node at a master that HAProxy has. Throws `PUPPETDB_...`. */
   async askPuppetdb(certname: Certname): Promise<Observation | undefined> {
     const submission = await new Promise<Submission | undefined>((resolve, reject) => {
-      this.#waiting.set(certname, { resolve, reject });
+      this.#waiting.set(certname, [...(this.#waiting.get(certname) ?? []), { resolve, reject }]);
       if (!this.#asking) void this.#askWaiting();
     });
     const master = submission && this.#parts.resolve()(submission.producer);
@@ -112,9 +115,10 @@ export class Resolver {
       try {
         const signal = AbortSignal.timeout(DEADLINE_MS - PROBE_DEADLINE_MS);
         const found = await this.#parts.puppetdb.readNodes([...batch.keys()], signal);
-        for (const [certname, { resolve }] of batch) resolve(found.get(certname));
+        for (const [certname, askers] of batch)
+          for (const { resolve } of askers) resolve(found.get(certname));
       } catch (error) {
-        for (const { reject } of batch.values()) reject(error);
+        for (const { reject } of [...batch.values()].flat()) reject(error);
       }
     }
     this.#asking = false;
@@ -127,10 +131,10 @@ export class Resolver {
     const path = probePath.replaceAll("{certname}", certname);
     const late = new SasoriError("PROBE_TIMEOUT", "the masters did not answer in time");
     return within(PROBE_DEADLINE_MS, undefined, late, async (signal) => {
-      const up = servers().filter((server) => server.up);
-      const master = await Promise.any(up.map((server) => hasNode(server, path, signal))).catch(
-        () => undefined,
-      );
+      const up = new Map(servers().flatMap((server) => (server.up ? [[server.address, server]] : [])));
+      const master = await Promise.any(
+        Array.from(up.values(), (server) => hasNode(server, path, signal)),
+      ).catch(() => undefined);
       if (master !== undefined)
         this.#parts.onObservation({ certname, master, at: Date.now(), source: "learned" });
       return master;

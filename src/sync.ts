@@ -63,8 +63,9 @@ export class Sync {
   readonly #file: TrackedTarget;
   readonly #instances: readonly TrackedTarget[];
   readonly #queue = new PassQueue<SyncReport>((request, stop) => this.#pass(request, stop));
-  /** What was found out or ordered outside of a pass, for the next one. */
-  readonly #submitted: ((fleet: Fleet) => void)[] = [];
+  /** What was found out or ordered outside of a pass, and who waits for it to be in every target. */
+  #submitted: { change: (fleet: Fleet) => void; done: () => void }[] = [];
+  #onSubmission = () => {};
   #watermark: { asOf: number; overlapMs: number } | undefined;
   #serverNames = "";
   #savedRevision = 0;
@@ -111,19 +112,22 @@ export class Sync {
     return this.#queue.request(request);
   }
 
-  /** Takes an observation made outside of a pass, and brings it to every target as soon as possible. */
-  submit(observation: Observation): Promise<SyncReport> {
+  /** Takes an observation made outside of a pass. Resolves when every reachable target has it. */
+  submit(observation: Observation): Promise<void> {
     return this.#submit((fleet) => fleet.observe(observation));
   }
 
   /** Ends a registration or learned route; `observation` is what PuppetDB has of the node instead. */
-  withdraw(certname: Certname, observation: Observation | undefined): Promise<SyncReport> {
+  withdraw(certname: Certname, observation: Observation | undefined): Promise<void> {
     return this.#submit((fleet) => fleet.withdraw(certname, observation));
   }
 
-  #submit(change: (fleet: Fleet) => void): Promise<SyncReport> {
-    this.#submitted.push(change);
-    return this.request({ known: true });
+  async #submit(change: (fleet: Fleet) => void): Promise<void> {
+    const done = new Promise<void>((resolve) => {
+      this.#submitted.push({ change, done: resolve });
+    });
+    this.#onSubmission();
+    await Promise.race([done, this.request({ known: true })]);
   }
 
   /** Lets a pass under way finish for `graceMs`, then abandons it: no target is left half-written. */
@@ -147,16 +151,18 @@ export class Sync {
       clock.begin("fetch");
       const fetching = this.#fetch(kind, stop);
       const learned = await this.#settleKnown(request, stop);
-      const reading = await fetching;
+      const reading = await this.#whileFetching(fetching, request, stop);
 
       clock.begin("plan");
       const approvalUnmatched = this.#merge(reading, request);
+      const submitted = this.#takeSubmitted(request);
       await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeMany(signal));
       const learnedMore = this.#learn();
       const journal = await this.#saveJournal(request);
       const masters = await this.#settleMasters(request, kind, stop);
 
       await this.#settle(request, stop, clock);
+      for (const { done } of submitted) done();
       clock.end();
       const report = makeReport({
         request,
@@ -195,15 +201,15 @@ export class Sync {
    * twice, and at the first contact with an HAProxy, because the guard must judge what it holds.
    */
   #kindOf(request: SyncRequest): SyncReport["kind"] {
-    const names = (this.servers() ?? [])
-      .map(({ name, host }) => `${name}=${host}`)
-      .sort()
-      .join();
-    const otherServers = names !== this.#serverNames;
+    const otherServers = this.#namesOfServers() !== this.#serverNames;
     const firstContact = this.#instances.some(({ reachable, inherited }) => reachable && !inherited);
     if (request.known && !request.full && !firstContact) return "known";
-    this.#serverNames = names;
     return request.full || otherServers || firstContact || this.#watermark === undefined ? "full" : "changes";
+  }
+
+  #namesOfServers(): string {
+    const names = (this.servers() ?? []).map(({ name, host }) => `${name}=${host}`);
+    return names.sort().join();
   }
 
   async #fetch(kind: SyncReport["kind"], stop: AbortSignal): Promise<Reading | Failure | undefined> {
@@ -237,6 +243,35 @@ export class Sync {
     return learned;
   }
 
+  /** A registration does not wait for PuppetDB's answer, which may take minutes. */
+  async #whileFetching<T>(fetching: Promise<T>, request: SyncRequest, stop: AbortSignal): Promise<T> {
+    let fetched = false;
+    const done = fetching.finally(() => {
+      fetched = true;
+    });
+    while (!fetched && !request.dryRun) {
+      const submission = new Promise<void>((resolve) => {
+        this.#onSubmission = resolve;
+        if (this.#submitted.length > 0) resolve();
+      });
+      await Promise.race([done, submission]);
+      if (fetched) break;
+      const submitted = this.#takeSubmitted(request);
+      await this.#saveJournal(request);
+      await this.#settle(request, stop);
+      for (const { done } of submitted) done();
+    }
+    return done;
+  }
+
+  /** Takes what was submitted into the fleet; a dry run leaves it for the next pass. */
+  #takeSubmitted({ dryRun }: SyncRequest) {
+    const submitted = dryRun ? [] : this.#submitted.splice(0);
+    for (const { change } of submitted) change(this.fleet);
+    this.#remember((master) => this.#isUp(master));
+    return submitted;
+  }
+
   /** What a target held before sasori first wrote to it, and until PuppetDB was read, is part of the map. */
   #inherit(target: TrackedTarget): void {
     const { contents } = target;
@@ -253,10 +288,10 @@ export class Sync {
       const guard = { limit: this.#parts.config.maxRemoved, approved: request.approve, now: Date.now() };
       const lateMs = this.fleet.merge(reading, this.resolver(), guard, this.#watermark?.asOf ?? 0);
       this.#watermark = advance(this.#watermark, reading, lateMs);
+      if (reading.kind === "full") this.#serverNames = this.#namesOfServers();
       const { verdict } = this.fleet;
       unmatched = request.approve !== undefined && !(verdict.kind === "allowed" && verdict.byApproval);
     }
-    for (const change of this.#submitted.splice(0)) change(this.fleet);
     this.#remember((master) => this.#isUp(master));
     return unmatched;
   }
@@ -292,7 +327,8 @@ export class Sync {
   async #settleMasters(request: SyncRequest, kind: SyncReport["kind"], stop: AbortSignal) {
     const { newMasters, instances } = this.#parts;
     if (newMasters === undefined || request.dryRun) return NO_MASTERS;
-    const failures = await newMasters.consider(this.fleet, kind === "full");
+    const told = this.#instances.flatMap(({ reachable, servers }) => (reachable && servers ? [servers] : []));
+    const failures = await newMasters.consider(this.fleet, kind === "full", told);
     const late = new SasoriError("HAPROXY_TIMEOUT", "gave up on changing servers");
     const settled = await within(LOOK_MS, stop, late, (signal) =>
       Promise.all(

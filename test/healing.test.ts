@@ -177,6 +177,34 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
       });
     }));
 
+  test("heals also when the node moves on before PuppetDB has heard of its first move", () =>
+    withHealing({ bin, map, probe: true }, async (lab) => {
+      lab.move(NODE, "master2");
+      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 200, route: "learned", master: "master2" });
+      lab.move(NODE, "master3");
+      await expect
+        .poll(async () => routeOf(await lab.ask(NODE)), { timeout: 10_000 })
+        .toMatchObject({ status: 200, master: "master3" });
+    }));
+
+  test("asks nobody a second time when a stand-in for a dead master says 404", () =>
+    withHealing({ bin, map }, async (lab) => {
+      await lab.masters[0]?.stop();
+      const response = await lab.ask(NODE, { method: "POST", body: "once" });
+      expect(response.status).toBe(404);
+      expect(response.headers.get("x-sasori-final")).toBeNull();
+      expect(requests(lab).reduce((sum, count) => sum + count)).toBe(1);
+    }));
+
+  test("never looks among the masters for a node that the map does not hold, also while sasori is silent", () =>
+    withHealing({ bin, map, variables: { GATEWAY_DISCOVERY: "on" } }, async (lab) => {
+      await lab.daemon.stop();
+      for (let index = 0; index < 20; index += 1) {
+        expect((await lab.ask(`bogus${index}.example.com`)).status).toBe(404);
+      }
+      expect(requests(lab)).toEqual([0, 0, 0]);
+    }));
+
   test("is the master's own 404 when everybody agrees that the node is there", () =>
     withHealing({ bin, map }, async (lab) => {
       lab.masters[0]?.nodes?.delete(NODE); // It has lost it, and nobody else has it.
@@ -241,6 +269,13 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
       expect(bogus.status).toBe(404);
       expect(await bogus.json()).toMatchObject({ error: "node_unknown" });
       expect(requests(lab)).toEqual(before);
+    }));
+
+  test("does not look for unknown nodes where discovery is off", () =>
+    withHealing({ bin, map, variables: { GATEWAY_DISCOVERY: "off" } }, async (lab) => {
+      lab.move("new.example.com", "master2");
+      await lab.puppetdb.replaceFacts({ certname: "new.example.com", producer: "master2" });
+      expect((await lab.ask("new.example.com")).status).toBe(404);
     }));
 
   test("reaches a master that appeared in PuppetDB, as a server that sasori added, also after a reload", async () => {

@@ -394,6 +394,52 @@ describe("a pass", () => {
       hanging.close();
     }));
 
+  test("brings a registration to every target while PuppetDB still has not answered", () =>
+    withFleetLab([{ bin }, { bin }], async (lab) => {
+      const routes = await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await lab.stopPuppetdb();
+      const hanging = createServer().listen(Number(new URL(lab.puppetdb.url).port), "127.0.0.1");
+      await once(hanging, "listening");
+      const pass = full(sync);
+      await expect.poll(() => sync.phase).toBe("fetch");
+      await sync.submit({
+        certname: name(0) as Certname,
+        master: "master3" as Master,
+        at: Date.now(),
+        source: "registration",
+      });
+      expect(sync.phase).toBe("fetch");
+      await expectEverywhere(lab, routes.set(name(0), "master3"));
+      await sync.stop(0);
+      await pass;
+      hanging.close();
+    }));
+
+  test("routes the nodes of a server that appeared while PuppetDB was down", () =>
+    withFleetLab([{ bin, servers: [{ name: "master1", port: 18141 }] }], async (lab) => {
+      await lab.run(name(0), "master1");
+      await lab.run(name(1), "master2");
+      const sync = await lab.newSync();
+      await sync.request({});
+      const socket = lab.haproxys[0]?.socketPath ?? "";
+      await lab.stopPuppetdb();
+      await runtimeCommand(socket, "add server puppet/master2 127.0.0.1:18142");
+      expect(await sync.request({})).toMatchObject({ kind: "full", outcome: "failed" });
+      await lab.startPuppetdb();
+      await lab.run(name(0), "master1");
+      await lab.run(name(1), "master2", -MINUTE);
+      expect(await sync.request({})).toMatchObject({ kind: "full", outcome: "done" });
+      await expectEverywhere(
+        lab,
+        new Map([
+          [name(0), "master1"],
+          [name(1), "master2"],
+        ]),
+      );
+    }));
+
   test("remembers where the nodes of a dead master were at home, until they are back or it is their choice", () =>
     withFleetLab([{ bin, config: checkedConfig }], async (lab) => {
       const masters = await Promise.all(
@@ -513,6 +559,22 @@ describe("a pass", () => {
       const state = await runtimeCommand(lab.haproxys[1]?.socketPath ?? "", "show servers state puppet");
       expect(state).not.toContain("localhost");
       expect((await full(sync)).masters.changes).toEqual([]);
+    }));
+
+  test("gives a reloaded HAProxy its servers back also when sasori has been restarted meanwhile", () =>
+    withFleetLab([{ bin, masterWorker: true }, { bin }], async (lab) => {
+      await lab.run(name(0), "localhost");
+      const options = { SASORI_NEW_MASTERS: "localhost" };
+      const before = await lab.newSync(options);
+      await before.request({});
+      await before.request({});
+      await lab.haproxys[0]?.reload();
+      const sync = await lab.newSync(options);
+      expect(await sync.request({})).toMatchObject({
+        masters: {
+          changes: [{ haproxy: lab.haproxys[0]?.socketPath, master: "localhost", change: "added" }],
+        },
+      });
     }));
 
   test("adds no more servers than the limit, and says which producer gets none and why", () =>
