@@ -3,7 +3,8 @@
 --
 -- In:  txn.node    the certname, already checked by the gateway
 --      txn.tried   the servers that were tried for this request, separated by commas
--- Out: txn.master  the server to try now; unset when there is none
+-- Out: txn.first   the server that the map named; empty when it named none
+--      txn.master  the server to try now; unset when there is none
 --      txn.route   learned: sasori says that the node is there; redispatched: another master stands in
 --      txn.final   set when an answer of this server is to be believed, whatever its status
 
@@ -70,6 +71,7 @@ core.register_action("heal", { "http-req" }, function(txn)
   local list = txn:get_var("txn.tried") or ""
   local tried, count = to_set(list)
   local first = list:match("^[^,]+")
+  txn:set_var("txn.first", first or "")
   local answer, owner = ask_sasori(txn:get_var("txn.node"), first)
   -- Nobody knows better than the map: its master is asked once more, and what it says then is the answer.
   if answer == "unknown" then owner = first end

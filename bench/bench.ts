@@ -1,0 +1,77 @@
+// `npm run bench -- [names]`: runs the benchmarks one after the other, says what is under way on a terminal, prints a
+// table of each and writes it with machine, versions and date to bench/results/<name>.json. Nothing is asserted.
+
+import { mkdir, writeFile } from "node:fs/promises";
+import os from "node:os";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import { formatTable, Terminal } from "../demo/terminal.js";
+import { healing } from "./healing.js";
+import { haproxyBinaries } from "./stage.js";
+import { gateway, rules, threads } from "./throughput.js";
+
+export type Row = Record<string, string | number>;
+
+export interface Bench {
+  /** One line for people. */
+  what: string;
+  run(context: { signal: AbortSignal; progress: (text: string) => void }): Promise<Row[]>;
+}
+
+const BENCHES: Record<string, Bench> = { gateway, threads, healing, rules };
+const RESULTS = fileURLToPath(new URL("../../bench/results/", import.meta.url));
+
+/** Far beyond what one needs; a machine that is as slow as that measures nothing. */
+const DEADLINE_MS = 10 * 60_000;
+
+const terminal = new Terminal();
+const stop = new AbortController();
+for (const name of ["SIGINT", "SIGTERM"] as const) {
+  process.once(name, () => stop.abort(new Error(`ended by ${name}`)));
+}
+
+const names = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(BENCHES);
+const unknown = names.filter((name) => BENCHES[name] === undefined);
+if (unknown.length > 0) {
+  const lines = Object.entries(BENCHES).map(([name, { what }]) => [`  ${name}`, what]);
+  console.error(`no such benchmark: ${unknown.join(", ")}. There are:\n${formatTable(lines).join("\n")}`);
+  process.exit(2);
+}
+try {
+  for (const name of names) await runOne(name);
+} catch (error) {
+  terminal.waiting("");
+  console.error(error instanceof Error ? error.message : error);
+  process.exitCode = 1;
+}
+
+async function runOne(name: string): Promise<void> {
+  const bench = BENCHES[name];
+  if (bench === undefined) return;
+  const startedAt = new Date();
+  const signal = AbortSignal.any([stop.signal, AbortSignal.timeout(DEADLINE_MS)]);
+  const rows = await bench.run({ signal, progress: (text) => terminal.waiting(`${name}: ${text}`) });
+  const seconds = Math.round((Date.now() - startedAt.getTime()) / 1000);
+  terminal.print(`${name}: ${bench.what} (${seconds} s)\n`);
+  const columns = Object.keys(rows[0] ?? {});
+  const cells = rows.map((row) => columns.map((column) => String(row[column])));
+  terminal.print(`${formatTable([columns, ...cells]).join("\n")}\n`);
+  await mkdir(RESULTS, { recursive: true });
+  const result = { name, what: bench.what, at: startedAt.toISOString(), seconds, machine: machine(), rows };
+  await writeFile(path.join(RESULTS, `${name}.json`), `${JSON.stringify(result, undefined, 2)}\n`);
+}
+
+function machine() {
+  return {
+    cpus: os.cpus().length,
+    model: os.cpus()[0]?.model ?? "unknown",
+    memoryGiB: Math.round(os.totalmem() / 2 ** 30),
+    kernel: `${os.type()} ${os.release()}`,
+    node: process.version,
+    haproxy: haproxyBinaries()
+      .map(({ version }) => version)
+      .join(", "),
+    /** Of the minute before the end of the run: the bench itself needs both cores. */
+    load: os.loadavg()[0],
+  };
+}

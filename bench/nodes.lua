@@ -1,0 +1,28 @@
+-- For wrk: asks for one node after another by the header X-Node-Name, and prints what it counted as one line of JSON.
+-- Arguments: how many nodes there are (node0.example.com, node1...).
+
+function init(args)
+  local count = tonumber(args[1])
+  requests, at = {}, 0
+  -- Written once, before the clock starts: what wrk spends per request is the gateway's loss.
+  for index = 0, count - 1 do
+    -- A step that shares no factor with the count: neighbours in time are none in the map.
+    local node = "node" .. (index * 7919) % count .. ".example.com"
+    requests[index] = wrk.format("GET", "/", { ["X-Node-Name"] = node, ["Host"] = "gateway" })
+  end
+  total = count
+end
+
+function request()
+  at = (at + 1) % total
+  return requests[at]
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  print(string.format(
+    '{"requests":%d,"microseconds":%d,"p50":%d,"p99":%d,"failed":%d}',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
+    errors.connect + errors.read + errors.write + errors.status + errors.timeout
+  ))
+end

@@ -1,0 +1,183 @@
+// What the benchmarks run on: HAProxys, masters and sasori as processes of their own, on 127.0.0.1, in a folder
+// that is removed in the end. Promises: nothing outlives the stage; nobody's log slows the bench down (standard
+// output goes to /dev/null, errors to a file that is shown when a program fails).
+
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { copyFile, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import { Processes } from "../demo/processes.js";
+import { freePort as anyFreePort } from "../test/support/child.js";
+
+const ROOT = fileURLToPath(new URL("../../", import.meta.url));
+const HAPROXY_DIR = path.join(ROOT, "haproxy");
+const PARTS = path.join(ROOT, "setup/parts.sh");
+
+/** A HAProxy to measure: its version ("3.0.11") and the path of its program. */
+export interface HaproxyBinary {
+  version: string;
+  bin: string;
+}
+
+/** Everything that setup/parts.sh has fetched for the tests, oldest release first. */
+export function haproxyBinaries(): HaproxyBinary[] {
+  return listed("paths", "haproxy")
+    .map((bin) => {
+      const answer = execFileSync(bin, ["-v"], { encoding: "utf8" });
+      return { version: /version (\d+(?:\.\d+)+)/.exec(answer)?.[1] ?? "?", bin };
+    })
+    .sort((a, b) => a.version.localeCompare(b.version, "en", { numeric: true }));
+}
+
+export function wrkBinary(): string {
+  const [bin] = listed("wrk", "wrk");
+  if (bin === undefined) throw new Error("no wrk: run setup/parts.sh wrk");
+  return bin;
+}
+
+function listed(command: string, name: string): string[] {
+  const lines = execFileSync(PARTS, [command], { encoding: "utf8" }).split("\n");
+  return lines.map((line) => line.split("\t")).flatMap(([part, at]) => (part === name && at ? [at] : []));
+}
+
+export interface Haproxy {
+  port: number;
+  pid: number;
+  socket: string;
+}
+
+const given = new Set<number>();
+
+/**
+ * A port that is free and was not given before: HAProxys share one without a word, and each would get some of the
+ * other's requests.
+ */
+export async function freePort(): Promise<number> {
+  for (;;) {
+    const port = await anyFreePort();
+    if (!given.has(port)) {
+      given.add(port);
+      return port;
+    }
+  }
+}
+
+/** A gateway's configuration: text, and the environment that it takes its values from. */
+export interface Config {
+  text: string;
+  env?: Record<string, string>;
+}
+
+export class Stage {
+  readonly folder: string;
+  readonly #processes: Processes;
+  readonly #signal: AbortSignal;
+
+  private constructor(folder: string, signal: AbortSignal) {
+    this.folder = folder;
+    this.#processes = new Processes(folder);
+    this.#signal = signal;
+  }
+
+  /** Gives `use` a stage, and takes everything down in any case. Rejects also when a program dies. */
+  static async with<T>(signal: AbortSignal, use: (stage: Stage) => Promise<T>): Promise<T> {
+    const folder = await mkdtemp(path.join(tmpdir(), "sasori-bench-"));
+    const stage = new Stage(folder, signal);
+    const stopped = new Promise<never>((_, reject) => {
+      signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+    });
+    stopped.catch(() => undefined);
+    try {
+      signal.throwIfAborted();
+      return await Promise.race([use(stage), stage.#processes.death, stopped]);
+    } finally {
+      await stage.#processes.stop();
+      await rm(folder, { recursive: true, force: true });
+    }
+  }
+
+  /** Starts a HAProxy in a folder of its own; it is ready when its port takes connections. */
+  async haproxy(
+    name: string,
+    bin: string,
+    config: (port: number, socket: string) => Config,
+  ): Promise<Haproxy> {
+    const port = await freePort();
+    const socket = path.join(this.folder, `${name}.sock`);
+    const { text, env } = config(port, socket);
+    const file = path.join(this.folder, `${name}.cfg`);
+    await writeFile(file, text);
+    await copyFile(path.join(HAPROXY_DIR, "heal.lua"), path.join(this.folder, "heal.lua"));
+    const isReady = async () => (await fetch(`http://127.0.0.1:${port}/`)).status > 0;
+    const pid = await this.program(name, [bin, "-db", "-f", file], { ...env }, isReady);
+    return { port, socket, pid };
+  }
+
+  /** Starts any program, and answers with its process id. */
+  async program(
+    name: string,
+    [command = "", ...args]: readonly string[],
+    env: Record<string, string>,
+    isReady: () => Promise<boolean>,
+  ): Promise<number> {
+    const pidFile = path.join(this.folder, `${name}.pid`);
+    // The shell becomes the program, so the process id is the program's.
+    const script = 'echo $$ > "$0"; exec "$@" > /dev/null';
+    const program = {
+      name,
+      command: "/bin/sh",
+      args: ["-c", script, pidFile, command, ...args],
+      env: { PATH: process.env.PATH, ...env },
+      isReady,
+    };
+    await this.#processes.start(program, this.#signal);
+    return Number(readFileSync(pidFile, "utf8"));
+  }
+}
+
+/** The project's own gateway in front of these masters, listening where it is told. */
+export function gatewayConfig(
+  masters: readonly number[],
+  places: { port: number; socket: string; map: string; statsPort: number; sasoriPort: number },
+  globalLines: readonly string[] = [],
+): Config {
+  const names = masters.map((_, index) => `MASTER${index + 1}`);
+  const lines = names.map((name) => `  server ${name.toLowerCase()} "\${${name}}"\n`).join("");
+  const text = readFileSync(path.join(HAPROXY_DIR, "haproxy.cfg"), "utf8").replace(
+    /( {2}server master\d+ .*\n)+/,
+    lines,
+  );
+  return {
+    text: `${globalSection(globalLines)}${text}`,
+    env: {
+      NODE_MASTER_MAP: places.map,
+      HAPROXY_SOCKET: places.socket,
+      STATS_USER: "admin",
+      STATS_PASSWORD: "admin",
+      GATEWAY_PORT: String(places.port),
+      STATS_PORT: String(places.statsPort),
+      RESOLVER_ADDRESS: `127.0.0.1:${places.sasoriPort}`,
+      ...Object.fromEntries(names.map((name, index) => [name, `127.0.0.1:${masters[index]}`])),
+    },
+  };
+}
+
+export const globalSection = (lines: readonly string[]): string =>
+  `global\n  noreuseport\n${lines.map((line) => `  ${line}\n`).join("")}`;
+
+/** Processor time that a process has used so far, in milliseconds. Linux counts it in steps of 10 ms. */
+export function cpuMs(pid: number): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
+    .replace(/^.*\) /, "")
+    .split(" ");
+  return (Number(fields[11]) + Number(fields[12])) * 10;
+}
+
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  const [low = 0, high = 0] = [sorted[sorted.length % 2 === 0 ? middle - 1 : middle], sorted[middle]];
+  return (low + high) / 2;
+}
