@@ -162,7 +162,8 @@ describe.each(haproxyBinaries())("a pass with HAProxy $version", ({ bin }) => {
 const bin = haproxyBinaries()[0]?.bin ?? "";
 
 /** Two masters whose health is checked quickly. */
-const checkedConfig = (at: HaproxyPlaces) => `global
+const checkedConfig = (ports: readonly number[]) => (at: HaproxyPlaces) =>
+  `global
   stats socket ${at.socketPath} level admin mode 600
 defaults
   mode http
@@ -176,8 +177,7 @@ frontend nodes
 backend puppet
   option httpchk GET /status/v1/simple
   default-server check inter 100ms fall 1 rise 1
-  server master1 127.0.0.1:18141
-  server master2 127.0.0.1:18142
+  ${ports.map((port, index) => `server master${index + 1} 127.0.0.1:${port}`).join("\n  ")}
 `;
 
 describe("a pass", () => {
@@ -440,11 +440,9 @@ describe("a pass", () => {
       );
     }));
 
-  test("remembers where the nodes of a dead master were at home, until they are back or it is their choice", () =>
-    withFleetLab([{ bin, config: checkedConfig }], async (lab) => {
-      const masters = await Promise.all(
-        [18141, 18142].map((port, index) => startMaster(`master${index + 1}`, port)),
-      );
+  test("remembers where the nodes of a dead master were at home, until they are back or it is their choice", async () => {
+    const masters = await Promise.all(["master1", "master2"].map((name) => startMaster(name)));
+    await withFleetLab([{ bin, config: checkedConfig(masters.map(({ port }) => port)) }], async (lab) => {
       const sync = await lab.newSync();
       const up = async () => (await sync.request({})) && sync.servers()?.map((server) => server.up);
       await expect.poll(up, { timeout: 10_000 }).toEqual([true, true]);
@@ -467,8 +465,9 @@ describe("a pass", () => {
       });
       expect(sync.lastReport).toMatchObject({ displaced: 0 });
       expect((await lab.haproxys[0]?.showMap())?.get(name(0))).toBe("master1");
-      for (const master of masters) await master.stop();
-    }));
+    });
+    for (const master of masters) await master.stop();
+  });
 
   test("starts from the last good map when PuppetDB is down, and gives it to an empty HAProxy", () =>
     withFleetLab([{ bin }], async (lab) => {

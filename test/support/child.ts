@@ -108,15 +108,31 @@ export async function run(
   return out;
 }
 
-/** A TCP port on 127.0.0.1 that was free a moment ago. */
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
+/**
+ * A port on 127.0.0.1 that nobody listens on, for a program that will be started soon. Not one that the kernel offers:
+ * by the time the program starts, the kernel may have given that to somebody's outgoing connection. The ports below its
+ * range (32768 by default) are walked through instead, each test worker in a part of its own.
+ */
+export async function freePort(): Promise<number> {
+  for (let tries = 0; tries < PORTS_PER_WORKER; tries += 1) {
+    nextPort = (nextPort + 1) % PORTS_PER_WORKER;
+    const port = FIRST_PORT + (WORKER % WORKERS) * PORTS_PER_WORKER + nextPort;
+    if (await isFree(port)) return port;
+  }
+  throw new Error(`no free port among ${PORTS_PER_WORKER}`);
+}
+
+const FIRST_PORT = 20_000;
+const WORKERS = 8;
+const PORTS_PER_WORKER = 1_500;
+const WORKER = Number(process.env.VITEST_POOL_ID ?? 0);
+/** Somewhere else in each process, for the sake of other runs on this machine. */
+let nextPort = Math.floor(Math.random() * PORTS_PER_WORKER);
+
+function isFree(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
     const server = createServer();
-    server.on("error", reject);
-    server.listen(0, "127.0.0.1", () => {
-      const address = server.address();
-      const port = typeof address === "object" && address !== null ? address.port : 0;
-      server.close(() => resolve(port));
-    });
+    server.once("error", () => resolve(false));
+    server.listen(port, "127.0.0.1", () => server.close(() => resolve(true)));
   });
 }

@@ -3,7 +3,6 @@
  */
 import { copyFileSync, readFileSync } from "node:fs";
 import http from "node:http";
-import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { freePort } from "./child.js";
 import {
@@ -36,7 +35,8 @@ export interface TestMaster {
   start(): Promise<void>;
 }
 
-export async function startMaster(name: string, port = 0): Promise<TestMaster> {
+export async function startMaster(name: string): Promise<TestMaster> {
+  const port = await freePort();
   const master: TestMaster = {
     name,
     port,
@@ -68,7 +68,6 @@ export async function startMaster(name: string, port = 0): Promise<TestMaster> {
     response.end(JSON.stringify({ master: name, node, path: request.url }));
   });
   await new Promise<void>((resolve) => server.listen(port, "127.0.0.1", resolve));
-  master.port = (server.address() as AddressInfo).port;
   master.stop = async () => {
     server.closeAllConnections();
     if (server.listening) await new Promise((resolve) => server.close(resolve));
