@@ -232,13 +232,10 @@ async function reservePorts({ ports, puppetdbUrl }: StageOptions): Promise<Recor
   const busy: string[] = [];
   const reserved = mapValues(STANDARD_PORTS, () => 0);
   for (const name of needed) {
-    const server = createServer();
     try {
-      server.listen({ host: HOST, port: ports[name] ?? 0 });
-      await once(server, "listening");
+      const [server, port] = await holdPort(ports[name]);
       held.push(server);
-      const address = server.address();
-      if (typeof address === "object" && address !== null) reserved[name] = address.port;
+      reserved[name] = port;
     } catch (error) {
       busy.push(
         `  ${name}: ${reason(error)}; choose another port by ${portFlag(name)} or ${portVariable(name)}`,
@@ -249,6 +246,23 @@ async function reservePorts({ ports, puppetdbUrl }: StageOptions): Promise<Recor
   if (busy.length > 0)
     throw new Error(`these ports cannot be used, nothing was started:\n${busy.join("\n")}`);
   return reserved;
+}
+
+/**
+ * Listens on the port, or on any that is free. Not on one that the kernel offers (32768 and above): before the program
+ * that it is for has started, the kernel may have given that to somebody's outgoing connection.
+ */
+async function holdPort(wanted: number | undefined): Promise<[Server, number]> {
+  for (let tries = 0; ; tries += 1) {
+    const port = wanted ?? 10_000 + Math.floor(Math.random() * 10_000);
+    const server = createServer().listen({ host: HOST, port });
+    try {
+      await once(server, "listening");
+      return [server, port];
+    } catch (error) {
+      if (wanted !== undefined || tries === 100) throw error;
+    }
+  }
 }
 
 function mapValues<Key extends string, From, To>(record: Record<Key, From>, change: (value: From) => To) {
