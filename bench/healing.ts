@@ -8,18 +8,11 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { Pool } from "undici";
 import { until } from "../demo/processes.js";
+import { freePort } from "../test/support/child.js";
 import { runtimeCommand } from "../test/support/haproxy-server.js";
 import type { Bench, Row } from "./bench.js";
 import { startPuppetdb } from "./puppetdb.js";
-import {
-  freePort,
-  gatewayConfig,
-  globalSection,
-  type HaproxyBinary,
-  haproxyBinaries,
-  median,
-  Stage,
-} from "./stage.js";
+import { gatewayConfig, globalSection, type HaproxyBinary, haproxyBinaries, median, Stage } from "./stage.js";
 
 const CLI = fileURLToPath(new URL("../src/cli.js", import.meta.url));
 const MASTERS = [2, 4, 8, 16];

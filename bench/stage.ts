@@ -9,7 +9,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { Processes } from "../demo/processes.js";
-import { freePort as anyFreePort } from "../test/support/child.js";
+import { freePort } from "../test/support/child.js";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const HAPROXY_DIR = path.join(ROOT, "haproxy");
@@ -46,22 +46,6 @@ export interface Haproxy {
   port: number;
   pid: number;
   socket: string;
-}
-
-const given = new Set<number>();
-
-/**
- * A port that is free and was not given before: HAProxys share one without a word, and each would get some of the
- * other's requests.
- */
-export async function freePort(): Promise<number> {
-  for (;;) {
-    const port = await anyFreePort();
-    if (!given.has(port)) {
-      given.add(port);
-      return port;
-    }
-  }
 }
 
 /** A gateway's configuration: text, and the environment that it takes its values from. */

@@ -7,11 +7,11 @@ import { writeFile } from "node:fs/promises";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
+import { freePort } from "../test/support/child.js";
 import type { Bench, Row } from "./bench.js";
 import {
   type Config,
   cpuMs,
-  freePort,
   gatewayConfig,
   globalSection,
   type HaproxyBinary,

@@ -32,7 +32,7 @@ export type Plan =
       rebuild: boolean;
     };
 
-export const UNCHANGED: Plan = { kind: "unchanged" };
+const UNCHANGED: Plan = { kind: "unchanged" };
 
 /** Compares everything: for a target whose contents were just read. */
 export function planFromContents(desired: NodeMap, actual: Contents): Plan {

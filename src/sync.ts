@@ -264,7 +264,10 @@ export class Sync {
     return done;
   }
 
-  /** Takes what was submitted into the fleet; a dry run leaves it for the next pass. */
+  /**
+   * Takes what was submitted into the fleet, a dry run leaves it for the next pass, and remembers what changed by that
+   * and by the reading before.
+   */
   #takeSubmitted({ dryRun }: SyncRequest) {
     const submitted = dryRun ? [] : this.#submitted.splice(0);
     for (const { change } of submitted) change(this.fleet);
@@ -292,7 +295,6 @@ export class Sync {
       const { verdict } = this.fleet;
       unmatched = request.approve !== undefined && !(verdict.kind === "allowed" && verdict.byApproval);
     }
-    this.#remember((master) => this.#isUp(master));
     return unmatched;
   }
 
