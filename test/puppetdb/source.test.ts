@@ -245,7 +245,7 @@ describe.each(Object.entries(BACKENDS))("%s", (_, start) => {
       async (submit) => {
         await backend[submit]({ certname: "before.example.com", producer: "master1" });
         await untilNextSecond();
-        const since = Date.now();
+        const since = Date.now() - 1; // What arrives within this very millisecond is after it, too.
         await backend[submit]({ certname: "after.example.com", producer: "master2" });
         const reading = await changesSince(since);
         expect(routes(reading)).toEqual({ "after.example.com": "master2" });
@@ -260,7 +260,7 @@ describe.each(Object.entries(BACKENDS))("%s", (_, start) => {
       ["a report from a master whose clock is 10 minutes ahead", "storeReport", 10],
     ];
     test.each(skews)("has %s, once", async (_, submit, minutes) => {
-      const since = Date.now();
+      const since = Date.now() - 1; // What arrives within this very millisecond is after it, too.
       await backend[submit]({ certname: NODE, producer: "master1", at: ago(-minutes * MINUTE_MS) });
       const { submissions } = await changesSince(since);
       const submission = submissions.get(parseCertname(NODE));
@@ -280,7 +280,7 @@ describe.each(Object.entries(BACKENDS))("%s", (_, start) => {
       await backend.replaceFacts({ certname: "facts.example.com", producer: "master1" });
       await backend.storeReport({ certname: "report.example.com", producer: "master1" });
       await untilNextSecond();
-      const since = Date.now();
+      const since = Date.now() - 1; // What arrives within this very millisecond is after it, too.
       await backend.replaceCatalog({ certname: "facts.example.com", producer: "master2" });
       await backend.replaceCatalog({ certname: "report.example.com", producer: "master2" });
       expect(routes(await changesSince(since))).toEqual({});
@@ -300,7 +300,7 @@ describe.each(Object.entries(BACKENDS))("%s", (_, start) => {
       await backend.replaceFacts({ certname: NODE, producer: "master1", at: ago(5 * MINUTE_MS) });
       await backend.deactivateNode(NODE, ago(3 * MINUTE_MS));
       await all();
-      const since = Date.now();
+      const since = Date.now() - 1; // What arrives within this very millisecond is after it, too.
       await backend.replaceFacts({ certname: NODE, producer: "master2" });
       const reading = await changesSince(since);
       expect(routes(reading)).toEqual({ [NODE]: "master2" });
