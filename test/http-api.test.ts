@@ -477,7 +477,7 @@ describe.each(haproxyBinaries())("the masters of HAProxy $version", ({ bin }) =>
             ...extra,
           });
         try {
-          await withDaemon({ config }, async ({ get }) => {
+          await withDaemon({ config }, async ({ get, sync }) => {
             const [first] = masters;
             let release = () => {};
             if (first)
@@ -518,6 +518,14 @@ describe.each(haproxyBinaries())("the masters of HAProxy $version", ({ bin }) =>
             await expect
               .poll(load, { timeout: 15_000 })
               .toMatchObject({ status: expect.stringMatching(/^DOWN/), up: false });
+            await sync();
+            expect((await get<Status>("/api/v1/status")).troubles).toContainEqual({
+              severity: "warning",
+              code: "down",
+              where: "master1",
+              what: expect.stringContaining("master1 is down"),
+              remedy: expect.stringContaining("start the master"),
+            });
           });
         } finally {
           await rm(folder, { recursive: true });
