@@ -44,10 +44,10 @@ release=$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME:-}" || true)
 
 # One release of HAProxy per suite. PuppetDB is always taken from the same suite, to test the same everywhere.
 case $distribution in
-  debian) haproxy_suites="bookworm trixie sid" puppetdb_suite=bookworm components="main" ;;
+  debian) haproxy_suites="bookworm trixie sid" puppetdb_suite=bookworm kubectl_suite=trixie components="main" ;;
   # Ubuntu's mirrors have no Debian suites, and one release of Ubuntu has one HAProxy.
-  ubuntu) haproxy_suites=$release puppetdb_suite=$release components="main universe" ;;
-  *) haproxy_suites="" puppetdb_suite="" components="" ;;
+  ubuntu) haproxy_suites=$release puppetdb_suite=$release kubectl_suite="" components="main universe" ;;
+  *) haproxy_suites="" puppetdb_suite="" kubectl_suite="" components="" ;;
 esac
 
 can_fetch() {
@@ -61,6 +61,8 @@ packages_of() {
     haproxy-*) echo "haproxy" ;;
     puppetdb-*) echo "puppetdb postgresql default-jre-headless openssl" ;;
     wrk-*) echo "wrk" ;;
+    systemd-*) echo "systemd" ;;
+    kubectl-*) echo "kubernetes-client" ;;
   esac
 }
 
@@ -68,6 +70,8 @@ paths_of() {
   case $1 in
     haproxy-*) printf 'haproxy\t%s\n' "$2/usr/sbin/haproxy" ;;
     wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
+    systemd-*) printf 'systemd-analyze\t%s\n' "$2/usr/bin/systemd-analyze" ;;
+    kubectl-*) printf 'kubectl\t%s\n' "$2/usr/bin/kubectl" ;;
     puppetdb-*)
       printf 'puppetdb\t%s\n' "$2/etc/puppetdb"
       printf 'classpath\t%s\n' "$(classpath_of "$2")"
@@ -180,9 +184,9 @@ bind_libraries() {
   loader=$(find "$root/usr" -name 'ld-linux*.so.*' -print -quit)
   libs=$(find "$root/usr/lib" -name libc.so.6 -printf '%h' -quit)
   patch=("$loader" --library-path "$libs" "$root/usr/bin/patchelf" --force-rpath)
-  for program in "$root"/usr/{sbin/haproxy,bin/openssl,bin/wrk,lib/postgresql/*/bin/*,lib/jvm/*/bin/*}; do
+  for program in "$root"/usr/{sbin/haproxy,bin/openssl,bin/wrk,bin/systemd-analyze,lib/postgresql/*/bin/*,lib/jvm/*/bin/*}; do
     if [ -f "$program" ] && [ ! -L "$program" ] && is_elf "$program"; then
-      "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs" "$program"
+      "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs:$libs/systemd" "$program"
     fi
   done
   # Java's libraries have search paths of their own, which would hide those of the program.
@@ -253,11 +257,12 @@ is_recent() {
 }
 
 test_parts() {
-  local suite
+  local suite part
   if [ -z "${TEST_HAPROXY_BINS:-${HAPROXY_BIN:-}}" ]; then
     for suite in $haproxy_suites; do echo "haproxy-$suite"; done
   fi
-  echo "puppetdb-${puppetdb_suite:-unknown}"
+  for part in puppetdb systemd; do echo "$part-${puppetdb_suite:-unknown}"; done
+  [ -z "$kubectl_suite" ] || echo "kubectl-$kubectl_suite"
 }
 
 print_paths() {
