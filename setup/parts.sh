@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, wrk.
+# Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, wrk; and the
+# tools that judge what deploy/ has: systemd-analyze, kubectl.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
-#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java
+#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, the deploy tools
 #   setup/parts.sh wrk       the load generator, for the benchmarks
 #   setup/parts.sh paths     fetches nothing: prints where everything is, for test/support/parts.ts
 #
@@ -13,6 +14,7 @@
 # Progress goes to stderr; stdout has lines "name<TAB>path". To use programs of your own instead:
 #   HAPROXY_BIN          one HAProxy, for the demo and the tests
 #   TEST_HAPROXY_BINS    several for the tests, separated by colons
+#   KUBECTL_BIN          kubectl 1.27 or newer; Ubuntu's archive has none, and the tests that need it are skipped there
 # PARTS_DIR moves the folder: default /var/cache/sasori as root, ~/.cache/sasori otherwise. (Not root's
 # home, because nobody else may read that, and PostgreSQL refuses to run as root.)
 set -euo pipefail
@@ -262,12 +264,13 @@ test_parts() {
     for suite in $haproxy_suites; do echo "haproxy-$suite"; done
   fi
   for part in puppetdb systemd; do echo "$part-${puppetdb_suite:-unknown}"; done
-  [ -z "$kubectl_suite" ] || echo "kubectl-$kubectl_suite"
+  [ -n "${KUBECTL_BIN:-}" ] || [ -z "$kubectl_suite" ] || echo "kubectl-$kubectl_suite"
 }
 
 print_paths() {
   local part
   tr ':' '\n' <<<"${TEST_HAPROXY_BINS:-${HAPROXY_BIN:-}}" | sed -n 's/^..*/haproxy\t&/p'
+  [ -z "${KUBECTL_BIN:-}" ] || printf 'kubectl\t%s\n' "$KUBECTL_BIN"
   for part in $(test_parts); do
     if is_ready "$part"; then paths_of "$part" "$parts/$part"; else printf 'missing\t%s\n' "$part"; fi
   done
