@@ -6,11 +6,11 @@ import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { describeVariables } from "../src/config.js";
 import { run } from "./support/child.js";
-import { haproxyBinaries, part } from "./support/parts.js";
+import { haproxyBinaries, pathOf } from "./support/parts.js";
 
 const DEPLOY = fileURLToPath(new URL("../deploy/systemd/", import.meta.url));
 const HAPROXY = fileURLToPath(new URL("../haproxy/", import.meta.url));
-const analyze = part("systemd-analyze");
+const analyze = pathOf("systemd-analyze");
 
 /** What Debian's haproxy.service is to ours: started before it, with variables from files. */
 const HAPROXY_SERVICE = `[Service]

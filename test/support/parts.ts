@@ -37,27 +37,27 @@ export function haproxyBinaries(): HaproxyBinary[] {
   return haproxys;
 }
 
-/** PuppetDB, its Java and its PostgreSQL. Throws, with the remedy, when they have not been fetched. */
-export function puppetdbParts(): PuppetdbParts {
-  return {
-    java: part("java"),
-    classpath: part("classpath"),
-    configDir: part("puppetdb"),
-    postgresBin: part("postgres"),
-    openssl: part("openssl"),
-  };
-}
-
-/** The path that `setup/parts.sh paths` names so. Throws, with the remedy, when it has not been fetched. */
-export function part(name: string): string {
+/** The absolute path of a program or folder. Throws, with the remedy, when it has not been fetched. */
+export function pathOf(name: string): string {
   const found = list().get(name)?.[0];
   if (found === undefined) throw new Error(`${name} is missing here: ${REMEDY}`);
   return found;
 }
 
-/** The same for a program that not every distribution has: undefined where it is missing, but for CI. */
+/** PuppetDB, its Java and its PostgreSQL. */
+export function puppetdbParts(): PuppetdbParts {
+  return {
+    java: pathOf("java"),
+    classpath: pathOf("classpath"),
+    configDir: pathOf("puppetdb"),
+    postgresBin: pathOf("postgres"),
+    openssl: pathOf("openssl"),
+  };
+}
+
+/** As `pathOf`, for a program that not every distribution has: undefined where it is missing, but for CI. */
 export function partIfThere(name: string): string | undefined {
-  return process.env.CI === "true" ? part(name) : list().get(name)?.[0];
+  return process.env.CI === "true" ? pathOf(name) : list().get(name)?.[0];
 }
 
 function findHaproxys(): HaproxyBinary[] {
