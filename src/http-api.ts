@@ -71,8 +71,9 @@ export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiPar
 
   api.get("/healthz", () => ({ status: "ok" }));
   api.get("/readyz", (_request, reply) => {
-    const ready = isReady(sync);
-    return reply.code(ready ? 200 : 503).send({ ready, nodes: sync.fleet.map.size });
+    const { served: nodes } = sync;
+    const ready = nodes !== undefined;
+    return reply.code(ready ? 200 : 503).send({ ready, nodes: nodes ?? 0 });
   });
   api.get("/metrics", async (_request, reply) =>
     reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
@@ -141,14 +142,9 @@ function displaced({ fleet }: Sync): Displaced[] {
   }));
 }
 
-/** A map is being served: it was read from PuppetDB, or the last good one was found. */
-function isReady(sync: Sync): boolean {
-  return sync.lastReport !== undefined && (sync.fleet.complete || sync.fleet.map.size > 0);
-}
-
 function status(sync: Sync, startedAt: string): Status {
   const { lastReport } = sync;
-  const shown = { ready: isReady(sync), startedAt, nodes: sync.fleet.map.size, targets: sync.targets() };
+  const shown = { ready: sync.served !== undefined, startedAt, nodes: sync.fleet.map.size, targets: sync.targets() };
   if (lastReport === undefined) return shown;
   const { targets: _targets, ...lastPass } = lastReport;
   return { ...shown, lastPass };

@@ -56,6 +56,12 @@ export function assemble(config: Config): SyncParts {
 export class Sync {
   readonly fleet = new Fleet();
   lastReport: SyncReport | undefined;
+  /**
+   * How many nodes the map has that is being served: read from PuppetDB or found as the last good one, and in an HAProxy.
+   * Undefined until there is one; from then on there is, because HAProxy goes on with what it has, and one that starts
+   * anew finds it in the file.
+   */
+  served: number | undefined;
   /** The step of the pass under way, for whoever shows progress. */
   phase: Phase | undefined;
   readonly #parts: SyncParts;
@@ -163,6 +169,7 @@ export class Sync {
 
       await this.#settle(request, stop, clock);
       for (const { done } of submitted) done();
+      if (this.#isServed()) this.served = this.fleet.map.size;
       clock.end();
       const report = makeReport({
         request,
@@ -182,6 +189,12 @@ export class Sync {
     } finally {
       clock.end();
     }
+  }
+
+  #isServed(): boolean {
+    const known = this.fleet.complete || this.fleet.map.size > 0;
+    const live = this.#instances.length > 0 ? this.#instances : [this.#file];
+    return known && live.some(({ state }) => state.inSync);
   }
 
   /** The same step for every target at once; one that fails reports it and drops out of the pass. */
