@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, wrk.
+# Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, wrk; and the
+# tools that judge what deploy/ has: promtool, systemd-analyze, kubectl.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
-#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, promtool
+#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, the deploy tools
 #   setup/parts.sh wrk       the load generator, for the benchmarks
 #   setup/parts.sh paths     fetches nothing: prints where everything is, for test/support/parts.ts
 #
@@ -13,6 +14,7 @@
 # Progress goes to stderr; stdout has lines "name<TAB>path". To use programs of your own instead:
 #   HAPROXY_BIN          one HAProxy, for the demo and the tests
 #   TEST_HAPROXY_BINS    several for the tests, separated by colons
+#   KUBECTL_BIN          kubectl 1.27 or newer; Ubuntu's archive has none, and the tests that need it are skipped there
 # PARTS_DIR moves the folder: default /var/cache/sasori as root, ~/.cache/sasori otherwise. (Not root's
 # home, because nobody else may read that, and PostgreSQL refuses to run as root.)
 set -euo pipefail
@@ -46,10 +48,10 @@ release=$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME:-}" || true)
 
 # One release of HAProxy per suite. PuppetDB is always taken from the same suite, to test the same everywhere.
 case $distribution in
-  debian) haproxy_suites="bookworm trixie sid" puppetdb_suite=bookworm components="main" ;;
+  debian) haproxy_suites="bookworm trixie sid" puppetdb_suite=bookworm kubectl_suite=trixie components="main" ;;
   # Ubuntu's mirrors have no Debian suites, and one release of Ubuntu has one HAProxy.
-  ubuntu) haproxy_suites=$release puppetdb_suite=$release components="main universe" ;;
-  *) haproxy_suites="" puppetdb_suite="" components="" ;;
+  ubuntu) haproxy_suites=$release puppetdb_suite=$release kubectl_suite="" components="main universe" ;;
+  *) haproxy_suites="" puppetdb_suite="" kubectl_suite="" components="" ;;
 esac
 
 can_fetch() {
@@ -64,6 +66,8 @@ packages_of() {
     puppetdb-*) echo "puppetdb postgresql default-jre-headless openssl" ;;
     prometheus-*) echo "prometheus" ;;
     wrk-*) echo "wrk" ;;
+    systemd-*) echo "systemd" ;;
+    kubectl-*) echo "kubernetes-client" ;;
   esac
 }
 
@@ -72,6 +76,8 @@ paths_of() {
     haproxy-*) printf 'haproxy\t%s\n' "$2/usr/sbin/haproxy" ;;
     prometheus-*) printf 'promtool\t%s\n' "$2/usr/bin/promtool" ;;
     wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
+    systemd-*) printf 'systemd-analyze\t%s\n' "$2/usr/bin/systemd-analyze" ;;
+    kubectl-*) printf 'kubectl\t%s\n' "$2/usr/bin/kubectl" ;;
     puppetdb-*)
       printf 'puppetdb\t%s\n' "$2/etc/puppetdb"
       printf 'classpath\t%s\n' "$(classpath_of "$2")"
@@ -184,9 +190,9 @@ bind_libraries() {
   loader=$(find "$root/usr" -name 'ld-linux*.so.*' -print -quit)
   libs=$(find "$root/usr/lib" -name libc.so.6 -printf '%h' -quit)
   patch=("$loader" --library-path "$libs" "$root/usr/bin/patchelf" --force-rpath)
-  for program in "$root"/usr/{sbin/haproxy,bin/openssl,bin/wrk,bin/promtool,lib/postgresql/*/bin/*,lib/jvm/*/bin/*}; do
+  for program in "$root"/usr/{sbin/haproxy,bin/openssl,bin/wrk,bin/promtool,bin/systemd-analyze,lib/postgresql/*/bin/*,lib/jvm/*/bin/*}; do
     if [ -f "$program" ] && [ ! -L "$program" ] && is_elf "$program"; then
-      "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs" "$program"
+      "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs:$libs/systemd" "$program"
     fi
   done
   # Java's libraries have search paths of their own, which would hide those of the program.
@@ -257,17 +263,18 @@ is_recent() {
 }
 
 test_parts() {
-  local suite
+  local suite part
   if [ -z "${TEST_HAPROXY_BINS:-${HAPROXY_BIN:-}}" ]; then
     for suite in $haproxy_suites; do echo "haproxy-$suite"; done
   fi
-  echo "puppetdb-${puppetdb_suite:-unknown}"
-  echo "prometheus-${puppetdb_suite:-unknown}"
+  for part in puppetdb prometheus systemd; do echo "$part-${puppetdb_suite:-unknown}"; done
+  [ -n "${KUBECTL_BIN:-}" ] || [ -z "$kubectl_suite" ] || echo "kubectl-$kubectl_suite"
 }
 
 print_paths() {
   local part
   tr ':' '\n' <<<"${TEST_HAPROXY_BINS:-${HAPROXY_BIN:-}}" | sed -n 's/^..*/haproxy\t&/p'
+  [ -z "${KUBECTL_BIN:-}" ] || printf 'kubectl\t%s\n' "$KUBECTL_BIN"
   for part in $(test_parts); do
     if is_ready "$part"; then paths_of "$part" "$parts/$part"; else printf 'missing\t%s\n' "$part"; fi
   done

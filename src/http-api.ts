@@ -139,7 +139,8 @@ function addMachineRoutes(api: Api, { sync, overview, resolver, metrics }: ApiPa
       config,
       schema: {
         tags,
-        summary: "200 when a map is being served: read from PuppetDB, or the last good one",
+        summary:
+          "200 once a map is being served, in an HAProxy too: read from PuppetDB, or the last good one",
         response: { 200: answer("ready", Readiness), 503: answer("not yet", Readiness), default: PROBLEM },
       },
     },

@@ -46,10 +46,8 @@ export class Overview {
     this.#parts = parts;
   }
 
-  /** A map is being served: it was read from PuppetDB, or the last good one was found. */
   get ready(): boolean {
-    const { lastReport, fleet } = this.#parts.sync;
-    return lastReport !== undefined && (fleet.complete || fleet.map.size > 0);
+    return this.#parts.sync.served;
   }
 
   get status(): Status {

@@ -64,6 +64,11 @@ export interface SyncWatcher {
 export class Sync {
   readonly fleet = new Fleet();
   lastReport: SyncReport | undefined;
+  /**
+   * A map is being served: read from PuppetDB or found as the last good one, and in an HAProxy. Once true it stays so:
+   * HAProxy goes on with what it has, and one that starts anew finds it in the file.
+   */
+  served = false;
   /** The step of the pass under way, for whoever shows progress. */
   phase: Phase | undefined;
   readonly #parts: SyncParts;
@@ -175,6 +180,7 @@ export class Sync {
 
       await this.#settle(request, stop, clock);
       for (const { done } of submitted) done();
+      this.served ||= this.#isServed();
       clock.end();
       const report = makeReport({
         request,
@@ -194,6 +200,12 @@ export class Sync {
     } finally {
       clock.end();
     }
+  }
+
+  #isServed(): boolean {
+    const known = this.fleet.complete || this.fleet.map.size > 0;
+    const live = this.#instances.length > 0 ? this.#instances : [this.#file];
+    return known && live.some(({ state }) => state.inSync);
   }
 
   /** The same step for every target at once; one that fails reports it and drops out of the pass. */
