@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, wrk.
+# Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, Chromium,
+# wrk.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
-#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java
+#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, Chromium
 #   setup/parts.sh wrk       the load generator, for the benchmarks
 #   setup/parts.sh paths     fetches nothing: prints where everything is, for test/support/parts.ts
 #
@@ -13,6 +14,7 @@
 # Progress goes to stderr; stdout has lines "name<TAB>path". To use programs of your own instead:
 #   HAPROXY_BIN          one HAProxy, for the demo and the tests
 #   TEST_HAPROXY_BINS    several for the tests, separated by colons
+#   CHROMIUM_BIN         a Chromium or Chrome for the tests of the page
 # PARTS_DIR moves the folder: default /var/cache/sasori as root, ~/.cache/sasori otherwise. (Not root's
 # home, because nobody else may read that, and PostgreSQL refuses to run as root.)
 set -euo pipefail
@@ -28,7 +30,7 @@ recipe=1
 # would draw in (Perl, systemd, 100 MB of LLVM for PostgreSQL's JIT) would be most of the download.
 left_out="adduser ca-certificates-java dbconfig-no-thanks debconf debconf-2.0 init-system-helpers locales
   lsb-base media-types passwd perl perl-base postgresql-client-common postgresql-common postgresql-common-dev ssl-cert
-  sysvinit-utils ucf util-linux $(printf 'libllvm%s ' {14..25}) libllvm17t64"
+  sysvinit-utils ucf util-linux x11-utils xdg-utils $(printf 'libllvm%s ' {14..25}) libllvm17t64"
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "setup/parts.sh: $*"; exit 1; }
@@ -44,10 +46,12 @@ release=$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME:-}" || true)
 
 # One release of HAProxy per suite. PuppetDB is always taken from the same suite, to test the same everywhere.
 case $distribution in
-  debian) haproxy_suites="bookworm trixie sid" puppetdb_suite=bookworm components="main" ;;
-  # Ubuntu's mirrors have no Debian suites, and one release of Ubuntu has one HAProxy.
-  ubuntu) haproxy_suites=$release puppetdb_suite=$release components="main universe" ;;
-  *) haproxy_suites="" puppetdb_suite="" components="" ;;
+  debian)
+    haproxy_suites="bookworm trixie sid" puppetdb_suite=bookworm chromium_suite=bookworm components="main"
+    ;;
+  # Ubuntu's mirrors have no Debian suites, and one release of Ubuntu has one HAProxy. Its Chromium is a snap.
+  ubuntu) haproxy_suites=$release puppetdb_suite=$release chromium_suite="" components="main universe" ;;
+  *) haproxy_suites="" puppetdb_suite="" chromium_suite="" components="" ;;
 esac
 
 can_fetch() {
@@ -60,6 +64,8 @@ packages_of() {
   case $1 in
     haproxy-*) echo "haproxy" ;;
     puppetdb-*) echo "puppetdb postgresql default-jre-headless openssl" ;;
+    # The browser without its windows: GTK, CUPS and the rest of a desktop stay out.
+    chromium-*) echo "chromium-headless-shell fonts-dejavu-core" ;;
     wrk-*) echo "wrk" ;;
   esac
 }
@@ -67,6 +73,7 @@ packages_of() {
 paths_of() {
   case $1 in
     haproxy-*) printf 'haproxy\t%s\n' "$2/usr/sbin/haproxy" ;;
+    chromium-*) printf 'chromium\t%s\n' "$2/usr/lib/chromium/chromium-headless-shell" ;;
     wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
     puppetdb-*)
       printf 'puppetdb\t%s\n' "$2/etc/puppetdb"
@@ -180,14 +187,14 @@ bind_libraries() {
   loader=$(find "$root/usr" -name 'ld-linux*.so.*' -print -quit)
   libs=$(find "$root/usr/lib" -name libc.so.6 -printf '%h' -quit)
   patch=("$loader" --library-path "$libs" "$root/usr/bin/patchelf" --force-rpath)
-  for program in "$root"/usr/{sbin/haproxy,bin/openssl,bin/wrk,lib/postgresql/*/bin/*,lib/jvm/*/bin/*}; do
+  for program in "$root"/usr/{sbin/haproxy,bin/{openssl,wrk},lib/{postgresql/*,jvm/*}/bin/*,lib/chromium/*-shell}; do
     if [ -f "$program" ] && [ ! -L "$program" ] && is_elf "$program"; then
       "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs" "$program"
     fi
   done
-  # Java's libraries have search paths of their own, which would hide those of the program.
-  find "$root/usr/lib" -path '*/jvm/*.so' -type f | while read -r program; do
-    "${patch[@]}" --set-rpath "\$ORIGIN:\$ORIGIN/..:$libs" "$program"
+  # Java's and PulseAudio's libraries have search paths of their own, which would hide those of the program.
+  find "$root/usr/lib" \( -path '*/jvm/*.so' -o -name 'libpulse*.so*' \) -type f | while read -r program; do
+    "${patch[@]}" --set-rpath "\$ORIGIN:\$ORIGIN/..:$libs:$libs/pulseaudio" "$program"
   done
 }
 
@@ -258,11 +265,22 @@ test_parts() {
     for suite in $haproxy_suites; do echo "haproxy-$suite"; done
   fi
   echo "puppetdb-${puppetdb_suite:-unknown}"
+  if [ -z "$(own_chromium)" ] && [ -n "$chromium_suite" ]; then echo "chromium-$chromium_suite"; fi
+}
+
+# The one that was named, or where none can be fetched (its packages are Debian's) the machine's own.
+own_chromium() {
+  if [ -n "${CHROMIUM_BIN:-}" ]; then
+    echo "$CHROMIUM_BIN"
+  elif [ -z "$chromium_suite" ]; then
+    command -v chromium google-chrome chromium-browser | head -n 1
+  fi
 }
 
 print_paths() {
   local part
   tr ':' '\n' <<<"${TEST_HAPROXY_BINS:-${HAPROXY_BIN:-}}" | sed -n 's/^..*/haproxy\t&/p'
+  own_chromium | sed -n 's/^..*/chromium\t&/p'
   for part in $(test_parts); do
     if is_ready "$part"; then paths_of "$part" "$parts/$part"; else printf 'missing\t%s\n' "$part"; fi
   done
