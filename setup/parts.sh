@@ -3,7 +3,8 @@
 # wrk.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
-#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, Chromium
+#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, promtool,
+#                            Chromium
 #   setup/parts.sh wrk       the load generator, for the benchmarks
 #   setup/parts.sh paths     fetches nothing: prints where everything is, for test/support/parts.ts
 #
@@ -29,6 +30,8 @@ recipe=1
 # Dependencies that only serve an installed system. apt is told that they are there already: they and what they
 # would draw in (Perl, systemd, 100 MB of LLVM for PostgreSQL's JIT) would be most of the download.
 left_out="adduser ca-certificates-java dbconfig-no-thanks debconf debconf-2.0 init-system-helpers locales
+  libjs-eonasdan-bootstrap-datetimepicker libjs-bootstrap4 libjs-jquery libjs-jquery-hotkeys libjs-moment
+  libjs-moment-timezone libjs-mustache libjs-popper.js libjs-rickshaw fonts-glyphicons-halflings
   lsb-base media-types passwd perl perl-base postgresql-client-common postgresql-common postgresql-common-dev ssl-cert
   sysvinit-utils ucf util-linux x11-utils xdg-utils $(printf 'libllvm%s ' {14..25}) libllvm17t64"
 
@@ -64,6 +67,7 @@ packages_of() {
   case $1 in
     haproxy-*) echo "haproxy" ;;
     puppetdb-*) echo "puppetdb postgresql default-jre-headless openssl" ;;
+    prometheus-*) echo "prometheus" ;;
     # The browser without its windows: GTK, CUPS and the rest of a desktop stay out.
     chromium-*) echo "chromium-headless-shell fonts-dejavu-core" ;;
     wrk-*) echo "wrk" ;;
@@ -73,6 +77,7 @@ packages_of() {
 paths_of() {
   case $1 in
     haproxy-*) printf 'haproxy\t%s\n' "$2/usr/sbin/haproxy" ;;
+    prometheus-*) printf 'promtool\t%s\n' "$2/usr/bin/promtool" ;;
     chromium-*) printf 'chromium\t%s\n' "$2/usr/lib/chromium/chromium-headless-shell" ;;
     wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
     puppetdb-*)
@@ -187,7 +192,7 @@ bind_libraries() {
   loader=$(find "$root/usr" -name 'ld-linux*.so.*' -print -quit)
   libs=$(find "$root/usr/lib" -name libc.so.6 -printf '%h' -quit)
   patch=("$loader" --library-path "$libs" "$root/usr/bin/patchelf" --force-rpath)
-  for program in "$root"/usr/{sbin/haproxy,bin/{openssl,wrk},lib/{postgresql/*,jvm/*}/bin/*,lib/chromium/*-shell}; do
+  for program in "$root"/usr/{sbin/haproxy,bin/{openssl,wrk,promtool},lib/{postgresql/*,jvm/*}/bin/*,lib/chromium/*-shell}; do
     if [ -f "$program" ] && [ ! -L "$program" ] && is_elf "$program"; then
       "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs" "$program"
     fi
@@ -265,6 +270,7 @@ test_parts() {
     for suite in $haproxy_suites; do echo "haproxy-$suite"; done
   fi
   echo "puppetdb-${puppetdb_suite:-unknown}"
+  echo "prometheus-${puppetdb_suite:-unknown}"
   if [ -z "$(own_chromium)" ] && [ -n "$chromium_suite" ]; then echo "chromium-$chromium_suite"; fi
 }
 

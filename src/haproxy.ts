@@ -95,6 +95,17 @@ export class HaproxyInstance implements Target {
     this.#tidy = true;
   }
 
+  /** What its statistics say of the masters now. */
+  loads(signal: AbortSignal): Promise<ServerLoad[]> {
+    return RuntimeSession.with(this.#endpoint, signal, async (session) => {
+      const [state, stats] = await Promise.all([
+        this.#serverState(session),
+        session.ask(`show stat ${this.#options.backend} 4 -1`), // 4: servers; -1: all of them
+      ]);
+      return parseLoads(stats, parseServers(state));
+    });
+  }
+
   /** Adds a server to the masters' backend; HAProxy forgets it with the next reload. */
   addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<void> {
     const server = `${this.#options.backend}/${name}`;
@@ -233,6 +244,53 @@ function parseServers(state: string): Server[] {
     servers.push({ name, host, address, up });
   }
   return servers;
+}
+
+/** One server of one HAProxy, as its statistics say. A limit that is not set is null. */
+export interface ServerLoad {
+  name: Master;
+  /** HAProxy's own word: `UP`, `UP 1/3`, `DOWN`, `MAINT`, `DRAIN`, `NOLB`, `no check`. */
+  status: string;
+  up: boolean;
+  sessions: number;
+  maxconn: number | null;
+  queue: number;
+  maxqueue: number | null;
+  requests: number;
+}
+
+/**
+ * `# pxname,svname,qcur,qmax,scur,smax,slim,stot,...,status,weight,...,downtime,qlimit,pid,...`
+ * `puppet,master1,0,0,0,0,5,0,...,no check,1,...,,7,1,...`
+ * The columns behind may hold quoted text with commas; those that are read here never do.
+ */
+function parseLoads(stats: string, servers: readonly Server[]): ServerLoad[] {
+  const [header = "", ...lines] = stats.split("\n");
+  const titles = header.replace(/^# /, "").split(",");
+  const column = (title: string): number => {
+    const index = titles.indexOf(title);
+    if (index >= 0) return index;
+    throw new SasoriError("HAPROXY_REPLY", `"show stat" has no column ${quote(title)}`);
+  };
+  const columns = ["svname", "status", "scur", "slim", "qcur", "qlimit", "stot"].map(column);
+  const limit = (text: string) => (text === "" ? null : Number(text));
+  const known = new Map(servers.map((server) => [server.name as string, server]));
+  return lines.flatMap((line) => {
+    const cells = line.split(",");
+    const [svname, status, scur, slim, qcur, qlimit, stot] = columns.map((index) => cells[index] ?? "");
+    const server = known.get(svname ?? "");
+    if (server === undefined) return []; // The healer, for one.
+    return {
+      name: server.name,
+      status: status ?? "",
+      up: server.up,
+      sessions: Number(scur),
+      maxconn: limit(slim ?? ""),
+      queue: Number(qcur),
+      maxqueue: limit(qlimit ?? ""),
+      requests: Number(stot),
+    };
+  });
 }
 
 /** Lines of `show map`: `0x55ff91de2470 node1.example.com master1`. Lookups use the first of duplicates. */

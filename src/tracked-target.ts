@@ -37,6 +37,8 @@ export interface TargetReport {
   changes: Change[];
   /** Routes that this HAProxy had learned by itself. */
   learned: number;
+  /** Entries that were otherwise than sasori had left them, for no reason that it knows. */
+  drift: number;
   method?: string;
   durationMs: number;
   failure?: Failure;
@@ -53,6 +55,24 @@ export interface TargetState {
   version?: string;
   servers?: readonly Server[];
   failure?: Failure;
+}
+
+/** How a target was last written. */
+export interface Push {
+  /** ISO 8601: when it was done. */
+  at: string;
+  method: string;
+  add: number;
+  set: number;
+  del: number;
+  durationMs: number;
+}
+
+/** The state of a target, with what it is. */
+export interface TargetDetail extends TargetState {
+  /** As last seen; undefined while it cannot be reached. */
+  fingerprint: Fingerprint | undefined;
+  lastPush: Push | undefined;
 }
 
 export class TrackedTarget {
@@ -76,6 +96,7 @@ export class TrackedTarget {
   /** Nodes that changed since, with what the target still has. */
   readonly #pending: Before = new Map();
   #failure: Failure | undefined;
+  #lastPush: Push | undefined;
   /** A stalled target is left alone until then (`performance.now()`). */
   #retryAt = 0;
 
@@ -98,6 +119,11 @@ export class TrackedTarget {
       ...(kind === "haproxy" && { version: this.#sighting?.version ?? "", servers: this.servers ?? [] }),
       ...(this.#failure && { failure: this.#failure }),
     };
+  }
+
+  get detail(): TargetDetail {
+    const fingerprint = this.#left ?? this.#sighting?.fingerprint;
+    return { ...this.state, fingerprint, lastPush: this.#lastPush };
   }
 
   /** Begins a pass with a cheap look. A stalled target is only asked again after a pause, or if `insist`. */
@@ -167,12 +193,14 @@ export class TrackedTarget {
       let seen = contents?.fingerprint ?? this.#left;
       if (seen === undefined) return;
       let plan = contents ? planFromContents(desired, contents) : planFromChanges(desired, this.#pending);
+      if (contents !== undefined && plan.kind === "changes") this.#countDrift(plan, contents);
       let complete = true;
       for (let round = 1; round <= MAX_ROUNDS; round += 1) {
         if (plan.kind === "unchanged") return this.#inSync(seen, contents !== undefined, complete);
         this.#left = undefined; // Whatever happens below, until it is known to be right.
+        const began = performance.now();
         const applied = await this.target.apply(plan, desired, seen, signal);
-        if (applied.method !== undefined) this.#count(plan, "applied", applied.method);
+        if (applied.method !== undefined) this.#applied(plan, applied.method, performance.now() - began);
         if (!applied.disturbed) return this.#inSync(applied.fingerprint, contents !== undefined, complete);
         contents = await this.target.read(signal);
         seen = contents.fingerprint;
@@ -195,6 +223,25 @@ export class TrackedTarget {
     if (compared && complete) this.#comparedAt = Date.now();
     this.#pending.clear();
     this.contents = undefined;
+  }
+
+  #applied(plan: Plan & { kind: "changes" }, method: string, durationMs: number): void {
+    this.#count(plan, "applied", method);
+    this.#lastPush = {
+      at: new Date().toISOString(),
+      method,
+      add: plan.add.length,
+      set: plan.set.length,
+      del: plan.del.length,
+      durationMs: Math.round(durationMs),
+    };
+  }
+
+  /** In the process that was left in sync, what differs and does not wait to be pushed was changed by somebody else. */
+  #countDrift({ add, set, del }: Plan & { kind: "changes" }, { fingerprint }: Contents): void {
+    if (fingerprint.process !== this.#process) return;
+    for (const changes of [add, set, del])
+      for (const { certname } of changes) if (!this.#pending.has(certname)) this.report.drift += 1;
   }
 
   #count(plan: Plan & { kind: "changes" }, outcome: "planned" | "applied", method?: string): void {
@@ -235,6 +282,7 @@ export class TrackedTarget {
       del: 0,
       changes: [],
       learned: 0,
+      drift: 0,
       durationMs: 0,
     };
   }
