@@ -72,6 +72,8 @@ export async function change<T>(
 async function answerOf<T>(response: Response): Promise<T> {
   const body: unknown = await response.json().catch(() => undefined);
   if (!response.ok || body === undefined) {
+    // A change that is in force, but not yet in every target, is answered with 502 and the node's story.
+    if (response.status === 502 && body instanceof Object && "certname" in body) return body as T;
     const detail = (body as { detail?: unknown } | undefined)?.detail;
     throw new Refusal(
       response.status,

@@ -123,7 +123,7 @@ export function renderTroubles(state: State): Node[] {
           h(
             "div",
             {},
-            h("p", { class: "remedy" }, h("span", { class: "do" }, "Do"), " ", name(trouble.remedy)),
+            h("p", {}, h("span", { class: "unseen" }, "What to do: "), icon("arrow"), name(trouble.remedy)),
             h("p", { class: "quiet" }, h("code", {}, trouble.code)),
           ),
         ),

@@ -43,16 +43,17 @@ const PARTS: Record<string, (state: State) => Node[]> = {
 
 const state = initialState();
 const plot = new MovesPlot();
-let rendering: number | undefined;
-let rendered = 0;
+const drawing = { waits: false, at: 0 };
 
 function changed(): void {
-  rendering ??= window.setTimeout(render, Math.max(0, rendered + RENDER_MS - Date.now()));
+  if (drawing.waits) return;
+  drawing.waits = true;
+  window.setTimeout(render, Math.max(0, drawing.at + RENDER_MS - Date.now()));
 }
 
 function render(): void {
-  rendering = undefined;
-  rendered = Date.now();
+  drawing.waits = false;
+  drawing.at = Date.now();
   if (document.hidden) return;
   for (const [id, part] of Object.entries(PARTS)) {
     const place = document.getElementById(id);
@@ -199,20 +200,27 @@ async function approve(): Promise<void> {
 
 const nodePath = (certname: string) => `nodes/${encodeURIComponent(certname)}`;
 
+/** Its targets that could not be told; the next pass tells them. */
+function untold({ file, live }: Story): string {
+  const failed = [file, ...live].filter((target) => "failure" in target).length;
+  return failed === 0 ? "" : ` ${counted(failed, "target")} could not be told yet; the next pass does it.`;
+}
+
 async function register(form: HTMLFormElement): Promise<void> {
   const fields = new FormData(form);
   const certname = form.dataset.certname ?? String(fields.get("certname")).trim().toLowerCase();
   const master = String(fields.get("master"));
   const done = await perform("register", async () => {
-    await change<Story>("PUT", nodePath(certname), { master }, askToken);
-    return `${certname} now goes to ${master}.`;
+    const story = await change<Story>("PUT", nodePath(certname), { master }, askToken);
+    return `${certname} now goes to ${master}.${untold(story)}`;
   });
   if (done) form.reset();
 }
 
 const endRegistration = (certname: string) =>
   perform("end", async () => {
-    const { desired } = await change<Story>("DELETE", nodePath(certname), undefined, askToken);
-    const now = desired.master === undefined ? "it is no longer in the map" : `it goes to ${desired.master}`;
-    return `The registration of ${certname} has ended: ${now}.`;
+    const story = await change<Story>("DELETE", nodePath(certname), undefined, askToken);
+    const { master } = story.desired;
+    const now = master === undefined ? "it is no longer in the map" : `it goes to ${master}`;
+    return `PuppetDB decides about ${certname} again: ${now}.${untold(story)}`;
   });

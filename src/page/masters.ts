@@ -78,22 +78,26 @@ function renderHealth(servers: readonly ServerLoad[]): Node {
   );
 }
 
-/** Requests now, over every HAProxy: in the master, and in its queue. */
+/** Requests now, over every HAProxy: in the master, and in its queue. The limits matter when somebody waits. */
 function renderLoad(servers: readonly ServerLoad[]): Child {
-  if (servers.length === 0) return h("span", { class: "load" });
   const sum = (pick: (server: ServerLoad) => number | null) =>
     servers.reduce((total, server) => total + (pick(server) ?? 0), 0);
   const of = (limit: number) => (limit > 0 ? ` of ${count(limit)}` : "");
+  const sessions = count(sum((server) => server.sessions));
   const queue = sum((server) => server.queue);
+  const room = of(sum((server) => server.maxqueue));
+  const title = `${sessions}${of(sum((server) => server.maxconn))} requests served now, ${count(queue)}${room} waiting`;
   return h(
     "span",
-    { class: "load" },
-    `${count(sum((server) => server.sessions))}${of(sum((server) => server.maxconn))} served, `,
-    h(
-      "span",
-      { class: queue > 0 ? "queued" : "" },
-      `${count(queue)}${of(sum((server) => server.maxqueue))} queued`,
-    ),
+    { class: "load", title },
+    servers.length > 0 && [
+      `${sessions} served, `,
+      h(
+        "span",
+        { class: queue > 0 ? "queued" : undefined },
+        `${count(queue)}${queue > 0 ? room : ""} queued`,
+      ),
+    ],
   );
 }
 

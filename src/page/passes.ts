@@ -19,6 +19,7 @@ const KIND_WORDS = { known: "without PuppetDB", changes: "changes", full: "every
 export function renderPasses(state: State): Node[] {
   const now = nowOf(state);
   const shown = state.passes.slice(0, 10);
+  // By its square root: beside a pass that waited 30 s the others would be points.
   const longest = Math.max(1, ...shown.map(({ durationMs }) => durationMs));
   return [
     h(
@@ -73,7 +74,7 @@ function renderPass(pass: Pass, longest: number, now: number): Node {
     ),
     h(
       "span",
-      { class: "phases", title: spoken.join(", "), "--length": pass.durationMs / longest },
+      { class: "phases", title: spoken.join(", "), "--length": Math.sqrt(pass.durationMs / longest) },
       phases.map(({ phase, ms }) => ms > 0 && h("i", { class: phase, "--ms": ms })),
     ),
     h(

@@ -122,7 +122,19 @@ export function addPass(state: State, pass: Pass): void {
         : status.lastGoodPoll,
     };
   }
-  const quiet = pass.outcome === "done" && pass.kind !== "full" && pass.moved === 0 && pass.learned === 0;
-  const before = state.passes.filter(({ startedAt }) => startedAt !== pass.startedAt);
-  if (!quiet) state.passes = [pass, ...before].slice(0, MAX_PASSES);
+  const [last] = state.passes;
+  const did = pass.moved + pass.learned + pass.masters.changes.length > 0 || pass.approvalUnmatched === true;
+  // A failure that lasts is one thing that happened, not one for each pass.
+  const isNews = did || (last === undefined ? pass.outcome !== "done" : signOf(pass) !== signOf(last));
+  if (isNews && pass.startedAt !== last?.startedAt)
+    state.passes = [pass, ...state.passes].slice(0, MAX_PASSES);
 }
+
+const signOf = ({ outcome, held, source, journal, masters }: Pass) =>
+  [
+    outcome,
+    held?.id,
+    source.failure?.code,
+    journal?.code,
+    ...masters.failures.map(({ code }) => code),
+  ].join();

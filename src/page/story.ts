@@ -111,7 +111,7 @@ function renderWhole(state: State, story: Story): Child[] {
       ? h("p", { class: "quiet" }, "None that sasori remembers.")
       : renderMoveList(moves.slice(0, 20), now, true),
     h("h4", {}, "Move it by hand"),
-    renderRegister(state, story.certname, desired.source === "registration"),
+    renderRegister(state, story.certname, desired.source === "registration" || desired.source === "learned"),
   ];
 }
 
@@ -166,7 +166,7 @@ function renderStop(
 }
 
 /** A form that moves a node, or all nodes' form when `certname` is undefined. */
-function renderRegister(state: State, certname: string | undefined, registered = false): Node {
+function renderRegister(state: State, certname: string | undefined, own = false): Node {
   const masters = mastersOf(state);
   const id = certname === undefined ? "new" : "story";
   return h(
@@ -195,7 +195,7 @@ function renderRegister(state: State, certname: string | undefined, registered =
       { "aria-disabled": state.busy ? "true" : undefined },
       state.busy === "register" ? "Registering …" : "Register",
     ),
-    registered &&
+    own &&
       certname !== undefined &&
       h(
         "button",
@@ -205,7 +205,7 @@ function renderRegister(state: State, certname: string | undefined, registered =
           "data-certname": certname,
           "aria-disabled": state.busy ? "true" : undefined,
         },
-        "End the registration",
+        "Leave it to PuppetDB again",
       ),
   );
 }
