@@ -38,7 +38,7 @@ export interface Feed {
 export function startFeed(state: State, changed: () => void): Feed {
   let events: EventSource | undefined;
   let retryMs = RETRY_MS.first;
-  let waiting: number | undefined;
+  let refreshing = false;
   /** Moves that arrive while the last hour's are read. */
   let early: Move[] | undefined;
 
@@ -69,8 +69,10 @@ export function startFeed(state: State, changed: () => void): Feed {
     ]);
 
   function refresh(): void {
-    waiting ??= window.setTimeout(() => {
-      waiting = undefined;
+    if (refreshing) return;
+    refreshing = true;
+    window.setTimeout(() => {
+      refreshing = false;
       if (!document.hidden && state.link.kind === "live") void poll();
     }, REFRESH_MS);
   }

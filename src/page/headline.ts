@@ -4,7 +4,7 @@
 import type { Pass, Trouble } from "../api-shapes.js";
 import { type Child, h } from "./dom.js";
 import { icon, type Sign } from "./icons.js";
-import { nowOf, type State } from "./state.js";
+import { nowOf, plotOf, type State } from "./state.js";
 import { age, clock, count, counted, name } from "./words.js";
 
 type Tone = Extract<Sign, "good" | "bad" | "warn" | "busy" | "stale">;
@@ -82,8 +82,7 @@ function renderFigures(state: State): Child {
   const now = nowOf(state);
   const haproxys = status.targets.filter(({ kind }) => kind === "haproxy");
   const inSync = haproxys.filter((target) => target.inSync).length;
-  const minutes = [...state.moves.minutes.values()];
-  const moves = minutes.reduce((sum, { all }) => sum + all, 0);
+  const moves = plotOf(state.moves, now).all.reduce((sum, all) => sum + all, 0);
   const figure = (label: string, value: Child, note?: Child) =>
     h("div", {}, h("dt", {}, label), h("dd", {}, h("strong", {}, value), " ", h("small", {}, note)));
   return h(

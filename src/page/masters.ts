@@ -41,8 +41,8 @@ export function renderMasters(state: State): Node[] {
             .map(({ producer, nodes }) => h("li", {}, name(producer), " ", counted(nodes, "node"))),
         ),
       ),
-    value.failures.map(({ haproxy, failure }) =>
-      h("p", { class: "wrong" }, icon("warn"), "No loads from ", name(haproxy), `: ${failure.message}`),
+    value.failures.map(({ failure }) =>
+      h("p", { class: "wrong" }, icon("warn"), `No loads: ${failure.message}`),
     ),
     problem !== undefined && h("p", { class: "wrong" }, icon("warn"), `Not read again: ${problem}`),
   ]

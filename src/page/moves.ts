@@ -69,7 +69,11 @@ export const renderMoveList = (moves: readonly Move[], now: number, ofOne = fals
           unseen(" to "),
           place(move.to, "removed"),
         ),
-        h("span", { class: "quiet" }, move.source === null ? "left PuppetDB" : SOURCE_WORDS[move.source]),
+        h(
+          "span",
+          { class: "source quiet" },
+          move.source === null ? "left PuppetDB" : SOURCE_WORDS[move.source],
+        ),
       ),
     ),
   );
@@ -117,7 +121,7 @@ function plotOptions(width: number, most: number): uPlot.Options {
   return {
     width,
     height: PLOT_HEIGHT_PX,
-    padding: [8, 0, 0, 0],
+    padding: [8, 18, 0, 0],
     cursor: { show: false },
     legend: { show: false },
     scales: { x: { time: true }, y: { range: [0, Math.max(4, most * 1.1)] } },

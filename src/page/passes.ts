@@ -14,7 +14,7 @@ const PHASE_WORDS = {
   file: "writing the file",
   push: "pushing to HAProxy",
 };
-const KIND_WORDS = { known: "without PuppetDB", changes: "changes", full: "everything" };
+const KIND_WORDS = { known: "without PuppetDB", changes: undefined, full: "everything read" };
 
 export function renderPasses(state: State): Node[] {
   const now = nowOf(state);
@@ -61,15 +61,7 @@ function renderPass(pass: Pass, longest: number, now: number): Node {
       "span",
       { class: "what" },
       pass.outcome !== "done" && icon(pass.outcome === "failed" ? "bad" : "warn"),
-      [
-        pass.dryRun ? "dry run" : undefined,
-        pass.outcome === "done" ? undefined : pass.outcome,
-        KIND_WORDS[pass.kind],
-        pass.moved > 0 ? `${counted(pass.moved, "node")} changed` : "nothing to change",
-        pass.learned > 0 ? `${count(pass.learned)} learned` : undefined,
-      ]
-        .filter((word) => word !== undefined)
-        .join(", "),
+      wordsOf(pass),
       failure && h("span", { class: "quiet" }, " ", h("code", {}, failure.code)),
     ),
     h(
@@ -84,4 +76,16 @@ function renderPass(pass: Pass, longest: number, now: number): Node {
       h("span", { class: "unseen" }, spoken.length > 0 && `: ${spoken.join(", ")}`),
     ),
   );
+}
+
+function wordsOf({ kind, dryRun, outcome, moved, learned }: Pass): string {
+  const changed = moved > 0 ? `${counted(moved, "node")} changed` : "nothing to change";
+  const words = [
+    dryRun ? "dry run" : undefined,
+    outcome === "done" ? undefined : outcome,
+    moved > 0 || outcome === "done" ? changed : undefined,
+    learned > 0 ? `${count(learned)} learned` : undefined,
+    KIND_WORDS[kind],
+  ];
+  return words.filter((word) => word !== undefined).join(", ");
 }

@@ -67,15 +67,15 @@ function renderWhole(state: State, story: Story): Child[] {
     h(
       "ul",
       { class: "path" },
-      renderStop("sasori wants", desired.master ?? null, desired.master, desired.failure?.message),
+      renderStop("sasori wants", desired.master ?? null, desired.master, desired.failure),
       renderStop(
         "map file",
         "master" in story.file ? story.file.master : undefined,
         desired.master,
-        "failure" in story.file ? story.file.failure.message : undefined,
+        "failure" in story.file ? story.file.failure : undefined,
       ),
       story.live.map(({ haproxy, master, failure }) =>
-        renderStop(haproxy, master, desired.master, failure?.message, healthIn(story, haproxy)),
+        renderStop(haproxy, master, desired.master, failure, healthIn(story, haproxy)),
       ),
     ),
     home !== undefined &&
@@ -137,6 +137,8 @@ function renderWhy({ desired }: Story, now: number): Node {
   );
 }
 
+type Failure = NonNullable<Story["desired"]["failure"]>;
+
 /** Whether HAProxy sees the node's master up; undefined where nobody says. */
 const healthIn = ({ health }: Story, haproxy: string) => health.find((one) => one.haproxy === haproxy)?.up;
 
@@ -144,7 +146,7 @@ function renderStop(
   where: string,
   master: string | null | undefined,
   wanted: string | undefined,
-  failure?: string,
+  failure?: Failure,
   up?: boolean,
 ): Node {
   const right = failure === undefined && master === (wanted ?? null);
@@ -159,7 +161,7 @@ function renderStop(
       failure !== undefined ? "cannot say" : (master ?? "not in there"),
       !right && failure === undefined && h("span", { class: "unseen" }, " (not as wanted)"),
     ),
-    failure !== undefined && h("span", { class: "wrong" }, name(failure)),
+    failure !== undefined && h("code", { title: failure.message }, failure.code),
     up !== undefined &&
       h("span", { class: up ? "quiet" : "wrong" }, up ? "sees its master up" : "sees its master down"),
   );
