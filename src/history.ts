@@ -50,6 +50,7 @@ export class History {
     this.#filled ||= complete;
     const moves: Move[] = [];
     for (const [certname, from] of changes) {
+      if (from === undefined && filling && complete && !this.#found) continue; // A new fleet, maybe a million nodes.
       const now = map.get(certname);
       if (now?.master === from) continue;
       if (from === undefined && now?.source === "inherited") this.#found = true;
