@@ -36,7 +36,7 @@ interface Site {
   url: string;
   gateway: Gateway;
   puppetdb: PuppetdbClient & { stop(): Promise<void>; start(): Promise<void> };
-  sasori: { stop(): Promise<void>; start(): Promise<void> };
+  sasori: { stop(): Promise<void>; start(): Promise<void>; signal(signal: NodeJS.Signals): void };
 }
 
 /** NODES are at master1, master2 and master3 by turns. */
@@ -87,7 +87,11 @@ async function withSite(
             standIn = await startPuppetdbStandIn({ host: "127.0.0.1", port });
           },
         },
-        sasori: { start, stop: async () => daemon?.end() },
+        sasori: {
+          start,
+          stop: async () => daemon?.end(),
+          signal: (signal) => process.kill(daemon?.pid ?? 0, signal),
+        },
       });
     });
   } finally {
@@ -325,6 +329,21 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
           expect(await look()).toBe("none");
           await site.puppetdb.replaceFacts({ certname: NODE, producer: "master3" });
           await section(page, "Moves").getByText(NODE).first().waitFor();
+        },
+        { allowed: LOST },
+      ),
+    ));
+
+  test("says so too when sasori merely does not answer any more", () =>
+    withSite((site) =>
+      withPage(
+        browser,
+        async (page) => {
+          await openedInSync(page, site);
+          site.sasori.signal("SIGSTOP");
+          await says(page, "The connection to sasori is lost");
+          site.sasori.signal("SIGCONT");
+          await says(page, "Everything is in sync");
         },
         { allowed: LOST },
       ),

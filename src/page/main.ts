@@ -27,6 +27,8 @@ const RENDER_MS = 200;
 const TICK_MS = 1_000;
 const TYPING_MS = 150;
 
+const SIGNS = { good: "✓", busy: "…", warn: "!", bad: "✗", stale: "?" };
+
 const PARTS: Record<string, (state: State) => Node[]> = {
   top: renderTopBar,
   headline: renderHeadline,
@@ -54,13 +56,13 @@ function changed(): void {
 function render(): void {
   drawing.waits = false;
   drawing.at = Date.now();
-  if (document.hidden) return;
+  const { tone, title } = headlineOf(state);
+  document.title = `${SIGNS[tone]} ${title} · sasori`;
+  if (document.hidden) return; // Of a hidden tab only the title can be seen.
   for (const [id, part] of Object.entries(PARTS)) {
     const place = document.getElementById(id);
     if (place !== null) morph(place, part(state));
   }
-  const { tone, title } = headlineOf(state);
-  document.title = `${tone === "good" ? "✓" : tone === "busy" ? "…" : "✗"} ${title} · sasori`;
   document.documentElement.dataset.link = state.link.kind;
   plot.update(state);
 }
