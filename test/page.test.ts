@@ -160,7 +160,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
           ).toBeGreaterThan(3);
           await story.getByText("sees its master up").waitFor();
           await story.getByText(/master1 to master2/).waitFor();
-          await story.getByText(/since \d\d:\d\d:\d\d/).waitFor();
+          await story.getByText(/, at \d\d:\d\d:\d\d \(\d+ s ago\)|, at .*just now/).waitFor();
 
           await page.goto(`${site.url}/#node=${NODES[1]}`);
           await page.reload();

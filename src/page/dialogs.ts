@@ -17,7 +17,7 @@ export function askToken(wrong: boolean): Promise<string | undefined> {
   const note = wrong
     ? h("p", { id: "token-note", class: "wrong", role: "alert" }, "sasori refused that token. Try again.")
     : h("p", { id: "token-note" }, "Changes need the token in the file that SASORI_API_TOKEN_FILE names.");
-  return ask("Who are you?", "Go on", [
+  return ask("A token is needed", "Go on", [
     note,
     h("label", { for: "token" }, "Token"),
     input,

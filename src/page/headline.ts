@@ -158,14 +158,20 @@ function renderHeld(state: State, held: NonNullable<Pass["held"]>): Node {
 }
 
 /** The first names of a long list, and how many more there are. */
-export function renderSamples({ count: all, samples }: { count: number; samples: readonly string[] }): Node {
+export function renderSamples({
+  count: all,
+  samples,
+}: {
+  count: number;
+  samples: readonly string[];
+}): Node[] {
   const more = all - samples.length;
-  return h(
+  const list = h(
     "ul",
     { class: "samples" },
     samples.map((sample) => h("li", {}, name(sample))),
-    more > 0 && h("li", { class: "quiet" }, `and ${count(more)} more`),
   );
+  return more > 0 ? [list, h("p", { class: "quiet" }, `and ${count(more)} more`)] : [list];
 }
 
 /** How the last thing that the reader did went. */

@@ -26,6 +26,8 @@ const RENDER_MS = 200;
 /** "3 s ago" goes on when nothing else happens. */
 const TICK_MS = 1_000;
 const TYPING_MS = 150;
+/** Good news goes by itself; bad news waits to be read. */
+const NOTICE_MS = 10_000;
 
 const SIGNS = { good: "✓", busy: "…", warn: "!", bad: "✗", stale: "?" };
 
@@ -148,7 +150,11 @@ async function perform(what: string, call: () => Promise<string>): Promise<boole
   state.notice = undefined;
   changed();
   try {
-    state.notice = { good: true, text: await call() };
+    const notice = { good: true, text: await call() };
+    state.notice = notice;
+    window.setTimeout(() => {
+      if (state.notice === notice) state.notice = undefined;
+    }, NOTICE_MS);
     return true;
   } catch (error) {
     state.notice = error instanceof Cancelled ? undefined : { good: false, text: messageOf(error) };

@@ -124,17 +124,16 @@ function renderWhy({ desired }: Story, now: number): Node {
       "It is not in the map: a request for it is answered with 404, or healed.",
     );
   }
-  return h(
-    "p",
-    { class: "why" },
+  const [why, note] = source === undefined ? [] : SOURCE_REASONS[source];
+  const when = since ? [", at ", moment(since, `${clock(since, now)} (${age(since, now)})`)] : "";
+  return h("p", { class: "why" }, [
     "Goes to ",
     h("strong", {}, name(master)),
-    source && `, because ${SOURCE_REASONS[source]}`,
-    since
-      ? [", ", moment(since, `since ${clock(since, now)} (${age(since, now)})`)]
-      : ". Since when is not known",
-    ".",
-  );
+    why && `, because ${why}`,
+    when,
+    ". ",
+    note,
+  ]);
 }
 
 type Failure = NonNullable<Story["desired"]["failure"]>;

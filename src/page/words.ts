@@ -67,13 +67,12 @@ export const SOURCE_WORDS: Record<Source, string> = {
   inherited: "found at start",
 };
 
-/** Why a node goes where it goes, as the rest of "It goes to master1, because ...". */
-export const SOURCE_REASONS: Record<Source, string> = {
-  facts: "that master sent its newest facts to PuppetDB",
-  catalog: "that master sent its newest catalog to PuppetDB",
-  report: "that master sent its newest report to PuppetDB",
-  registration: "somebody registered it there by hand; PuppetDB's next, newer word replaces that",
-  learned:
-    "it was wrong elsewhere and that master answered for it; PuppetDB's next, newer word replaces that",
-  inherited: "the map file or a live map said so when sasori started; PuppetDB has not said otherwise",
+/** Why a node goes where it goes, as the rest of "It goes to master1, because ...", and what is to be known of that. */
+export const SOURCE_REASONS: Record<Source, [why: string, note?: string]> = {
+  facts: ["that master sent its newest facts to PuppetDB"],
+  catalog: ["that master sent its newest catalog to PuppetDB"],
+  report: ["that master sent its newest report to PuppetDB"],
+  registration: ["somebody registered it there by hand", "PuppetDB's next, newer word replaces that."],
+  learned: ["it was wrong elsewhere and that master had it", "PuppetDB's next, newer word replaces that."],
+  inherited: ["the map said so when sasori started", "PuppetDB has not said otherwise."],
 };
