@@ -118,9 +118,14 @@ export class HaproxyInstance implements Target {
           `${this.name}: cannot add server ${server}: ${quote(reply, 200)}`,
         );
       }
-      if (/\bcheck\b/.test(options)) await session.run(`enable health ${server}`);
-      await session.run(`enable server ${server}`);
+      await enable(session, server, options);
     });
+  }
+
+  /** Finishes what an `addServer` began that was cut off. */
+  enableServer(name: Master, options: string, signal: AbortSignal): Promise<void> {
+    const server = `${this.#options.backend}/${name}`;
+    return RuntimeSession.with(this.#endpoint, signal, (session) => enable(session, server, options));
   }
 
   /** Removes a server that was added at run time. HAProxy refuses while it has connections. */
@@ -160,6 +165,11 @@ export class HaproxyInstance implements Target {
       );
     }
   }
+}
+
+async function enable(session: RuntimeSession, server: string, options: string): Promise<void> {
+  if (/\bcheck\b/.test(options)) await session.run(`enable health ${server}`);
+  await session.run(`enable server ${server}`);
 }
 
 /**
@@ -239,9 +249,13 @@ function parseServers(state: string): Server[] {
     if (line.startsWith("#") || !isMaster(name) || (ip === "-" && fqdn === "-")) continue;
     // srv_op_state: 0 stopped, 1 starting, 2 running, 3 stopping. srv_admin_state: bits of maintenance.
     const up = at(words, "srv_op_state") !== "0" && at(words, "srv_admin_state") === "0";
+    // 1 and nothing else: "disabled" in the configuration sets another bit. A server that once was out of maintenance
+    // has 8 in srv_check_state: its checks are paused. Without checks (0) nobody can tell whether somebody wants it so.
+    const halfAdded =
+      at(words, "srv_admin_state") === "1" && ["2", "6"].includes(at(words, "srv_check_state"));
     const host = fqdn === "-" ? ip : fqdn;
     const address = `${host.includes(":") ? `[${host}]` : host}:${at(words, "srv_port")}`;
-    servers.push({ name, host, address, up });
+    servers.push({ name, host, address, up, ...(halfAdded && { halfAdded }) });
   }
   return servers;
 }

@@ -76,6 +76,7 @@ export class History {
   takePass({ targets, ...pass }: SyncReport): void {
     const { outcome, failure } = pass.source;
     if (outcome === "done") {
+      this.#filled ||= pass.kind === "full"; // Also where there was nothing to fill.
       this.lastGoodPoll = pass.startedAt;
       this.puppetdb = undefined;
     } else if (failure !== undefined) {

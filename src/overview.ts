@@ -158,7 +158,8 @@ function nodeRow(assignment: Assignment): Node {
 }
 
 function targetRow({ servers, ...state }: TargetState): TargetRow {
-  return { ...state, ...(servers && { servers: [...servers] }) };
+  const told = servers?.map(({ name, host, address, up }) => ({ name, host, address, up }));
+  return { ...state, ...(told && { servers: told }) };
 }
 
 function instanceRow({ fingerprint, lastPush, ...state }: TargetDetail): Instance {

@@ -92,7 +92,7 @@ export function renderReport(report: SyncReport, style: Style): string {
 function troubleLines(troubles: readonly Trouble[], style: Style): string[] {
   return troubles.flatMap(({ severity, code, where, what, remedy }) => {
     const paint = severity === "critical" ? style.bad : style.warn;
-    const place = severity === "critical" || code === "down" ? ` ${where}` : "";
+    const place = severity === "critical" ? ` ${where}` : "";
     return [`${paint(code)}${place}: ${what}`, `  ${remedy}`];
   });
 }

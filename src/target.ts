@@ -30,6 +30,8 @@ export interface Server {
   /** `host:port`. */
   address: string;
   up: boolean;
+  /** It was added at run time and never got out of the maintenance that HAProxy adds servers in. */
+  halfAdded?: true;
 }
 
 /** What a look at a target tells without reading its map. The map file has no servers. */

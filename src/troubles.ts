@@ -126,8 +126,8 @@ function downTroubles(targets: Situation["targets"]): Trouble[] {
   return Array.from(where, ([master, haproxys]) => {
     const everywhere = haproxys.length === seen.length;
     const what = everywhere
-      ? "it is down: its nodes' requests go to another master, or wait"
-      : `it is down for ${haproxys.join(", ")}, and up for the others`;
+      ? `${master} is down: its nodes' requests go to another master, or wait`
+      : `${master} is down for ${haproxys.join(", ")}, and up for the others`;
     const remedy = everywhere
       ? "start the master; if it stays away its nodes follow where they check in"
       : "check the way from that HAProxy to the master";

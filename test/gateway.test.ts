@@ -311,6 +311,36 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
       ),
     ));
 
+  test("lets no other program of this host in through its internal sockets, past the certificates", () =>
+    withCertificates(({ ca, server }) =>
+      withGateway(
+        {
+          bin,
+          map: [[NODE, "master1"]],
+          variables: { GATEWAY_CERT: server, GATEWAY_CLIENT_CA: ca, GATEWAY_SECRET: "known to few" },
+        },
+        async ({ haproxy, masters }) => {
+          const asks = (headers = "") =>
+            `GET / HTTP/1.1\r\nHost: gateway\r\nX-Node-Name: ${NODE}\r\n${headers}Connection: close\r\n\r\n`;
+          const request = asks("X-Sasori-Tried: master2\r\n");
+          for (const foreign of [
+            request,
+            `PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n${request}`,
+            proxyHeader() + request,
+            proxyHeader("") + request,
+            proxyHeader("known to man") + request,
+          ]) {
+            expect(await sayTo(haproxy.socketPath, foreign)).toMatch(/^$|^HTTP\/1\.1 403 /);
+          }
+          const sasori = await sayTo(`${haproxy.socketPath}.sasori`, asks().replace("/ ", "/api/v1/status "));
+          expect(sasori).toMatch(/^HTTP\/1\.1 403 /);
+          expect(masters.map(({ requests }) => requests)).toEqual([0, 0, 0]);
+          // That is all that is between such a program and a master: with the secret it is answered.
+          expect(await sayTo(haproxy.socketPath, proxyHeader("known to few") + request)).toMatch(/ 200 /);
+        },
+      ),
+    ));
+
   test("refuses a body that is too large, and lets no slow client hold a connection", () =>
     withGateway(
       { bin, map: [[NODE, "master1"]], variables: { MAX_BODY_BYTES: "1000", REQUEST_TIMEOUT: "300ms" } },
@@ -346,6 +376,27 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
       }
     }));
 });
+
+/** The PROXY protocol's header, version 2, with this unique id. */
+function proxyHeader(uniqueId?: string): string {
+  const addresses = "\x7f\0\0\x01\x7f\0\0\x01\0\x01\0\x02";
+  const id = uniqueId === undefined ? "" : `\x05\0${String.fromCharCode(uniqueId.length)}${uniqueId}`;
+  const length = String.fromCharCode(addresses.length + id.length);
+  return `\r\n\r\n\0\r\nQUIT\n\x21\x11\0${length}${addresses}${id}`;
+}
+
+/** Says something to an abstract socket, which HAProxy fills up with zeros, and resolves with the whole answer. */
+function sayTo(name: string, text: string): Promise<string> {
+  return new Promise((resolve) => {
+    let answer = "";
+    const client = connect(`\0${name.padEnd(107, "\0")}`, () => client.write(text, "latin1"));
+    client.on("data", (chunk) => {
+      answer += String(chunk);
+    });
+    client.on("error", () => undefined); // Reset: then it has nothing more to say.
+    client.on("close", () => resolve(answer));
+  });
+}
 
 /** Lets the master's requests wait until the returned function is called. */
 function hold(master: TestMaster | undefined): () => void {

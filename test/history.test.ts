@@ -76,6 +76,24 @@ describe("the history", () => {
     expect(history.moves({ limit: 10 }).moves).toEqual([]);
   });
 
+  test("tells the first node of an empty fleet, and a new one that is registered after a quiet start", () => {
+    const observe = (map: NodeMap, index: number, source: "facts" | "registration" | "inherited", at = 1) => {
+      map.observe({ certname: node(index), master: "m1" as Master, at, source });
+      return map.takeChanges();
+    };
+    const told = (history: History) => history.moves({ limit: 10 }).moves.map(({ certname }) => certname);
+    const empty = { map: new NodeMap(), history: new History() };
+    empty.history.takePass({ ...REPORT, kind: "full" });
+    empty.history.takeChanges(observe(empty.map, 1, "facts"), empty.map, true, AT);
+    expect(told(empty.history)).toEqual([node(1)]);
+
+    const quiet = { map: new NodeMap(), history: new History() };
+    quiet.history.takeChanges(observe(quiet.map, 1, "inherited", 0.5), quiet.map, false, AT);
+    quiet.history.takePass({ ...REPORT, kind: "full" });
+    quiet.history.takeChanges(observe(quiet.map, 2, "registration"), quiet.map, true, AT);
+    expect(told(quiet.history)).toEqual([node(2)]);
+  });
+
   test("keeps the last passes that did something, and since when PuppetDB fails", () => {
     const history = new History();
     for (let moved = 1; moved <= MAX_PASSES + 20; moved += 1) {

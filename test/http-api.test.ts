@@ -41,6 +41,7 @@ async function withDaemon(
   lab: Pick<FleetLab, "config">,
   use: (api: Api) => Promise<void>,
   extra: Record<string, string> = {},
+  log = pino({ level: "silent" }),
 ): Promise<void> {
   const config = lab.config({
     SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
@@ -48,7 +49,7 @@ async function withDaemon(
     SASORI_FULL_SCHEDULE: NEVER,
     ...extra,
   });
-  const daemon = await startDaemon(config, pino({ level: "silent" }));
+  const daemon = await startDaemon(config, log);
   const { url } = daemon;
   const send: Api["send"] = (method, where, body, headers = {}) =>
     fetch(`${url}${where}`, {
@@ -416,6 +417,36 @@ describe("the status", () => {
       });
     }));
 
+  test("is what the log says: each trouble once when it comes, with its remedy, and once when it is over", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await checkIn(lab, 3);
+      const lines: Record<string, unknown>[] = [];
+      const log = pino({ base: null }, { write: (line: string) => void lines.push(JSON.parse(line)) });
+      const about = () => lines.filter(({ msg }) => /^trouble/.test(String(msg)));
+      await withDaemon(
+        lab,
+        async ({ sync, get }) => {
+          await lab.haproxys[0]?.kill();
+          for (let index = 0; index < 3; index += 1) await sync();
+          const [trouble] = (await get<Status>("/api/v1/status")).troubles;
+          expect(about()).toMatchObject([
+            { level: 50, code: "HAPROXY_UNREACHABLE", what: trouble?.what, remedy: trouble?.remedy },
+          ]);
+          await lab.haproxys[0]?.restart();
+          await sync();
+          await sync();
+          expect(about()[1]).toMatchObject({
+            level: 30,
+            msg: "trouble is over",
+            code: "HAPROXY_UNREACHABLE",
+          });
+          expect(about()).toHaveLength(2);
+        },
+        {},
+        log,
+      );
+    }));
+
   test("keeps saying that the state file was broken", () =>
     withFleetLab([], async (lab) => {
       await writeFile(path.join(path.dirname(lab.mapFile), "state.json"), "{");
@@ -446,7 +477,7 @@ describe.each(haproxyBinaries())("the masters of HAProxy $version", ({ bin }) =>
             ...extra,
           });
         try {
-          await withDaemon({ config }, async ({ get }) => {
+          await withDaemon({ config }, async ({ get, sync }) => {
             const [first] = masters;
             let release = () => {};
             if (first)
@@ -487,6 +518,14 @@ describe.each(haproxyBinaries())("the masters of HAProxy $version", ({ bin }) =>
             await expect
               .poll(load, { timeout: 15_000 })
               .toMatchObject({ status: expect.stringMatching(/^DOWN/), up: false });
+            await sync();
+            expect((await get<Status>("/api/v1/status")).troubles).toContainEqual({
+              severity: "warning",
+              code: "down",
+              where: "master1",
+              what: expect.stringContaining("master1 is down"),
+              remedy: expect.stringContaining("start the master"),
+            });
           });
         } finally {
           await rm(folder, { recursive: true });

@@ -576,6 +576,33 @@ describe("a pass", () => {
       });
     }));
 
+  test("finishes a server that was added but not enabled, and leaves alone what the operator has disabled", () =>
+    withFleetLab([{ bin, servers: [{ name: "master1", port: 1 }] }], async (lab) => {
+      const [haproxy] = lab.haproxys;
+      const say = (line: string) => runtimeCommand(haproxy?.socketPath ?? "", line);
+      await lab.run(name(0), "localhost");
+      const options = {
+        SASORI_NEW_MASTERS: "localhost|master1",
+        SASORI_NEW_MASTER_OPTIONS: "check inter 50ms rise 1 maxconn 50",
+      };
+      const maintenance = async () =>
+        / localhost \S+ [0-3] (\d+) /.exec(await say("show servers state puppet"))?.[1];
+      const added = { haproxy: haproxy?.socketPath, master: "localhost", change: "added" };
+      // As a session leaves it that is lost in between, for a sasori that was restarted since, and later.
+      await say("add server puppet/localhost 127.0.0.1:1 check inter 50ms");
+      const sync = await lab.newSync(options);
+      expect((await sync.request({})).masters.changes).toEqual([added]);
+      expect(await maintenance()).toBe("0");
+      await say("disable server puppet/localhost");
+      expect((await sync.request({ full: true })).masters.changes).toEqual([]);
+      expect(await maintenance()).toBe("1");
+      await say("del server puppet/localhost");
+      await say("add server puppet/localhost 127.0.0.1:1 check inter 50ms");
+      await say("enable health puppet/localhost");
+      expect((await sync.request({})).masters.changes).toEqual([added]);
+      expect(await maintenance()).toBe("0");
+    }));
+
   test("adds no more servers than the limit, and says which producer gets none and why", () =>
     withFleetLab([{ bin }], async (lab) => {
       await lab.run(name(0), "localhost");

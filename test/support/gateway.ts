@@ -89,12 +89,15 @@ export async function withGateway<T>(
   options: Pick<HaproxyOptions, "bin" | "map" | "masterWorker"> & {
     /** Of sasori's HTTP API. Default: a port where nobody listens. */
     sasoriPort?: number;
+    /** Another gateway's. Default: three of its own. */
+    masters?: TestMaster[];
     /** More variables of haproxy.cfg. */
     variables?: Record<string, string>;
   },
   use: (gateway: Gateway) => Promise<T>,
 ): Promise<T> {
-  const masters = await Promise.all(["master1", "master2", "master3"].map((name) => startMaster(name)));
+  const names = ["master1", "master2", "master3"];
+  const masters = options.masters ?? (await Promise.all(names.map((name) => startMaster(name))));
   const statsPort = await freePort();
   const sasori = options.sasoriPort ?? (await freePort());
   const variables = { RESOLVER_ADDRESS: `127.0.0.1:${sasori}`, ...options.variables };
@@ -112,7 +115,7 @@ export async function withGateway<T>(
     });
   } finally {
     await haproxy.stop();
-    for (const master of masters) await master.stop();
+    if (options.masters === undefined) for (const master of masters) await master.stop();
   }
 }
 
