@@ -34,6 +34,7 @@ import type { Metrics } from "./metrics.js";
 import { type Certname, parseCertname, parseMaster } from "./node-map.js";
 import { answer, describeApi, PROBLEM, TOKEN } from "./openapi.js";
 import type { Overview } from "./overview.js";
+import { servePage } from "./page-files.js";
 import type { Resolver } from "./resolve.js";
 import type { Sync } from "./sync.js";
 
@@ -93,6 +94,7 @@ export async function buildApi(parts: ApiParts): Promise<FastifyInstance> {
   addMachineRoutes(api, parts);
   addNodeRoutes(api, parts);
   addFleetRoutes(api, parts);
+  servePage(api as unknown as FastifyInstance);
   api.get("/openapi.json", { schema: { hide: true } }, () => api.swagger());
   return api as unknown as FastifyInstance;
 }
