@@ -7,8 +7,6 @@ import { afterAll, beforeAll, describe, expect, onTestFailed, test } from "vites
 import { run } from "../support/child.js";
 import { type Gateway, left, PROJECT, quickStart, REPOSITORY, Stack } from "./stack.js";
 
-const LIGHT = ["-f", "docker-compose.yml", "-f", "docker-compose.light.yml"];
-const SECOND = ["-f", "docker-compose.yml", "-f", "docker-compose.second-haproxy.yml"];
 const UP = ["up", "--build", "--wait", "--wait-timeout", "400"];
 
 /** A sync on schedule, on a machine that has other things to do. */
@@ -261,7 +259,8 @@ describe("when parts of it fail", () => {
 describe("docker-compose.second-haproxy.yml", () => {
   test("both HAProxys agree, on what is there and on what moves", async () => {
     showLogs();
-    await stack.compose(...SECOND, ...UP);
+    stack.override("docker-compose.second-haproxy.yml");
+    await stack.compose(...UP);
     const { targets } = await stack.status();
     expect(targets.map(({ target }) => target)).toContain("/run/sasori/haproxy2.sock");
     for (const node of ["node1", "node2", "node3", "node4"]) {
@@ -275,13 +274,13 @@ describe("docker-compose.second-haproxy.yml", () => {
 
   test("one of them down does not keep the other from what moves, and it catches up", async () => {
     showLogs();
-    await stack.compose(...SECOND, "stop", "haproxy2");
+    await stack.compose("stop", "haproxy2");
     await stack.move("node1", "master3");
     await expect
       .poll(() => stack.compose("exec", "haproxy", "cat", MAP), SOON)
       .toContain("node1.example.com master3");
     expect(await stack.ask("node1")).toEqual(mapped("master3"));
-    await stack.compose(...SECOND, "start", "haproxy2");
+    await stack.compose("start", "haproxy2");
     await expectMapped("node1", "master3", ["gateway", "gateway2"]);
   });
 });
@@ -290,11 +289,12 @@ describe("docker-compose.light.yml", () => {
   test("after `down` it serves from the kept volumes, without Java and PostgreSQL", async () => {
     showLogs();
     const before = await token();
-    await stack.compose("down", "--remove-orphans");
+    await stack.compose("down");
     expect(await left("container", ["--all"])).toEqual([]);
     expect((await left("volume")).length).toBeGreaterThan(0);
 
-    await stack.compose(...LIGHT, ...UP);
+    stack.override("docker-compose.light.yml");
+    await stack.compose(...UP);
     const answers = await Promise.all(["node1", "node2", "node3", "node4"].map((node) => stack.ask(node)));
     expect(answers.map(({ status, master }) => [status, master])).toEqual([
       [200, "master1"],

@@ -4,6 +4,7 @@
  */
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
+import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { request } from "undici";
 import { freePort, run } from "../support/child.js";
@@ -72,6 +73,11 @@ export class Stack {
 
   url(service: Service): string {
     return `http://localhost:${this.#ports[service]}`;
+  }
+
+  /** From now on docker-compose.yml means this one as well, and none that was named before. */
+  override(file: string): void {
+    this.#env.COMPOSE_FILE = ["docker-compose.yml", file].join(path.delimiter);
   }
 
   /** `docker compose <args>`; resolves with its output, rejects with all it said. */
