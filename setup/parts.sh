@@ -2,7 +2,7 @@
 # Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, wrk.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
-#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java
+#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, promtool
 #   setup/parts.sh wrk       the load generator, for the benchmarks
 #   setup/parts.sh paths     fetches nothing: prints where everything is, for test/support/parts.ts
 #
@@ -27,6 +27,8 @@ recipe=1
 # Dependencies that only serve an installed system. apt is told that they are there already: they and what they
 # would draw in (Perl, systemd, 100 MB of LLVM for PostgreSQL's JIT) would be most of the download.
 left_out="adduser ca-certificates-java dbconfig-no-thanks debconf debconf-2.0 init-system-helpers locales
+  libjs-eonasdan-bootstrap-datetimepicker libjs-bootstrap4 libjs-jquery libjs-jquery-hotkeys libjs-moment
+  libjs-moment-timezone libjs-mustache libjs-popper.js libjs-rickshaw fonts-glyphicons-halflings
   lsb-base media-types passwd perl perl-base postgresql-client-common postgresql-common postgresql-common-dev ssl-cert
   sysvinit-utils ucf util-linux $(printf 'libllvm%s ' {14..25}) libllvm17t64"
 
@@ -60,6 +62,7 @@ packages_of() {
   case $1 in
     haproxy-*) echo "haproxy" ;;
     puppetdb-*) echo "puppetdb postgresql default-jre-headless openssl" ;;
+    prometheus-*) echo "prometheus" ;;
     wrk-*) echo "wrk" ;;
   esac
 }
@@ -67,6 +70,7 @@ packages_of() {
 paths_of() {
   case $1 in
     haproxy-*) printf 'haproxy\t%s\n' "$2/usr/sbin/haproxy" ;;
+    prometheus-*) printf 'promtool\t%s\n' "$2/usr/bin/promtool" ;;
     wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
     puppetdb-*)
       printf 'puppetdb\t%s\n' "$2/etc/puppetdb"
@@ -180,7 +184,7 @@ bind_libraries() {
   loader=$(find "$root/usr" -name 'ld-linux*.so.*' -print -quit)
   libs=$(find "$root/usr/lib" -name libc.so.6 -printf '%h' -quit)
   patch=("$loader" --library-path "$libs" "$root/usr/bin/patchelf" --force-rpath)
-  for program in "$root"/usr/{sbin/haproxy,bin/openssl,bin/wrk,lib/postgresql/*/bin/*,lib/jvm/*/bin/*}; do
+  for program in "$root"/usr/{sbin/haproxy,bin/openssl,bin/wrk,bin/promtool,lib/postgresql/*/bin/*,lib/jvm/*/bin/*}; do
     if [ -f "$program" ] && [ ! -L "$program" ] && is_elf "$program"; then
       "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs" "$program"
     fi
@@ -258,6 +262,7 @@ test_parts() {
     for suite in $haproxy_suites; do echo "haproxy-$suite"; done
   fi
   echo "puppetdb-${puppetdb_suite:-unknown}"
+  echo "prometheus-${puppetdb_suite:-unknown}"
 }
 
 print_paths() {

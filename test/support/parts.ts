@@ -37,20 +37,21 @@ export function haproxyBinaries(): HaproxyBinary[] {
   return haproxys;
 }
 
-/** PuppetDB, its Java and its PostgreSQL. Throws, with the remedy, when they have not been fetched. */
+/** The absolute path of a program or folder. Throws, with the remedy, when it has not been fetched. */
+export function pathOf(name: string): string {
+  const found = list().get(name)?.[0];
+  if (found === undefined) throw new Error(`${name} is missing here: ${REMEDY}`);
+  return found;
+}
+
+/** PuppetDB, its Java and its PostgreSQL. */
 export function puppetdbParts(): PuppetdbParts {
-  const parts = list();
-  const path = (name: string): string => {
-    const found = parts.get(name)?.[0];
-    if (found === undefined) throw new Error(`${name} is missing here: ${REMEDY}`);
-    return found;
-  };
   return {
-    java: path("java"),
-    classpath: path("classpath"),
-    configDir: path("puppetdb"),
-    postgresBin: path("postgres"),
-    openssl: path("openssl"),
+    java: pathOf("java"),
+    classpath: pathOf("classpath"),
+    configDir: pathOf("puppetdb"),
+    postgresBin: pathOf("postgres"),
+    openssl: pathOf("openssl"),
   };
 }
 
