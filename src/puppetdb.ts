@@ -89,9 +89,7 @@ const ProducerRow = z.object({
   receive_time: Timestamp.optional(),
 });
 /** Of one node by one producer the newest. */
-const NewestRow = z
-  .object({ certname: z.string(), producer: z.string().nullable(), max: Timestamp })
-  .transform(({ max, ...row }) => ({ ...row, producer_timestamp: max }));
+const NewestRow = z.object({ certname: z.string(), producer: z.string().nullable(), max: Timestamp });
 const ActiveRow = z.object({ certname: z.string() });
 const CountRow = z.object({ count: z.number() });
 const InactiveRow = z.object({ certname: z.string(), deactivated: Timestamp, expired: Timestamp });
@@ -124,7 +122,6 @@ export class PuppetDb {
   async readAll(signal: AbortSignal): Promise<Reading> {
     const reading = emptyReading("full");
     const active = new Set<Certname>();
-    const reported = new Set<string>();
     const now = Date.now();
     let inactive = 0;
     await this.#readTogether(reading, signal, (ask) => [
@@ -132,47 +129,44 @@ export class PuppetDb {
         take(row.certname, reading, (certname) => active.add(certname));
       }),
       ask("factsets", producers(ACTIVE), ProducerRow, (row) => takeProducer(row, "facts", reading)),
-      ask("reports", newestReports(["and", after(now - RECENT_MS), ACTIVE]), NewestRow, (row) => {
-        reported.add(row.certname);
-        takeProducer(row, "report", reading);
-      }),
+      ask("reports", newestReports(after(now - RECENT_MS)), NewestRow, (row) => takeNewest(row, reading)),
       ask("nodes", INACTIVE_NODES, InactiveRow, (row) => {
         inactive += 1;
         takeInactive(row, reading);
       }),
     ]);
     const { asOf } = reading;
-    const silent = [...active].filter((certname) => !reported.has(certname));
-    await this.#readOlderReports(reading, silent, active.size * FEW_LEFT, now, signal);
+    await this.#readOlderReports(reading, active, now, signal);
     await this.#readLoneCatalogs(reading, active, signal);
     this.#inactive = inactive;
     return { ...reading, asOf, active };
   }
 
-  /** The newest reports of nodes that have none of the last hour. */
+  /** The newest reports of nodes that have submitted nothing within the last hour: others have no older news. */
   async #readOlderReports(
     reading: Reading,
-    silent: readonly Certname[],
-    few: number,
+    active: ReadonlySet<Certname>,
     now: number,
     signal: AbortSignal,
   ): Promise<void> {
-    let left = silent;
-    const read = async (where: Query) => {
-      const reported = new Set<string>();
-      await this.#readTogether(reading, signal, (ask) => [
-        ask("reports", newestReports(["and", where, ACTIVE]), NewestRow, (row) => {
-          reported.add(row.certname);
-          takeProducer(row, "report", reading);
-        }),
+    const few = active.size * FEW_LEFT;
+    const silentFor = (ms: number) =>
+      [...active].filter((certname) => (reading.submissions.get(certname)?.at ?? 0) <= now - ms);
+    const read = (query: Query) =>
+      this.#readTogether(reading, signal, (ask) => [
+        ask("reports", query, NewestRow, (row) => takeNewest(row, reading)),
       ]);
-      left = left.filter((certname) => !reported.has(certname));
-    };
-    if (left.length > few) await read(["and", after(now - DAY_MS), ["not", after(now - RECENT_MS)]]);
-    if (left.length > few) return read(LATEST);
-    const names = left;
-    for (let from = 0; from < names.length; from += NAMES_AT_ONCE) {
-      await read(certnameAmong(names.slice(from, from + NAMES_AT_ONCE)));
+    let silent = silentFor(RECENT_MS);
+    if (silent.length > few) {
+      await read(newestReports(["and", after(now - DAY_MS), ["not", after(now - RECENT_MS)]]));
+      silent = silentFor(DAY_MS);
+    }
+    if (silent.length > few) {
+      await read(newestReports(LATEST));
+      return;
+    }
+    for (let from = 0; from < silent.length; from += NAMES_AT_ONCE) {
+      await read(newestReports(certnameAmong(silent.slice(from, from + NAMES_AT_ONCE))));
     }
   }
 
@@ -409,7 +403,7 @@ const producers = (where: Query, ...more: string[]): Query => [
 const newestReports = (where: Query): Query => [
   "extract",
   ["certname", "producer", ["function", "max", "producer_timestamp"]],
-  where,
+  ["and", where, ACTIVE],
   ["group_by", "certname", "producer"],
 ];
 
@@ -456,6 +450,10 @@ function takeProducer(
     const receivedAt = Date.parse(row.timestamp ?? row.receive_time ?? "") || 0;
     reading.submissions.set(certname, { certname, producer: row.producer, at, source, receivedAt });
   });
+}
+
+function takeNewest({ max, ...row }: z.output<typeof NewestRow>, reading: Reading): void {
+  takeProducer({ ...row, producer_timestamp: max }, "report", reading);
 }
 
 function takeInactive(row: z.output<typeof InactiveRow>, reading: Reading): void {
