@@ -173,7 +173,8 @@ export class Sync {
       clock.begin("plan");
       const approvalUnmatched = this.#merge(reading, request);
       const submitted = this.#takeSubmitted(request);
-      await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeMany(signal));
+      const desired = this.fleet.map;
+      await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeReplacing(desired, signal));
       const learnedMore = this.#learn();
       const journal = await this.#saveJournal(request);
       const masters = await this.#settleMasters(request, kind, stop);

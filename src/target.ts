@@ -55,6 +55,8 @@ export interface Target {
   readonly kind: "file" | "haproxy";
   look(signal: AbortSignal): Promise<Sighting>;
   read(signal: AbortSignal): Promise<Contents>;
+  /** Whether a push of so many changes would replace its map whole, whatever others wrote to it meanwhile. */
+  replaces(changes: number, desired: NodeMap): boolean;
   /** Afterwards the target holds `desired`, in one way or another, or the call has failed. */
   apply(plan: Plan, desired: NodeMap, seen: Fingerprint, signal: AbortSignal): Promise<Applied>;
 }

@@ -20,9 +20,6 @@ const MAX_LISTED = 1_000;
 /** A push that somebody disturbs (a reload, another writer) is planned again this often in one pass. */
 const MAX_ROUNDS = 3;
 
-/** From here on a push may replace the whole map, and with it what HAProxy learned unseen: it is read before. */
-const MANY_CHANGES = 20;
-
 /** How long a target that stalled is left alone by passes that only look for changes. */
 const STALLED_PAUSE_MS = 60_000;
 
@@ -150,10 +147,10 @@ export class TrackedTarget {
     return this.#attempt(() => this.#read(signal));
   }
 
-  /** Reads an HAProxy that so much waits for that the push may replace its whole map. */
-  readBeforeMany(signal: AbortSignal): Promise<void> {
-    const few = this.#pending.size <= MANY_CHANGES;
-    if (few || this.target.kind === "file" || this.contents !== undefined) return Promise.resolve();
+  /** Reads an HAProxy whose whole map the push will replace, and with it what HAProxy learned unseen. */
+  readBeforeReplacing(desired: NodeMap, signal: AbortSignal): Promise<void> {
+    const replaces = this.target.replaces(this.#pending.size, desired);
+    if (!replaces || this.contents !== undefined) return Promise.resolve();
     return this.#attempt(() => this.#read(signal));
   }
 

@@ -282,11 +282,11 @@ describe("a pass", () => {
 
   test("keeps what HAProxy learned unseen when a push replaces the whole map", () =>
     withFleetLab([{ bin }], async (lab) => {
-      const routes = await checkIn(lab, 60);
+      const routes = await checkIn(lab, 601);
       const sync = await lab.newSync();
       await sync.request({});
-      await setLive(lab, 0, name(59), "master2");
-      for (let index = 0; index < 50; index += 1) {
+      await setLive(lab, 0, name(600), "master2");
+      for (let index = 0; index < 600; index += 1) {
         await lab.run(name(index), "master3", index);
         routes.set(name(index), "master3");
       }
@@ -295,7 +295,7 @@ describe("a pass", () => {
         learned: 1,
         targets: [{}, { method: "swap" }],
       });
-      await expectEverywhere(lab, routes.set(name(59), "master2"));
+      await expectEverywhere(lab, routes.set(name(600), "master2"));
     }));
 
   test("believes PuppetDB rather than a route that was learned at some time before or after", () =>
