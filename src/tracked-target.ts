@@ -6,6 +6,7 @@ import { type Failure, SasoriError, toFailure } from "./errors.js";
 import type { Before, Master, NodeMap, Observation } from "./node-map.js";
 import {
   type Change,
+  isUndecided,
   learnedRoutes,
   type Plan,
   planForNodes,
@@ -124,9 +125,12 @@ export class TrackedTarget {
     return this.#attempt(() => this.#read(signal));
   }
 
-  /** Reads an HAProxy that so much waits for that the push may replace its whole map. */
+  /**
+   * Reads an HAProxy that so much waits for that the push may replace its whole map, or that is not known to be right
+   * although this pass has settled it before.
+   */
   readBeforeMany(signal: AbortSignal): Promise<void> {
-    const few = this.#pending.size <= MANY_CHANGES;
+    const few = this.#pending.size <= MANY_CHANGES && this.#left !== undefined;
     if (few || this.target.kind === "file" || this.contents !== undefined) return Promise.resolve();
     return this.#attempt(() => this.#read(signal));
   }
@@ -167,7 +171,8 @@ export class TrackedTarget {
       let seen = contents?.fingerprint ?? this.#left;
       if (seen === undefined) return;
       let plan = contents ? planFromContents(desired, contents) : planFromChanges(desired, this.#pending);
-      let complete = true;
+      // What the file and this HAProxy disagree on is compared again when PuppetDB has spoken.
+      let complete = contents === undefined || !isUndecided(desired, contents);
       for (let round = 1; round <= MAX_ROUNDS; round += 1) {
         if (plan.kind === "unchanged") return this.#inSync(seen, contents !== undefined, complete);
         this.#left = undefined; // Whatever happens below, until it is known to be right.

@@ -493,6 +493,21 @@ describe("a pass", () => {
       expect(await lab.haproxys[0]?.showMap()).toEqual(new Map([[name(0), "master3"]]));
     }));
 
+  test("brings a HAProxy up to date that a killed sasori has left behind the file", () =>
+    withFleetLab([{ bin, map: [[name(0), "master1"]] }, { bin }], async (lab) => {
+      await writeFile(lab.mapFile, `${name(0)} master2\n`);
+      await lab.stopPuppetdb();
+      const sync = await lab.newSync();
+      await sync.request({});
+      expect(await lab.haproxys[0]?.showMap()).toEqual(new Map([[name(0), "master1"]])); // Nobody knows better.
+      expect(sync.targets().map(({ inSync }) => inSync)).toEqual([true, false, true]);
+      await lab.startPuppetdb();
+      await lab.run(name(0), "master2", -MINUTE);
+      expect(await sync.request({})).toMatchObject({ outcome: "done" });
+      await expectEverywhere(lab, new Map([[name(0), "master2"]]));
+      expect(await (await lab.newSync()).request({})).toMatchObject({ outcome: "done", moved: 0 });
+    }));
+
   test("does not remove live routes that only a lost file does not hold", () =>
     withFleetLab([{ bin, map: [[name(0), "master3"]] }], async (lab) => {
       await lab.stopPuppetdb();
