@@ -264,6 +264,20 @@ describe("a pass", () => {
       await expectEverywhere(lab, routes);
     }));
 
+  test("keeps a node that ran minutes ago although PuppetDB does not list it: it may lag, or be an old backup", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 20);
+      await lab.run("long-ago.example.com", "master1", -60 * MINUTE);
+      await lab.run("just-now.example.com", "master1");
+      const sync = await lab.newSync();
+      await sync.request({});
+      await lab.stopPuppetdb();
+      await lab.startPuppetdb();
+      await checkIn(lab, 20);
+      expect(await full(sync)).toMatchObject({ outcome: "done" });
+      await expectEverywhere(lab, routes.set("just-now.example.com", "master1"));
+    }));
+
   test("judges what a HAProxy holds that it meets later: a sasori without a file empties none", () =>
     withFleetLab(
       [{ bin }, { bin, map: Array.from({ length: 50 }, (_, i): [string, string] => [name(i), "master1"]) }],
