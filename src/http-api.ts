@@ -99,7 +99,9 @@ export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiPar
     if (known !== undefined && !known.includes(master)) {
       throw new SasoriError("USAGE", `HAProxy has no server ${quote(master)} (it has: ${known.join(", ")})`);
     }
-    await sync.submit({ certname, master, at: Date.now(), source: "registration" });
+    // Ordered now, so newer than what is known, even from a master whose clock is ahead.
+    const at = Math.max(Date.now(), (sync.fleet.map.get(certname)?.at ?? 0) + 1);
+    await sync.submit({ certname, master, at, source: "registration" });
     return afterChange(certname, reply);
   });
   api.delete<{ Params: { certname: string } }>("/api/v1/nodes/:certname", async (request, reply) => {
