@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, Chromium,
-# wrk; and the tools that judge what deploy/ has: promtool, systemd-analyze, kubectl.
+# wrk, a library that sets a program's clock; and the tools that judge what deploy/ has: promtool, systemd-analyze,
+# kubectl.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
 #   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, Chromium, and
@@ -78,6 +79,7 @@ packages_of() {
     wrk-*) echo "wrk" ;;
     systemd-*) echo "systemd" ;;
     kubectl-*) echo "kubernetes-client" ;;
+    faketime-*) echo "libfaketime" ;;
   esac
 }
 
@@ -89,6 +91,7 @@ paths_of() {
     wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
     systemd-*) printf 'systemd-analyze\t%s\n' "$2/usr/bin/systemd-analyze" ;;
     kubectl-*) printf 'kubectl\t%s\n' "$2/usr/bin/kubectl" ;;
+    faketime-*) printf 'faketime\t%s\n' "$2"/usr/lib/*/faketime/libfaketime.so.1 ;;
     puppetdb-*)
       printf 'puppetdb\t%s\n' "$2/etc/puppetdb"
       printf 'classpath\t%s\n' "$(classpath_of "$2")"
@@ -278,7 +281,7 @@ test_parts() {
   if [ -z "${TEST_HAPROXY_BINS:-${HAPROXY_BIN:-}}" ]; then
     for suite in $haproxy_suites; do echo "haproxy-$suite"; done
   fi
-  for part in puppetdb prometheus systemd; do echo "$part-${puppetdb_suite:-unknown}"; done
+  for part in puppetdb prometheus systemd faketime; do echo "$part-${puppetdb_suite:-unknown}"; done
   [ -n "${KUBECTL_BIN:-}" ] || [ -z "$kubectl_suite" ] || echo "kubectl-$kubectl_suite"
   if [ -z "$(own_chromium)" ] && [ -n "$chromium_suite" ]; then echo "chromium-$chromium_suite"; fi
 }

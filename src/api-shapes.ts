@@ -253,6 +253,10 @@ export const TargetReportShape = z.strictObject({
     .describe("the first of these changes"),
   learned: Count,
   drift: Count.describe("entries that were otherwise than sasori had left them, for no reason that it knows"),
+  changedByOthers: z
+    .literal(true)
+    .optional()
+    .describe("somebody else writes to it: another sasori, or a person"),
   method: z.string().optional(),
   durationMs: Milliseconds,
   failure: FailureShape.optional(),

@@ -26,6 +26,9 @@ const STOP_GRACE_MS = 7_000;
 
 /** A burst of more is not told one by one: whoever shows the map reads it again. */
 const MAX_MOVES_TOLD = 1_000;
+const CLOCK_CHECK_MS = 1_000;
+/** What clocks drift by in a second, or a busy process notices late, is far below. */
+const CLOCK_JUMP_MS = 2_000;
 
 /** Runs until SIGTERM or SIGINT. Throws only when it cannot start. */
 export async function serve(config: Config): Promise<void> {
@@ -109,17 +112,24 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     warn: (text) => log.warn(text),
     error: (text) => log.error(String(text)),
   });
-  const tasks = [
+  const startTasks = () => [
     // A pass under way sees what this tick would look for, or the next tick does.
     schedule(config.schedule, () => (sync.busy ? undefined : request({}))),
     schedule(config.fullSchedule, () => request({ full: true })),
   ];
+  let tasks = startTasks();
+  const clock = watchClock((jumpMs) => {
+    log.warn({ jumpMs }, "the clock was set");
+    for (const task of tasks) void task.destroy();
+    tasks = startTasks();
+  });
   request({ full: true });
 
   return {
     url,
     sync: request,
     async stop() {
+      clearInterval(clock);
       for (const task of tasks) await task.destroy();
       events.close();
       await sync.stop(STOP_GRACE_MS);
@@ -154,9 +164,24 @@ function tellEvents(history: History, events: EventStream, overview: Overview, l
   });
 }
 
+/**
+ * Tells when the machine's clock was set, or the machine slept. node-cron waits for a time of that clock: after it was
+ * set back by an hour, nothing would happen for an hour.
+ */
+function watchClock(onJump: (jumpMs: number) => void): NodeJS.Timeout {
+  let before = Date.now() - performance.now();
+  const check = () => {
+    const now = Date.now() - performance.now();
+    if (Math.abs(now - before) > CLOCK_JUMP_MS) onJump(Math.round(now - before));
+    before = now;
+  };
+  return setInterval(check, CLOCK_CHECK_MS).unref();
+}
+
 /** One line per pass: the counts of its report. The level says whether somebody has to look at it. */
 function logPass(log: Logger, report: SyncReport): void {
-  const level = report.outcome === "done" ? "info" : report.outcome === "held" ? "warn" : "error";
+  const others = report.targets.some(({ changedByOthers }) => changedByOthers);
+  const level = report.outcome === "failed" ? "error" : report.outcome === "held" || others ? "warn" : "info";
   const { phasesMs, targets, refused, withoutProducer, ...counts } = report;
   const line = {
     ...counts,

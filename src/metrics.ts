@@ -53,6 +53,11 @@ export class Metrics {
     "Nodes that left a master while it was down, and have not come back.",
     [],
   );
+  readonly #foreign = this.#counter(
+    "sasori_foreign_changes_total",
+    "Passes that found a target changed by somebody else.",
+    ["target"],
+  );
   readonly #unroutable = this.#gauge(
     "sasori_unroutable_nodes",
     "Nodes whose producer has no HAProxy server.",
@@ -131,6 +136,7 @@ export class Metrics {
     for (const { haproxy, failure } of report.masters.changes) this.#failed(haproxy, failure);
     for (const failure of report.masters.failures) this.#failed("masters", failure);
     for (const { target, failure, drift, ...changed } of report.targets) {
+      if (changed.changedByOthers) this.#foreign.inc({ target });
       this.#failed(target, failure);
       this.#drift.inc({ target }, drift);
       for (const change of ["add", "set", "del"] as const)

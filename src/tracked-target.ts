@@ -6,6 +6,7 @@ import { type Failure, SasoriError, toFailure } from "./errors.js";
 import type { Before, Master, NodeMap, Observation } from "./node-map.js";
 import {
   type Change,
+  isUndecided,
   learnedRoutes,
   type Plan,
   planForNodes,
@@ -36,6 +37,8 @@ export interface TargetReport {
   learned: number;
   /** Entries that were otherwise than sasori had left them, for no reason that it knows. */
   drift: number;
+  /** Something came, went or changed since the last pass, or during this one, and not by us: another sasori, a person. */
+  changedByOthers?: true;
   method?: string;
   durationMs: number;
   failure?: Failure;
@@ -90,6 +93,8 @@ export class TrackedTarget {
   /** The process that was last in sync, and when it was last compared entry by entry (ms since the epoch). */
   #process: string | undefined;
   #comparedAt = 0;
+  /** Entries came or went since it was left. */
+  #touched = false;
   /** Nodes that changed since, with what the target still has. */
   readonly #pending: Before = new Map();
   #failure: Failure | undefined;
@@ -136,6 +141,8 @@ export class TrackedTarget {
       this.#retryAt = performance.now() + STALLED_PAUSE_MS;
       this.#sighting = await this.target.look(signal);
       this.servers = this.#sighting.servers;
+      const { process, content } = this.#sighting.fingerprint;
+      this.#touched = process === this.#left?.process && content !== this.#left.content;
     });
   }
 
@@ -147,9 +154,13 @@ export class TrackedTarget {
     return this.#attempt(() => this.#read(signal));
   }
 
-  /** Reads an HAProxy whose whole map the push will replace, and with it what HAProxy learned unseen. */
+  /**
+   * Reads an HAProxy whose whole map the push will replace, and with it what HAProxy learned unseen, or that is not known
+   * to be right although this pass has settled it before.
+   */
   readBeforeReplacing(desired: NodeMap, signal: AbortSignal): Promise<void> {
-    const replaces = this.target.replaces(this.#pending.size, desired);
+    const isUnsure = this.target.kind === "haproxy" && this.#left === undefined;
+    const replaces = isUnsure || this.target.replaces(this.#pending.size, desired);
     if (!replaces || this.contents !== undefined) return Promise.resolve();
     return this.#attempt(() => this.#read(signal));
   }
@@ -191,13 +202,19 @@ export class TrackedTarget {
       if (seen === undefined) return;
       let plan = contents ? planFromContents(desired, contents) : planFromChanges(desired, this.#pending);
       if (contents !== undefined && plan.kind === "changes") this.#countDrift(plan, contents);
-      let complete = true;
+      // An HAProxy that finds nodes which its map does not hold adds them itself.
+      if (this.report.drift > 0 || (this.#touched && this.report.learned === 0))
+        this.report.changedByOthers = true;
+      // What the file and this HAProxy disagree on is compared again when PuppetDB has spoken.
+      let complete = contents === undefined || !isUndecided(desired, contents);
       for (let round = 1; round <= MAX_ROUNDS; round += 1) {
         if (plan.kind === "unchanged") return this.#inSync(seen, contents !== undefined, complete);
         this.#left = undefined; // Whatever happens below, until it is known to be right.
         const began = performance.now();
         const applied = await this.target.apply(plan, desired, seen, signal);
         if (applied.method !== undefined) this.#applied(plan, applied.method, performance.now() - began);
+        if (applied.disturbed && applied.fingerprint.process === seen.process)
+          this.report.changedByOthers = true;
         if (!applied.disturbed) return this.#inSync(applied.fingerprint, contents !== undefined, complete);
         contents = await this.target.read(signal);
         seen = contents.fingerprint;

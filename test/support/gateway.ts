@@ -120,7 +120,7 @@ export async function withGateway<T>(
 }
 
 /** haproxy.cfg with the variables that it takes from the environment set in front of it. */
-function gatewayConfig(
+export function gatewayConfig(
   at: HaproxyPlaces,
   masters: readonly { port: number }[],
   statsPort: number,
