@@ -42,8 +42,11 @@ function check(
 const NODE = "node1.example.com";
 
 describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, version }) => {
-  test("has a configuration that HAProxy takes without a warning", () => {
-    const { status, text } = check(bin);
+  test.each([
+    ["names looked up once", {}],
+    ["names looked up again and again", { GATEWAY_DNS: "on", MASTER1: "localhost:1" }],
+  ])("has a configuration that HAProxy takes without a warning: %s", (_case, more) => {
+    const { status, text } = check(bin, { more });
     expect({ status, warnings: text.match(/WARNING|ALERT/g) }).toEqual({ status: 0, warnings: null });
   });
 
