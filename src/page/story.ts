@@ -50,7 +50,7 @@ export function renderStory(state: State): Node[] {
         "div",
         { class: "title" },
         h("h3", { id: "story-title", tabindex: "-1" }, name(certname)),
-        h("a", { class: "plain", href: "#" }, "Close"),
+        h("button", { type: "button", class: "plain", "data-do": "close" }, "Close"),
       ),
       problem !== undefined && h("p", { class: "wrong" }, icon("warn"), name(problem)),
       value === undefined && problem === undefined && h("p", { class: "quiet" }, "Asking every HAProxy …"),
@@ -172,7 +172,7 @@ function renderRegister(state: State, certname: string | undefined, own = false)
   const id = certname === undefined ? "new" : "story";
   return h(
     "form",
-    { class: "register", "data-do": "register", "data-certname": certname },
+    { class: "register", "data-key": "register", "data-do": "register", "data-certname": certname },
     certname === undefined && [
       h("label", { for: `${id}-certname` }, "Node"),
       h("input", {
