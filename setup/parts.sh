@@ -291,7 +291,7 @@ own_chromium() {
   if [ -n "${CHROMIUM_BIN:-}" ]; then
     echo "$CHROMIUM_BIN"
   elif [ -z "$chromium_suite" ]; then
-    command -v chromium google-chrome chromium-browser | head -n 1
+    { command -v chromium google-chrome chromium-browser || true; } | head -n 1
   fi
 }
 

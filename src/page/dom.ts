@@ -61,8 +61,10 @@ export function morph(parent: Element, wanted: readonly Node[]): void {
   let at = parent.firstChild;
   for (const node of wanted) {
     const key = keyOf(node);
-    const old = key === undefined ? at : keyed.get(key);
+    const old = key === undefined ? nextSame(at, node) : keyed.get(key);
     if (old && isSame(old, node)) {
+      // What stood before it is gone, unless it has a key and comes later.
+      while (key === undefined && at !== null && at !== old) at = removed(at);
       if (old === at) at = at.nextSibling;
       else parent.insertBefore(old, at);
       update(old, node);
@@ -70,11 +72,21 @@ export function morph(parent: Element, wanted: readonly Node[]): void {
       parent.insertBefore(node, at);
     }
   }
-  while (at !== null) {
-    const next: ChildNode | null = at.nextSibling;
-    at.remove();
-    at = next;
+  while (at !== null) at = removed(at);
+}
+
+/** The first of these and its followers that `node` may continue; one with a key is not passed over. */
+function nextSame(at: ChildNode | null, node: Node): ChildNode | null {
+  for (let old = at; old !== null && keyOf(old) === undefined; old = old.nextSibling) {
+    if (isSame(old, node)) return old;
   }
+  return null;
+}
+
+function removed(node: ChildNode): ChildNode | null {
+  const next = node.nextSibling;
+  node.remove();
+  return next;
 }
 
 const keyOf = (node: Node) => (node instanceof HTMLElement ? node.dataset.key : undefined);

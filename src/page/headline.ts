@@ -5,7 +5,7 @@ import type { Pass, Trouble } from "../api-shapes.js";
 import { type Child, h } from "./dom.js";
 import { icon, type Sign } from "./icons.js";
 import { nowOf, plotOf, type State } from "./state.js";
-import { age, clock, count, counted, name } from "./words.js";
+import { age, clock, count, counted, name, prose, sentence } from "./words.js";
 
 type Tone = Extract<Sign, "good" | "bad" | "warn" | "busy" | "stale">;
 
@@ -68,7 +68,7 @@ export function renderHeadline(state: State): Node[] {
           "div",
           { role: "status", "aria-live": tone === "bad" ? "assertive" : "polite", "aria-atomic": "true" },
           h("h1", {}, title),
-          h("p", {}, detail),
+          h("p", {}, prose(detail, nowOf(state))),
         ),
       ),
     ),
@@ -102,6 +102,7 @@ function renderFigures(state: State): Child {
 export function renderTroubles(state: State): Node[] {
   const troubles = state.status?.troubles ?? [];
   const held = state.status?.lastPass?.held;
+  const now = nowOf(state);
   if (troubles.length === 0 && held === undefined) return [];
   return [
     h("h2", {}, "What is wrong, and what to do"),
@@ -118,11 +119,22 @@ export function renderTroubles(state: State): Node[] {
             icon(trouble.severity === "critical" ? "bad" : "warn"),
             trouble.severity === "critical" ? "Broken" : "Worth a look",
           ),
-          h("div", {}, h("p", {}, h("strong", {}, name(trouble.where)), " "), h("p", {}, name(trouble.what))),
           h(
             "div",
             {},
-            h("p", {}, h("span", { class: "unseen" }, "What to do: "), icon("arrow"), name(trouble.remedy)),
+            h("p", {}, h("strong", {}, name(trouble.where)), " "),
+            h("p", {}, sentence(trouble.what, now)),
+          ),
+          h(
+            "div",
+            {},
+            h(
+              "p",
+              {},
+              h("span", { class: "unseen" }, "What to do: "),
+              icon("arrow"),
+              sentence(trouble.remedy, now),
+            ),
             h("p", { class: "quiet" }, h("code", {}, trouble.code)),
           ),
         ),
@@ -140,8 +152,8 @@ function renderHeld(state: State, held: NonNullable<Pass["held"]>): Node {
     h(
       "p",
       {},
-      name(held.reason),
-      " Until somebody approves, they keep their routes. If PuppetDB has lost them by mistake, restore it and do nothing here.",
+      sentence(held.reason, nowOf(state)),
+      ". Until somebody approves, they keep their routes. If PuppetDB has lost them by mistake, restore it and do nothing here.",
     ),
     renderSamples(held),
     h(

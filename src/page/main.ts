@@ -78,9 +78,18 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
 // ---- what the reader does
 
 document.addEventListener("click", (event) => {
-  const control = (event.target as Element).closest<HTMLElement>("button[data-do]");
+  const control = (event.target as Element).closest<HTMLElement>("button[data-do], a[data-do]");
   if (control === null || control.getAttribute("aria-disabled") === "true") return;
   const { do: what, certname } = control.dataset;
+  if (what === "skip" || what === "close") {
+    // Not by the address alone, which would scroll to the top or close a story.
+    event.preventDefault();
+    searchField.focus();
+  }
+  if (what === "close") {
+    history.pushState(null, "", location.pathname);
+    followAddress();
+  }
   if (what === "sync") void sync("sync", {});
   if (what === "full") void sync("full", { full: true });
   if (what === "approve") void approve();

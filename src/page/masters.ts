@@ -4,7 +4,7 @@ import type { Instance, Masters, ServerLoad } from "../api-shapes.js";
 import { type Child, h } from "./dom.js";
 import { icon } from "./icons.js";
 import { nowOf, type State } from "./state.js";
-import { age, count, counted, duration, moment, name, percent } from "./words.js";
+import { age, count, counted, duration, moment, name, percent, prose } from "./words.js";
 
 /** More masters than anybody has; a mistake elsewhere must not make the page slow. */
 const MAX_MASTERS = 64;
@@ -123,7 +123,13 @@ export function renderInstances(state: State): Node[] {
 
 function renderInstance(instance: Instance, now: number): Node {
   const { target, kind, inSync, pending, version, failure, lastPush, map } = instance;
-  const words = failure !== undefined ? "not in sync" : inSync ? "in sync" : "behind";
+  // Behind without a failure is what a pass looks like from the middle of it: no reason for alarm.
+  const [tone, words] =
+    failure !== undefined
+      ? (["bad", "not in sync"] as const)
+      : inSync
+        ? (["good", "in sync"] as const)
+        : (["busy", "catching up"] as const);
   return h(
     "li",
     { "data-key": target },
@@ -133,8 +139,8 @@ function renderInstance(instance: Instance, now: number): Node {
       h("span", { class: "who" }, name(target)),
       h(
         "span",
-        { class: `health ${inSync ? "good" : "bad"}` },
-        icon(inSync ? "good" : "bad"),
+        { class: `health ${tone}` },
+        icon(tone),
         words,
         pending > 0 && `, ${counted(pending, "change")} to go`,
       ),
@@ -160,7 +166,7 @@ function renderInstance(instance: Instance, now: number): Node {
             `: ${changesOf(lastPush)}, ${lastPush.method}, ${duration(lastPush.durationMs)}`,
           ],
     ),
-    failure && h("p", { class: "wrong" }, h("code", {}, failure.code), " ", name(failure.message)),
+    failure && h("p", { class: "wrong" }, h("code", {}, failure.code), " ", prose(failure.message, now)),
   );
 }
 

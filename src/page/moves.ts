@@ -124,7 +124,11 @@ function plotOptions(width: number, most: number): uPlot.Options {
     padding: [8, 18, 0, 0],
     cursor: { show: false },
     legend: { show: false },
-    scales: { x: { time: true }, y: { range: [0, Math.max(4, most * 1.1)] } },
+    // The last bar begins at its minute: it needs the room of one more.
+    scales: {
+      x: { time: true, range: (_plot, first, last) => [first, last + 60] },
+      y: { range: [0, Math.max(4, most * 1.1)] },
+    },
     axes: [
       {
         ...axis,

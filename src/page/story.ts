@@ -50,7 +50,7 @@ export function renderStory(state: State): Node[] {
         "div",
         { class: "title" },
         h("h3", { id: "story-title", tabindex: "-1" }, name(certname)),
-        h("a", { class: "plain", href: "#" }, "Close"),
+        h("button", { type: "button", class: "plain", "data-do": "close" }, "Close"),
       ),
       problem !== undefined && h("p", { class: "wrong" }, icon("warn"), name(problem)),
       value === undefined && problem === undefined && h("p", { class: "quiet" }, "Asking every HAProxy …"),
@@ -166,30 +166,32 @@ function renderStop(
   );
 }
 
-/** A form that moves a node, or all nodes' form when `certname` is undefined. */
+/** A form that moves a node, or any node when `certname` is undefined. */
 function renderRegister(state: State, certname: string | undefined, own = false): Node {
   const masters = mastersOf(state);
-  const id = certname === undefined ? "new" : "story";
   return h(
     "form",
-    { class: "register", "data-do": "register", "data-certname": certname },
-    certname === undefined && [
-      h("label", { for: `${id}-certname` }, "Node"),
-      h("input", {
-        id: `${id}-certname`,
-        name: "certname",
-        required: true,
-        autocomplete: "off",
-        spellcheck: "false",
-        autocapitalize: "none",
-        placeholder: "node1.example.com",
-      }),
-    ],
-    h("label", { for: `${id}-master` }, "Master"),
-    h(
-      "select",
-      { id: `${id}-master`, name: "master", required: true },
-      masters.map((master) => h("option", { value: master, "data-key": master }, master)),
+    { class: "register", "data-key": "register", "data-do": "register", "data-certname": certname },
+    certname === undefined &&
+      field(
+        "Node",
+        h("input", {
+          id: "new-node",
+          name: "certname",
+          required: true,
+          autocomplete: "off",
+          spellcheck: "false",
+          autocapitalize: "none",
+          placeholder: "node1.example.com",
+        }),
+      ),
+    field(
+      "Master",
+      h(
+        "select",
+        { id: certname === undefined ? "new-master" : "story-master", name: "master", required: true },
+        masters.map((master) => h("option", { value: master, "data-key": master }, master)),
+      ),
     ),
     h(
       "button",
@@ -210,6 +212,9 @@ function renderRegister(state: State, certname: string | undefined, own = false)
       ),
   );
 }
+
+const field = (label: string, control: HTMLElement) =>
+  h("span", { class: "field" }, h("label", { for: control.id }, label), control);
 
 /** The names of HAProxy's servers. */
 function mastersOf({ status, masters }: State): string[] {

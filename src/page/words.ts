@@ -48,6 +48,23 @@ export function clock(at: string, now: number): string {
 export const moment = (at: string, text: string) =>
   h("time", { datetime: at, title: WHOLE.format(new Date(at)) }, text);
 
+/** A text of sasori's, with the times in it as the reader's clock has them. */
+export const prose = (text: string, now: number) =>
+  h(
+    "bdi",
+    { class: "name" },
+    text
+      .split(/(\d{4}-\d\d-\d\dT[\d:.]{8,15}Z)/)
+      .map((part, index) => (index % 2 === 1 ? moment(part, clock(part, now)) : part)),
+  );
+
+/** The same as a sentence of its own. What begins with an address or a path is left as it is. */
+export const sentence = (text: string, now: number) =>
+  prose(
+    text.replace(/^[a-z]+(?= )/, (word) => word.slice(0, 1).toUpperCase() + word.slice(1)),
+    now,
+  );
+
 /** A name that came from outside: its own direction of writing ends with it. */
 export const name = (text: string) => h("bdi", { class: "name" }, text);
 
