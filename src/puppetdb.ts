@@ -274,7 +274,7 @@ export class PuppetDb {
       pem(keyFile, "KEY"),
       pem(caFile, "CA"),
     ]);
-    const tls = { ...(cert && { cert }), ...(key && { key }), ...(ca && { ca }), timeout: CONNECT_MS };
+    const tls = { ...STRICT_TLS, ...(cert && { cert }), ...(key && { key }), ...(ca && { ca }) };
     // Another reading may have made it meanwhile.
     if (this.#agent?.identity === identity) return this.#agent;
     const previous = this.#agent;
@@ -283,6 +283,9 @@ export class PuppetDb {
     return this.#agent;
   }
 }
+
+/** Said outright, because variables of Node (`NODE_TLS_REJECT_UNAUTHORIZED`, `NODE_OPTIONS`) would loosen the defaults. */
+const STRICT_TLS = { rejectUnauthorized: true, minVersion: "TLSv1.2", timeout: CONNECT_MS } as const;
 
 /** The connections that were made with one state of the certificate files. */
 interface TlsAgent {
