@@ -123,7 +123,8 @@ function watchClock(onJump: (jumpMs: number) => void): NodeJS.Timeout {
 
 /** One line per pass: the counts of its report. The level says whether somebody has to look at it. */
 function logPass(log: Logger, report: SyncReport): void {
-  const level = report.outcome === "done" ? "info" : report.outcome === "held" ? "warn" : "error";
+  const others = report.targets.some(({ changedByOthers }) => changedByOthers);
+  const level = report.outcome === "failed" ? "error" : report.outcome === "held" || others ? "warn" : "info";
   const { phasesMs, targets, refused, withoutProducer, ...counts } = report;
   const line = {
     ...counts,

@@ -35,6 +35,11 @@ export class Metrics {
     "Routes that an HAProxy had learned by itself.",
     [],
   );
+  readonly #foreign = this.#counter(
+    "sasori_foreign_changes_total",
+    "Passes that found a target changed by somebody else.",
+    ["target"],
+  );
   readonly #nodes = this.#gauge("sasori_nodes", "Nodes in the desired map.", []);
   readonly #unroutable = this.#gauge(
     "sasori_unroutable_nodes",
@@ -71,8 +76,12 @@ export class Metrics {
     if (source.failure) this.#errors.inc({ target: "puppetdb", code: source.failure.code });
     else if (source.outcome === "done") this.#lastGood.set(Date.parse(report.startedAt) / 1000);
     if (report.journal) this.#errors.inc({ target: "journal", code: report.journal.code });
+    for (const { haproxy, failure } of report.masters.changes)
+      if (failure) this.#errors.inc({ target: haproxy, code: failure.code });
+    for (const { code } of report.masters.failures) this.#errors.inc({ target: "masters", code });
     for (const { target, failure, ...changed } of report.targets) {
       if (failure) this.#errors.inc({ target, code: failure.code });
+      if (changed.changedByOthers) this.#foreign.inc({ target });
       if (changed.outcome !== "applied") continue;
       for (const change of ["add", "set", "del"] as const)
         this.#changes.inc({ target, change }, changed[change]);

@@ -74,7 +74,11 @@ function targetLine(report: TargetReport, style: Style): [string, string, string
   if (failure) return [kind, target, `${style.bad("failed")}: ${failure.code}: ${failure.message}`];
   const how = method === undefined || method === "file" ? "" : ` (${method})`;
   const what = outcome === "unchanged" ? "in sync" : `${outcome}: ${countsOf(report) || "rewritten"}${how}`;
-  return [kind, target, learned > 0 ? `${what}, ${counted(learned, "route")} learned` : what];
+  const remarks = [
+    ...(learned > 0 ? [`${counted(learned, "route")} learned`] : []),
+    ...(report.changedByOthers ? ["changed by somebody else"] : []),
+  ];
+  return [kind, target, [what, ...remarks].join(", ")];
 }
 
 /** The result of `sync`: what changed in the map, then each target. */

@@ -38,6 +38,8 @@ export interface TargetReport {
   changes: Change[];
   /** Routes that this HAProxy had learned by itself. */
   learned: number;
+  /** Entries came or went since the last pass, or during this one, and not by us: another sasori, or a person. */
+  changedByOthers?: true;
   method?: string;
   durationMs: number;
   failure?: Failure;
@@ -114,7 +116,12 @@ export class TrackedTarget {
       this.#retryAt = performance.now() + STALLED_PAUSE_MS;
       this.#sighting = await this.target.look(signal);
       this.servers = this.#sighting.servers;
+      this.#noticeOthers(this.#sighting.fingerprint, this.#left);
     });
+  }
+
+  #noticeOthers(found: Fingerprint, left: Fingerprint | undefined): void {
+    if (found.process === left?.process && found.content !== left.content) this.report.changedByOthers = true;
   }
 
   /** Reads the target if it is not as it was left, or in any case. */
@@ -178,6 +185,7 @@ export class TrackedTarget {
         this.#left = undefined; // Whatever happens below, until it is known to be right.
         const applied = await this.target.apply(plan, desired, seen, signal);
         if (applied.method !== undefined) this.#count(plan, "applied", applied.method);
+        if (applied.disturbed && applied.fingerprint.process === seen.process) this.report.changedByOthers = true;
         if (!applied.disturbed) return this.#inSync(applied.fingerprint, contents !== undefined, complete);
         contents = await this.target.read(signal);
         seen = contents.fingerprint;
