@@ -250,7 +250,7 @@ function unreachable(endpoint: Endpoint, error: Error): SasoriError {
   const code = systemCode(error);
   return new SasoriError(
     code === "EACCES" ? "HAPROXY_PERMISSION" : "HAPROXY_UNREACHABLE",
-    `${endpoint.name}: ${remedies[code] ?? reason(error)}`,
+    `${endpoint.name}: ${remedies[code] ?? `${reason(error)}: is HAProxy running, or being restarted?`}`,
     { cause: error },
   );
 }
