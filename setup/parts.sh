@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, wrk.
+# Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, wrk, and a
+# library that sets a program's clock.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
 #   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java
@@ -61,6 +62,7 @@ packages_of() {
     haproxy-*) echo "haproxy" ;;
     puppetdb-*) echo "puppetdb postgresql default-jre-headless openssl" ;;
     wrk-*) echo "wrk" ;;
+    faketime-*) echo "libfaketime" ;;
   esac
 }
 
@@ -68,6 +70,7 @@ paths_of() {
   case $1 in
     haproxy-*) printf 'haproxy\t%s\n' "$2/usr/sbin/haproxy" ;;
     wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
+    faketime-*) printf 'faketime\t%s\n' "$2"/usr/lib/*/faketime/libfaketime.so.1 ;;
     puppetdb-*)
       printf 'puppetdb\t%s\n' "$2/etc/puppetdb"
       printf 'classpath\t%s\n' "$(classpath_of "$2")"
@@ -258,6 +261,7 @@ test_parts() {
     for suite in $haproxy_suites; do echo "haproxy-$suite"; done
   fi
   echo "puppetdb-${puppetdb_suite:-unknown}"
+  echo "faketime-${puppetdb_suite:-unknown}"
 }
 
 print_paths() {

@@ -10,6 +10,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import type { ErrorCode } from "../../src/errors.js";
 import type { Status } from "../../src/http-api.js";
 import type { SyncReport } from "../../src/sync-report.js";
 import { Child, freePort, run } from "../support/child.js";
@@ -28,6 +29,8 @@ export const LONG = process.env.FAULTS_LONG === "yes";
 
 const START_MS = 20_000;
 const RECOVERY_MS = 30_000;
+/** A little more than src/resolve.ts has. */
+const REMEMBERED_MS = 3_500;
 /** Between two requests to one gateway. */
 const REQUEST_PAUSE_MS = 15;
 
@@ -39,6 +42,8 @@ export interface Gateway {
   downUntil: number;
   /** Its map, as its configuration names it. */
   map: string;
+  /** What sasori calls it: its socket. */
+  target: string;
 }
 
 export interface ArenaOptions {
@@ -47,6 +52,8 @@ export interface ArenaOptions {
   masterWorker?: boolean;
   /** HAProxy loads a file of its own, which nobody updates. */
   ownFiles?: boolean;
+  /** sasori talks to HAProxy itself, and not to the front before it. */
+  direct?: boolean;
   /** Of sasori. */
   env?: Record<string, string>;
 }
@@ -66,6 +73,8 @@ interface Judged {
 export class Arena {
   readonly dir: string;
   readonly mapFile: string;
+  /** Where sasori's files are seen from here: another root while it has a file system of its own. */
+  root = "";
   readonly puppetdb: PuppetdbServer;
   readonly front: PuppetdbFront;
   readonly masters: TestMaster[] = [];
@@ -80,7 +89,8 @@ export class Arena {
   readonly #restless = new Map<string, number>();
   /** Not in the map yet: the gateway says 404, and is right. */
   readonly #unheardOf = new Set<string>();
-  readonly #movedAt = new Map<string, number>();
+  /** When (ms) it moved last, and before that. */
+  readonly #moves = new Map<string, { last: number; before: number }>();
   #judged: Judged = { requests: 0, misrouted: [], failed: [] };
   #streaming = true;
   readonly #streams: Promise<void>[] = [];
@@ -105,7 +115,7 @@ export class Arena {
   }
 
   async #start(): Promise<void> {
-    const { puppetdb, nodes = 600, masterWorker = false, ownFiles = false } = this.#options;
+    const { puppetdb, nodes = 600, masterWorker = false, ownFiles = false, direct = false } = this.#options;
     await mkdir(path.dirname(this.mapFile));
     await writeFile(this.mapFile, "");
     await puppetdb.reset();
@@ -130,13 +140,14 @@ export class Arena {
       const front = new SocketFront(path.join(this.dir, `haproxy${index}.sock`), () => haproxy.socketPath);
       await front.open();
       const map = ownFiles ? haproxy.mapPath : this.mapFile;
-      this.gateways.push({ version, haproxy, front, downUntil: 0, map });
+      const target = direct ? haproxy.socketPath : front.path;
+      this.gateways.push({ version, haproxy, front, downUntil: 0, map, target });
     }
     await this.front.open();
     this.env = {
       PATH: process.env.PATH ?? "",
       SASORI_PUPPETDB_URL: this.front.url,
-      SASORI_HAPROXY: this.gateways.map(({ front }) => front.path).join(","),
+      SASORI_HAPROXY: this.gateways.map(({ target }) => target).join(","),
       SASORI_MAP_FILE: this.mapFile,
       SASORI_LISTEN: `127.0.0.1:${this.port}`,
       SASORI_SCHEDULE: "* * * * * *",
@@ -221,7 +232,7 @@ export class Arena {
    * Waits until sasori shows `code` where an operator looks: as a metric for `target`, and with a message that says
    * what to do. Fails with what it showed instead.
    */
-  async untilShown(code: string, target: string, remedy: RegExp, withinMs = 25_000): Promise<void> {
+  async untilShown(code: ErrorCode, target: string, remedy: RegExp, withinMs = 25_000): Promise<void> {
     const shown = `sasori_errors_total{target="${target}",code="${code}"} `;
     let message = "";
     await this.until(
@@ -233,6 +244,13 @@ export class Arena {
       withinMs,
       () => message,
     );
+    seenCodes.set(code, message);
+  }
+
+  /** The daemon has logged this code, with a message that says what to do. */
+  expectLogged(code: ErrorCode, remedy: RegExp): void {
+    const message = this.#messageOf(code) ?? "";
+    if (!remedy.test(message)) throw new Error(`${code} was not logged so: ${message}\n${this.#lastLog()}`);
     seenCodes.set(code, message);
   }
 
@@ -262,16 +280,24 @@ export class Arena {
     return nodes;
   }
 
-  /** These nodes move to the next master; `clockMs`: how far the clock of its puppetserver is ahead. */
-  async move(nodes: readonly string[], clockMs = 0, tell = true): Promise<void> {
-    const at = Date.now();
+  /**
+   * These nodes move to the next master, as agents do: they run there, PuppetDB hears of it, and the old master lets go
+   * of them. `clockMs`: how far the clock of the new one is ahead.
+   */
+  async move(nodes: readonly string[], clockMs = 0): Promise<void> {
     for (const node of nodes) {
+      const before = this.#moves.get(node)?.last ?? 0;
+      this.#moves.set(node, { last: Number.POSITIVE_INFINITY, before });
       this.#restless.set(node, Number.POSITIVE_INFINITY);
-      this.#movedAt.set(node, at);
       const next = MASTERS[(MASTERS.indexOf(this.owners.get(node) as "master1") + 1) % MASTERS.length];
-      this.#place(node, next ?? "");
+      this.masters.find(({ name }) => name === next)?.nodes?.add(node);
+      this.owners.set(node, next ?? "");
     }
-    if (tell) await this.tell(nodes, clockMs);
+    await this.tell(nodes, clockMs);
+    for (const node of nodes) {
+      this.#place(node, this.owners.get(node) ?? "");
+      this.#moves.set(node, { last: Date.now(), before: this.#moves.get(node)?.before ?? 0 });
+    }
   }
 
   /** What the masters submit for these nodes: a run of each, now. */
@@ -343,12 +369,12 @@ export class Arena {
   }
 
   fileText(): Promise<string> {
-    return readFile(this.mapFile, "utf8");
+    return readFile(this.root + this.mapFile, "utf8");
   }
 
   /** What writers that were killed have left beside the file. */
   async leftovers(): Promise<string[]> {
-    return (await readdir(path.dirname(this.mapFile))).filter((name) => name.endsWith(".tmp"));
+    return (await readdir(this.root + path.dirname(this.mapFile))).filter((name) => name.endsWith(".tmp"));
   }
 
   /** Waits until the file, every live map, the masters and PuppetDB agree. Returns what still differs. */
@@ -464,7 +490,9 @@ export class Arena {
     if (!this.owners.has(node) || this.#unheardOf.has(node)) return;
     const judged = this.#judged;
     judged.requests += 1;
-    const moved = (this.#movedAt.get(node) ?? 0) >= began;
+    const { last, before } = this.#moves.get(node) ?? { last: 0, before: 0 };
+    // While it was asked for; or it had moved on within the seconds for which sasori remembers an answer.
+    const moved = last >= began || (began - last < REMEMBERED_MS && last - before < REMEMBERED_MS);
     const what = `${node} through ${gateway.version}: ${status} ${servedBy} ${route} ${said}`;
     if (status !== 200) {
       if (!moved) judged.failed.push(what);

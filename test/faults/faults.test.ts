@@ -6,7 +6,9 @@ import { haproxyBinaries } from "../support/parts.js";
 import { type PuppetdbServer, startPuppetdb } from "../support/puppetdb-server.js";
 import { LONG } from "./arena.js";
 import { killFaults } from "./kill.js";
+import { haproxyFaults } from "./haproxy.js";
 import { printLedger } from "./ledger.js";
+import { machineFaults } from "./machine.js";
 import { puppetdbFaults } from "./puppetdb.js";
 
 let server: PuppetdbServer | undefined;
@@ -25,3 +27,5 @@ const puppetdb = (): PuppetdbServer => {
 
 killFaults(puppetdb);
 puppetdbFaults(puppetdb);
+haproxyFaults(puppetdb);
+machineFaults(puppetdb);

@@ -16,8 +16,8 @@ export interface Link {
 
 /** Looks at what passes. "stall": from here on nothing of this connection is passed on, and nobody hangs up. */
 export interface SocketTap {
-  /** Each line that sasori sends, before HAProxy has it. */
-  line?(line: string, link: Link): "stall" | undefined;
+  /** Each line that sasori sends, before HAProxy has it. A promise holds it, and what comes after it, back. */
+  line?(line: string, link: Link): "stall" | Promise<unknown> | undefined;
   /** Each piece of a reply, before sasori has it. A Buffer takes its place. */
   reply?(chunk: Buffer, link: Link): Buffer | "stall" | undefined;
 }
@@ -58,23 +58,31 @@ export class SocketFront {
     const link = { client, haproxy };
     this.#links.add(link);
     let stalled = false;
+    let held = false;
     let unfinished = "";
-    client.on("data", (chunk: Buffer) => {
-      unfinished += chunk.toString("latin1");
-      const lines = unfinished.split("\n");
-      unfinished = lines.pop() ?? "";
-      let passed = "";
-      for (const line of lines) {
-        // What was sent before the tap acts is with HAProxy by then.
-        if (stalled) return;
-        if (this.tap.line !== undefined && passed !== "") {
-          haproxy.write(passed, "latin1");
-          passed = "";
+    const waiting: string[] = [];
+    const pump = () => {
+      while (waiting.length > 0 && !stalled && !held) {
+        const line = waiting.shift() ?? "";
+        const verdict = this.tap.line?.(line, link);
+        if (verdict === "stall") stalled = true;
+        else if (verdict === undefined) haproxy.write(`${line}\n`, "latin1");
+        else {
+          held = true;
+          const goOn = () => {
+            held = false;
+            haproxy.write(`${line}\n`, "latin1");
+            pump();
+          };
+          verdict.then(goOn, goOn);
         }
-        stalled = this.tap.line?.(line, link) === "stall";
-        if (!stalled) passed += `${line}\n`;
       }
-      if (passed !== "") haproxy.write(passed, "latin1");
+    };
+    client.on("data", (chunk: Buffer) => {
+      const lines = (unfinished + chunk.toString("latin1")).split("\n");
+      unfinished = lines.pop() ?? "";
+      waiting.push(...lines);
+      pump();
     });
     haproxy.on("data", (chunk: Buffer) => {
       if (stalled) return;

@@ -5,6 +5,7 @@ import { copyFile, cp } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, test } from "vitest";
 import { startPuppetdbStandIn } from "../../demo/puppetdb.js";
+import type { ErrorCode } from "../../src/errors.js";
 import { freePort, run } from "../support/child.js";
 import { puppetdbParts } from "../support/parts.js";
 import { type PuppetdbClient, type PuppetdbServer, puppetdbClient } from "../support/puppetdb-server.js";
@@ -18,7 +19,7 @@ const MINUTE = 60_000;
 
 interface Wrong {
   tap: HttpTap;
-  code: string;
+  code: ErrorCode;
   remedy: RegExp;
 }
 

@@ -54,6 +54,13 @@ export function puppetdbParts(): PuppetdbParts {
   };
 }
 
+/** The library that gives a program another clock (LD_PRELOAD). Throws, with the remedy, when it was not fetched. */
+export function faketimeLibrary(): string {
+  const found = list().get("faketime")?.[0];
+  if (found === undefined) throw new Error(`faketime is missing here: ${REMEDY}`);
+  return found;
+}
+
 function findHaproxys(): HaproxyBinary[] {
   const missing = (list().get("missing") ?? []).filter((part) => part.startsWith("haproxy"));
   if (process.env.CI === "true" && missing.length > 0) {
