@@ -144,7 +144,12 @@ function displaced({ fleet }: Sync): Displaced[] {
 
 function status(sync: Sync, startedAt: string): Status {
   const { lastReport } = sync;
-  const shown = { ready: sync.served !== undefined, startedAt, nodes: sync.fleet.map.size, targets: sync.targets() };
+  const shown = {
+    ready: sync.served !== undefined,
+    startedAt,
+    nodes: sync.fleet.map.size,
+    targets: sync.targets(),
+  };
   if (lastReport === undefined) return shown;
   const { targets: _targets, ...lastPass } = lastReport;
   return { ...shown, lastPass };
