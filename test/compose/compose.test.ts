@@ -315,8 +315,9 @@ describe("docker-compose.light.yml", () => {
   });
 });
 
-test("`docker compose down -v` leaves no container, volume or network", async () => {
+test("`docker compose down -v` leaves no container, volume or network of any form", async () => {
   showLogs();
+  stack.override();
   await stack.compose("down", "-v");
   expect(await left("container", ["--all"])).toEqual([]);
   expect(await left("volume")).toEqual([]);

@@ -75,9 +75,9 @@ export class Stack {
     return `http://localhost:${this.#ports[service]}`;
   }
 
-  /** From now on docker-compose.yml means this one as well, and none that was named before. */
-  override(file: string): void {
-    this.#env.COMPOSE_FILE = ["docker-compose.yml", file].join(path.delimiter);
+  /** From now on docker-compose.yml means these as well, and none that was named before. */
+  override(...files: string[]): void {
+    this.#env.COMPOSE_FILE = ["docker-compose.yml", ...files].join(path.delimiter);
   }
 
   /** `docker compose <args>`; resolves with its output, rejects with all it said. */
