@@ -232,7 +232,11 @@ export const PassShape = z.strictObject({
 export const PassesShape = z.strictObject({ passes: z.array(PassShape) });
 
 export const SyncBody = z
-  .strictObject({ full: z.boolean(), dryRun: z.boolean(), approve: z.string().regex(PLAN_ID, "a plan id") })
+  .strictObject({
+    full: z.boolean(),
+    dryRun: z.boolean(),
+    approve: z.string().regex(PLAN_ID, "expected a plan id, 12 hexadecimal digits"),
+  })
   .partial()
   .refine(({ dryRun, approve }) => !dryRun || approve === undefined, "dryRun and approve exclude each other");
 
@@ -248,6 +252,11 @@ export const TargetReportShape = z.strictObject({
     .array(z.strictObject({ certname: CertnameText, from: z.string().optional(), to: z.string().optional() }))
     .describe("the first of these changes"),
   learned: Count,
+  drift: Count.describe("entries that were otherwise than sasori had left them, for no reason that it knows"),
+  changedByOthers: z
+    .literal(true)
+    .optional()
+    .describe("somebody else writes to it: another sasori, or a person"),
   method: z.string().optional(),
   durationMs: Milliseconds,
   failure: FailureShape.optional(),
@@ -281,7 +290,8 @@ export const StatusShape = z.strictObject({
 // ---- events (`GET /api/v1/events`, Server-Sent Events)
 // `pass`: a Pass that ended, quiet ones too. `moves`: an array of Move, in the order in which they happened.
 // `status`: a Status, once at the begin and whenever its state or troubles change.
-// `reset`: what follows `Last-Event-ID` is no longer kept; read everything again.
+// `reset`: what follows `Last-Event-ID` is no longer kept, or more moves happened at once than are told one by one;
+// read everything again.
 
 export const EventName = z.enum(["status", "pass", "moves", "reset"]);
 
@@ -292,9 +302,16 @@ export type Moves = z.infer<typeof MovesShape>;
 export type Story = z.infer<typeof StoryShape>;
 export type Displaced = z.infer<typeof DisplacedShape>;
 export type ServerLoad = z.infer<typeof ServerLoadShape>;
+export type MasterRow = z.infer<typeof MasterShape>;
 export type Masters = z.infer<typeof MastersShape>;
 export type Instance = z.infer<typeof InstanceShape>;
 export type Instances = z.infer<typeof InstancesShape>;
 export type Pass = z.infer<typeof PassShape>;
 export type Trouble = z.infer<typeof TroubleShape>;
 export type Status = z.infer<typeof StatusShape>;
+export type Lookup = z.infer<typeof LookupShape>;
+export type Desired = z.infer<typeof DesiredShape>;
+export type TargetRow = z.infer<typeof TargetShape>;
+export type EventName = z.infer<typeof EventName>;
+export type MovesQuery = z.infer<typeof MovesQuery>;
+export type NodesQuery = z.infer<typeof NodesQuery>;

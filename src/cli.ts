@@ -3,16 +3,15 @@
 // prints what a SyncReport, a Lookup or a Status says: for people, or with --json for machines.
 // Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 held by the guard.
 
-import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { request } from "undici";
+import type { Desired, Displaced, Lookup, Status } from "./api-shapes.js";
 import { type Config, describeVariables, readConfig, showConfig } from "./config.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
 import { resolver } from "./fleet.js";
-import type { Displaced, Status } from "./http-api.js";
-import { type Desired, type Lookup, lookUp } from "./lookup.js";
+import { lookUp } from "./lookup.js";
 import { type Certname, parseCertname } from "./node-map.js";
 import type { SyncRequest } from "./pass-queue.js";
 import { PLAN_ID } from "./plan.js";
@@ -27,6 +26,7 @@ import {
 } from "./report-text.js";
 import { assemble, Sync, type SyncParts } from "./sync.js";
 import type { SyncReport } from "./sync-report.js";
+import { VERSION } from "./version.js";
 
 const EXIT = { done: 0, failed: 1, usage: 2, held: 3 } as const;
 
@@ -46,10 +46,7 @@ interface Output {
 
 const program = new Command("sasori")
   .description("Keeps HAProxy's node-to-Puppet-master map true.")
-  .version(
-    (JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string })
-      .version,
-  )
+  .version(VERSION)
   .showHelpAfterError("(sasori --help shows the commands)")
   .exitOverride()
   .addHelpText(

@@ -21,6 +21,12 @@ export interface Guard {
 /** The guard looks back this far: a fleet that vanishes little by little vanishes all the same. */
 const GUARD_MEMORY_MS = 60 * 60_000;
 
+/**
+ * A node that was seen this lately is not gone because one answer does not list it: a PuppetDB behind a balancer may
+ * lag, and one that was restored from a backup has never heard of it. Its deactivation is believed at once.
+ */
+const FRESH_MS = 10 * 60_000;
+
 export class Fleet {
   readonly map = new NodeMap();
   /** Nodes whose newest submission came from a producer without a server. An older route is kept. */
@@ -129,8 +135,15 @@ export class Fleet {
     this.verdict = judgeRemovals(nodes, this.map.size, limit, { approved, lately });
     this.#held = new Set(this.verdict.kind === "held" ? nodes : []);
     if (this.verdict.kind === "held" || nodes.length === 0) return;
-    for (const certname of nodes) this.#remove(certname);
-    if (!this.verdict.byApproval) this.#removals.push({ at: now, count: nodes.length });
+    const leaving = this.verdict.byApproval
+      ? nodes
+      : nodes.filter((certname) => !this.#isFresh(certname, reading));
+    for (const certname of leaving) this.#remove(certname);
+    if (!this.verdict.byApproval) this.#removals.push({ at: now, count: leaving.length });
+  }
+
+  #isFresh(certname: Certname, { asOf, inactive }: Reading): boolean {
+    return !inactive.has(certname) && asOf - (this.map.get(certname)?.at ?? 0) < FRESH_MS;
   }
 
   #takeSubmission(submission: Submission, master: Master | undefined): boolean {

@@ -54,6 +54,19 @@ export function planFromContents(desired: NodeMap, actual: Contents): Plan {
   return toPlan(add, set, del, actual.rebuild);
 }
 
+/**
+ * Whether the plan above left something as it is because only an inherited route speaks against it: until PuppetDB
+ * has decided, the target is not known to be right.
+ */
+export function isUndecided(desired: NodeMap, actual: Contents): boolean {
+  for (const { certname, master, source } of desired.assignments()) {
+    if (source !== "inherited") continue;
+    const from = actual.routes.get(certname);
+    if (from !== undefined && from !== master) return true;
+  }
+  return false;
+}
+
 /** Looks only at these nodes: for a target that holds others' news besides what is pending for it. */
 export function planForNodes(desired: NodeMap, nodes: Iterable<Certname>, actual: Contents): Plan {
   const had: Before = new Map();

@@ -1,12 +1,11 @@
 // What the command line prints for people: short, aligned, saying what changed and what to do about it.
 // Pure: values in, text out.
 
-import { quote } from "./errors.js";
-import type { Displaced, Status } from "./http-api.js";
-import type { Lookup } from "./lookup.js";
+import type { Displaced, Lookup, Status, TargetRow, Trouble } from "./api-shapes.js";
 import type { Change } from "./plan.js";
 import type { SyncReport } from "./sync-report.js";
-import type { TargetReport, TargetState } from "./tracked-target.js";
+import type { TargetReport } from "./tracked-target.js";
+import { counted, shown, troublesOfReport } from "./troubles.js";
 
 /** Lists longer than a screen are cut: `--json` has all that the report lists. */
 const MAX_LINES = 25;
@@ -30,10 +29,6 @@ export function styleFor(
 }
 
 const number = (value: number) => value.toLocaleString("en-US");
-/** A name from PuppetDB: as it is, unless it could do something to a terminal. */
-const shown = (name: string) => (/^[!-~]+$/.test(name) ? name : quote(name));
-const counted = (value: number, one: string, many = `${one}s`) =>
-  `${number(value)} ${value === 1 ? one : many}`;
 const seconds = (ms: number) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
 
 /** Columns padded to their widest cell; the last one is left as it is. Cells are given unpainted widths. */
@@ -71,10 +66,14 @@ function countsOf({ add, set, del }: TargetReport): string {
 
 function targetLine(report: TargetReport, style: Style): [string, string, string] {
   const { target, kind, failure, outcome, method, learned } = report;
-  if (failure) return [kind, target, `${style.bad("failed")}: ${failure.code}: ${failure.message}`];
+  if (failure) return [kind, target, `${style.bad("failed")}: ${failure.code}`];
   const how = method === undefined || method === "file" ? "" : ` (${method})`;
   const what = outcome === "unchanged" ? "in sync" : `${outcome}: ${countsOf(report) || "rewritten"}${how}`;
-  return [kind, target, learned > 0 ? `${what}, ${counted(learned, "route")} learned` : what];
+  const remarks = [
+    ...(learned > 0 ? [`${counted(learned, "route")} learned`] : []),
+    ...(report.changedByOthers ? ["changed by somebody else"] : []),
+  ];
+  return [kind, target, [what, ...remarks].join(", ")];
 }
 
 /** The result of `sync`: what changed in the map, then each target. */
@@ -88,59 +87,29 @@ export function renderReport(report: SyncReport, style: Style): string {
   const summary = `${verdict} in ${seconds(report.durationMs)}: ${counted(nodes, "node")}, ${number(moved)} changed`;
   lines.push(`${style.bold(`${kind} pass${dryRun ? " (dry run)" : ""}`)} ${summary}`);
   lines.push(...table(targets.map((target) => ["", ...targetLine(target, style)])));
-  lines.push(...failures(report, style), ...remarks(report, style));
+  lines.push(...troubleLines(troublesOfReport(report), style), ...remarks(report, style));
   if (report.approvalUnmatched)
     lines.push(`${style.warn("approval")}: no held plan has this id; nothing was let through`);
   return lines.join("\n");
 }
 
-function failures(
-  { source, journal, masters }: Pick<SyncReport, "source" | "journal" | "masters">,
-  style: Style,
-): string[] {
-  const lines = masters.changes.map(({ haproxy, master, change, failure }) => {
-    const what = failure ? `not ${change}: ${failure.code}: ${failure.message}` : change;
-    return `${failure ? style.bad("master") : "master"} ${master}: ${what} at run time in ${haproxy}`;
+function troubleLines(troubles: readonly Trouble[], style: Style): string[] {
+  return troubles.flatMap(({ severity, code, where, what, remedy }) => {
+    const paint = severity === "critical" ? style.bad : style.warn;
+    const place = severity === "critical" ? ` ${where}` : "";
+    return [`${paint(code)}${place}: ${what}`, `  ${remedy}`];
   });
-  lines.push(...masters.failures.map(({ code, message }) => `${style.bad("master")}: ${code}: ${message}`));
-  if (source.failure)
-    lines.push(`${style.bad("PuppetDB")}: ${source.failure.code}: ${source.failure.message}`);
-  if (journal) lines.push(`${style.bad("state file")}: ${journal.code}: ${journal.message}`);
-  return lines;
 }
 
-function remarks(
-  report: Pick<SyncReport, "held" | "displaced" | "unroutable" | "refused" | "withoutProducer">,
-  style: Style,
-): string[] {
-  const { held, displaced, unroutable, refused, withoutProducer } = report;
-  const lines: string[] = [];
-  if (displaced > 0) {
-    lines.push(`${style.warn("displaced")}: ${counted(displaced, "node")} left a master while it was down`);
-    lines.push("  when it is up for good: sasori rebalance --dry-run");
-  }
-  if (held) {
-    lines.push(`${style.warn("held")}: ${held.reason}; the old entries keep serving`);
-    lines.push(`  if that is right: sasori sync --approve ${held.id}`);
-  }
-  if (unroutable.nodes > 0) {
-    const names = Object.entries(unroutable.producers).map(
-      ([producer, count]) => `${shown(producer)} ${number(count)}`,
-    );
-    lines.push(
-      `${style.warn("unroutable")}: ${counted(unroutable.nodes, "node")} of producers without a server (${names.join(", ")})`,
-    );
-    lines.push("  give HAProxy a server of that name or host, or set SASORI_MASTER_ALIASES");
-  }
-  if (refused.count > 0) {
-    const shown = refused.samples.map((name) => JSON.stringify(name)).join(", ");
-    lines.push(
-      `${style.warn("refused")}: ${counted(refused.count, "certname")} that cannot be map keys: ${shown}`,
-    );
-  }
+/** What is no trouble, and still to be known. */
+function remarks({ masters, withoutProducer }: Status["lastPass"] & object, style: Style): string[] {
+  const lines = masters.changes.flatMap(({ haproxy, master, change, failure }) =>
+    failure === undefined ? [`master ${master}: ${change} at run time in ${haproxy}`] : [],
+  );
   if (withoutProducer.count > 0) {
+    const names = withoutProducer.samples.join(", ");
     lines.push(
-      `${style.dim("no producer")}: ${counted(withoutProducer.count, "node")} without a known master: ${withoutProducer.samples.join(", ")}`,
+      `${style.dim("no producer")}: ${counted(withoutProducer.count, "node")} without a known master: ${names}`,
     );
   }
   return lines;
@@ -156,7 +125,7 @@ export function renderDiff(report: SyncReport, style: Style): string {
       ...changeLines(target.changes, target.add + target.set + target.del).map((line) => `  ${line}`),
     );
   }
-  lines.push(...failures(report, style), ...remarks(report, style));
+  lines.push(...troubleLines(troublesOfReport(report), style), ...remarks(report, style));
   return lines.join("\n");
 }
 
@@ -214,12 +183,13 @@ export function renderStatus(status: Status, style: Style): string {
   lines.push(
     ...table(status.targets.map((target) => ["", target.kind, target.target, stateOf(target, style)])),
   );
-  if (lastPass) lines.push(...failures(lastPass, style), ...remarks(lastPass, style));
+  lines.push(...troubleLines(status.troubles, style));
+  if (lastPass) lines.push(...remarks(lastPass, style));
   return lines.join("\n");
 }
 
-function stateOf({ inSync, pending, failure, version, servers }: TargetState, style: Style): string {
-  if (failure) return `${style.bad("failed")}: ${failure.code}: ${failure.message}`;
+function stateOf({ inSync, pending, failure, version, servers }: TargetRow, style: Style): string {
+  if (failure) return `${style.bad("failed")}: ${failure.code}`;
   const down = servers?.filter(({ up }) => !up).map(({ name }) => name) ?? [];
   const about = [
     inSync ? style.good("in sync") : `${counted(pending, "change")} to come`,

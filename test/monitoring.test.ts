@@ -7,7 +7,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { beforeAll, describe, expect, test } from "vitest";
+import { readConfig } from "../src/config.js";
+import { EventStream } from "../src/event-stream.js";
 import { Metrics } from "../src/metrics.js";
+import { NodeList } from "../src/node-list.js";
+import { assemble, Sync } from "../src/sync.js";
 import { withGateway } from "./support/gateway.js";
 import { haproxyBinaries, pathOf } from "./support/parts.js";
 
@@ -75,7 +79,18 @@ describe("every metric exists", () => {
   const all = [...queries, RULES].flatMap(metricsIn);
   let ours: (string | undefined)[];
   beforeAll(async () => {
-    ours = metricsOf(await new Metrics().registry.metrics());
+    const sync = new Sync(
+      assemble(
+        readConfig({
+          SASORI_PUPPETDB_URL: "http://127.0.0.1:1",
+          SASORI_HAPROXY: "none",
+          SASORI_MAP_FILE: join(tmpdir(), "nodes.map"),
+        }),
+      ),
+    );
+    const nodes = new NodeList(sync.fleet.map);
+    const metrics = new Metrics({ sync, nodes, events: new EventStream(), version: "1" });
+    ours = metricsOf(await metrics.registry.metrics());
   });
 
   test("in sasori", () => {

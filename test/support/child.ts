@@ -12,6 +12,7 @@ export class Child {
   readonly #command: string;
   readonly #process: ChildProcess;
   readonly #exit: Promise<void>;
+  #code: number | null = null;
 
   constructor(command: string, args: readonly string[], options: SpawnOptions = {}) {
     this.#command = [command, ...args].join(" ");
@@ -28,6 +29,7 @@ export class Child {
     process.once("exit", orphaned);
     this.#exit = new Promise((resolve) => {
       const done = (note = ""): void => {
+        this.#code = this.#process.exitCode;
         this.printed += note;
         this.ended = true;
         process.off("exit", orphaned);
@@ -41,6 +43,12 @@ export class Child {
   /** Its process id; 0 when it could not be started. */
   get pid(): number {
     return this.#process.pid ?? 0;
+  }
+
+  /** Waits until it has gone by itself; its exit code, -1 when a signal has ended it. */
+  async code(): Promise<number> {
+    await this.#exit;
+    return this.#code ?? -1;
   }
 
   /** Sends `signal` and waits until it has gone. After 10 s it is killed. Does nothing when it has ended. */

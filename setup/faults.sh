@@ -1,0 +1,12 @@
+#!/bin/sh
+# `npm run test:faults`: hurts the whole of it in every way that can be thought of, and counts what was lost. About
+# three minutes; with --long also soak and fuzz, about an hour. Other arguments go to vitest: -t "two sasoris"
+set -eu
+cd "$(dirname "$0")/.."
+if [ "${1:-}" = --long ]; then
+  shift
+  export FAULTS_LONG=yes
+fi
+setup/build.sh
+setup/parts.sh test > /dev/null
+exec node_modules/.bin/vitest run --config test/faults/vitest.config.ts "$@"

@@ -1,0 +1,49 @@
+// Two sasoris that share a file and HAProxys, which nobody should do: they converge, no node is there twice, and both
+// say that they see another writer.
+
+import { describe, expect, test } from "vitest";
+import { Child, freePort } from "../support/child.js";
+import type { PuppetdbServer } from "../support/puppetdb-server.js";
+import { Arena, CLI, LONG } from "./arena.js";
+
+export function twoSasoris(puppetdb: () => PuppetdbServer): void {
+  describe("Two sasoris", () => {
+    test("on one file and the same HAProxys converge, and both say that somebody else writes", () =>
+      Arena.with({ puppetdb: puppetdb() }, async (arena) => {
+        const port = await freePort();
+        const url = `http://127.0.0.1:${port}`;
+        const env = { ...arena.env, SASORI_LISTEN: `127.0.0.1:${port}` };
+        const other = new Child(process.execPath, [CLI, "serve"], { env });
+        try {
+          await other.untilReady(async () => (await fetch(`${url}/readyz`)).ok, 20_000);
+          await arena.suffer(
+            "two sasoris on one file and the same HAProxys",
+            async (index) => {
+              await arena.moveShare(index % 2 === 0 ? 0.05 : 0.7);
+              const name = `new${index}.example`;
+              arena.place(name, "master1");
+              await arena.puppetdb.replaceFacts({ certname: name, producer: "master1" });
+              // At the same moment, for the races between reading and writing.
+              await Promise.all([arena.sync(), fetch(`${url}/api/v1/sync`, { method: "POST" })]);
+            },
+            LONG ? 60 : 8,
+          );
+          for (const metrics of [await arena.metrics(), await (await fetch(`${url}/metrics`)).text()]) {
+            expect(metrics).toContain("sasori_foreign_changes_total{");
+          }
+          expect(arena.sasori?.printed).toContain('"changedByOthers":true');
+          expect(other.printed).toContain('"changedByOthers":true');
+        } finally {
+          await other.end();
+        }
+        // And when one of them is gone, the other has nothing to complain about any more.
+        await arena.sync();
+        const before = await arena.metric("sasori_foreign_changes_total", `{target="${arena.mapFile}"}`);
+        await arena.moveShare(0.05);
+        await arena.untilAgreed();
+        expect(await arena.metric("sasori_foreign_changes_total", `{target="${arena.mapFile}"}`)).toBe(
+          before,
+        );
+      }));
+  });
+}
