@@ -77,7 +77,7 @@ describe("the README's quick start", () => {
       run("curl", ["-s", "-o", "/dev/null", "-w", "%{http_code}", ...more, url]);
     expect(await code(`${stack.url("stats")}/stats`, "-u", "admin:admin")).toBe("200");
     expect(await code(`${stack.url("stats")}/stats`)).toBe("401");
-    expect(await code(`${stack.url("sasori")}/readyz`)).toBe("200");
+    expect(await code(stack.url("sasori"))).toBe("200");
     expect(await code(`${stack.url("sasori")}/api/v1/sync`, "-X", "POST"), "without the token").toBe("401");
   });
 });
