@@ -19,7 +19,7 @@ const MAP = "/var/lib/sasori/node-master.map";
 let stack: Stack;
 
 beforeAll(async () => {
-  stack = await Stack.create();
+  stack = Stack.create();
   await stack.remove();
 });
 afterAll(() => stack.remove());
