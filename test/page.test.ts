@@ -189,7 +189,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
         expect(await page.title()).toMatch(/^✗/);
         const troubles = section(page, "What is wrong");
         await troubles.getByText("HAPROXY_UNREACHABLE").waitFor();
-        await troubles.getByText(/What to do: .*start that HAProxy/).waitFor();
+        await troubles.getByText(/What to do: .*Start that HAProxy/).waitFor();
         await section(page, "HAProxys and the map file").getByText("not in sync").waitFor();
         await site.gateway.haproxy.restart();
         await says(page, "Everything is in sync");

@@ -9,6 +9,7 @@ import {
   addPass,
   emptyMoveLog,
   MINUTE_MS,
+  type MoveLog,
   nowOf,
   type Part,
   PLOT_MINUTES,
@@ -77,9 +78,20 @@ export function startFeed(state: State, changed: () => void): Feed {
     }, REFRESH_MS);
   }
 
-  /** The moves of the last hour, page by page from the newest. */
+  /** The moves of the last hour, page by page from the newest, and those that happen meanwhile. */
   async function readMoves(): Promise<void> {
-    early = [];
+    const meanwhile: Move[] = [];
+    early = meanwhile;
+    try {
+      const { log, known } = await readLastHour();
+      if (early !== meanwhile) return; // Begun anew: the stream was lost in between.
+      state.moves = addMoves(addMoves(log, known, nowOf(state)), meanwhile, nowOf(state));
+    } finally {
+      if (early === meanwhile) early = undefined;
+    }
+  }
+
+  async function readLastHour(): Promise<{ log: MoveLog; known: Move[] }> {
     const since = nowOf(state) - PLOT_MINUTES * MINUTE_MS;
     const known: Move[] = [];
     let wholeSince = since;
@@ -96,20 +108,22 @@ export function startFeed(state: State, changed: () => void): Feed {
         wholeSince = Date.parse(oldest.at);
       }
     }
-    state.moves = addMoves(emptyMoveLog(wholeSince), known.reverse(), nowOf(state));
-    state.moves = addMoves(state.moves, early ?? [], nowOf(state));
+    return { log: emptyMoveLog(wholeSince), known: known.reverse() };
   }
 
+  /** What the stream does not begin with: it begins with the status. */
   async function readAll(): Promise<void> {
     try {
-      state.status = heard(await read<Status>("status"));
       const { passes } = heard(await read<{ passes: Pass[] }>("passes"));
-      state.passes = passes.slice(0, 20);
+      const lastRead = passes[0]?.startedAt ?? "";
+      // The stream may have been quicker.
+      state.passes = [...state.passes.filter(({ startedAt }) => startedAt > lastRead), ...passes].slice(
+        0,
+        20,
+      );
       await Promise.all([readMoves(), poll()]);
     } catch (error) {
       if (!(error instanceof Refusal)) lose();
-    } finally {
-      early = undefined;
     }
     changed();
   }
