@@ -76,7 +76,8 @@ export class Resolver {
     // The map already says otherwise than the route that was tried: that HAProxy has not got it yet.
     if (known !== undefined && known.source !== "inherited" && known.master !== wrong) return known.master;
     const answer = this.#remembered.get(certname);
-    if (answer !== undefined && answer.known === known && performance.now() < answer.until) return answer.owner;
+    if (answer !== undefined && answer.known === known && performance.now() < answer.until)
+      return answer.owner;
     const underway = this.#underway.get(certname);
     if (underway !== undefined) return underway;
     if (this.#underway.size >= MAX_UNDERWAY) {

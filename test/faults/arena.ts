@@ -339,7 +339,10 @@ export class Arena {
     this.#place(node, master);
   }
 
-  /** Node to master by the newest of factset and report, asked in SQL: another way than sasori's. */
+  /**
+   * Node to master by the newest of factset and report, asked in SQL: another way than sasori's. Only nodes with a name
+   * that can be a map key, at masters that there are.
+   */
   async puppetdbSays(): Promise<Map<string, string>> {
     const text = await this.puppetdb.sql(`
       SELECT DISTINCT ON (certname) certname, producers.name FROM (
@@ -348,7 +351,8 @@ export class Arena {
         SELECT reports.certname, producer_id, producer_timestamp FROM reports
           JOIN certnames ON certnames.latest_report_id = reports.id
       ) AS runs JOIN producers ON producers.id = producer_id JOIN certnames USING (certname)
-      WHERE deactivated IS NULL AND expired IS NULL
+      WHERE deactivated IS NULL AND expired IS NULL AND certname ~ '^[a-z0-9_][a-z0-9._-]{0,252}$'
+        AND producers.name IN ('${[...MASTERS, "localhost"].join("', '")}')
       ORDER BY certname, producer_timestamp DESC`);
     return new Map(text.split("\n").map((line) => line.split("|") as [string, string]));
   }

@@ -6,10 +6,14 @@ import { haproxyBinaries } from "../support/parts.js";
 import { type PuppetdbServer, startPuppetdb } from "../support/puppetdb-server.js";
 import { LONG } from "./arena.js";
 import { haproxyFaults } from "./haproxy.js";
+import { hostileInput } from "./hostile.js";
 import { killFaults } from "./kill.js";
 import { printLedger } from "./ledger.js";
 import { machineFaults } from "./machine.js";
 import { puppetdbFaults } from "./puppetdb.js";
+import { secrets } from "./secrets.js";
+import { soak } from "./soak.js";
+import { twoSasoris } from "./two.js";
 
 let server: PuppetdbServer | undefined;
 beforeAll(async () => {
@@ -29,3 +33,7 @@ killFaults(puppetdb);
 puppetdbFaults(puppetdb);
 haproxyFaults(puppetdb);
 machineFaults(puppetdb);
+twoSasoris(puppetdb);
+hostileInput(puppetdb);
+secrets(puppetdb);
+soak(puppetdb);
