@@ -234,7 +234,8 @@ export function findMap(
 
 const same = (a: Fingerprint, b: Fingerprint) => a.process === b.process && a.content === b.content;
 
-function field(info: string, name: string): string {
+/** A line of `show info`. */
+export function field(info: string, name: string): string {
   const value = new RegExp(`^${name}: (.*)$`, "m").exec(info)?.[1];
   if (value === undefined) throw new SasoriError("HAPROXY_REPLY", `"show info" has no line ${quote(name)}`);
   return value;
@@ -266,7 +267,7 @@ function parseMaps(listing: string): { name: string; state: MapState }[] {
  * `# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state ... srv_fqdn srv_port ...`
  * `4 puppet 1 master1 127.0.0.1 2 0 1 1 56 6 3 4 6 0 0 0 - 8141 - 0 0 - - 0`
  */
-function parseServers(state: string): Server[] {
+export function parseServers(state: string): Server[] {
   const lines = state.split("\n");
   const header = lines.find((line) => line.startsWith("# ")) ?? "";
   const column = new Map(

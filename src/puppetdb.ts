@@ -92,6 +92,7 @@ const ProducerRow = z.object({
 const NewestRow = z.object({ certname: z.string(), producer: z.string().nullable(), max: Timestamp });
 const ActiveRow = z.object({ certname: z.string() });
 const CountRow = z.object({ count: z.number() });
+const VersionAnswer = z.object({ version: z.string() });
 const InactiveRow = z.object({ certname: z.string(), deactivated: Timestamp, expired: Timestamp });
 
 const LATEST = ["=", "latest_report?", true];
@@ -242,6 +243,21 @@ export class PuppetDb {
       ask("catalogs", producers(among(others)), ProducerRow, (row) => takeProducer(row, "catalog", reading)),
     ]);
     return reading.submissions;
+  }
+
+  /** PuppetDB's own version, such as "7.12.1". Throws `PUPPETDB_...`. */
+  async readVersion(signal: AbortSignal): Promise<string> {
+    const url = `${this.#config.url}/pdb/meta/v1/version`;
+    const { agent, headers } = await this.#connect();
+    try {
+      const response = await request(url, { dispatcher: agent.dispatcher, headers, signal });
+      await checkAnswer(url, response);
+      const answer = VersionAnswer.safeParse(await response.body.json());
+      if (answer.success) return answer.data.version;
+      throw new SasoriError("PUPPETDB_BODY", `${url} tells no version; ${WRONG_URL}`);
+    } catch (error) {
+      throw queryError(url, error, signal);
+    }
   }
 
   async close(): Promise<void> {

@@ -1,7 +1,7 @@
 // What the command line prints for people: short, aligned, saying what changed and what to do about it.
 // Pure: values in, text out.
 
-import type { Displaced, Lookup, Status, TargetRow, Trouble } from "./api-shapes.js";
+import type { Displaced, Lookup, Status, Story, TargetRow, Trouble } from "./api-shapes.js";
 import type { Change } from "./plan.js";
 import type { SyncReport } from "./sync-report.js";
 import type { TargetReport } from "./tracked-target.js";
@@ -9,6 +9,8 @@ import { counted, shown, troublesOfReport } from "./troubles.js";
 
 /** Lists longer than a screen are cut: `--json` has all that the report lists. */
 const MAX_LINES = 25;
+/** Of one node's story; `sasori moves <certname>` has all. */
+const MAX_MOVES = 5;
 
 export interface Style {
   bold(text: string): string;
@@ -28,15 +30,23 @@ export function styleFor(
   return { bold: paint(1), dim: paint(2), good: paint(32), bad: paint(31), warn: paint(33) };
 }
 
-const number = (value: number) => value.toLocaleString("en-US");
-const seconds = (ms: number) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
+export const number = (value: number) => value.toLocaleString("en-US");
+export const seconds = (ms: number) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
 
-/** Columns padded to their widest cell; the last one is left as it is. Cells are given unpainted widths. */
-function table(rows: string[][]): string[] {
-  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
+// biome-ignore lint/suspicious/noControlCharactersInRegex: what `styleFor` puts in
+const PAINT = /\u001b\[\d+m/g;
+const width = (cell = "") => cell.replaceAll(PAINT, "").length;
+
+/** Columns padded to their widest cell, painted or not; the last one is left as it is. */
+export function table(rows: readonly string[][]): string[] {
+  const widths: number[] = [];
+  for (const row of rows)
+    for (const [column, cell] of row.slice(0, -1).entries())
+      widths[column] = Math.max(widths[column] ?? 0, width(cell));
+  const padded = (cell: string, column: number) => cell + " ".repeat((widths[column] ?? 0) - width(cell));
   return rows.map((row) =>
     row
-      .map((cell, column) => (column === row.length - 1 ? cell : cell.padEnd(widths[column] ?? 0)))
+      .map((cell, column) => (column === row.length - 1 ? cell : padded(cell, column)))
       .join("  ")
       .trimEnd(),
   );
@@ -97,7 +107,7 @@ function troubleLines(troubles: readonly Trouble[], style: Style): string[] {
   return troubles.flatMap(({ severity, code, where, what, remedy }) => {
     const paint = severity === "critical" ? style.bad : style.warn;
     const place = severity === "critical" ? ` ${where}` : "";
-    return [`${paint(code)}${place}: ${what}`, `  ${remedy}`];
+    return [`${paint(code)}${place}: ${what}`, `  → ${remedy}`];
   });
 }
 
@@ -136,54 +146,61 @@ export function renderDisplaced(nodes: readonly Displaced[]): string {
   );
 }
 
-export function renderLookup({ certname, desired, file, live }: Lookup, style: Style): string {
+/** A lookup; from the daemon it is the node's whole story. */
+export function renderLookup(found: Lookup & Partial<Story>, style: Style): string {
+  const { certname, desired, file, live, health = [], home, moves = [] } = found;
   const since = desired.since ? ` since ${desired.since}` : "";
+  const failed = ({ code, message }: { code: string; message: string }) =>
+    `${style.bad("failed")}: ${code}: ${message}`;
   const why = desired.failure
-    ? `${style.bad("unknown")}: ${desired.failure.code}: ${desired.failure.message}`
+    ? failed(desired.failure)
     : desired.master === undefined
       ? "no master: PuppetDB has no submission of a routable producer for it"
       : `${style.bold(desired.master)}, from ${desired.source}${since}`;
-  const rows: string[][] = [["", "desired", why]];
-  rows.push([
-    "",
-    "file",
-    "failure" in file ? `${file.failure.code}: ${file.failure.message}` : (file.master ?? "not in it"),
-  ]);
+  const rows: [string, string][] = [["desired", why]];
+  rows.push(["file", "failure" in file ? failed(file.failure) : (file.master ?? "not in it")]);
   for (const { haproxy, master, failure } of live) {
-    rows.push(["", haproxy, failure ? `${failure.code}: ${failure.message}` : (master ?? "not in it")]);
+    const isDown = health.some((seen) => seen.haproxy === haproxy && !seen.up);
+    const where = `${master ?? "not in it"}${isDown ? `, which is ${style.warn("down")} there` : ""}`;
+    rows.push([haproxy, failure ? failed(failure) : where]);
   }
   if (desired.unroutableProducer) {
-    rows.push([
-      "",
-      "producer",
-      `${shown(desired.unroutableProducer)} submitted last, and HAProxy has no such server`,
-    ]);
+    const producer = shown(desired.unroutableProducer);
+    rows.push(["producer", `${producer} submitted last, and HAProxy has no such server`]);
   }
   if (desired.heldBy) {
-    rows.push([
-      "",
-      "held",
-      `PuppetDB no longer lists it; sasori sync --approve ${desired.heldBy} removes it`,
-    ]);
+    const remedy = `sasori sync --approve ${desired.heldBy} removes it`;
+    rows.push(["held", `PuppetDB no longer lists it; ${remedy}`]);
   }
-  return [style.bold(certname), ...table(rows)].join("\n");
+  if (home)
+    rows.push(["home", `${home}, which it left while that was down: sasori rebalance brings it back`]);
+  for (const { at, from, to } of moves.slice(0, MAX_MOVES)) {
+    rows.push([style.dim(at), `${from ?? "(new)"} → ${to ?? "(removed)"}`]);
+  }
+  return [style.bold(certname), ...table(rows.map((row) => ["", ...row]))].join("\n");
 }
 
+const STATE_COLOURS = {
+  starting: "warn",
+  "in sync": "good",
+  "catching up": "warn",
+  attention: "warn",
+  failing: "bad",
+} as const;
+
+/** The state in one sentence, each target, and every trouble with what to do about it. */
 export function renderStatus(status: Status, style: Style): string {
-  const { lastPass } = status;
-  const state = status.ready ? style.good("serving") : style.bad("not ready");
-  const lines = [
-    `${style.bold("sasori")} ${state}: ${counted(status.nodes, "node")}, up since ${status.startedAt}`,
-  ];
+  const { lastPass, state, summary, version, startedAt, lastGoodPoll, targets, troubles } = status;
+  const lines = [`${style[STATE_COLOURS[state]](state)}: ${summary}`];
+  const about = targets.map((target) => ["", target.kind, target.target, stateOf(target, style)]);
+  about.push(["", "sasori", `${version}, up since ${startedAt}`]);
+  about.push(["", "PuppetDB", lastGoodPoll === null ? "not read yet" : `last read ${lastGoodPoll}`]);
   if (lastPass) {
-    lines.push(
-      `last pass: ${lastPass.kind}, ${lastPass.outcome}, ${lastPass.startedAt}, ${seconds(lastPass.durationMs)}`,
-    );
+    const { kind, outcome, startedAt: at, durationMs } = lastPass;
+    about.push(["", "last pass", `${kind}, ${outcome}, ${at}, ${seconds(durationMs)}`]);
   }
-  lines.push(
-    ...table(status.targets.map((target) => ["", target.kind, target.target, stateOf(target, style)])),
-  );
-  lines.push(...troubleLines(status.troubles, style));
+  lines.push(...table(about));
+  if (troubles.length > 0) lines.push("", ...troubleLines(troubles, style));
   if (lastPass) lines.push(...remarks(lastPass, style));
   return lines.join("\n");
 }

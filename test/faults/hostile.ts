@@ -564,7 +564,7 @@ function exchange(port: number, bytes: string): Promise<string> {
     const socket = connect(port, "127.0.0.1", () => socket.write(bytes));
     socket.setTimeout(3_000, () => socket.destroy());
     socket.on("data", (chunk: Buffer) => {
-      answer = (answer + chunk.toString("latin1")).replace(/^HTTP\/1\.1 100 [^]*?\r\n\r\n/, "");
+      answer = (answer + chunk.toString("latin1")).replace(/^HTTP\/1\.1 100 [\s\S]*?\r\n\r\n/, "");
       // It may wait for the rest of a body that was announced and never comes.
       if (/\r\n\r\n/.test(answer)) socket.end();
     });
