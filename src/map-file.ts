@@ -15,10 +15,16 @@ const HEADER =
 /** Large enough to make few writes of a big map, small enough to cost no memory. */
 const CHUNK_CHARACTERS = 256 * 1024;
 
+/** A page that changes is put together anew: 0.05 ms. */
+const PAGE_ENTRIES = 100;
+const MAX_PAGE_ENTRIES = 4 * PAGE_ENTRIES;
+
 export class MapFile implements Target {
   readonly kind = "file";
   readonly name: string;
   #lookups: Promise<unknown> = Promise.resolve();
+  /** The text as it was written last, and the file's fingerprint then. */
+  #written: { text: MapText; content: string } | undefined;
 
   constructor(file: string) {
     this.name = file;
@@ -81,9 +87,19 @@ export class MapFile implements Target {
     return false;
   }
 
-  async apply(plan: Plan, desired: NodeMap): Promise<Applied> {
-    if (plan.kind === "changes") await replaceFile(this.name, formatMap(desired));
+  async apply(plan: Plan, desired: NodeMap, seen: Fingerprint): Promise<Applied> {
+    if (plan.kind === "changes") await this.#replace(plan, desired, seen.content);
     return { method: "file", fingerprint: await this.#fingerprint(), disturbed: false };
+  }
+
+  async #replace(plan: Plan & { kind: "changes" }, desired: NodeMap, content: string): Promise<void> {
+    const { text } = this.#written?.content === content ? { ...this.#written } : {};
+    this.#written = undefined;
+    const changes = [...plan.add, ...plan.set, ...plan.del];
+    const isSmall = changes.length * 10 < desired.size;
+    const next = text !== undefined && isSmall && text.update(changes, desired) ? text : new MapText(desired);
+    await replaceFile(this.name, next.chunks());
+    this.#written = { text: next, content: (await this.#fingerprint()).content };
   }
 
   async #fingerprint(): Promise<Fingerprint> {
@@ -99,15 +115,71 @@ function parseLine(line: string): { certname: Certname; master: string } | "stra
   return isCertname(certname) && isMaster(master) ? { certname, master } : "stray";
 }
 
-/** The file's text in chunks, sorted by certname so that two versions of it can be compared with `diff`. */
-export function* formatMap(map: NodeMap): Generator<string> {
-  const certnames = Array.from(map.assignments(), ({ certname }) => certname).sort();
-  let chunk = HEADER;
-  for (const certname of certnames) {
-    chunk += `${certname} ${map.get(certname)?.master}\n`;
-    if (chunk.length < CHUNK_CHARACTERS) continue;
-    yield chunk;
-    chunk = "";
+interface Page {
+  /** Sorted. */
+  certnames: Certname[];
+  text: string;
+}
+
+/**
+ * The file's text, sorted by certname so that two versions of it can be compared with `diff`. It is kept in pages
+ * because agents move all the time: to write a million nodes anew takes 1.8 s of processor time, to change 100 of them
+ * 70 ms, which are the writing; with 100,000 nodes 180 and 15 ms.
+ */
+export class MapText {
+  readonly #pages: Page[] = [];
+
+  constructor(map: NodeMap) {
+    const sorted = Array.from(map.assignments(), ({ certname }) => certname).sort();
+    for (let from = 0; from < sorted.length; from += PAGE_ENTRIES) {
+      const certnames = sorted.slice(from, from + PAGE_ENTRIES);
+      this.#pages.push({ certnames, text: format(certnames, map) });
+    }
   }
-  if (chunk !== "") yield chunk;
+
+  /** Takes over how these nodes stand in the map now. False if it has to be made anew. */
+  update(changes: Iterable<{ certname: Certname }>, map: NodeMap): boolean {
+    const changed = new Set<Page>();
+    for (const { certname } of changes) {
+      const index =
+        lowerBound(this.#pages.length, (at) => (this.#pages[at]?.certnames[0] ?? "") > certname) - 1;
+      const page = this.#pages[Math.max(0, index)];
+      if (page === undefined) return false;
+      const { certnames } = page;
+      const at = lowerBound(certnames.length, (at) => (certnames[at] ?? "") >= certname);
+      const isThere = certnames[at] === certname;
+      if (map.get(certname) === undefined) certnames.splice(at, isThere ? 1 : 0);
+      else if (!isThere) certnames.splice(at, 0, certname);
+      // The first name of a page is how it is found.
+      if (certnames.length === 0 || certnames.length > MAX_PAGE_ENTRIES) return false;
+      changed.add(page);
+    }
+    for (const page of changed) page.text = format(page.certnames, map);
+    return true;
+  }
+
+  *chunks(): Generator<string> {
+    let chunk = HEADER;
+    for (const { text } of this.#pages) {
+      chunk += text;
+      if (chunk.length < CHUNK_CHARACTERS) continue;
+      yield chunk;
+      chunk = "";
+    }
+    if (chunk !== "") yield chunk;
+  }
+}
+
+const format = (certnames: readonly Certname[], map: NodeMap): string =>
+  certnames.map((certname) => `${certname} ${map.get(certname)?.master}\n`).join("");
+
+/** The first of `length` positions for which this is so, if it is so for all behind it. */
+function lowerBound(length: number, isSo: (at: number) => boolean): number {
+  let [from, to] = [0, length];
+  while (from < to) {
+    const middle = (from + to) >> 1;
+    if (isSo(middle)) to = middle;
+    else from = middle + 1;
+  }
+  return from;
 }

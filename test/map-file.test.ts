@@ -17,9 +17,9 @@ import path from "node:path";
 import { promisify } from "node:util";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { MapFile } from "../src/map-file.js";
+import { MapFile, MapText } from "../src/map-file.js";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
-import { planFromContents } from "../src/plan.js";
+import { planFromChanges, planFromContents } from "../src/plan.js";
 
 let folder: string;
 beforeEach(async () => {
@@ -38,8 +38,9 @@ function fleet(routes: Record<string, string>): NodeMap {
 }
 
 async function bring(file: MapFile, desired: NodeMap) {
-  const plan = planFromContents(desired, await file.read());
-  await file.apply(plan, desired);
+  const contents = await file.read();
+  const plan = planFromContents(desired, contents);
+  await file.apply(plan, desired, contents.fingerprint);
   return plan;
 }
 
@@ -69,6 +70,47 @@ describe("the map file", () => {
       }),
       { numRuns: 50 },
     );
+  });
+
+  test("after any changes is the same as if it were written anew", async () => {
+    const file = new MapFile(mapPath());
+    const desired = fleet(Object.fromEntries(Array.from({ length: 3_000 }, (_, n) => [`n${n}`, "m0"])));
+    await bring(file, desired);
+    let { fingerprint } = await file.look();
+    const name = fc.oneof(
+      fc.integer({ min: 0, max: 3_000 }).map((n) => `n${n}`),
+      fc.stringMatching(/^[a-z0-9_][a-z0-9._-]{0,9}$/),
+    );
+    const change = fc.tuple(name, fc.option(fc.constantFrom("m1", "m2")));
+    let at = 1;
+    await fc.assert(
+      fc.asyncProperty(fc.array(change, { maxLength: 200 }), async (changes) => {
+        desired.takeChanges();
+        at += 1;
+        for (const [certname, master] of changes) {
+          const known = certname as Certname;
+          if (master === null) desired.remove(known);
+          else desired.observe({ certname: known, master: master as Master, at, source: "facts" });
+        }
+        const plan = planFromChanges(desired, desired.takeChanges());
+        ({ fingerprint } = await file.apply(plan, desired, fingerprint));
+        const anew = [...new MapText(desired).chunks()].join("");
+        expect((await readFile(mapPath(), "utf8")) === anew).toBe(true);
+      }),
+      { numRuns: 100 },
+    );
+  });
+
+  test("is written anew when somebody else has edited it", async () => {
+    const file = new MapFile(mapPath());
+    const routes = Object.fromEntries(Array.from({ length: 30 }, (_, n) => [`n${n}`, "m1"]));
+    const desired = fleet(routes);
+    await bring(file, desired);
+    await writeFile(mapPath(), (await readFile(mapPath(), "utf8")).replace("n7 m1\n", "n7 m2\n"));
+    desired.observe({ certname: "n7" as Certname, master: "m2" as Master, at: 2, source: "facts" });
+    desired.observe({ certname: "n8" as Certname, master: "m2" as Master, at: 2, source: "facts" });
+    await bring(file, desired);
+    expect(Object.fromEntries((await file.read()).routes)).toEqual({ ...routes, n7: "m2", n8: "m2" });
   });
 
   test("is not touched when nothing changed", async () => {
@@ -188,7 +230,7 @@ describe("the map file on a disk that refuses", () => {
        const file = new MapFile(process.argv[2] + "/node-master.map");
        const map = new NodeMap();
        for (let i = 0; i < 5000; i += 1) map.observe({ certname: "node" + i, master: "m1", at: 1, source: "facts" });
-       const failure = await file.apply(planFromContents(map, await file.read()), map).catch((error) => error);
+       const failure = await file.read().then((now) => file.apply(planFromContents(map, now), map, now.fingerprint)).catch((error) => error);
        const left = readdirSync(process.argv[2]).filter((name) => name.endsWith(".tmp"));
        const text = readFileSync(process.argv[2] + "/node-master.map", "utf8");
        console.log(JSON.stringify({ code: failure.code, message: failure.message, left, text }));`,
