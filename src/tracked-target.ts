@@ -185,7 +185,8 @@ export class TrackedTarget {
         this.#left = undefined; // Whatever happens below, until it is known to be right.
         const applied = await this.target.apply(plan, desired, seen, signal);
         if (applied.method !== undefined) this.#count(plan, "applied", applied.method);
-        if (applied.disturbed && applied.fingerprint.process === seen.process) this.report.changedByOthers = true;
+        if (applied.disturbed && applied.fingerprint.process === seen.process)
+          this.report.changedByOthers = true;
         if (!applied.disturbed) return this.#inSync(applied.fingerprint, contents !== undefined, complete);
         contents = await this.target.read(signal);
         seen = contents.fingerprint;

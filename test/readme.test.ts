@@ -8,36 +8,48 @@ const read = (name: string) => readFileSync(new URL(`../${name}`, import.meta.ur
 const readme = read("README.md");
 
 /** What stands between two headings of the second level. */
-const chapter = (heading: string) => readme.split(/^## /m).find((text) => text.startsWith(`${heading}\n`)) ?? "";
+const chapter = (heading: string) =>
+  readme.split(/^## /m).find((text) => text.startsWith(`${heading}\n`)) ?? "";
 
 const unique = (names: Iterable<string>) => [...new Set(names)].sort();
 
 describe("the README", () => {
-  test("names every error code under \"When things break\", and no other", () => {
+  test('names every error code under "When things break", and no other', () => {
     const declared = /export type ErrorCode =([^;]*);/.exec(read("src/errors.ts"))?.[1] ?? "";
     const codes = unique(Array.from(declared.matchAll(/"([A-Z_]+)"/g), ([, code]) => code ?? ""));
     // `PUPPETDB_UNREACHABLE`, `_TIMEOUT`: the second has the first word of the one before.
     let family = "";
-    const named = Array.from(chapter("When things break").matchAll(/`(_?[A-Z][A-Z_]+)`/g), ([, name = ""]) => {
-      if (!name.startsWith("_")) family = name.split("_")[0] ?? "";
-      return name.startsWith("_") ? family + name : name;
-    });
+    const named = Array.from(
+      chapter("When things break").matchAll(/`(_?[A-Z][A-Z_]+)`/g),
+      ([, name = ""]) => {
+        if (!name.startsWith("_")) family = name.split("_")[0] ?? "";
+        return name.startsWith("_") ? family + name : name;
+      },
+    );
     const variables = /^SASORI_/;
     expect(unique(named.filter((name) => !variables.test(name)))).toEqual(codes);
   });
 
   test("names every metric of sasori's own, and no other", () => {
-    const declared = unique(Array.from(read("src/metrics.ts").matchAll(/"(sasori_[a-z_]+)"/g), ([, name]) => name ?? ""));
-    const listed = unique(Array.from(chapter("Metrics").matchAll(/`(sasori_[a-z_]+)/g), ([, name]) => name ?? ""));
+    const declared = unique(
+      Array.from(read("src/metrics.ts").matchAll(/"(sasori_[a-z_]+)"/g), ([, name]) => name ?? ""),
+    );
+    const listed = unique(
+      Array.from(chapter("Metrics").matchAll(/`(sasori_[a-z_]+)/g), ([, name]) => name ?? ""),
+    );
     expect(listed).toEqual(declared);
     for (const [, name = ""] of readme.matchAll(/`(sasori_[a-z_]+)/g)) expect(declared).toContain(name);
   });
 
   test("gives every runtime dependency its reason, and the lock file pins all that they bring", () => {
     const { dependencies } = JSON.parse(read("package.json")) as { dependencies: Record<string, string> };
-    for (const name of Object.keys(dependencies)) expect(chapter("Working on it")).toMatch(new RegExp(`\\b${name}\\s\\(`));
+    for (const name of Object.keys(dependencies))
+      expect(chapter("Working on it")).toMatch(new RegExp(`\\b${name}\\s\\(`));
     const { packages } = JSON.parse(read("package-lock.json")) as {
-      packages: Record<string, { version?: string; integrity?: string; hasInstallScript?: boolean; dev?: boolean }>;
+      packages: Record<
+        string,
+        { version?: string; integrity?: string; hasInstallScript?: boolean; dev?: boolean }
+      >;
     };
     for (const [place, { integrity, hasInstallScript, dev }] of Object.entries(packages)) {
       if (place === "") continue;

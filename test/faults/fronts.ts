@@ -2,10 +2,10 @@
 // and a server in front of PuppetDB. Both pass on what comes until a tap says otherwise. Nothing in src/ knows them.
 
 import { once } from "node:events";
-import { createServer as createHttpServer, type ServerResponse } from "node:http";
-import { connect, createServer, type Server, type Socket } from "node:net";
-import type { AddressInfo } from "node:net";
 import { rm } from "node:fs/promises";
+import { createServer as createHttpServer, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { connect, createServer, type Server, type Socket } from "node:net";
 import { request } from "undici";
 
 /** One connection of sasori to HAProxy. */
@@ -164,8 +164,12 @@ export class PuppetdbFront {
     const { statusCode, headers, body } = await request(`${this.upstream(entity)}${path}`);
     let text = await body.text();
     const { rows, text: send } = this.tap;
-    if (rows !== undefined && statusCode === 200) text = JSON.stringify(rows(JSON.parse(text) as Rows, entity));
-    response.writeHead(statusCode, { "content-type": String(headers["content-type"]), date: String(headers.date) });
+    if (rows !== undefined && statusCode === 200)
+      text = JSON.stringify(rows(JSON.parse(text) as Rows, entity));
+    response.writeHead(statusCode, {
+      "content-type": String(headers["content-type"]),
+      date: String(headers.date),
+    });
     if (send === undefined) response.end(text);
     else send(response, text, entity);
   }

@@ -22,35 +22,38 @@ export function haproxyFaults(puppetdb: () => PuppetdbServer): void {
 
   describe("HAProxy", () => {
     test("may be down, killed, without its socket, or refuse: the others are served, and it is up to date when it is back", () =>
-      withArena(async (arena) => {
-        await onEach(arena, "HAProxy: down when sasori starts", async (gateway) => {
-          const isUp = arena.down(gateway);
-          await arena.sasori?.end();
-          await gateway.haproxy.kill();
-          await arena.moveShare(FEW);
-          await arena.startSasori();
-          await arena.untilShown("HAPROXY_UNREACHABLE", gateway.target, /is HAProxy running/);
-          await othersAgree(arena, gateway);
-          await gateway.haproxy.restart();
-          isUp();
-        });
-        await onEach(arena, "HAProxy: killed, and started again later", async (gateway) => {
-          const isUp = arena.down(gateway);
-          await gateway.haproxy.kill();
-          await arena.moveShare(MANY);
-          await othersAgree(arena, gateway);
-          await gateway.haproxy.restart();
-          isUp();
-        });
-        await onEach(arena, "HAProxy: its socket is gone", async (gateway) => {
-          const { socketPath } = gateway.haproxy;
-          const hidden = `${socketPath}.hidden`;
-          await rename(socketPath, hidden);
-          await arena.moveShare(FEW);
-          await arena.untilShown("HAPROXY_UNREACHABLE", gateway.target, /no such socket/);
-          await rename(hidden, socketPath);
-        });
-      }, { direct: true }));
+      withArena(
+        async (arena) => {
+          await onEach(arena, "HAProxy: down when sasori starts", async (gateway) => {
+            const isUp = arena.down(gateway);
+            await arena.sasori?.end();
+            await gateway.haproxy.kill();
+            await arena.moveShare(FEW);
+            await arena.startSasori();
+            await arena.untilShown("HAPROXY_UNREACHABLE", gateway.target, /is HAProxy running/);
+            await othersAgree(arena, gateway);
+            await gateway.haproxy.restart();
+            isUp();
+          });
+          await onEach(arena, "HAProxy: killed, and started again later", async (gateway) => {
+            const isUp = arena.down(gateway);
+            await gateway.haproxy.kill();
+            await arena.moveShare(MANY);
+            await othersAgree(arena, gateway);
+            await gateway.haproxy.restart();
+            isUp();
+          });
+          await onEach(arena, "HAProxy: its socket is gone", async (gateway) => {
+            const { socketPath } = gateway.haproxy;
+            const hidden = `${socketPath}.hidden`;
+            await rename(socketPath, hidden);
+            await arena.moveShare(FEW);
+            await arena.untilShown("HAPROXY_UNREACHABLE", gateway.target, /no such socket/);
+            await rename(hidden, socketPath);
+          });
+        },
+        { direct: true },
+      ));
 
     test("may have its map or backend renamed: sasori leaves it alone, says which names there are, and goes on after", () =>
       withArena(async (arena) => {
@@ -68,8 +71,14 @@ export function haproxyFaults(puppetdb: () => PuppetdbServer): void {
         await arena.suffer("HAProxy: the backend is renamed", async () => {
           // heal.lua knows the backend by its name too: what such a gateway answers is no matter of sasori's.
           const isUp = arena.down(gateway);
-          const undo = await reconfigure(gateway, (text) => text.replaceAll(/^(backend|  default_backend) puppet$/gm, "$1 other"));
-          await arena.untilShown("HAPROXY_BACKEND", gateway.target, /no backend "puppet": set SASORI_BACKEND/);
+          const undo = await reconfigure(gateway, (text) =>
+            text.replaceAll(/^(backend| {2}default_backend) puppet$/gm, "$1 other"),
+          );
+          await arena.untilShown(
+            "HAPROXY_BACKEND",
+            gateway.target,
+            /no backend "puppet": set SASORI_BACKEND/,
+          );
           await othersAgree(arena, gateway);
           await undo();
           isUp();
@@ -82,12 +91,18 @@ export function haproxyFaults(puppetdb: () => PuppetdbServer): void {
         async (arena) => {
           await onEach(arena, "HAProxy: the socket is no longer level admin", async (gateway) => {
             // To read and write maps no level is needed up to HAProxy 3.2; to add a server it is.
-            const undo = await reconfigure(gateway, (text) => text.replace("level admin mode", "level user mode"));
+            const undo = await reconfigure(gateway, (text) =>
+              text.replace("level admin mode", "level user mode"),
+            );
             if (gateway === arena.gateways[0]) {
               arena.place("new.example", "localhost");
               await arena.puppetdb.replaceFacts({ certname: "new.example", producer: "localhost" });
               await arena.puppetdb.replaceFacts({ certname: "lost.example", producer: "nowhere.invalid" });
-              await arena.untilShown("HAPROXY_SERVER", "masters", /nowhere\.invalid gets no server: its name has no address/);
+              await arena.untilShown(
+                "HAPROXY_SERVER",
+                "masters",
+                /nowhere\.invalid gets no server: its name has no address/,
+              );
               await arena.puppetdb.deactivateNode("lost.example");
             }
             await arena.untilShown("HAPROXY_PERMISSION", gateway.target, /needs "level admin"/);
@@ -133,11 +148,15 @@ export function haproxyFaults(puppetdb: () => PuppetdbServer): void {
               (await reload(gateway, line, 1)).destroy();
             });
           }
-          await onEach(arena, "HAProxy: reloaded in mid-push, single changes, the old worker lives on", async (gateway) => {
-            const old = await reload(gateway, /^set map/, FEW);
-            await arena.until("all agree", async () => (await arena.differences()).length === 0, 20_000);
-            old.destroy();
-          });
+          await onEach(
+            arena,
+            "HAProxy: reloaded in mid-push, single changes, the old worker lives on",
+            async (gateway) => {
+              const old = await reload(gateway, /^set map/, FEW);
+              await arena.until("all agree", async () => (await arena.differences()).length === 0, 20_000);
+              old.destroy();
+            },
+          );
           await onEach(arena, "HAProxy: restarted with an old file", async (gateway) => {
             const isUp = arena.down(gateway);
             await arena.moveShare(FEW);
@@ -156,7 +175,10 @@ export function haproxyFaults(puppetdb: () => PuppetdbServer): void {
           for (let left = 0; left < 3; left += 1) {
             const prepared = await runtimeCommand(gateway.haproxy.socketPath, `prepare map ${gateway.map}`);
             const version = /\d+/.exec(prepared)?.[0];
-            await runtimeCommand(gateway.haproxy.socketPath, `add map @${version} ${gateway.map} left.example master1`);
+            await runtimeCommand(
+              gateway.haproxy.socketPath,
+              `add map @${version} ${gateway.map} left.example master1`,
+            );
           }
           await arena.startSasori();
         });
@@ -244,7 +266,10 @@ async function othersAgree(arena: Arena, except: Gateway): Promise<void> {
 }
 
 /** Another configuration, by a reload. The result puts the old one back. */
-async function reconfigure({ haproxy }: Gateway, change: (text: string) => string): Promise<() => Promise<void>> {
+async function reconfigure(
+  { haproxy }: Gateway,
+  change: (text: string) => string,
+): Promise<() => Promise<void>> {
   const file = path.join(haproxy.dir, "haproxy.cfg");
   const before = await readFile(file, "utf8");
   const after = change(before);

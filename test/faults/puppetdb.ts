@@ -76,13 +76,18 @@ const ODD: Record<string, HttpTap> = {
   },
   "no producer in every second row": {
     rows: (rows) =>
-      rows.map((row) => ("producer" in row && hash(row.certname) % 2 === 0 ? { ...row, producer: null } : row)),
+      rows.map((row) =>
+        "producer" in row && hash(row.certname) % 2 === 0 ? { ...row, producer: null } : row,
+      ),
   },
   "rows of nodes that cannot be map keys": {
     rows: (rows) =>
       isCount(rows)
         ? rows
-        : [...rows, ...rows.slice(0, 20).map((row) => ({ ...row, certname: `${row.certname}; clear map #0` }))],
+        : [
+            ...rows,
+            ...rows.slice(0, 20).map((row) => ({ ...row, certname: `${row.certname}; clear map #0` })),
+          ],
   },
 };
 
@@ -102,7 +107,10 @@ export function puppetdbFaults(puppetdb: () => PuppetdbServer): void {
             arena.front.tap = tap;
             await arena.moveShare(FEW);
             await arena.untilShown(code, "puppetdb", remedy);
-            expect(await arena.sync({ full: true })).toMatchObject({ outcome: "failed", source: { outcome: "failed" } });
+            expect(await arena.sync({ full: true })).toMatchObject({
+              outcome: "failed",
+              source: { outcome: "failed" },
+            });
             await expectServing(arena);
             arena.front.tap = {};
           });
@@ -143,7 +151,12 @@ export function puppetdbFaults(puppetdb: () => PuppetdbServer): void {
           if (stalled) stalled.front.tap = { line: () => "stall" };
           const target = stalled?.front.path ?? "";
           await arena.moveShare(FEW);
-          const shown = arena.untilShown("PUPPETDB_TIMEOUT", "puppetdb", /has not answered within 15 s/, 60_000);
+          const shown = arena.untilShown(
+            "PUPPETDB_TIMEOUT",
+            "puppetdb",
+            /has not answered within 15 s/,
+            60_000,
+          );
           await arena.untilShown("HAPROXY_TIMEOUT", target, /no answer to "prompt" for 10000 ms/, 60_000);
           await shown;
           await expectServing(arena);
@@ -158,7 +171,8 @@ export function puppetdbFaults(puppetdb: () => PuppetdbServer): void {
       Arena.with({ puppetdb: puppetdb() }, async (arena) => {
         const lacking: Record<string, (rows: Rows) => Rows> = {
           "an empty database": (rows) => (isCount(rows) ? [{ count: 0 }] : []),
-          "half of the fleet missing": (rows) => rows.filter(({ certname }) => hash(certname) % 2 === 0 || !certname),
+          "half of the fleet missing": (rows) =>
+            rows.filter(({ certname }) => hash(certname) % 2 === 0 || !certname),
         };
         for (const [what, rows] of Object.entries(lacking)) {
           await arena.suffer(`PuppetDB: ${what}`, async () => {
@@ -192,7 +206,8 @@ export function puppetdbFaults(puppetdb: () => PuppetdbServer): void {
           await arena.until("held", async () => (await arena.status()).lastPass?.held?.count === gone.length);
           await expectServing(arena);
           await arena.puppetdb.sql("UPDATE certnames SET deactivated = NULL");
-          for (const [node, master] of await arena.puppetdbSays()) if (!arena.owners.has(node)) arena.place(node, master);
+          for (const [node, master] of await arena.puppetdbSays())
+            if (!arena.owners.has(node)) arena.place(node, master);
           await arena.tell([...arena.owners.keys()]);
           await arena.sync({ full: true });
         });
@@ -214,7 +229,8 @@ export function puppetdbFaults(puppetdb: () => PuppetdbServer): void {
           await arena.sync();
           await arena.sync({ full: true });
           expect(await arena.differences()).toEqual([]);
-          for (const node of fresh) await arena.puppetdb.replaceFacts({ certname: node, producer: "master1" });
+          for (const node of fresh)
+            await arena.puppetdb.replaceFacts({ certname: node, producer: "master1" });
           await arena.tell(moved);
         });
 
@@ -313,7 +329,9 @@ async function expectServing(arena: Arena): Promise<void> {
 async function deactivate(arena: Arena, count: number): Promise<string[]> {
   const nodes = [...arena.owners.keys()].slice(0, count);
   const names = nodes.map((node) => `'${node}'`).join(",");
-  await arena.puppetdb.sql(`UPDATE certnames SET deactivated = clock_timestamp() WHERE certname IN (${names})`);
+  await arena.puppetdb.sql(
+    `UPDATE certnames SET deactivated = clock_timestamp() WHERE certname IN (${names})`,
+  );
   return nodes;
 }
 

@@ -1,18 +1,18 @@
 // Secrets: the API's token, PuppetDB's token, the private key. They are in files, and nowhere else: not in a log, an
 // error, a metric, a status, a file of ours, or the list of processes. And what may not be done without them is not.
 
-import { createServer } from "node:tls";
 import { once } from "node:events";
 import { copyFile, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { createServer } from "node:tls";
 import { describe, expect, test } from "vitest";
 import { PuppetDb } from "../../src/puppetdb.js";
-import { startScriptedPuppetdb, EMPTY } from "../support/scripted-puppetdb.js";
 import type { PuppetdbServer } from "../support/puppetdb-server.js";
+import { EMPTY, startScriptedPuppetdb } from "../support/scripted-puppetdb.js";
 import { Arena } from "./arena.js";
-import { enter } from "./ledger.js";
+import { enterCases } from "./ledger.js";
 
 const API_TOKEN = "api-token-7f3a9c1e5b2d4860";
 const PUPPETDB_TOKEN = "puppetdb-token-0c9d8e7f6a5b4c3d";
@@ -46,12 +46,21 @@ export function secrets(puppetdb: () => PuppetdbServer): void {
           return answer.status;
         };
         // Of the same length, all but the last letter right, too long, twice, another scheme, nothing.
-        const wrong = [API_TOKEN.replace(/.$/, "x"), `${API_TOKEN}x`, `${API_TOKEN} ${API_TOKEN}`, "", API_TOKEN.toUpperCase()];
+        const wrong = [
+          API_TOKEN.replace(/.$/, "x"),
+          `${API_TOKEN}x`,
+          `${API_TOKEN} ${API_TOKEN}`,
+          "",
+          API_TOKEN.toUpperCase(),
+        ];
         for (const token of wrong) expect(await post(`Bearer ${token}`)).toBe(401);
         expect(await post(`Basic ${API_TOKEN}`)).toBe(401);
         expect(await post()).toBe(401);
         expect(await post(`Bearer ${API_TOKEN}`)).toBe(200);
-        for (const [method, body] of [["PUT", '{"master":"master1"}'], ["DELETE", undefined]] as const) {
+        for (const [method, body] of [
+          ["PUT", '{"master":"master1"}'],
+          ["DELETE", undefined],
+        ] as const) {
           const headers = body === undefined ? {} : { "content-type": "application/json" };
           const url = `${arena.url}/api/v1/nodes/node1.example`;
           expect((await fetch(url, { method, headers, ...(body && { body }) })).status).toBe(401);
@@ -75,20 +84,33 @@ export function secrets(puppetdb: () => PuppetdbServer): void {
         await failing("puppetdb", undefined);
         await failing("puppetdb", `${PUPPETDB_TOKEN}\n${PUPPETDB_TOKEN}\n`);
         await failing("key.pem", (await readFile(at("key.pem"), "utf8")).replace("\n", "\nAAAA"));
-        for (const args of [["config"], ["config", "--json"], ["status"], ["sync"], ["lookup", "node-0000001.example", "--json"]]) {
+        for (const args of [
+          ["config"],
+          ["config", "--json"],
+          ["status"],
+          ["sync"],
+          ["lookup", "node-0000001.example", "--json"],
+        ]) {
           told.push((await arena.cli(...args)).text);
         }
-        for (const page of ["/metrics", "/api/v1/status", "/readyz", "/api/v1/nodes/node-0000001.example", "/nowhere"]) {
+        for (const page of [
+          "/metrics",
+          "/api/v1/status",
+          "/readyz",
+          "/api/v1/nodes/node-0000001.example",
+          "/nowhere",
+        ]) {
           told.push(await (await fetch(`${arena.url}${page}`)).text());
         }
-        for (const file of ["cmdline", "environ"]) told.push(await readFile(`/proc/${arena.pid}/${file}`, "latin1"));
+        for (const file of ["cmdline", "environ"])
+          told.push(await readFile(`/proc/${arena.pid}/${file}`, "latin1"));
         for (const file of await readdir(path.dirname(arena.mapFile))) {
           told.push(await readFile(path.join(path.dirname(arena.mapFile), file), "utf8"));
         }
         told.push(arena.sasori?.printed ?? "");
         const all = told.join("\n");
         for (const secret of [API_TOKEN, PUPPETDB_TOKEN, key]) expect(all).not.toContain(secret);
-        enter({ fault: "secrets looked for in all that is told", tries: told.length, lost: 0, misrouted: 0, failed: 0, requests: 0, seconds: 0 });
+        enterCases("secrets looked for in all that is told", told.length);
       });
       await rm(folder, { recursive: true, force: true });
     });
@@ -108,7 +130,9 @@ export function secrets(puppetdb: () => PuppetdbServer): void {
       try {
         // Without SASORI_PUPPETDB_CA nobody vouches for it.
         const source = new PuppetDb({ url: server.url, tokenFile: token });
-        await expect(source.readAll(AbortSignal.timeout(5_000))).rejects.toMatchObject({ code: "PUPPETDB_TLS" });
+        await expect(source.readAll(AbortSignal.timeout(5_000))).rejects.toMatchObject({
+          code: "PUPPETDB_TLS",
+        });
         expect(server.asked).toEqual([]);
         await source.close();
       } finally {
@@ -132,8 +156,13 @@ export function secrets(puppetdb: () => PuppetdbServer): void {
       old.on("tlsClientError", () => undefined);
       old.listen(0, "127.0.0.1");
       await once(old, "listening");
-      const source = new PuppetDb({ url: `https://127.0.0.1:${(old.address() as AddressInfo).port}`, caFile: tls.ca });
-      await expect(source.readAll(AbortSignal.timeout(5_000))).rejects.toMatchObject({ code: "PUPPETDB_TLS" });
+      const source = new PuppetDb({
+        url: `https://127.0.0.1:${(old.address() as AddressInfo).port}`,
+        caFile: tls.ca,
+      });
+      await expect(source.readAll(AbortSignal.timeout(5_000))).rejects.toMatchObject({
+        code: "PUPPETDB_TLS",
+      });
       expect(seen).toEqual([]);
       await source.close();
       old.close();

@@ -44,8 +44,12 @@ export function soak(puppetdb: () => PuppetdbServer): void {
           const half = Math.floor(settled.length / 2);
           const [early, late] = [settled.slice(0, half), settled.slice(half)];
           const most = (list: Sample[], of: keyof Sample) => Math.max(...list.map((sample) => sample[of]));
-          console.log(`soak: ${samples.length} turns; most memory and descriptors in the two halves after warm-up:`);
-          console.log(`  ${most(early, "bytes") >> 20} MiB, ${most(late, "bytes") >> 20} MiB; ${most(early, "descriptors")}, ${most(late, "descriptors")}`);
+          console.log(
+            `soak: ${samples.length} turns; most memory and descriptors in the two halves after warm-up:`,
+          );
+          console.log(
+            `  ${most(early, "bytes") >> 20} MiB, ${most(late, "bytes") >> 20} MiB; ${most(early, "descriptors")}, ${most(late, "descriptors")}`,
+          );
           expect(most(late, "bytes")).toBeLessThan(most(early, "bytes") * 1.15 + 8 * 1024 * 1024);
           expect(most(late, "descriptors")).toBeLessThan(most(early, "descriptors") + 10);
         }),

@@ -41,7 +41,9 @@ export function twoSasoris(puppetdb: () => PuppetdbServer): void {
         const before = await arena.metric("sasori_foreign_changes_total", `{target="${arena.mapFile}"}`);
         await arena.moveShare(0.05);
         await arena.untilAgreed();
-        expect(await arena.metric("sasori_foreign_changes_total", `{target="${arena.mapFile}"}`)).toBe(before);
+        expect(await arena.metric("sasori_foreign_changes_total", `{target="${arena.mapFile}"}`)).toBe(
+          before,
+        );
       }));
   });
 }
