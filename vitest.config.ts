@@ -5,6 +5,8 @@ export default defineConfig({
   test: {
     testTimeout: 30_000,
     hookTimeout: 60_000,
+    // A condition is waited for, not the clock: on a busy machine a second is not much.
+    expect: { poll: { timeout: 10_000 } },
     projects: [
       { extends: true, test: { name: "sasori", include: ["test/*.test.ts"], sequence: { groupOrder: 0 } } },
       {

@@ -7,6 +7,7 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { formatTable, Terminal } from "../demo/terminal.js";
 import { healing } from "./healing.js";
+import { overload } from "./overload.js";
 import { haproxyBinaries } from "./stage.js";
 import { gateway, rules, threads } from "./throughput.js";
 
@@ -18,7 +19,7 @@ export interface Bench {
   run(context: { signal: AbortSignal; progress: (text: string) => void }): Promise<Row[]>;
 }
 
-const BENCHES: Record<string, Bench> = { gateway, threads, healing, rules };
+const BENCHES: Record<string, Bench> = { gateway, threads, overload, healing, rules };
 const RESULTS = fileURLToPath(new URL("../../bench/results/", import.meta.url));
 
 /** Far beyond what one needs; a machine that is as slow as that measures nothing. */

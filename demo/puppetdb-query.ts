@@ -35,22 +35,43 @@ export function answerQuery(
   entityName: string,
   query: unknown,
 ): Row[] | [{ count: number }] {
-  const { columns, where } = parseExtract(query);
+  const { columns, where, groupBy } = parseExtract(query);
   const entity = entityNamed(database, entityName);
   const restricted = entity.activeOnly && !mentionsNodeState(where) ? conjunction(where, ACTIVE) : where;
   const rows = select(database, entityName, restricted);
   if (isCount(columns)) return [{ count: rows.length }];
+  if (groupBy !== undefined) return newest(entityName, entity, rows, columns, groupBy);
   const names = columns === undefined ? extractable(entity) : checkedColumns(entityName, entity, columns);
   return rows.map((row) => Object.fromEntries(names.map((name) => [name, row[name] ?? null])));
 }
 
-function parseExtract(query: unknown): { columns: unknown; where: unknown } {
+function parseExtract(query: unknown): { columns: unknown; where: unknown; groupBy?: string[] } {
   if (query === undefined) return { columns: undefined, where: undefined };
   if (!Array.isArray(query)) throw new RefusedQuery(`a query must be an array, not ${JSON.stringify(query)}`);
-  const [operator, columns, where, ...rest] = query;
+  const [operator, columns, where, groupBy, ...rest] = query;
   if (operator !== "extract") return { columns: undefined, where: query };
   if (rest.length > 0) throw unsupported(query);
-  return { columns: typeof columns === "string" ? [columns] : columns, where };
+  const extract = { columns: typeof columns === "string" ? [columns] : columns, where };
+  if (groupBy === undefined) return extract;
+  if (!Array.isArray(groupBy) || groupBy[0] !== "group_by") throw unsupported(groupBy);
+  return { ...extract, groupBy: groupBy.slice(1) };
+}
+
+/** `["extract", [...group, ["function", "max", column]], where, ["group_by", ...group]]`. */
+function newest(entityName: string, entity: Entity, rows: Row[], columns: unknown, group: string[]): Row[] {
+  const wanted = Array.isArray(columns) ? columns : [];
+  const [operator, name, column] = wanted.at(-1) ?? [];
+  const isPlain = JSON.stringify(wanted.slice(0, -1)) === JSON.stringify(group);
+  if (operator !== "function" || name !== "max" || !isPlain) throw unsupported(columns);
+  checkedColumns(entityName, entity, [...group, column]);
+  const groups = new Map<string, Row>();
+  for (const row of rows) {
+    const key = JSON.stringify(group.map((grouped) => row[grouped]));
+    const [max, value] = [groups.get(key)?.max ?? null, row[column] ?? null];
+    const plain = Object.fromEntries(group.map((grouped) => [grouped, row[grouped] ?? null]));
+    groups.set(key, { ...plain, max: max === null || (value !== null && value > max) ? value : max });
+  }
+  return [...groups.values()];
 }
 
 function select(database: Database, entityName: string, where: unknown): Row[] {

@@ -51,6 +51,7 @@ function quickStart({ repository, urls }: Stage, { style }: Terminal): string {
     ["ask one master what it has", [`curl -s ${urls[MASTERS[0]]}/nodes`]],
   ];
   const pages = [
+    ["sasori's page", `${urls.sasori}/`],
     ["HAProxy's stats", `${urls.stats}/stats`, "(admin/admin)"],
     ["sasori's metrics", `${urls.sasori}/metrics`],
   ];

@@ -25,13 +25,21 @@ local function is_up(server)
   return status ~= nil and (status:sub(1, 2) == "UP" or status == "no check")
 end
 
--- The masters that are up and not in `tried`. heal1 and heal2 would only lead back here.
-local function others(tried)
-  local names = {}
-  for name, server in pairs(core.backends[BACKEND].servers) do
-    if not name:match("^heal%d$") and not tried[name] and is_up(server) then names[#names + 1] = name end
+-- One of the masters that are up and not in `tried`, by chance, and whether there is another. heal1 and heal2 would only
+-- lead back here. No server is asked how it is (a page of statistics) beyond the two that answer this.
+local function another(tried)
+  local names, found = {}, nil
+  for name in pairs(core.backends[BACKEND].servers) do
+    if not name:match("^heal%d$") and not tried[name] then names[#names + 1] = name end
   end
-  return names
+  while #names > 0 do
+    local name = table.remove(names, math.random(#names))
+    if is_up(core.backends[BACKEND].servers[name]) then
+      if found then return found, true end
+      found = name
+    end
+  end
+  return found, false
 end
 
 local function to_set(list)
@@ -60,11 +68,12 @@ end
 
 -- Another master for a node whose own is down, or, while sasori is silent, one that may have it.
 local function stand_in(txn, tried, is_last)
-  local names = others(tried)
-  if not FALLBACK or #names == 0 then return end
-  txn:set_var("txn.master", names[math.random(#names)])
+  if not FALLBACK then return end
+  local name, has_more = another(tried)
+  if not name then return end
+  txn:set_var("txn.master", name)
   txn:set_var("txn.route", "redispatched")
-  if is_last or #names == 1 then txn:set_var("txn.final", "yes") end
+  if is_last or not has_more then txn:set_var("txn.final", "yes") end
 end
 
 core.register_action("heal", { "http-req" }, function(txn)

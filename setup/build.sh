@@ -14,8 +14,8 @@ if [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modu
   npm ci --no-audit --no-fund
 fi
 
-newest=$(find src demo bench test/support tsconfig.json tsconfig.build.json -type f -newer dist/src/cli.js 2>/dev/null | head -n 1 || true)
-if [ ! -e dist/src/cli.js ] || [ -n "$newest" ]; then
+newest=$(find src demo bench test/support setup/page.config.ts tsconfig.json tsconfig.build.json -type f -newer dist/src/cli.js 2>/dev/null | head -n 1 || true)
+if [ ! -e dist/src/cli.js ] || [ ! -e dist/page/index.html ] || [ -n "$newest" ]; then
   echo "compiling" >&2
   npm run --silent build
   touch dist/src/cli.js

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, wrk, and a
-# library that sets a program's clock.
+# Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, Chromium,
+# wrk, a library that sets a program's clock; and the tools that judge what deploy/ has: promtool, systemd-analyze,
+# kubectl.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
-#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java
+#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, Chromium, and
+#                            the tools for deploy/
 #   setup/parts.sh wrk       the load generator, for the benchmarks
 #   setup/parts.sh paths     fetches nothing: prints where everything is, for test/support/parts.ts
 #
@@ -14,6 +16,8 @@
 # Progress goes to stderr; stdout has lines "name<TAB>path". To use programs of your own instead:
 #   HAPROXY_BIN          one HAProxy, for the demo and the tests
 #   TEST_HAPROXY_BINS    several for the tests, separated by colons
+#   KUBECTL_BIN          kubectl 1.27 or newer; Ubuntu's archive has none, and the tests that need it are skipped there
+#   CHROMIUM_BIN         a Chromium or Chrome for the tests of the page
 # PARTS_DIR moves the folder: default /var/cache/sasori as root, ~/.cache/sasori otherwise. (Not root's
 # home, because nobody else may read that, and PostgreSQL refuses to run as root.)
 set -euo pipefail
@@ -28,8 +32,10 @@ recipe=1
 # Dependencies that only serve an installed system. apt is told that they are there already: they and what they
 # would draw in (Perl, systemd, 100 MB of LLVM for PostgreSQL's JIT) would be most of the download.
 left_out="adduser ca-certificates-java dbconfig-no-thanks debconf debconf-2.0 init-system-helpers locales
+  libjs-eonasdan-bootstrap-datetimepicker libjs-bootstrap4 libjs-jquery libjs-jquery-hotkeys libjs-moment
+  libjs-moment-timezone libjs-mustache libjs-popper.js libjs-rickshaw fonts-glyphicons-halflings
   lsb-base media-types passwd perl perl-base postgresql-client-common postgresql-common postgresql-common-dev ssl-cert
-  sysvinit-utils ucf util-linux $(printf 'libllvm%s ' {14..25}) libllvm17t64"
+  sysvinit-utils ucf util-linux x11-utils xdg-utils $(printf 'libllvm%s ' {14..25}) libllvm17t64"
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "setup/parts.sh: $*"; exit 1; }
@@ -45,10 +51,16 @@ release=$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME:-}" || true)
 
 # One release of HAProxy per suite. PuppetDB is always taken from the same suite, to test the same everywhere.
 case $distribution in
-  debian) haproxy_suites="bookworm trixie sid" puppetdb_suite=bookworm components="main" ;;
-  # Ubuntu's mirrors have no Debian suites, and one release of Ubuntu has one HAProxy.
-  ubuntu) haproxy_suites=$release puppetdb_suite=$release components="main universe" ;;
-  *) haproxy_suites="" puppetdb_suite="" components="" ;;
+  debian)
+    haproxy_suites="bookworm trixie sid" puppetdb_suite=bookworm kubectl_suite=trixie chromium_suite=bookworm
+    components="main"
+    ;;
+  # Ubuntu's mirrors have no Debian suites, and one release of Ubuntu has one HAProxy. Its Chromium is a snap.
+  ubuntu)
+    haproxy_suites=$release puppetdb_suite=$release kubectl_suite="" chromium_suite=""
+    components="main universe"
+    ;;
+  *) haproxy_suites="" puppetdb_suite="" kubectl_suite="" chromium_suite="" components="" ;;
 esac
 
 can_fetch() {
@@ -61,7 +73,12 @@ packages_of() {
   case $1 in
     haproxy-*) echo "haproxy" ;;
     puppetdb-*) echo "puppetdb postgresql default-jre-headless openssl" ;;
+    prometheus-*) echo "prometheus" ;;
+    # The browser without its windows: GTK, CUPS and the rest of a desktop stay out.
+    chromium-*) echo "chromium-headless-shell fonts-dejavu-core" ;;
     wrk-*) echo "wrk" ;;
+    systemd-*) echo "systemd" ;;
+    kubectl-*) echo "kubernetes-client" ;;
     faketime-*) echo "libfaketime" ;;
   esac
 }
@@ -69,7 +86,11 @@ packages_of() {
 paths_of() {
   case $1 in
     haproxy-*) printf 'haproxy\t%s\n' "$2/usr/sbin/haproxy" ;;
+    prometheus-*) printf 'promtool\t%s\n' "$2/usr/bin/promtool" ;;
+    chromium-*) printf 'chromium\t%s\n' "$2/usr/lib/chromium/chromium-headless-shell" ;;
     wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
+    systemd-*) printf 'systemd-analyze\t%s\n' "$2/usr/bin/systemd-analyze" ;;
+    kubectl-*) printf 'kubectl\t%s\n' "$2/usr/bin/kubectl" ;;
     faketime-*) printf 'faketime\t%s\n' "$2"/usr/lib/*/faketime/libfaketime.so.1 ;;
     puppetdb-*)
       printf 'puppetdb\t%s\n' "$2/etc/puppetdb"
@@ -183,14 +204,14 @@ bind_libraries() {
   loader=$(find "$root/usr" -name 'ld-linux*.so.*' -print -quit)
   libs=$(find "$root/usr/lib" -name libc.so.6 -printf '%h' -quit)
   patch=("$loader" --library-path "$libs" "$root/usr/bin/patchelf" --force-rpath)
-  for program in "$root"/usr/{sbin/haproxy,bin/openssl,bin/wrk,lib/postgresql/*/bin/*,lib/jvm/*/bin/*}; do
+  for program in "$root"/usr/{sbin/haproxy,bin/{openssl,wrk,promtool,systemd-analyze},lib/{postgresql/*,jvm/*}/bin/*,lib/chromium/*-shell}; do
     if [ -f "$program" ] && [ ! -L "$program" ] && is_elf "$program"; then
-      "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs" "$program"
+      "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs:$libs/systemd" "$program"
     fi
   done
-  # Java's libraries have search paths of their own, which would hide those of the program.
-  find "$root/usr/lib" -path '*/jvm/*.so' -type f | while read -r program; do
-    "${patch[@]}" --set-rpath "\$ORIGIN:\$ORIGIN/..:$libs" "$program"
+  # Java's and PulseAudio's libraries have search paths of their own, which would hide those of the program.
+  find "$root/usr/lib" \( -path '*/jvm/*.so' -o -name 'libpulse*.so*' \) -type f | while read -r program; do
+    "${patch[@]}" --set-rpath "\$ORIGIN:\$ORIGIN/..:$libs:$libs/pulseaudio" "$program"
   done
 }
 
@@ -256,17 +277,29 @@ is_recent() {
 }
 
 test_parts() {
-  local suite
+  local suite part
   if [ -z "${TEST_HAPROXY_BINS:-${HAPROXY_BIN:-}}" ]; then
     for suite in $haproxy_suites; do echo "haproxy-$suite"; done
   fi
-  echo "puppetdb-${puppetdb_suite:-unknown}"
-  echo "faketime-${puppetdb_suite:-unknown}"
+  for part in puppetdb prometheus systemd faketime; do echo "$part-${puppetdb_suite:-unknown}"; done
+  [ -n "${KUBECTL_BIN:-}" ] || [ -z "$kubectl_suite" ] || echo "kubectl-$kubectl_suite"
+  if [ -z "$(own_chromium)" ] && [ -n "$chromium_suite" ]; then echo "chromium-$chromium_suite"; fi
+}
+
+# The one that was named, or where none can be fetched (its packages are Debian's) the machine's own.
+own_chromium() {
+  if [ -n "${CHROMIUM_BIN:-}" ]; then
+    echo "$CHROMIUM_BIN"
+  elif [ -z "$chromium_suite" ]; then
+    { command -v chromium google-chrome chromium-browser || true; } | head -n 1
+  fi
 }
 
 print_paths() {
   local part
   tr ':' '\n' <<<"${TEST_HAPROXY_BINS:-${HAPROXY_BIN:-}}" | sed -n 's/^..*/haproxy\t&/p'
+  [ -z "${KUBECTL_BIN:-}" ] || printf 'kubectl\t%s\n' "$KUBECTL_BIN"
+  own_chromium | sed -n 's/^..*/chromium\t&/p'
   for part in $(test_parts); do
     if is_ready "$part"; then paths_of "$part" "$parts/$part"; else printf 'missing\t%s\n' "$part"; fi
   done

@@ -3,17 +3,35 @@
 // prints what a SyncReport, a Lookup or a Status says: for people, or with --json for machines.
 // Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 held by the guard.
 
-import { readFileSync } from "node:fs";
-import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
-import { request } from "undici";
-import { type Config, describeVariables, readConfig, showConfig } from "./config.js";
-import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
-import { resolver } from "./fleet.js";
-import type { Displaced, Status } from "./http-api.js";
-import { type Desired, type Lookup, lookUp } from "./lookup.js";
-import { type Certname, parseCertname } from "./node-map.js";
+import { Argument, Command, CommanderError, InvalidArgumentError, Option } from "commander";
+import {
+  type Displaced,
+  type Masters,
+  type Nodes,
+  type Pass,
+  SourceName,
+  type Status,
+  type Story,
+} from "./api-shapes.js";
+import type { Check, Finding } from "./check.js";
+import { describeVariables, readConfig, showConfig } from "./config.js";
+import { askDaemon, mustAskDaemon } from "./daemon-client.js";
+import { diagnose } from "./doctor.js";
+import { SasoriError, systemCode, toFailure } from "./errors.js";
+import { renderDiagnosis, renderFinding, renderMasters, renderMove, renderPass } from "./list-text.js";
+import { followMoves, listNodes, query, recentMoves } from "./listing.js";
+import {
+  completeWords,
+  completionScript,
+  type Example,
+  exampleText,
+  type Looked,
+  manPage,
+  SHELLS,
+  type Shell,
+} from "./manual.js";
+import { parseCertname } from "./node-map.js";
 import type { SyncRequest } from "./pass-queue.js";
 import { PLAN_ID } from "./plan.js";
 import { PriorityMap } from "./priority.js";
@@ -25,18 +43,19 @@ import {
   renderStatus,
   styleFor,
 } from "./report-text.js";
-import { assemble, Sync, type SyncParts } from "./sync.js";
-import type { SyncReport } from "./sync-report.js";
+import { lookUpHere, nodesOfFile, runPass } from "./standalone.js";
+import { VERSION } from "./version.js";
 
 const EXIT = { done: 0, failed: 1, usage: 2, held: 3 } as const;
+const EXIT_CODES: Example[] = [
+  ["0", "done"],
+  ["1", "failed"],
+  ["2", "bad configuration or usage"],
+  ["3", "removals are held by the guard"],
+];
 
-/** A full pass over a big fleet takes its time; the daemon has a deadline of its own. */
-const DAEMON_DEADLINE_MS = 15 * 60_000;
-/** For one node. */
-const PUPPETDB_DEADLINE_MS = 20_000;
-
-/** Shorter work shows no progress. */
-const PROGRESS_AFTER_MS = 1_000;
+/** Nobody waits longer for a completion. */
+const COMPLETION_MS = 1_000;
 
 const style = styleFor(process.stdout, process.env);
 
@@ -44,154 +63,332 @@ interface Output {
   json?: boolean;
 }
 
+interface Filter {
+  master?: string;
+  source?: string;
+}
+
+const examplesOf = new Map<Command, readonly Example[]>();
+
 const program = new Command("sasori")
   .description("Keeps HAProxy's node-to-Puppet-master map true.")
-  .version(
-    (JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as { version: string })
-      .version,
-  )
+  .version(VERSION)
   .showHelpAfterError("(sasori --help shows the commands)")
-  .exitOverride()
-  .addHelpText(
-    "after",
-    `
-Examples:
-  sasori serve                          run the daemon
-  sasori sync                           one pass now: what changed in PuppetDB goes to the file and to HAProxy
-  sasori diff                           what would a full pass change?
-  sasori lookup node7.example.com       where does this node go, and why?
-
+  .exitOverride();
+withExamples(program, [
+  ["sasori doctor", "is everything here that sasori needs?"],
+  ["sasori serve", "run the daemon"],
+  ["sasori status", "is everything in sync, and if not, why?"],
+  ["sasori diff", "what would a full pass change?"],
+  ["sasori sync", "what changed in PuppetDB goes to the file and to HAProxy now"],
+  ["sasori lookup node7.example.com", "where does this node go, and why?"],
+  ["sasori moves --follow", "which nodes change their master? (until Ctrl-C)"],
+]);
+program.addHelpText(
+  "after",
+  `
+A running daemon is asked where there is one; otherwise a command does the work itself, or says what is missing.
 Configuration is read from environment variables: sasori config --help
-Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 removals held by the guard`,
+Exit codes: ${EXIT_CODES.map((code) => code.join(" ")).join(", ")}`,
+);
+
+/** A command with the examples of its help and of the man page. */
+function withExamples(command: Command, examples: readonly Example[]): Command {
+  examplesOf.set(command, examples);
+  return command.addHelpText("after", exampleText(examples));
+}
+
+withExamples(program.command("serve").description("run the daemon: schedules, HTTP API, metrics"), [
+  ["sasori serve", ""],
+  ["SASORI_LOG_LEVEL=debug sasori serve", ""],
+]).action(async () => {
+  const { serve } = await import("./daemon.js"); // Only here: the other commands start faster without it.
+  await serve(readConfig(process.env));
+});
+
+withExamples(
+  program
+    .command("doctor")
+    .description("check everything that sasori needs, and say what to do: it changes nothing")
+    .option("--json", "print as JSON"),
+  [
+    ["sasori doctor", "before the first start, and whenever something is odd"],
+    [
+      "sasori doctor --json | jq '.findings[] | select(.outcome != \"ok\")'",
+      "what is not well, for a program",
+    ],
+  ],
+).action(async ({ json }: Output) => {
+  const isLive = !json && process.stdout.isTTY;
+  const diagnosis = await diagnose(process.env, VERSION, isLive ? showFinding : undefined);
+  if (json) print(diagnosis, json, String);
+  else {
+    // In a pipe or a file they stand in their order, on a terminal in that in which they came.
+    if (!isLive)
+      for (const finding of diagnosis.findings) print(finding, json, (one) => renderFinding(one, style));
+    print(diagnosis, json, (all) => renderDiagnosis(all, style));
+  }
+  const code = { ok: EXIT.done, warning: EXIT.done, failed: EXIT.failed, misconfigured: EXIT.usage }[
+    diagnosis.outcome
+  ];
+  // A check that hangs, on a dead file server for one, must not keep us.
+  process.stdout.write("", () => process.exit(code));
+});
+
+function showFinding(finding: Finding, left: readonly Check[]): void {
+  clearProgress();
+  process.stdout.write(`${renderFinding(finding, style)}\n`);
+  const waiting = left.map(({ name, where }) => [name, where].filter((text) => text !== undefined).join(" "));
+  if (waiting.length === 0 || !process.stderr.isTTY) return;
+  const text = `checking ${waiting.join(", ")}`;
+  const columns = (process.stderr.columns || 80) - 2;
+  process.stderr.write(style.dim(text.length > columns ? `${text.slice(0, columns - 1)}…` : text));
+}
+
+function clearProgress(): void {
+  if (process.stderr.isTTY) process.stderr.write("\r\u001b[K");
+}
+
+withExamples(
+  program
+    .command("sync")
+    .description("one pass now, by the running daemon or, without one, by this command")
+    .option("--full", "read everything and compare it with the file and every live map")
+    .option("--dry-run", "plan only, change nothing")
+    .addOption(
+      new Option("--approve <plan-id>", "let the removals of this held plan through")
+        .argParser(parsePlanId)
+        .conflicts("dryRun"),
+    )
+    .option("--json", "print the SyncReport as JSON"),
+  [
+    ["sasori sync", "what changed since the last pass"],
+    ["sasori sync --full --dry-run", "what would a full pass do?"],
+    ["sasori sync --approve 3f2a9c01d4e5", "the held nodes may go"],
+  ],
+).action(async ({ json, ...wanted }: Output & SyncRequest) => {
+  const report = await runPass(readConfig(process.env), wanted);
+  print(report, json, (value) => renderReport(value, style));
+  process.exitCode = EXIT[report.outcome];
+});
+
+withExamples(
+  program
+    .command("diff")
+    .description("what a full pass would change in the file and in every live map")
+    .option("--json", "print the SyncReport as JSON"),
+  [
+    ["sasori diff", ""],
+    ["sasori diff --json | jq .targets", "for a program"],
+  ],
+).action(async ({ json }: Output) => {
+  const report = await runPass(readConfig(process.env), { full: true, dryRun: true });
+  print(report, json, (value) => renderDiff(value, style));
+  process.exitCode = EXIT[report.outcome];
+});
+
+withExamples(
+  program
+    .command("lookup")
+    .description("where a node goes, and why: desired, the file, and each live map")
+    .argument("<certname>")
+    .option("--json", "print as JSON"),
+  [["sasori lookup node7.example.com", ""]],
+).action(async (text: string, { json }: Output) => {
+  const certname = parseCertname(text);
+  const config = readConfig(process.env);
+  const found =
+    (await askDaemon<Story>(config, "GET", `/api/v1/nodes/${certname}`)) ??
+    (await lookUpHere(config, certname));
+  print(found, json, (value) => renderLookup(value, style));
+  const failed =
+    found.desired.failure !== undefined || found.live.some(({ failure }) => failure !== undefined);
+  process.exitCode = failed ? EXIT.failed : EXIT.done;
+});
+
+withExamples(
+  program
+    .command("status")
+    .description("is everything in sync, and if not, why")
+    .option("--json", "print as JSON"),
+  [
+    ["sasori status", ""],
+    ["sasori status --json | jq -r .state", "for monitoring"],
+  ],
+).action(async ({ json }: Output) => {
+  const config = readConfig(process.env);
+  const status = await mustAskDaemon<Status>(config, "GET", "/api/v1/status");
+  print(status, json, (value) => renderStatus(value, style));
+  const isHeld = status.troubles.some(({ code }) => code === "held");
+  process.exitCode =
+    !status.ready || status.state === "failing" ? EXIT.failed : isHeld ? EXIT.held : EXIT.done;
+});
+
+withExamples(
+  program
+    .command("nodes")
+    .description("the nodes and their masters; without a daemon those of the map file")
+    .argument("[text]", "only certnames with this in them")
+    .option("--master <name>", "only nodes of this master")
+    .addOption(
+      new Option("--source <source>", "only nodes known from this source (asks the daemon)").choices(
+        SourceName.options,
+      ),
+    )
+    .addOption(new Option("--limit <count>", "how many at most").argParser(parseCount).default(100))
+    .addOption(new Option("--all", "all of them").conflicts("limit"))
+    .option("--json", "print as JSON"),
+  [
+    ["sasori nodes --master master2", ""],
+    ["sasori nodes db", 'certnames with "db" in them'],
+    ["sasori nodes --source registration", "who was moved by hand?"],
+    ["sasori nodes --all | wc -l", ""],
+  ],
+).action(
+  (q: string | undefined, { all, limit, ...options }: Output & { all?: true; limit: number } & Filter) =>
+    listNodes(
+      readConfig(process.env),
+      { q, ...options, limit: all ? Number.POSITIVE_INFINITY : limit },
+      style,
+    ),
+);
+
+withExamples(
+  program
+    .command("masters")
+    .description("the masters, how many nodes each has, and how its servers in each HAProxy are")
+    .option("--json", "print as JSON"),
+  [["sasori masters", ""]],
+).action(async ({ json }: Output) => {
+  const masters = await mustAskDaemon<Masters>(readConfig(process.env), "GET", "/api/v1/masters");
+  print(masters, json, (value) => renderMasters(value, style));
+  process.exitCode = masters.failures.length > 0 ? EXIT.failed : EXIT.done;
+});
+
+withExamples(
+  program
+    .command("moves")
+    .description("which nodes changed their master, the newest last")
+    .argument("[certname]", "only this node")
+    .option(
+      "--follow",
+      "go on with each move as it happens, until Ctrl-C; a restart of the daemon is survived",
+    )
+    .option("--master <name>", "only moves from or to this master")
+    .addOption(
+      new Option("--limit <count>", "how many at most, to begin with").argParser(parseCount).default(20),
+    )
+    .option("--json", "print as JSON; with --follow a line for each move"),
+  [
+    ["sasori moves", "the last 20"],
+    ["sasori moves node7.example.com", "where has this node been?"],
+    ["sasori moves --follow --master master1", ""],
+  ],
+).action(
+  async (
+    name: string | undefined,
+    { json, follow, ...options }: Output & { follow?: true; limit: number } & Filter,
+  ) => {
+    const config = readConfig(process.env);
+    const wanted = { ...options, certname: name === undefined ? undefined : parseCertname(name) };
+    if (follow) await followMoves(config, wanted, { json, style });
+    const found = await recentMoves(config, wanted);
+    print(found, json, ({ moves }) =>
+      moves.length === 0
+        ? "no moves"
+        : [...moves]
+            .reverse()
+            .map((move) => renderMove(move, style))
+            .join("\n"),
+    );
+  },
+);
+
+withExamples(
+  program
+    .command("passes")
+    .description("the last passes that did or met something, the newest last")
+    .option("--json", "print as JSON"),
+  [["sasori passes", ""]],
+).action(async ({ json }: Output) => {
+  const found = await mustAskDaemon<{ passes: Pass[] }>(readConfig(process.env), "GET", "/api/v1/passes");
+  print(found, json, ({ passes }) =>
+    passes.length === 0
+      ? "no passes"
+      : [...passes]
+          .reverse()
+          .map((pass) => renderPass(pass, style))
+          .join("\n"),
   );
+});
 
-program
-  .command("serve")
-  .description("run the daemon: schedules, HTTP API, metrics")
-  .action(async () => {
-    const { serve } = await import("./daemon.js"); // Only here: the other commands start faster without it.
-    await serve(readConfig(process.env));
-  });
+withExamples(
+  program
+    .command("register")
+    .description("move a node to a master now; PuppetDB's next, newer observation of it replaces this")
+    .argument("<certname>")
+    .argument("[master]")
+    .option("--end", "end the node's registration or learned route: PuppetDB decides again")
+    .option("--json", "print as JSON"),
+  [
+    ["sasori register node7.example.com master2", "it is there now"],
+    ["sasori register node7.example.com --end", "PuppetDB decides again"],
+  ],
+).action(async (text: string, master: string | undefined, { end, json }: Output & { end?: boolean }) => {
+  if ((master === undefined) === (end === undefined)) {
+    throw new SasoriError("USAGE", "name the master, or end the registration with --end");
+  }
+  const config = readConfig(process.env);
+  const path = `/api/v1/nodes/${parseCertname(text)}`;
+  const found = end
+    ? await mustAskDaemon<Story>(config, "DELETE", path)
+    : await mustAskDaemon<Story>(config, "PUT", path, { master });
+  print(found, json, (value) => renderLookup(value, style));
+});
 
-program
-  .command("sync")
-  .description("one pass now, by the running daemon or, without one, by this command")
-  .option("--full", "read everything and compare it with the file and every live map")
-  .option("--dry-run", "plan only, change nothing")
-  .addOption(
-    new Option("--approve <plan-id>", "let the removals of this held plan through")
-      .argParser(parsePlanId)
-      .conflicts("dryRun"),
-  )
-  .option("--json", "print the SyncReport as JSON")
-  .addHelpText(
-    "after",
-    "\nExamples:\n  sasori sync\n  sasori sync --full --dry-run\n  sasori sync --approve 3f2a9c01d4e5\n",
-  )
-  .action(async ({ json, ...wanted }: Output & SyncRequest) => {
-    const report = await runPass(readConfig(process.env), wanted);
-    print(report, json, (value) => renderReport(value, style));
-    process.exitCode = EXIT[report.outcome];
-  });
+withExamples(
+  program
+    .command("rebalance")
+    .summary("bring displaced nodes back to the master that they left while it was down")
+    .description(
+      "bring displaced nodes back to the master that they left while it was down: agents that reach it through the gateway follow with their next run",
+    )
+    .option("--dry-run", "list them only")
+    .option("--master <name>", "only nodes that were at home there")
+    .option("--per-minute <count>", "how many nodes to move each minute", "60")
+    .option("--json", "print the nodes as JSON"),
+  [
+    ["sasori rebalance --dry-run", "who is away from home?"],
+    ["sasori rebalance --master master1 --per-minute 30", "bring them back, slowly"],
+  ],
+).action(async (options: Output & { dryRun?: boolean; master?: string; perMinute: string }) => {
+  const perMinute = Number(options.perMinute);
+  if (!(perMinute > 0))
+    throw new SasoriError("USAGE", `--per-minute ${options.perMinute}: expected a number above 0`);
+  const config = readConfig(process.env);
+  const all = await mustAskDaemon<Displaced[]>(config, "GET", "/api/v1/displaced");
+  const nodes = all.filter(({ home }) => options.master === undefined || home === options.master);
+  if (options.dryRun || options.json) print(nodes, options.json, renderDisplaced);
+  if (options.dryRun) return;
+  for (const [index, { certname, home }] of nodes.entries()) {
+    if (index > 0) await sleep(60_000 / perMinute);
+    await mustAskDaemon<Story>(config, "PUT", `/api/v1/nodes/${certname}`, { master: home });
+    if (!options.json) process.stdout.write(`${index + 1}/${nodes.length}  ${certname} → ${home}\n`);
+  }
+  if (!options.json)
+    process.stdout.write(`${nodes.length === 1 ? "1 node" : `${nodes.length} nodes`} brought home\n`);
+});
 
-program
-  .command("diff")
-  .description("what a full pass would change in the file and in every live map")
-  .option("--json", "print the SyncReport as JSON")
-  .action(async ({ json }: Output) => {
-    const report = await runPass(readConfig(process.env), { full: true, dryRun: true });
-    print(report, json, (value) => renderDiff(value, style));
-    process.exitCode = EXIT[report.outcome];
-  });
-
-program
-  .command("lookup")
-  .description("where a node goes, and why: desired, the file, and each live map")
-  .argument("<certname>")
-  .option("--json", "print as JSON")
-  .addHelpText("after", "\nExample:\n  sasori lookup node7.example.com\n")
-  .action(async (text: string, { json }: Output) => {
-    const certname = parseCertname(text);
-    const config = readConfig(process.env);
-    const found =
-      (await askDaemon<Lookup>(config, "GET", `/api/v1/nodes/${certname}`)) ??
-      (await lookUpHere(config, certname));
-    print(found, json, (value) => renderLookup(value, style));
-    const failed =
-      found.desired.failure !== undefined || found.live.some(({ failure }) => failure !== undefined);
-    process.exitCode = failed ? EXIT.failed : EXIT.done;
-  });
-
-program
-  .command("status")
-  .description("is everything in sync, and if not, why")
-  .option("--json", "print as JSON")
-  .action(async ({ json }: Output) => {
-    const config = readConfig(process.env);
-    const status = await mustAskDaemon<Status>(config, "GET", "/api/v1/status");
-    print(status, json, (value) => renderStatus(value, style));
-    process.exitCode = status.ready ? EXIT[status.lastPass?.outcome ?? "done"] : EXIT.failed;
-  });
-
-program
-  .command("register")
-  .description("move a node to a master now; PuppetDB's next, newer observation of it replaces this")
-  .argument("<certname>")
-  .argument("[master]")
-  .option("--end", "end the node's registration or learned route: PuppetDB decides again")
-  .option("--json", "print as JSON")
-  .addHelpText(
-    "after",
-    "\nExamples:\n  sasori register node7.example.com master2\n  sasori register node7.example.com --end\n",
-  )
-  .action(async (text: string, master: string | undefined, { end, json }: Output & { end?: boolean }) => {
-    if ((master === undefined) === (end === undefined)) {
-      throw new SasoriError("USAGE", "name the master, or end the registration with --end");
-    }
-    const config = readConfig(process.env);
-    const path = `/api/v1/nodes/${parseCertname(text)}`;
-    const found = end
-      ? await mustAskDaemon<Lookup>(config, "DELETE", path)
-      : await mustAskDaemon<Lookup>(config, "PUT", path, { master });
-    print(found, json, (value) => renderLookup(value, style));
-  });
-
-program
-  .command("rebalance")
-  .description("bring displaced nodes back to the master that they left while it was down")
-  .option("--dry-run", "list them only")
-  .option("--master <name>", "only nodes that were at home there")
-  .option("--per-minute <count>", "how many nodes to move each minute", "60")
-  .option("--json", "print the nodes as JSON")
-  .addHelpText(
-    "after",
-    "\nWorks for agents that reach their master through the gateway: they follow the route with their next run.\n\nExamples:\n  sasori rebalance --dry-run\n  sasori rebalance --master master1 --per-minute 30\n",
-  )
-  .action(async (options: Output & { dryRun?: boolean; master?: string; perMinute: string }) => {
-    const perMinute = Number(options.perMinute);
-    if (!(perMinute > 0))
-      throw new SasoriError("USAGE", `--per-minute ${options.perMinute}: expected a number above 0`);
-    const config = readConfig(process.env);
-    const all = await mustAskDaemon<Displaced[]>(config, "GET", "/api/v1/displaced");
-    const nodes = all.filter(({ home }) => options.master === undefined || home === options.master);
-    if (options.dryRun || options.json) print(nodes, options.json, renderDisplaced);
-    if (options.dryRun) return;
-    for (const [index, { certname, home }] of nodes.entries()) {
-      if (index > 0) await sleep(60_000 / perMinute);
-      await mustAskDaemon<Lookup>(config, "PUT", `/api/v1/nodes/${certname}`, { master: home });
-      if (!options.json) process.stdout.write(`${index + 1}/${nodes.length}  ${certname} → ${home}\n`);
-    }
-    if (!options.json)
-      process.stdout.write(`${nodes.length === 1 ? "1 node" : `${nodes.length} nodes`} brought home\n`);
-  });
-
-const priority = program
-  .command("priority")
-  .description("who is served first when a master's queue fills: a node, or a client by its address")
-  .addHelpText(
-    "after",
-    "\nExamples:\n  sasori priority set db1.example.com -100\n  sasori priority list\n  sasori priority unset db1.example.com\n",
-  );
+const priority = withExamples(
+  program
+    .command("priority")
+    .description("who is served first when a master's queue fills: a node, or a client by its address"),
+  [
+    ["sasori priority set db1.example.com -100", "before all others"],
+    ["sasori priority list", ""],
+    ["sasori priority unset db1.example.com", ""],
+  ],
+);
 
 priority
   .command("list")
@@ -222,6 +419,11 @@ priority
 function parsePlanId(text: string): string {
   if (PLAN_ID.test(text)) return text;
   throw new InvalidArgumentError("A plan id is 12 hexadecimal digits, as `sasori status` shows it.");
+}
+
+function parseCount(text: string): number {
+  if (/^[1-9]\d{0,8}$/.test(text)) return Number(text);
+  throw new InvalidArgumentError("Expected a whole number above 0.");
 }
 
 function priorityMap(): PriorityMap {
@@ -271,133 +473,90 @@ program
     );
   });
 
+withExamples(
+  program
+    .command("completion")
+    .description("a script that lets the shell complete commands, options, masters and certnames")
+    .addArgument(new Argument("<shell>").choices(SHELLS)),
+  [
+    ["source <(sasori completion bash)", "now; or in ~/.bashrc"],
+    ["sasori completion zsh > ~/.zfunc/_sasori", "a folder of $fpath"],
+    ["sasori completion fish > ~/.config/fish/completions/sasori.fish", ""],
+  ],
+).action((shell: Shell) => {
+  process.stdout.write(completionScript(shell));
+});
+
+withExamples(
+  program
+    .command("man")
+    .description("the man page sasori(1), in roff: all commands, variables and exit codes"),
+  [
+    ["sasori man | man -l -", "read it"],
+    ["sasori man > /usr/local/share/man/man1/sasori.1", "install it"],
+  ],
+).action(() => {
+  const about = {
+    version: VERSION,
+    examples: examplesOf,
+    variables: describeVariables(),
+    exitCodes: EXIT_CODES,
+  };
+  process.stdout.write(manPage(program, about));
+});
+
+/** Names for the completion: the daemon knows them, or the map file does. */
+async function lookUpNames(what: Looked, prefix: string): Promise<string[]> {
+  const config = readConfig(process.env);
+  if (what === "master") {
+    const answer = await askDaemon<Masters>(config, "GET", "/api/v1/masters", undefined, COMPLETION_MS);
+    if (answer !== undefined) return answer.masters.map(({ master }) => master);
+    const { nodes } = await nodesOfFile(config.mapFile, { limit: Number.POSITIVE_INFINITY });
+    return [...new Set(nodes.map(({ master }) => master))];
+  }
+  const asked = { q: prefix, limit: 200 };
+  const answer = await askDaemon<Nodes>(
+    config,
+    "GET",
+    `/api/v1/nodes?${query(asked)}`,
+    undefined,
+    COMPLETION_MS,
+  );
+  const { nodes } = answer ?? (await nodesOfFile(config.mapFile, asked));
+  return nodes.map(({ certname }) => certname);
+}
+
 function print<T>(value: T, json: boolean | undefined, render: (value: T) => string): void {
   process.stdout.write(`${json ? JSON.stringify(value, null, 2) : render(value)}\n`);
 }
 
-async function runPass(config: Config, wanted: SyncRequest): Promise<SyncReport> {
-  const began = Date.now();
-  let sync: Sync | undefined;
-  const timer = setInterval(() => {
-    const elapsed = Date.now() - began;
-    if (elapsed < PROGRESS_AFTER_MS || !process.stderr.isTTY) return;
-    process.stderr.write(
-      `\r\u001b[K${sync?.phase ?? "waiting for the daemon"} … ${Math.round(elapsed / 1000)} s`,
-    );
-  }, 250);
-  try {
-    const byDaemon = await askDaemon<SyncReport>(config, "POST", "/api/v1/sync", wanted);
-    if (byDaemon !== undefined) return byDaemon;
-    const parts = assemble(config);
-    sync = new Sync(parts);
-    // Without what an earlier run has left a pass is still worth more than none.
-    await sync
-      .restore()
-      .catch((error: unknown) => process.stderr.write(`sasori: ${toFailure(error).message}\n`));
-    try {
-      return await sync.request({ ...wanted, full: true });
-    } finally {
-      await parts.puppetdb.close();
-    }
-  } finally {
-    clearInterval(timer);
-    if (process.stderr.isTTY) process.stderr.write("\r\u001b[K");
-  }
-}
-
-/** As askDaemon, for what only a running daemon knows. */
-async function mustAskDaemon<T>(...question: Parameters<typeof askDaemon>): Promise<T> {
-  const answer = await askDaemon<T>(...question);
-  if (answer !== undefined) return answer;
-  const { host, port } = question[0].listen;
-  throw new SasoriError(
-    "DAEMON",
-    `no daemon answers on ${host}:${port} (SASORI_LISTEN): start one with \`sasori serve\``,
-  );
-}
-
-/** Undefined when no daemon listens. Throws `DAEMON` or what the daemon's problem+json says. */
-async function askDaemon<T>(
-  config: Config,
-  method: "GET" | "POST" | "PUT" | "DELETE",
-  path: string,
-  body?: object,
-): Promise<T | undefined> {
-  const { host, port } = config.listen;
-  // A daemon that listens everywhere listens on loopback too.
-  const to =
-    host === "0.0.0.0" ? "127.0.0.1" : host === "::" ? "[::1]" : host.includes(":") ? `[${host}]` : host;
-  const headers: Record<string, string> = {};
-  if (body !== undefined) headers["content-type"] = "application/json";
-  if (config.apiTokenFile !== undefined && method !== "GET") {
-    headers.authorization = `Bearer ${(await readFile(config.apiTokenFile, "utf8")).trim()}`;
-  }
-  try {
-    const response = await request(`http://${to}:${port}${path}`, {
-      method,
-      headers,
-      ...(body !== undefined && { body: JSON.stringify(body) }),
-      headersTimeout: DAEMON_DEADLINE_MS,
-      signal: AbortSignal.timeout(method === "GET" ? 30_000 : DAEMON_DEADLINE_MS),
-    });
-    const answer = (await response.body.json()) as T & { title?: string; detail?: string };
-    if (response.statusCode === 200) return answer;
-    throw new SasoriError(
-      "DAEMON",
-      `the daemon on ${to}:${port} answered ${response.statusCode}: ${answer.detail ?? ""}`,
-    );
-  } catch (error) {
-    if (error instanceof SasoriError) throw error;
-    if (systemCode(error) === "ECONNREFUSED") return undefined;
-    throw new SasoriError("DAEMON", `the daemon on ${to}:${port} gave no usable answer: ${reason(error)}`, {
-      cause: error,
-    });
-  }
-}
-
-async function lookUpHere(config: Config, certname: Certname): Promise<Lookup> {
-  const parts = assemble(config);
-  try {
-    return await lookUp(certname, askPuppetdb(config, parts, certname), parts);
-  } finally {
-    await parts.puppetdb.close();
-  }
-}
-
-async function askPuppetdb(
-  config: Config,
-  { puppetdb, instances }: SyncParts,
-  certname: Certname,
-): Promise<Desired> {
-  const signal = AbortSignal.timeout(PUPPETDB_DEADLINE_MS);
-  try {
-    const submission = await puppetdb.readNode(certname, signal);
-    if (submission === undefined) return {};
-    const sightings = await Promise.allSettled(instances.map((instance) => instance.look(signal)));
-    const servers = sightings.flatMap((seen) => (seen.status === "fulfilled" ? seen.value.servers : []));
-    const master = resolver(
-      config.masterAliases,
-      instances.length === 0 ? undefined : servers,
-    )(submission.producer);
-    if (master === undefined) return { unroutableProducer: submission.producer };
-    return { master, source: submission.source, since: new Date(submission.at).toISOString() };
-  } catch (error) {
-    return { failure: toFailure(error) };
-  }
-}
-
 // `sasori sync --json | head`: whoever reads has seen enough.
-process.stdout.on("error", (error) => {
-  if (systemCode(error) !== "EPIPE") throw error;
-  process.exit();
-});
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on("error", (error) => {
+    if (systemCode(error) !== "EPIPE") throw error;
+    process.exit();
+  });
+}
 
-try {
-  await program.parseAsync();
-} catch (error) {
-  if (error instanceof CommanderError) {
-    process.exitCode = error.exitCode === 0 ? EXIT.done : EXIT.usage; // Commander has said why.
-  } else {
+// Not a command for people: the scripts of `sasori completion` ask what may stand where the cursor is.
+const [asked, ...words] = process.argv.slice(2);
+if (asked === "complete-words") {
+  const offers = await completeWords(program, words, (what, prefix) =>
+    lookUpNames(what, prefix).catch(() => []),
+  );
+  process.stdout.write(offers.map((offer) => `${offer}\n`).join(""));
+} else {
+  await main();
+}
+
+async function main(): Promise<void> {
+  try {
+    await program.parseAsync();
+  } catch (error) {
+    if (error instanceof CommanderError) {
+      process.exitCode = error.exitCode === 0 ? EXIT.done : EXIT.usage; // Commander has said why.
+      return;
+    }
     const { code, message } = toFailure(error);
     process.stderr.write(`sasori: ${code}: ${message}\n`);
     if (code === "INTERNAL") process.stderr.write(`${(error as Error).stack}\n`);

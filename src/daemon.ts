@@ -3,20 +3,29 @@
 // SIGTERM ends it within 10 s, with no target half-written.
 
 import { once } from "node:events";
+import { isDeepStrictEqual } from "node:util";
 import { schedule, setLogger } from "node-cron";
 import { type Logger, pino } from "pino";
+import type { Status } from "./api-shapes.js";
 import type { Config } from "./config.js";
 import { reason, SasoriError, toFailure } from "./errors.js";
+import { EventStream } from "./event-stream.js";
+import { History } from "./history.js";
 import { buildApi } from "./http-api.js";
 import { Metrics } from "./metrics.js";
+import { NodeList } from "./node-list.js";
+import { Overview } from "./overview.js";
 import type { SyncRequest } from "./pass-queue.js";
 import { Resolver } from "./resolve.js";
 import { assemble, Sync } from "./sync.js";
 import type { SyncReport } from "./sync-report.js";
+import { VERSION } from "./version.js";
 
 /** What a pass under way may take to finish on SIGTERM; with the rest of the shutdown it stays below 10 s. */
 const STOP_GRACE_MS = 7_000;
 
+/** A burst of more is not told one by one: whoever shows the map reads it again. */
+const MAX_MOVES_TOLD = 1_000;
 const CLOCK_CHECK_MS = 1_000;
 /** What clocks drift by in a second, or a busy process notices late, is far below. */
 const CLOCK_JUMP_MS = 2_000;
@@ -44,12 +53,25 @@ export interface Daemon {
 
 export async function startDaemon(config: Config, log: Logger): Promise<Daemon> {
   const parts = assemble(config);
-  const metrics = new Metrics();
-  const sync: Sync = new Sync(parts, (report) => {
-    metrics.record(report, sync);
-    logPass(log, report);
+  const history = new History();
+  const sync: Sync = new Sync(parts, {
+    changed(changes, { map, complete }) {
+      nodes.takeChanges(changes);
+      history.takeChanges(changes, map, complete, new Date().toISOString());
+    },
+    passed(report) {
+      metrics.record(report);
+      logPass(log, report);
+      history.takePass(report);
+    },
   });
-  await sync.restore().catch((error: unknown) => log.error(toFailure(error), "state file"));
+  const nodes = new NodeList(sync.fleet.map);
+  const events = new EventStream();
+  const metrics = new Metrics({ sync, nodes, events, version: VERSION });
+  const notRestored = await sync.restore().then(() => undefined, toFailure);
+  if (notRestored) log.error(notRestored, "state file");
+  const overview = new Overview({ sync, history, nodes, targets: parts, version: VERSION, notRestored });
+  tellEvents(history, events, overview, log);
   const resolver = new Resolver({
     fleet: sync.fleet,
     puppetdb: parts.puppetdb,
@@ -60,7 +82,16 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
       sync.submit(observation).catch((error: unknown) => log.error(toFailure(error), "resolved route"));
     },
   });
-  const api = buildApi({ sync, resolver, targets: parts, metrics, tokenFile: config.apiTokenFile });
+  const api = await buildApi({
+    sync,
+    overview,
+    history,
+    events,
+    resolver,
+    metrics,
+    version: VERSION,
+    tokenFile: config.apiTokenFile,
+  });
   const url = await api.listen(config.listen).catch((error: unknown) => {
     const { host, port } = config.listen;
     throw new SasoriError("DAEMON", `cannot listen on ${host}:${port} (SASORI_LISTEN): ${reason(error)}`, {
@@ -101,11 +132,37 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     async stop() {
       clearInterval(clock);
       for (const task of tasks) await task.destroy();
+      events.close();
       await sync.stop(STOP_GRACE_MS);
       await api.close();
       await parts.puppetdb.close();
     },
   };
+}
+
+/** Tells those who listen, and the log, what happens: each trouble when it comes and when it has gone. */
+function tellEvents(history: History, events: EventStream, overview: Overview, log: Logger): void {
+  let told: Pick<Status, "state" | "troubles"> = { state: "starting", troubles: [] };
+  history.watch({
+    moves: (moves, all) => {
+      if (all > MAX_MOVES_TOLD) events.publish("reset", {});
+      else events.publish("moves", moves);
+    },
+    pass(pass) {
+      events.publish("pass", pass);
+      const { status } = overview;
+      const { state, troubles } = status;
+      if (state === told.state && isDeepStrictEqual(troubles, told.troubles)) return;
+      events.publish("status", status);
+      const isIn = (list: Status["troubles"]) => (one: Status["troubles"][number]) =>
+        list.some(({ code, where }) => code === one.code && where === one.where);
+      for (const { severity, ...trouble } of troubles.filter((one) => !isIn(told.troubles)(one)))
+        log[severity === "critical" ? "error" : "warn"](trouble, "trouble");
+      for (const { code, where } of told.troubles.filter((one) => !isIn(troubles)(one)))
+        log.info({ code, where }, "trouble is over");
+      told = { state, troubles };
+    },
+  });
 }
 
 /**

@@ -7,7 +7,8 @@ import type { Endpoint } from "./config.js";
 import { quote, SasoriError } from "./errors.js";
 import { type Certname, isCertname, isMaster, type Master, type NodeMap } from "./node-map.js";
 import type { Plan } from "./plan.js";
-import { payloads, RuntimeSession } from "./runtime-api.js";
+import { type Method, type Push, PushCost } from "./push-cost.js";
+import { type Command, payloads, RuntimeSession } from "./runtime-api.js";
 import type { Applied, Contents, Fingerprint, Server, Sighting, Target } from "./target.js";
 
 /** The map as `show map` lists it. `entries` counts those of unfinished versions too. */
@@ -35,6 +36,8 @@ export class HaproxyInstance implements Target {
   readonly #options: HaproxyOptions;
   /** Nobody, not even this sasori, has left an unfinished version there that the next swap must drop. */
   #tidy = false;
+  /** Of the version that was last seen. */
+  #cost: { version: string; of: PushCost } | undefined;
 
   constructor(endpoint: Endpoint, options: HaproxyOptions) {
     this.name = endpoint.name;
@@ -71,13 +74,22 @@ export class HaproxyInstance implements Target {
     });
   }
 
+  replaces(changes: number, desired: NodeMap): boolean {
+    if (changes === 0) return false;
+    const entries = desired.size;
+    // Whatever they turn out to be, the cost lies between that of these two.
+    const pushes = [
+      { keyed: changes, added: 0, entries },
+      { keyed: 0, added: changes, entries },
+    ];
+    return pushes.some((push) => this.#cost?.of.cheaper(push) !== "incremental");
+  }
+
   async apply(plan: Plan, desired: NodeMap, seen: Fingerprint, signal: AbortSignal): Promise<Applied> {
     const pushed = await RuntimeSession.with(this.#endpoint, signal, async (session) => {
       const { fingerprint, map, version } = await this.#look(session);
       if (plan.kind === "unchanged" || !same(fingerprint, seen)) return undefined;
-      const method = chooseMethod(plan, desired.size, version);
-      if (method === "swap") await this.#swap(session, map, desired);
-      else await pushChanges(session, map, plan);
+      const method = await this.#push(session, map, plan, desired, this.#costOf(version));
       return { method, ...expectedAfter(method, fingerprint, map, plan) };
     });
     // The session above may have talked to a process that a reload has replaced since: ask on a new one.
@@ -89,10 +101,43 @@ export class HaproxyInstance implements Target {
     return { method: pushed?.method, fingerprint, disturbed: !asExpected };
   }
 
-  async #swap(session: RuntimeSession, map: MapState, desired: NodeMap): Promise<void> {
-    this.#tidy = false; // Until it is committed, its version may be left behind.
-    await swap(session, map, desired);
-    this.#tidy = true;
+  async #push(
+    session: RuntimeSession,
+    map: MapState,
+    plan: Plan & { kind: "changes" },
+    desired: NodeMap,
+    cost: PushCost,
+  ): Promise<Method> {
+    const keyed = plan.set.length + plan.del.length;
+    const push: Push = { keyed, added: plan.add.length, entries: desired.size };
+    const method = plan.rebuild ? "swap" : cost.cheaper(push);
+    // No request finds its route in an empty map: the sooner it is filled the better.
+    const run =
+      map.entries === 0 ? atOnce(session) : (commands: Iterable<Command>) => session.runGently(commands);
+    const began = performance.now();
+    if (method === "swap") this.#tidy = false; // Until it is committed, its version may be left behind.
+    const paused = await (method === "swap"
+      ? swap(session, run, map, desired)
+      : run(changeCommands(map, plan)));
+    if (method === "swap") this.#tidy = true;
+    cost.learn(method, push, performance.now() - began - paused);
+    return method;
+  }
+
+  #costOf(version: string): PushCost {
+    if (this.#cost?.version !== version) this.#cost = { version, of: new PushCost(version) };
+    return this.#cost.of;
+  }
+
+  /** What its statistics say of the masters now. */
+  loads(signal: AbortSignal): Promise<ServerLoad[]> {
+    return RuntimeSession.with(this.#endpoint, signal, async (session) => {
+      const [state, stats] = await Promise.all([
+        this.#serverState(session),
+        session.ask(`show stat ${this.#options.backend} 4 -1`), // 4: servers; -1: all of them
+      ]);
+      return parseLoads(stats, parseServers(state));
+    });
   }
 
   /** Adds a server to the masters' backend; HAProxy forgets it with the next reload. */
@@ -107,9 +152,14 @@ export class HaproxyInstance implements Target {
           `${this.name}: cannot add server ${server}: ${quote(reply, 200)}`,
         );
       }
-      if (/\bcheck\b/.test(options)) await session.run(`enable health ${server}`);
-      await session.run(`enable server ${server}`);
+      await enable(session, server, options);
     });
+  }
+
+  /** Finishes what an `addServer` began that was cut off. */
+  enableServer(name: Master, options: string, signal: AbortSignal): Promise<void> {
+    const server = `${this.#options.backend}/${name}`;
+    return RuntimeSession.with(this.#endpoint, signal, (session) => enable(session, server, options));
   }
 
   /** Removes a server that was added at run time. HAProxy refuses while it has connections. */
@@ -128,11 +178,13 @@ export class HaproxyInstance implements Target {
       this.#serverState(session),
     ]);
     const map = findMap(maps, this.name, this.#options);
+    const version = field(info, "Version");
+    this.#costOf(version);
     const process = `${field(info, "Pid")}@${field(info, "Start_time_sec")}`;
     return {
       fingerprint: { process, content: `${map.version}:${map.entries}` },
       servers: parseServers(state),
-      version: field(info, "Version"),
+      version,
       map,
     };
   }
@@ -149,6 +201,11 @@ export class HaproxyInstance implements Target {
       );
     }
   }
+}
+
+async function enable(session: RuntimeSession, server: string, options: string): Promise<void> {
+  if (/\bcheck\b/.test(options)) await session.run(`enable health ${server}`);
+  await session.run(`enable server ${server}`);
 }
 
 /**
@@ -177,7 +234,8 @@ export function findMap(
 
 const same = (a: Fingerprint, b: Fingerprint) => a.process === b.process && a.content === b.content;
 
-function field(info: string, name: string): string {
+/** A line of `show info`. */
+export function field(info: string, name: string): string {
   const value = new RegExp(`^${name}: (.*)$`, "m").exec(info)?.[1];
   if (value === undefined) throw new SasoriError("HAPROXY_REPLY", `"show info" has no line ${quote(name)}`);
   return value;
@@ -209,7 +267,7 @@ function parseMaps(listing: string): { name: string; state: MapState }[] {
  * `# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state ... srv_fqdn srv_port ...`
  * `4 puppet 1 master1 127.0.0.1 2 0 1 1 56 6 3 4 6 0 0 0 - 8141 - 0 0 - - 0`
  */
-function parseServers(state: string): Server[] {
+export function parseServers(state: string): Server[] {
   const lines = state.split("\n");
   const header = lines.find((line) => line.startsWith("# ")) ?? "";
   const column = new Map(
@@ -228,11 +286,62 @@ function parseServers(state: string): Server[] {
     if (line.startsWith("#") || !isMaster(name) || (ip === "-" && fqdn === "-")) continue;
     // srv_op_state: 0 stopped, 1 starting, 2 running, 3 stopping. srv_admin_state: bits of maintenance.
     const up = at(words, "srv_op_state") !== "0" && at(words, "srv_admin_state") === "0";
+    // 1 and nothing else: "disabled" in the configuration sets another bit. A server that once was out of maintenance
+    // has 8 in srv_check_state: its checks are paused. Without checks (0) nobody can tell whether somebody wants it so.
+    const halfAdded =
+      at(words, "srv_admin_state") === "1" && ["2", "6"].includes(at(words, "srv_check_state"));
     const host = fqdn === "-" ? ip : fqdn;
     const address = `${host.includes(":") ? `[${host}]` : host}:${at(words, "srv_port")}`;
-    servers.push({ name, host, address, up });
+    servers.push({ name, host, address, up, ...(halfAdded && { halfAdded }) });
   }
   return servers;
+}
+
+/** One server of one HAProxy, as its statistics say. A limit that is not set is null. */
+export interface ServerLoad {
+  name: Master;
+  /** HAProxy's own word: `UP`, `UP 1/3`, `DOWN`, `MAINT`, `DRAIN`, `NOLB`, `no check`. */
+  status: string;
+  up: boolean;
+  sessions: number;
+  maxconn: number | null;
+  queue: number;
+  maxqueue: number | null;
+  requests: number;
+}
+
+/**
+ * `# pxname,svname,qcur,qmax,scur,smax,slim,stot,...,status,weight,...,downtime,qlimit,pid,...`
+ * `puppet,master1,0,0,0,0,5,0,...,no check,1,...,,7,1,...`
+ * The columns behind may hold quoted text with commas; those that are read here never do.
+ */
+function parseLoads(stats: string, servers: readonly Server[]): ServerLoad[] {
+  const [header = "", ...lines] = stats.split("\n");
+  const titles = header.replace(/^# /, "").split(",");
+  const column = (title: string): number => {
+    const index = titles.indexOf(title);
+    if (index >= 0) return index;
+    throw new SasoriError("HAPROXY_REPLY", `"show stat" has no column ${quote(title)}`);
+  };
+  const columns = ["svname", "status", "scur", "slim", "qcur", "qlimit", "stot"].map(column);
+  const limit = (text: string) => (text === "" ? null : Number(text));
+  const known = new Map(servers.map((server) => [server.name as string, server]));
+  return lines.flatMap((line) => {
+    const cells = line.split(",");
+    const [svname, status, scur, slim, qcur, qlimit, stot] = columns.map((index) => cells[index] ?? "");
+    const server = known.get(svname ?? "");
+    if (server === undefined) return []; // The healer, for one.
+    return {
+      name: server.name,
+      status: status ?? "",
+      up: server.up,
+      sessions: Number(scur),
+      maxconn: limit(slim ?? ""),
+      queue: Number(qcur),
+      maxqueue: limit(qlimit ?? ""),
+      requests: Number(stot),
+    };
+  });
 }
 
 /** Lines of `show map`: `0x55ff91de2470 node1.example.com master1`. Lookups use the first of duplicates. */
@@ -256,44 +365,49 @@ async function readMap(session: RuntimeSession, id: string, version?: number) {
   return { routes, lines };
 }
 
-async function pushChanges(session: RuntimeSession, map: MapState, plan: Plan & { kind: "changes" }) {
-  function* commands() {
-    for (const { certname, to } of plan.set) yield { command: `set map #${map.id} ${certname} ${to}` };
-    for (const { certname } of plan.del) yield { command: `del map #${map.id} ${certname}` };
-    const lines = function* () {
-      for (const { certname, to } of plan.add) yield `${certname} ${to}`;
-    };
-    yield* additions(`add map #${map.id}`, lines());
-  }
-  await session.runAll(commands());
+/** Sends commands, and tells how long it paused meanwhile (ms). */
+type Run = (commands: Iterable<Command>) => Promise<number>;
+
+const atOnce =
+  (session: RuntimeSession): Run =>
+  async (commands) => {
+    await session.runAll(commands);
+    return 0;
+  };
+
+function* changeCommands(map: MapState, plan: Plan & { kind: "changes" }): Generator<Command> {
+  for (const { certname, to } of plan.set) yield { command: `set map #${map.id} ${certname} ${to}` };
+  for (const { certname } of plan.del) yield { command: `del map #${map.id} ${certname}` };
+  const lines = function* () {
+    for (const { certname, to } of plan.add) yield `${certname} ${to}`;
+  };
+  yield* additions(`add map #${map.id}`, lines());
 }
 
-function* additions(command: string, lines: Iterable<string>) {
+function* additions(command: string, lines: Iterable<string>): Generator<Command> {
   for (const payload of payloads(lines, command.length)) yield { command, payload };
 }
 
-async function swap(session: RuntimeSession, map: MapState, desired: NodeMap): Promise<void> {
+/** Returns how long it paused. */
+async function swap(session: RuntimeSession, run: Run, map: MapState, desired: NodeMap): Promise<number> {
   // New version created: 7
   const prepared = await session.ask(`prepare map #${map.id}`);
   const version = Number(/^New version created: (\d+)$/.exec(prepared)?.[1]);
   if (!Number.isInteger(version)) {
     throw new SasoriError("HAPROXY_REPLY", `"prepare map" answered ${quote(prepared)}`);
   }
+  function* lines() {
+    for (const { certname, master } of desired.assignments()) yield `${certname} ${master}`;
+  }
   try {
-    await fillVersion(session, map, version, desired);
+    const paused = await run(additions(`add map @${version} #${map.id}`, lines()));
     await verifyVersion(session, map, version, desired);
     await session.run(`commit map @${version} #${map.id}`);
+    return paused;
   } catch (error) {
     await session.run(`clear map @${version} #${map.id}`).catch(() => undefined); // The first error counts.
     throw error;
   }
-}
-
-async function fillVersion(session: RuntimeSession, map: MapState, version: number, desired: NodeMap) {
-  function* lines() {
-    for (const { certname, master } of desired.assignments()) yield `${certname} ${master}`;
-  }
-  await session.runAll(additions(`add map @${version} #${map.id}`, lines()));
 }
 
 async function verifyVersion(session: RuntimeSession, map: MapState, version: number, desired: NodeMap) {
@@ -307,31 +421,8 @@ async function verifyVersion(session: RuntimeSession, map: MapState, version: nu
   );
 }
 
-/**
- * Incremental commands for few changes, a versioned swap for many. Before 2.9 `set map` and `del map` scan
- * the list of entries (about 1.1 ms each at 100,000), so there the swap pays off from some 0.2 % of the
- * entries; with the tree of 2.9 and later from some 30 %.
- */
-function chooseMethod(
-  plan: Plan & { kind: "changes" },
-  size: number,
-  version: string,
-): "incremental" | "swap" {
-  if (plan.rebuild) return "swap";
-  const [major = 0, minor = 0] = version.split(".").map(Number);
-  const scans = major < 2 || (major === 2 && minor < 9);
-  const keyed = plan.set.length + plan.del.length;
-  if (scans) return keyed > Math.max(20, size * 0.002) ? "swap" : "incremental";
-  return keyed + plan.add.length / 10 > Math.max(100, size * 0.3) ? "swap" : "incremental";
-}
-
 /** What the fingerprint must be after the push, if nobody else wrote. After a swap only the process is known. */
-function expectedAfter(
-  method: "incremental" | "swap",
-  before: Fingerprint,
-  map: MapState,
-  plan: Plan & { kind: "changes" },
-) {
+function expectedAfter(method: Method, before: Fingerprint, map: MapState, plan: Plan & { kind: "changes" }) {
   const entries = map.entries + plan.add.length - plan.del.length;
   const content = method === "swap" ? undefined : `${map.version}:${entries}`;
   return { process: before.process, content };

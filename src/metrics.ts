@@ -1,31 +1,44 @@
-// Prometheus metrics. They are read off the SyncReport of each pass: nothing else in sasori counts anything.
-// Labels are bounded: kinds, outcomes, error codes, and the configured targets.
+// Prometheus metrics. What happens in passes is read off the SyncReport of each pass, how things stand is asked when
+// Prometheus does: nothing else in sasori counts for it, and a quiet pass costs the same whatever the fleet's size.
+// Labels are bounded: kinds, outcomes, phases, error codes, the configured targets, and HAProxy's servers.
 
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import type { Failure } from "./errors.js";
+import type { EventStream } from "./event-stream.js";
+import type { NodeList } from "./node-list.js";
 import type { Sync } from "./sync.js";
 import type { SyncReport } from "./sync-report.js";
 
 const PASS_SECONDS = [0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300];
 
+export interface MetricsParts {
+  sync: Sync;
+  nodes: NodeList;
+  events: EventStream;
+  version: string;
+}
+
 export class Metrics {
   readonly registry = new Registry();
+  readonly #parts: MetricsParts;
   readonly #passes = this.#counter("sasori_passes_total", "Passes by kind and outcome.", ["kind", "outcome"]);
-  readonly #seconds = this.#own(
-    new Histogram({
-      name: "sasori_pass_duration_seconds",
-      help: "Duration of passes by kind.",
-      labelNames: ["kind"],
-      buckets: PASS_SECONDS,
-      registers: [],
-    }),
-  );
-  readonly #phases = this.#counter("sasori_pass_phase_seconds_total", "Time spent in passes, by phase.", [
-    "phase",
+  readonly #seconds = this.#histogram("sasori_pass_duration_seconds", "Duration of passes by kind.", [
+    "kind",
   ]);
+  readonly #phases = this.#histogram(
+    "sasori_pass_phase_duration_seconds",
+    "Duration of the steps of passes: look, fetch, plan, file, push.",
+    ["phase"],
+  );
   readonly #changes = this.#counter("sasori_changes_total", "Changes applied to targets.", [
     "target",
     "change",
   ]);
+  readonly #drift = this.#counter(
+    "sasori_drift_total",
+    "Entries of targets that were otherwise than sasori had left them, for no reason that it knows.",
+    ["target"],
+  );
   readonly #errors = this.#counter("sasori_errors_total", "Failures by where they happened and code.", [
     "target",
     "code",
@@ -35,72 +48,143 @@ export class Metrics {
     "Routes that an HAProxy had learned by itself.",
     [],
   );
+  readonly #displaced = this.#gauge(
+    "sasori_displaced_nodes",
+    "Nodes that left a master while it was down, and have not come back.",
+    [],
+  );
   readonly #foreign = this.#counter(
     "sasori_foreign_changes_total",
     "Passes that found a target changed by somebody else.",
     ["target"],
   );
-  readonly #nodes = this.#gauge("sasori_nodes", "Nodes in the desired map.", []);
   readonly #unroutable = this.#gauge(
     "sasori_unroutable_nodes",
     "Nodes whose producer has no HAProxy server.",
     [],
   );
   readonly #refused = this.#gauge("sasori_refused_names", "Certnames that cannot be map keys.", []);
-  readonly #displaced = this.#gauge(
-    "sasori_displaced_nodes",
-    "Nodes that left a master while it was down, and have not come back.",
-    [],
-  );
   readonly #held = this.#gauge("sasori_held_removals", "Removals that wait for approval.", []);
-  readonly #synced = this.#gauge(
-    "sasori_target_in_sync",
-    "1 if the target held the desired map in the last pass.",
-    ["target"],
-  );
   readonly #lastGood = this.#gauge(
     "sasori_last_good_poll_timestamp_seconds",
-    "When PuppetDB was last read.",
+    "When PuppetDB was last read; 0 when never.",
+    [],
+  );
+  readonly #oldest = this.#gauge(
+    "sasori_oldest_observation_timestamp_seconds",
+    "When the node that was longest unseen was last seen, as of the last full pass; 0 when nobody knows.",
     [],
   );
 
-  constructor() {
+  constructor(parts: MetricsParts) {
+    this.#parts = parts;
     collectDefaultMetrics({ register: this.registry });
+    this.#askedGauges(parts);
+    for (const kind of ["known", "changes", "full"])
+      for (const outcome of ["done", "failed", "held"]) this.#passes.inc({ kind, outcome }, 0);
   }
 
-  record(report: SyncReport, sync: Sync): void {
+  /** What is asked when Prometheus asks. */
+  #askedGauges({ sync, nodes, events, version }: MetricsParts): void {
+    const { fleet } = sync;
+    this.#gauge("sasori_build_info", "The running version.", ["version", "node"]).set(
+      { version, node: process.version },
+      1,
+    );
+    this.#asked("sasori_nodes", "Nodes in the desired map.", [], (set) => set({}, fleet.map.size));
+    this.#asked(
+      "sasori_assignments",
+      "Nodes by master; `other`: masters without a server.",
+      ["master"],
+      (set) => {
+        for (const [master, count] of boundedCounts(sync, nodes)) set({ master }, count);
+      },
+    );
+    this.#asked("sasori_own_routes", "Registrations and learned routes in force.", ["source"], (set) => {
+      const counts = { registration: 0, learned: 0 };
+      for (const { source } of fleet.own.values())
+        if (source in counts) counts[source as keyof typeof counts] += 1;
+      for (const [source, count] of Object.entries(counts)) set({ source }, count);
+    });
+    this.#asked("sasori_target_in_sync", "1 if the target holds the desired map.", ["target"], (set) => {
+      for (const { target, inSync } of sync.targets()) set({ target }, inSync ? 1 : 0);
+    });
+    this.#asked("sasori_target_up", "1 unless the target failed in the last pass.", ["target"], (set) => {
+      for (const { target, failure } of sync.targets()) set({ target }, failure === undefined ? 1 : 0);
+    });
+    this.#asked(
+      "sasori_target_pending_changes",
+      "Changes that a target does not have yet.",
+      ["target"],
+      (set) => {
+        for (const { target, pending } of sync.targets()) set({ target }, pending);
+      },
+    );
+    this.#asked("sasori_event_clients", "Clients that listen to events.", [], (set) =>
+      set({}, events.clients),
+    );
+  }
+
+  record(report: SyncReport): void {
     const { kind, outcome, source } = report;
     this.#passes.inc({ kind, outcome });
     this.#seconds.observe({ kind }, report.durationMs / 1000);
-    for (const [phase, ms] of Object.entries(report.phasesMs)) this.#phases.inc({ phase }, ms / 1000);
-    if (source.failure) this.#errors.inc({ target: "puppetdb", code: source.failure.code });
-    else if (source.outcome === "done") this.#lastGood.set(Date.parse(report.startedAt) / 1000);
-    if (report.journal) this.#errors.inc({ target: "journal", code: report.journal.code });
-    for (const { haproxy, failure } of report.masters.changes)
-      if (failure) this.#errors.inc({ target: haproxy, code: failure.code });
-    for (const { code } of report.masters.failures) this.#errors.inc({ target: "masters", code });
-    for (const { target, failure, ...changed } of report.targets) {
-      if (failure) this.#errors.inc({ target, code: failure.code });
+    for (const [phase, ms] of Object.entries(report.phasesMs)) this.#phases.observe({ phase }, ms / 1000);
+    if (source.outcome === "done") this.#lastGood.set(Date.parse(report.startedAt) / 1000);
+    this.#failed("puppetdb", source.failure);
+    this.#failed("journal", report.journal);
+    for (const { haproxy, failure } of report.masters.changes) this.#failed(haproxy, failure);
+    for (const failure of report.masters.failures) this.#failed("masters", failure);
+    for (const { target, failure, drift, ...changed } of report.targets) {
       if (changed.changedByOthers) this.#foreign.inc({ target });
-      if (changed.outcome !== "applied") continue;
+      this.#failed(target, failure);
+      this.#drift.inc({ target }, drift);
       for (const change of ["add", "set", "del"] as const)
-        this.#changes.inc({ target, change }, changed[change]);
+        this.#changes.inc({ target, change }, changed.outcome === "applied" ? changed[change] : 0);
     }
-    for (const { target, inSync } of sync.targets()) this.#synced.set({ target }, inSync ? 1 : 0);
     this.#learned.inc(report.learned);
-    this.#nodes.set(report.nodes);
     this.#unroutable.set(report.unroutable.nodes);
     this.#refused.set(report.refused.count);
     this.#displaced.set(report.displaced);
     this.#held.set(report.held?.count ?? 0);
+    if (kind === "full") this.#oldest.set(oldestObservation(this.#parts.sync) / 1000);
+  }
+
+  #failed(target: string, failure: Failure | undefined): void {
+    if (failure !== undefined) this.#errors.inc({ target, code: failure.code });
   }
 
   #counter<Label extends string>(name: string, help: string, labelNames: Label[]): Counter<Label> {
     return this.#own(new Counter({ name, help, labelNames, registers: [] }));
   }
 
+  #histogram<Label extends string>(name: string, help: string, labelNames: Label[]): Histogram<Label> {
+    return this.#own(new Histogram({ name, help, labelNames, buckets: PASS_SECONDS, registers: [] }));
+  }
+
   #gauge<Label extends string>(name: string, help: string, labelNames: Label[]): Gauge<Label> {
     return this.#own(new Gauge({ name, help, labelNames, registers: [] }));
+  }
+
+  /** A gauge whose values are looked up for each scrape; what `tell` does not set is gone. */
+  #asked<Label extends string>(
+    name: string,
+    help: string,
+    labelNames: Label[],
+    tell: (set: (labels: Partial<Record<Label, string>>, value: number) => void) => void,
+  ): void {
+    const gauge: Gauge<Label> = this.#own(
+      new Gauge({
+        name,
+        help,
+        labelNames,
+        registers: [],
+        collect() {
+          gauge.reset();
+          tell((labels, value) => gauge.set(labels, value));
+        },
+      }),
+    );
   }
 
   // prom-client would put every metric into one global registry, which two daemons in one test would share.
@@ -108,4 +192,23 @@ export class Metrics {
     this.registry.registerMetric(metric);
     return metric;
   }
+}
+
+/** Nodes by HAProxy's servers, and all others together: a producer that comes and goes makes no new time series. */
+function boundedCounts(sync: Sync, { counts }: NodeList): Map<string, number> {
+  const servers = sync.servers();
+  if (servers === undefined) return new Map(counts);
+  const bounded = new Map<string, number>(servers.map(({ name }) => [name, 0]));
+  for (const [master, count] of counts) {
+    const label = bounded.has(master) ? master : "other";
+    bounded.set(label, (bounded.get(label) ?? 0) + count);
+  }
+  return bounded;
+}
+
+/** Milliseconds since the epoch. Looks at the whole fleet. */
+function oldestObservation({ fleet }: Sync): number {
+  let oldest = Number.POSITIVE_INFINITY;
+  for (const { at } of fleet.map.assignments()) if (at > 0 && at < oldest) oldest = at;
+  return Number.isFinite(oldest) ? oldest : 0;
 }

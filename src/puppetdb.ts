@@ -35,6 +35,24 @@ const MINUTE_MS = 60_000;
  */
 const MASTER_CLOCK_ALLOWANCE_MS = 5 * MINUTE_MS;
 
+/**
+ * A full reading asks for the reports of the last hour, if many nodes have none for those of the last day, then for
+ * the few that are left by name. Only if they are many PuppetDB looks for the latest reports itself (`latest_report?`),
+ * which scans the reports of all days. A window is grouped to the newest report of each node and producer: a row
+ * costs PuppetDB 10 µs whatever it is, the grouping of a report costs PostgreSQL 1 µs.
+ * Measured with 100,000 nodes and a million reports, alone on two cores: `latest_report?` 3.0 s (and it grows with the
+ * reports that are kept, a usual fleet has 60 times as many), an hour's window 0.9 s, one of 20 hours with three
+ * reports each 4.0 s, grouped 1.4 s. Names: 0.3 to 0.5 ms each in batches of up to 1,000; 5,000 at once take 6 s,
+ * 20,000 three minutes.
+ */
+const RECENT_MS = 60 * MINUTE_MS;
+const DAY_MS = 24 * 60 * MINUTE_MS;
+const FEW_LEFT = 0.05;
+const NAMES_AT_ONCE = 500;
+
+/** Jetty takes 8 KB of request line and headers: a longer query goes into the body. */
+const MAX_URL_CHARACTERS = 4_000;
+
 /** The newest thing that a master submitted for a node. Times are milliseconds since the epoch. */
 export interface Submission {
   certname: Certname;
@@ -70,8 +88,11 @@ const ProducerRow = z.object({
   timestamp: Timestamp.optional(),
   receive_time: Timestamp.optional(),
 });
+/** Of one node by one producer the newest. */
+const NewestRow = z.object({ certname: z.string(), producer: z.string().nullable(), max: Timestamp });
 const ActiveRow = z.object({ certname: z.string() });
 const CountRow = z.object({ count: z.number() });
+const VersionAnswer = z.object({ version: z.string() });
 const InactiveRow = z.object({ certname: z.string(), deactivated: Timestamp, expired: Timestamp });
 
 const LATEST = ["=", "latest_report?", true];
@@ -102,24 +123,67 @@ export class PuppetDb {
   async readAll(signal: AbortSignal): Promise<Reading> {
     const reading = emptyReading("full");
     const active = new Set<Certname>();
-    const withoutOther = ["and", ACTIVE, certnameIn(NEITHER_FACTS_NOR_REPORT)];
+    const now = Date.now();
     let inactive = 0;
     await this.#readTogether(reading, signal, (ask) => [
       ask("nodes", ["extract", ["certname"], ACTIVE], ActiveRow, (row) => {
         take(row.certname, reading, (certname) => active.add(certname));
       }),
       ask("factsets", producers(ACTIVE), ProducerRow, (row) => takeProducer(row, "facts", reading)),
-      ask("reports", producers(["and", LATEST, ACTIVE]), ProducerRow, (row) =>
-        takeProducer(row, "report", reading),
-      ),
-      ask("catalogs", producers(withoutOther), ProducerRow, (row) => takeProducer(row, "catalog", reading)),
+      ask("reports", newestReports(after(now - RECENT_MS)), NewestRow, (row) => takeNewest(row, reading)),
       ask("nodes", INACTIVE_NODES, InactiveRow, (row) => {
         inactive += 1;
         takeInactive(row, reading);
       }),
     ]);
+    const { asOf } = reading;
+    await this.#readOlderReports(reading, active, now, signal);
+    await this.#readLoneCatalogs(reading, active, signal);
     this.#inactive = inactive;
-    return { ...reading, active };
+    return { ...reading, asOf, active };
+  }
+
+  /** The newest reports of nodes that have submitted nothing within the last hour: others have no older news. */
+  async #readOlderReports(
+    reading: Reading,
+    active: ReadonlySet<Certname>,
+    now: number,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const few = active.size * FEW_LEFT;
+    const silentFor = (ms: number) =>
+      [...active].filter((certname) => (reading.submissions.get(certname)?.at ?? 0) <= now - ms);
+    const read = (query: Query) =>
+      this.#readTogether(reading, signal, (ask) => [
+        ask("reports", query, NewestRow, (row) => takeNewest(row, reading)),
+      ]);
+    let silent = silentFor(RECENT_MS);
+    if (silent.length > few) {
+      await read(newestReports(["and", after(now - DAY_MS), ["not", after(now - RECENT_MS)]]));
+      silent = silentFor(DAY_MS);
+    }
+    if (silent.length > few) {
+      await read(newestReports(LATEST));
+      return;
+    }
+    for (let from = 0; from < silent.length; from += NAMES_AT_ONCE) {
+      await read(newestReports(certnameAmong(silent.slice(from, from + NAMES_AT_ONCE))));
+    }
+  }
+
+  /** The catalogs of nodes that have neither a factset nor a report: most fleets have no such node. */
+  async #readLoneCatalogs(
+    reading: Reading,
+    active: ReadonlySet<Certname>,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { submissions, withoutProducer } = reading;
+    const isLone = (certname: Certname) => !submissions.has(certname) && !withoutProducer.has(certname);
+    if (![...active].some(isLone)) return;
+    const query = producers(["and", ACTIVE, certnameIn(NEITHER_FACTS_NOR_REPORT)]);
+    await this.#readTogether(reading, signal, (ask) => [
+      ask("catalogs", query, ProducerRow, (row) => takeProducer(row, "catalog", reading)),
+    ]);
   }
 
   /** What PuppetDB received after `since` (milliseconds, on its clock). Throws `PUPPETDB_...`. */
@@ -127,7 +191,7 @@ export class PuppetDb {
     const reading = emptyReading("changes");
     const from = iso(since);
     const newFacts = ["and", [">", "timestamp", from], ACTIVE];
-    const recent = [">", "producer_timestamp", iso(since - MASTER_CLOCK_ALLOWANCE_MS)];
+    const recent = after(since - MASTER_CLOCK_ALLOWANCE_MS);
     const newReports = ["and", recent, [">", "receive_time", from], ACTIVE];
     const newCatalogs = ["and", [">", "catalog_timestamp", from], NEITHER_FACTS_NOR_REPORT];
     const withoutOther = ["and", ACTIVE, certnameIn(newCatalogs)];
@@ -165,7 +229,7 @@ export class PuppetDb {
   /** The newest submissions for a few nodes. Throws `PUPPETDB_...`. */
   async readNodes(certnames: readonly Certname[], signal: AbortSignal): Promise<Reading["submissions"]> {
     const reading = emptyReading("changes");
-    const among = (names: readonly Certname[]) => ["and", ["in", "certname", ["array", names]], ACTIVE];
+    const among = (names: readonly Certname[]) => ["and", certnameAmong(names), ACTIVE];
     const nodes = among(certnames);
     await this.#readTogether(reading, signal, (ask) => [
       ask("factsets", producers(nodes), ProducerRow, (row) => takeProducer(row, "facts", reading)),
@@ -179,6 +243,21 @@ export class PuppetDb {
       ask("catalogs", producers(among(others)), ProducerRow, (row) => takeProducer(row, "catalog", reading)),
     ]);
     return reading.submissions;
+  }
+
+  /** PuppetDB's own version, such as "7.12.1". Throws `PUPPETDB_...`. */
+  async readVersion(signal: AbortSignal): Promise<string> {
+    const url = `${this.#config.url}/pdb/meta/v1/version`;
+    const { agent, headers } = await this.#connect();
+    try {
+      const response = await request(url, { dispatcher: agent.dispatcher, headers, signal });
+      await checkAnswer(url, response);
+      const answer = VersionAnswer.safeParse(await response.body.json());
+      if (answer.success) return answer.data.version;
+      throw new SasoriError("PUPPETDB_BODY", `${url} tells no version; ${WRONG_URL}`);
+    } catch (error) {
+      throw queryError(url, error, signal);
+    }
   }
 
   async close(): Promise<void> {
@@ -223,6 +302,8 @@ export class PuppetDb {
   ): Promise<number> {
     const url = `${this.#config.url}/pdb/query/v4/${entity}`;
     const began = Date.now();
+    const text = JSON.stringify(query);
+    const isLong = text.length > MAX_URL_CHARACTERS;
     const rowsShape = z.array(shape);
     const rows = new JsonRows(url, (batch) => {
       const parsed = rowsShape.safeParse(batch);
@@ -230,14 +311,16 @@ export class PuppetDb {
       for (const row of parsed.data) onRow(row);
     });
     try {
-      const response = await request(
-        `${url}?query=${encodeURIComponent(JSON.stringify(query))}&origin=sasori`,
-        {
-          dispatcher: connection.agent.dispatcher,
-          headers: { accept: "application/json", ...connection.headers },
-          signal,
-        },
-      );
+      const headers = { accept: "application/json", ...connection.headers };
+      const options = { dispatcher: connection.agent.dispatcher, signal };
+      const response = isLong
+        ? await request(url, {
+            ...options,
+            method: "POST",
+            headers: { ...headers, "content-type": "application/json" },
+            body: JSON.stringify({ query, origin: "sasori" }),
+          })
+        : await request(`${url}?query=${encodeURIComponent(text)}&origin=sasori`, { ...options, headers });
       await checkAnswer(url, response);
       const decoder = new TextDecoder("utf-8", { fatal: true });
       for await (const chunk of response.body) rows.push(decoder.decode(chunk as Buffer, { stream: true }));
@@ -335,6 +418,18 @@ const producers = (where: Query, ...more: string[]): Query => [
   where,
 ];
 
+/** The newest report of each node and producer, as `max`. */
+const newestReports = (where: Query): Query => [
+  "extract",
+  ["certname", "producer", ["function", "max", "producer_timestamp"]],
+  ["and", where, ACTIVE],
+  ["group_by", "certname", "producer"],
+];
+
+const after = (at: number): Query => [">", "producer_timestamp", iso(at)];
+
+const certnameAmong = (names: readonly Certname[]): Query => ["in", "certname", ["array", names]];
+
 const certnameIn = (where: Query): Query => [
   "in",
   "certname",
@@ -374,6 +469,10 @@ function takeProducer(
     const receivedAt = Date.parse(row.timestamp ?? row.receive_time ?? "") || 0;
     reading.submissions.set(certname, { certname, producer: row.producer, at, source, receivedAt });
   });
+}
+
+function takeNewest({ max, ...row }: z.output<typeof NewestRow>, reading: Reading): void {
+  takeProducer({ ...row, producer_timestamp: max }, "report", reading);
 }
 
 function takeInactive(row: z.output<typeof InactiveRow>, reading: Reading): void {

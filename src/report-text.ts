@@ -1,15 +1,16 @@
 // What the command line prints for people: short, aligned, saying what changed and what to do about it.
 // Pure: values in, text out.
 
-import { quote } from "./errors.js";
-import type { Displaced, Status } from "./http-api.js";
-import type { Lookup } from "./lookup.js";
+import type { Displaced, Lookup, Status, Story, TargetRow, Trouble } from "./api-shapes.js";
 import type { Change } from "./plan.js";
 import type { SyncReport } from "./sync-report.js";
-import type { TargetReport, TargetState } from "./tracked-target.js";
+import type { TargetReport } from "./tracked-target.js";
+import { counted, shown, troublesOfReport } from "./troubles.js";
 
 /** Lists longer than a screen are cut: `--json` has all that the report lists. */
 const MAX_LINES = 25;
+/** Of one node's story; `sasori moves <certname>` has all. */
+const MAX_MOVES = 5;
 
 export interface Style {
   bold(text: string): string;
@@ -29,19 +30,23 @@ export function styleFor(
   return { bold: paint(1), dim: paint(2), good: paint(32), bad: paint(31), warn: paint(33) };
 }
 
-const number = (value: number) => value.toLocaleString("en-US");
-/** A name from PuppetDB: as it is, unless it could do something to a terminal. */
-const shown = (name: string) => (/^[!-~]+$/.test(name) ? name : quote(name));
-const counted = (value: number, one: string, many = `${one}s`) =>
-  `${number(value)} ${value === 1 ? one : many}`;
-const seconds = (ms: number) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
+export const number = (value: number) => value.toLocaleString("en-US");
+export const seconds = (ms: number) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
 
-/** Columns padded to their widest cell; the last one is left as it is. Cells are given unpainted widths. */
-function table(rows: string[][]): string[] {
-  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
+// biome-ignore lint/suspicious/noControlCharactersInRegex: what `styleFor` puts in
+const PAINT = /\u001b\[\d+m/g;
+const width = (cell = "") => cell.replaceAll(PAINT, "").length;
+
+/** Columns padded to their widest cell, painted or not; the last one is left as it is. */
+export function table(rows: readonly string[][]): string[] {
+  const widths: number[] = [];
+  for (const row of rows)
+    for (const [column, cell] of row.slice(0, -1).entries())
+      widths[column] = Math.max(widths[column] ?? 0, width(cell));
+  const padded = (cell: string, column: number) => cell + " ".repeat((widths[column] ?? 0) - width(cell));
   return rows.map((row) =>
     row
-      .map((cell, column) => (column === row.length - 1 ? cell : cell.padEnd(widths[column] ?? 0)))
+      .map((cell, column) => (column === row.length - 1 ? cell : padded(cell, column)))
       .join("  ")
       .trimEnd(),
   );
@@ -71,7 +76,7 @@ function countsOf({ add, set, del }: TargetReport): string {
 
 function targetLine(report: TargetReport, style: Style): [string, string, string] {
   const { target, kind, failure, outcome, method, learned } = report;
-  if (failure) return [kind, target, `${style.bad("failed")}: ${failure.code}: ${failure.message}`];
+  if (failure) return [kind, target, `${style.bad("failed")}: ${failure.code}`];
   const how = method === undefined || method === "file" ? "" : ` (${method})`;
   const what = outcome === "unchanged" ? "in sync" : `${outcome}: ${countsOf(report) || "rewritten"}${how}`;
   const remarks = [
@@ -92,59 +97,29 @@ export function renderReport(report: SyncReport, style: Style): string {
   const summary = `${verdict} in ${seconds(report.durationMs)}: ${counted(nodes, "node")}, ${number(moved)} changed`;
   lines.push(`${style.bold(`${kind} pass${dryRun ? " (dry run)" : ""}`)} ${summary}`);
   lines.push(...table(targets.map((target) => ["", ...targetLine(target, style)])));
-  lines.push(...failures(report, style), ...remarks(report, style));
+  lines.push(...troubleLines(troublesOfReport(report), style), ...remarks(report, style));
   if (report.approvalUnmatched)
     lines.push(`${style.warn("approval")}: no held plan has this id; nothing was let through`);
   return lines.join("\n");
 }
 
-function failures(
-  { source, journal, masters }: Pick<SyncReport, "source" | "journal" | "masters">,
-  style: Style,
-): string[] {
-  const lines = masters.changes.map(({ haproxy, master, change, failure }) => {
-    const what = failure ? `not ${change}: ${failure.code}: ${failure.message}` : change;
-    return `${failure ? style.bad("master") : "master"} ${master}: ${what} at run time in ${haproxy}`;
+function troubleLines(troubles: readonly Trouble[], style: Style): string[] {
+  return troubles.flatMap(({ severity, code, where, what, remedy }) => {
+    const paint = severity === "critical" ? style.bad : style.warn;
+    const place = severity === "critical" ? ` ${where}` : "";
+    return [`${paint(code)}${place}: ${what}`, `  → ${remedy}`];
   });
-  lines.push(...masters.failures.map(({ code, message }) => `${style.bad("master")}: ${code}: ${message}`));
-  if (source.failure)
-    lines.push(`${style.bad("PuppetDB")}: ${source.failure.code}: ${source.failure.message}`);
-  if (journal) lines.push(`${style.bad("state file")}: ${journal.code}: ${journal.message}`);
-  return lines;
 }
 
-function remarks(
-  report: Pick<SyncReport, "held" | "displaced" | "unroutable" | "refused" | "withoutProducer">,
-  style: Style,
-): string[] {
-  const { held, displaced, unroutable, refused, withoutProducer } = report;
-  const lines: string[] = [];
-  if (displaced > 0) {
-    lines.push(`${style.warn("displaced")}: ${counted(displaced, "node")} left a master while it was down`);
-    lines.push("  when it is up for good: sasori rebalance --dry-run");
-  }
-  if (held) {
-    lines.push(`${style.warn("held")}: ${held.reason}; the old entries keep serving`);
-    lines.push(`  if that is right: sasori sync --approve ${held.id}`);
-  }
-  if (unroutable.nodes > 0) {
-    const names = Object.entries(unroutable.producers).map(
-      ([producer, count]) => `${shown(producer)} ${number(count)}`,
-    );
-    lines.push(
-      `${style.warn("unroutable")}: ${counted(unroutable.nodes, "node")} of producers without a server (${names.join(", ")})`,
-    );
-    lines.push("  give HAProxy a server of that name or host, or set SASORI_MASTER_ALIASES");
-  }
-  if (refused.count > 0) {
-    const shown = refused.samples.map((name) => JSON.stringify(name)).join(", ");
-    lines.push(
-      `${style.warn("refused")}: ${counted(refused.count, "certname")} that cannot be map keys: ${shown}`,
-    );
-  }
+/** What is no trouble, and still to be known. */
+function remarks({ masters, withoutProducer }: Status["lastPass"] & object, style: Style): string[] {
+  const lines = masters.changes.flatMap(({ haproxy, master, change, failure }) =>
+    failure === undefined ? [`master ${master}: ${change} at run time in ${haproxy}`] : [],
+  );
   if (withoutProducer.count > 0) {
+    const names = withoutProducer.samples.join(", ");
     lines.push(
-      `${style.dim("no producer")}: ${counted(withoutProducer.count, "node")} without a known master: ${withoutProducer.samples.join(", ")}`,
+      `${style.dim("no producer")}: ${counted(withoutProducer.count, "node")} without a known master: ${names}`,
     );
   }
   return lines;
@@ -160,7 +135,7 @@ export function renderDiff(report: SyncReport, style: Style): string {
       ...changeLines(target.changes, target.add + target.set + target.del).map((line) => `  ${line}`),
     );
   }
-  lines.push(...failures(report, style), ...remarks(report, style));
+  lines.push(...troubleLines(troublesOfReport(report), style), ...remarks(report, style));
   return lines.join("\n");
 }
 
@@ -171,59 +146,67 @@ export function renderDisplaced(nodes: readonly Displaced[]): string {
   );
 }
 
-export function renderLookup({ certname, desired, file, live }: Lookup, style: Style): string {
+/** A lookup; from the daemon it is the node's whole story. */
+export function renderLookup(found: Lookup & Partial<Story>, style: Style): string {
+  const { certname, desired, file, live, health = [], home, moves = [] } = found;
   const since = desired.since ? ` since ${desired.since}` : "";
+  const failed = ({ code, message }: { code: string; message: string }) =>
+    `${style.bad("failed")}: ${code}: ${message}`;
   const why = desired.failure
-    ? `${style.bad("unknown")}: ${desired.failure.code}: ${desired.failure.message}`
+    ? failed(desired.failure)
     : desired.master === undefined
       ? "no master: PuppetDB has no submission of a routable producer for it"
       : `${style.bold(desired.master)}, from ${desired.source}${since}`;
-  const rows: string[][] = [["", "desired", why]];
-  rows.push([
-    "",
-    "file",
-    "failure" in file ? `${file.failure.code}: ${file.failure.message}` : (file.master ?? "not in it"),
-  ]);
+  const rows: [string, string][] = [["desired", why]];
+  rows.push(["file", "failure" in file ? failed(file.failure) : (file.master ?? "not in it")]);
   for (const { haproxy, master, failure } of live) {
-    rows.push(["", haproxy, failure ? `${failure.code}: ${failure.message}` : (master ?? "not in it")]);
+    const isDown = health.some((seen) => seen.haproxy === haproxy && !seen.up);
+    const where = `${master ?? "not in it"}${isDown ? `, which is ${style.warn("down")} there` : ""}`;
+    rows.push([haproxy, failure ? failed(failure) : where]);
   }
   if (desired.unroutableProducer) {
-    rows.push([
-      "",
-      "producer",
-      `${shown(desired.unroutableProducer)} submitted last, and HAProxy has no such server`,
-    ]);
+    const producer = shown(desired.unroutableProducer);
+    rows.push(["producer", `${producer} submitted last, and HAProxy has no such server`]);
   }
   if (desired.heldBy) {
-    rows.push([
-      "",
-      "held",
-      `PuppetDB no longer lists it; sasori sync --approve ${desired.heldBy} removes it`,
-    ]);
+    const remedy = `sasori sync --approve ${desired.heldBy} removes it`;
+    rows.push(["held", `PuppetDB no longer lists it; ${remedy}`]);
   }
-  return [style.bold(certname), ...table(rows)].join("\n");
+  if (home)
+    rows.push(["home", `${home}, which it left while that was down: sasori rebalance brings it back`]);
+  for (const { at, from, to } of moves.slice(0, MAX_MOVES)) {
+    rows.push([style.dim(at), `${from ?? "(new)"} → ${to ?? "(removed)"}`]);
+  }
+  return [style.bold(certname), ...table(rows.map((row) => ["", ...row]))].join("\n");
 }
 
+const STATE_COLOURS = {
+  starting: "warn",
+  "in sync": "good",
+  "catching up": "warn",
+  attention: "warn",
+  failing: "bad",
+} as const;
+
+/** The state in one sentence, each target, and every trouble with what to do about it. */
 export function renderStatus(status: Status, style: Style): string {
-  const { lastPass } = status;
-  const state = status.ready ? style.good("serving") : style.bad("not ready");
-  const lines = [
-    `${style.bold("sasori")} ${state}: ${counted(status.nodes, "node")}, up since ${status.startedAt}`,
-  ];
+  const { lastPass, state, summary, version, startedAt, lastGoodPoll, targets, troubles } = status;
+  const lines = [`${style[STATE_COLOURS[state]](state)}: ${summary}`];
+  const about = targets.map((target) => ["", target.kind, target.target, stateOf(target, style)]);
+  about.push(["", "sasori", `${version}, up since ${startedAt}`]);
+  about.push(["", "PuppetDB", lastGoodPoll === null ? "not read yet" : `last read ${lastGoodPoll}`]);
   if (lastPass) {
-    lines.push(
-      `last pass: ${lastPass.kind}, ${lastPass.outcome}, ${lastPass.startedAt}, ${seconds(lastPass.durationMs)}`,
-    );
+    const { kind, outcome, startedAt: at, durationMs } = lastPass;
+    about.push(["", "last pass", `${kind}, ${outcome}, ${at}, ${seconds(durationMs)}`]);
   }
-  lines.push(
-    ...table(status.targets.map((target) => ["", target.kind, target.target, stateOf(target, style)])),
-  );
-  if (lastPass) lines.push(...failures(lastPass, style), ...remarks(lastPass, style));
+  lines.push(...table(about));
+  if (troubles.length > 0) lines.push("", ...troubleLines(troubles, style));
+  if (lastPass) lines.push(...remarks(lastPass, style));
   return lines.join("\n");
 }
 
-function stateOf({ inSync, pending, failure, version, servers }: TargetState, style: Style): string {
-  if (failure) return `${style.bad("failed")}: ${failure.code}: ${failure.message}`;
+function stateOf({ inSync, pending, failure, version, servers }: TargetRow, style: Style): string {
+  if (failure) return `${style.bad("failed")}: ${failure.code}`;
   const down = servers?.filter(({ up }) => !up).map(({ name }) => name) ?? [];
   const about = [
     inSync ? style.good("in sync") : `${counted(pending, "change")} to come`,

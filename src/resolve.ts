@@ -8,7 +8,7 @@ import { request } from "undici";
 import { within } from "./deadline.js";
 import { SasoriError } from "./errors.js";
 import type { Fleet, Resolve } from "./fleet.js";
-import type { Certname, Master, Observation } from "./node-map.js";
+import type { Assignment, Certname, Master, Observation } from "./node-map.js";
 import type { PuppetDb, Submission } from "./puppetdb.js";
 import type { Server } from "./target.js";
 
@@ -41,6 +41,13 @@ export interface ResolverParts {
   onObservation: (observation: Observation) => void;
 }
 
+interface Answer {
+  owner: Master | undefined;
+  /** What the map said then: with news of the node the answer is forgotten. */
+  known: Assignment | undefined;
+  until: number;
+}
+
 interface Waiting {
   resolve: (submission: Submission | undefined) => void;
   reject: (error: unknown) => void;
@@ -50,7 +57,7 @@ export class Resolver {
   readonly #parts: ResolverParts;
   readonly #underway = new Map<Certname, Promise<Master | undefined>>();
   /** In the order of their time, so that the first is the oldest. */
-  readonly #remembered = new Map<Certname, { owner: Master | undefined; until: number }>();
+  readonly #remembered = new Map<Certname, Answer>();
   readonly #waiting = new Map<Certname, Waiting[]>();
   #asking = false;
   #probes = { second: 0, count: 0 };
@@ -68,8 +75,9 @@ export class Resolver {
     const known = this.#parts.fleet.map.get(certname);
     // The map already says otherwise than the route that was tried: that HAProxy has not got it yet.
     if (known !== undefined && known.source !== "inherited" && known.master !== wrong) return known.master;
-    const remembered = this.#remembered.get(certname);
-    if (remembered !== undefined && performance.now() < remembered.until) return remembered.owner;
+    const answer = this.#remembered.get(certname);
+    if (answer !== undefined && answer.known === known && performance.now() < answer.until)
+      return answer.owner;
     const underway = this.#underway.get(certname);
     if (underway !== undefined) return underway;
     if (this.#underway.size >= MAX_UNDERWAY) {
@@ -152,7 +160,8 @@ export class Resolver {
 
   #remember(certname: Certname, owner: Master | undefined): void {
     this.#remembered.delete(certname);
-    this.#remembered.set(certname, { owner, until: performance.now() + REMEMBERED_MS });
+    const known = this.#parts.fleet.map.get(certname);
+    this.#remembered.set(certname, { owner, known, until: performance.now() + REMEMBERED_MS });
     if (this.#remembered.size <= MAX_REMEMBERED) return;
     const [oldest] = this.#remembered.keys();
     if (oldest !== undefined) this.#remembered.delete(oldest);

@@ -5,6 +5,7 @@
 // Facts about the protocol were measured on HAProxy 2.6, 3.0 and 3.2; samples stand beside the code.
 
 import net from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Endpoint } from "./config.js";
 import { quote, reason, SasoriError, systemCode } from "./errors.js";
 
@@ -19,6 +20,16 @@ const STALL_MS = 10_000;
 const PIPELINE_DEPTH = 32;
 
 /**
+ * HAProxy runs commands on the thread that also serves requests, which wait meanwhile. So a gentle push sends bursts of
+ * about this long, and leaves HAProxy alone after each for so many times as long as it took. A push must end all the
+ * same: pauses have a bound each, and in all.
+ */
+const BURST_MS = 1;
+const PAUSE_BURSTS = 9;
+const MAX_PAUSE_MS = 100;
+const MAX_PAUSED_MS = 30_000;
+
+/**
  * Upper bound of a command with its payload. It must fit `tune.bufsize` (16384 by default) with room for
  * what HAProxy reserves; on 2.6 a longer line resets the connection.
  */
@@ -28,6 +39,12 @@ export const MAX_COMMAND_BYTES = 8 * 1024;
 // without text is "\n> ". Each line of a payload is acknowledged by "+ " before that.
 const END_OF_REPLY = "\n> ";
 const PAYLOAD_PROMPTS = /^(?:\+ )+/;
+
+/** A line, and for `add map` what follows it. */
+export interface Command {
+  command: string;
+  payload?: string;
+}
 
 interface Waiting {
   command: string;
@@ -102,7 +119,7 @@ export class RuntimeSession {
   }
 
   /** Runs many commands in order, several under way at once. Stops at the first that is refused. */
-  async runAll(commands: Iterable<{ command: string; payload?: string }>): Promise<void> {
+  async runAll(commands: Iterable<Command>): Promise<void> {
     const underway: Promise<void>[] = [];
     try {
       for (const { command, payload } of commands) {
@@ -116,6 +133,28 @@ export class RuntimeSession {
       // What was sent has been or will be executed: have all replies before anybody closes the connection.
       await Promise.allSettled(underway);
     }
+  }
+
+  /** The same in bursts, with pauses in which HAProxy serves requests. Returns how long it paused (ms). */
+  async runGently(commands: Iterable<Command>): Promise<number> {
+    let paused = 0;
+    let size = 1;
+    let burst: Command[] = [];
+    for (const command of commands) {
+      burst.push(command);
+      if (burst.length < size) continue;
+      const began = performance.now();
+      await this.runAll(burst);
+      const took = performance.now() - began;
+      if (took > BURST_MS) size = Math.max(1, size >> 1);
+      else if (took < BURST_MS / 2) size = Math.min(PIPELINE_DEPTH, size * 2);
+      burst = [];
+      if (paused > MAX_PAUSED_MS) continue;
+      await sleep(Math.min(took * PAUSE_BURSTS, MAX_PAUSE_MS));
+      paused += performance.now() - began - took;
+    }
+    await this.runAll(burst);
+    return paused;
   }
 
   /**

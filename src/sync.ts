@@ -11,12 +11,12 @@ import { HaproxyInstance } from "./haproxy.js";
 import { Journal } from "./journal.js";
 import { MapFile } from "./map-file.js";
 import { NewMasters } from "./masters.js";
-import type { Certname, Master, Observation } from "./node-map.js";
+import type { Before, Certname, Master, Observation } from "./node-map.js";
 import { PassQueue, type SyncRequest } from "./pass-queue.js";
 import { PuppetDb, type Reading } from "./puppetdb.js";
 import { makeReport, type Phase, Phases, type SyncReport } from "./sync-report.js";
 import type { Server } from "./target.js";
-import { type TargetState, TrackedTarget } from "./tracked-target.js";
+import { type TargetDetail, type TargetState, TrackedTarget } from "./tracked-target.js";
 
 /** A look is a handful of lines; HAProxy answers in milliseconds or not at all. */
 const LOOK_MS = 15_000;
@@ -53,13 +53,26 @@ export function assemble(config: Config): SyncParts {
   };
 }
 
+/** Who wants to know what a Sync does, as it does it. */
+export interface SyncWatcher {
+  /** What changed in the map, each node with what it had before; told before anything else changes. */
+  changed?(changes: Before, fleet: Fleet): void;
+  /** The report of each pass, before those get it who asked for the pass. */
+  passed?(report: SyncReport): void;
+}
+
 export class Sync {
   readonly fleet = new Fleet();
   lastReport: SyncReport | undefined;
+  /**
+   * A map is being served: read from PuppetDB or found as the last good one, and in an HAProxy. Once true it stays so:
+   * HAProxy goes on with what it has, and one that starts anew finds it in the file.
+   */
+  served = false;
   /** The step of the pass under way, for whoever shows progress. */
   phase: Phase | undefined;
   readonly #parts: SyncParts;
-  readonly #onReport: ((report: SyncReport) => void) | undefined;
+  readonly #watcher: SyncWatcher;
   readonly #file: TrackedTarget;
   readonly #instances: readonly TrackedTarget[];
   readonly #queue = new PassQueue<SyncReport>((request, stop) => this.#pass(request, stop));
@@ -70,10 +83,9 @@ export class Sync {
   #serverNames = "";
   #savedRevision = 0;
 
-  /** `onReport` gets the report of each pass before those who asked for it. */
-  constructor(parts: SyncParts, onReport?: (report: SyncReport) => void) {
+  constructor(parts: SyncParts, watcher: SyncWatcher = {}) {
     this.#parts = parts;
-    this.#onReport = onReport;
+    this.#watcher = watcher;
     this.#file = new TrackedTarget(parts.file);
     this.#instances = parts.instances.map((instance) => new TrackedTarget(instance));
   }
@@ -90,6 +102,11 @@ export class Sync {
   /** The state of each target between passes, the file first. */
   targets(): TargetState[] {
     return this.#targets.map(({ state }) => state);
+  }
+
+  /** As targets(), with what each is and how it was last written. */
+  targetDetails(): TargetDetail[] {
+    return this.#targets.map(({ detail }) => detail);
   }
 
   /** The servers of every instance, as last seen; undefined when there is no HAProxy to ask. */
@@ -161,13 +178,15 @@ export class Sync {
       clock.begin("plan");
       const approvalUnmatched = this.#merge(reading, request);
       const submitted = this.#takeSubmitted(request);
-      await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeMany(signal));
+      const desired = this.fleet.map;
+      await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeReplacing(desired, signal));
       const learnedMore = this.#learn();
       const journal = await this.#saveJournal(request);
       const masters = await this.#settleMasters(request, kind, stop);
 
       await this.#settle(request, stop, clock);
       for (const { done } of submitted) done();
+      this.served ||= this.#isServed();
       clock.end();
       const report = makeReport({
         request,
@@ -182,11 +201,17 @@ export class Sync {
         journal,
       });
       this.lastReport = report;
-      this.#onReport?.(report);
+      this.#watcher.passed?.(report);
       return report;
     } finally {
       clock.end();
     }
+  }
+
+  #isServed(): boolean {
+    const known = this.fleet.complete || this.fleet.map.size > 0;
+    const live = this.#instances.length > 0 ? this.#instances : [this.#file];
+    return known && live.some(({ state }) => state.inSync);
   }
 
   /** The same step for every target at once; one that fails reports it and drops out of the pass. */
@@ -320,6 +345,7 @@ export class Sync {
   /** Tells every target what changed in the fleet, and the fleet which nodes lost their home by it. */
   #remember(isUp?: (master: Master) => boolean): void {
     const changes = this.fleet.map.takeChanges();
+    if (changes.size > 0) this.#watcher.changed?.(changes, this.fleet);
     if (isUp !== undefined) this.fleet.noteMoves(changes, isUp);
     for (const target of this.#targets) target.expect(changes);
   }

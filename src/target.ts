@@ -30,6 +30,8 @@ export interface Server {
   /** `host:port`. */
   address: string;
   up: boolean;
+  /** It was added at run time and never got out of the maintenance that HAProxy adds servers in. */
+  halfAdded?: true;
 }
 
 /** What a look at a target tells without reading its map. The map file has no servers. */
@@ -53,6 +55,8 @@ export interface Target {
   readonly kind: "file" | "haproxy";
   look(signal: AbortSignal): Promise<Sighting>;
   read(signal: AbortSignal): Promise<Contents>;
+  /** Whether a push of so many changes would replace its map whole, whatever others wrote to it meanwhile. */
+  replaces(changes: number, desired: NodeMap): boolean;
   /** Afterwards the target holds `desired`, in one way or another, or the call has failed. */
   apply(plan: Plan, desired: NodeMap, seen: Fingerprint, signal: AbortSignal): Promise<Applied>;
 }

@@ -21,9 +21,6 @@ const MAX_LISTED = 1_000;
 /** A push that somebody disturbs (a reload, another writer) is planned again this often in one pass. */
 const MAX_ROUNDS = 3;
 
-/** From here on a push may replace the whole map, and with it what HAProxy learned unseen: it is read before. */
-const MANY_CHANGES = 20;
-
 /** How long a target that stalled is left alone by passes that only look for changes. */
 const STALLED_PAUSE_MS = 60_000;
 
@@ -38,7 +35,9 @@ export interface TargetReport {
   changes: Change[];
   /** Routes that this HAProxy had learned by itself. */
   learned: number;
-  /** Entries came or went since the last pass, or during this one, and not by us: another sasori, or a person. */
+  /** Entries that were otherwise than sasori had left them, for no reason that it knows. */
+  drift: number;
+  /** Something came, went or changed since the last pass, or during this one, and not by us: another sasori, a person. */
   changedByOthers?: true;
   method?: string;
   durationMs: number;
@@ -56,6 +55,24 @@ export interface TargetState {
   version?: string;
   servers?: readonly Server[];
   failure?: Failure;
+}
+
+/** How a target was last written. */
+export interface Push {
+  /** ISO 8601: when it was done. */
+  at: string;
+  method: string;
+  add: number;
+  set: number;
+  del: number;
+  durationMs: number;
+}
+
+/** The state of a target, with what it is. */
+export interface TargetDetail extends TargetState {
+  /** As last seen; undefined while it cannot be reached. */
+  fingerprint: Fingerprint | undefined;
+  lastPush: Push | undefined;
 }
 
 export class TrackedTarget {
@@ -76,9 +93,12 @@ export class TrackedTarget {
   /** The process that was last in sync, and when it was last compared entry by entry (ms since the epoch). */
   #process: string | undefined;
   #comparedAt = 0;
+  /** Entries came or went since it was left. */
+  #touched = false;
   /** Nodes that changed since, with what the target still has. */
   readonly #pending: Before = new Map();
   #failure: Failure | undefined;
+  #lastPush: Push | undefined;
   /** A stalled target is left alone until then (`performance.now()`). */
   #retryAt = 0;
 
@@ -103,6 +123,11 @@ export class TrackedTarget {
     };
   }
 
+  get detail(): TargetDetail {
+    const fingerprint = this.#left ?? this.#sighting?.fingerprint;
+    return { ...this.state, fingerprint, lastPush: this.#lastPush };
+  }
+
   /** Begins a pass with a cheap look. A stalled target is only asked again after a pause, or if `insist`. */
   async look(insist: boolean, signal: AbortSignal): Promise<void> {
     this.report = this.#newReport();
@@ -116,12 +141,9 @@ export class TrackedTarget {
       this.#retryAt = performance.now() + STALLED_PAUSE_MS;
       this.#sighting = await this.target.look(signal);
       this.servers = this.#sighting.servers;
-      this.#noticeOthers(this.#sighting.fingerprint, this.#left);
+      const { process, content } = this.#sighting.fingerprint;
+      this.#touched = process === this.#left?.process && content !== this.#left.content;
     });
-  }
-
-  #noticeOthers(found: Fingerprint, left: Fingerprint | undefined): void {
-    if (found.process === left?.process && found.content !== left.content) this.report.changedByOthers = true;
   }
 
   /** Reads the target if it is not as it was left, or in any case. */
@@ -133,12 +155,13 @@ export class TrackedTarget {
   }
 
   /**
-   * Reads an HAProxy that so much waits for that the push may replace its whole map, or that is not known to be right
-   * although this pass has settled it before.
+   * Reads an HAProxy whose whole map the push will replace, and with it what HAProxy learned unseen, or that is not known
+   * to be right although this pass has settled it before.
    */
-  readBeforeMany(signal: AbortSignal): Promise<void> {
-    const few = this.#pending.size <= MANY_CHANGES && this.#left !== undefined;
-    if (few || this.target.kind === "file" || this.contents !== undefined) return Promise.resolve();
+  readBeforeReplacing(desired: NodeMap, signal: AbortSignal): Promise<void> {
+    const isUnsure = this.target.kind === "haproxy" && this.#left === undefined;
+    const replaces = isUnsure || this.target.replaces(this.#pending.size, desired);
+    if (!replaces || this.contents !== undefined) return Promise.resolve();
     return this.#attempt(() => this.#read(signal));
   }
 
@@ -178,13 +201,18 @@ export class TrackedTarget {
       let seen = contents?.fingerprint ?? this.#left;
       if (seen === undefined) return;
       let plan = contents ? planFromContents(desired, contents) : planFromChanges(desired, this.#pending);
+      if (contents !== undefined && plan.kind === "changes") this.#countDrift(plan, contents);
+      // An HAProxy that finds nodes which its map does not hold adds them itself.
+      if (this.report.drift > 0 || (this.#touched && this.report.learned === 0))
+        this.report.changedByOthers = true;
       // What the file and this HAProxy disagree on is compared again when PuppetDB has spoken.
       let complete = contents === undefined || !isUndecided(desired, contents);
       for (let round = 1; round <= MAX_ROUNDS; round += 1) {
         if (plan.kind === "unchanged") return this.#inSync(seen, contents !== undefined, complete);
         this.#left = undefined; // Whatever happens below, until it is known to be right.
+        const began = performance.now();
         const applied = await this.target.apply(plan, desired, seen, signal);
-        if (applied.method !== undefined) this.#count(plan, "applied", applied.method);
+        if (applied.method !== undefined) this.#applied(plan, applied.method, performance.now() - began);
         if (applied.disturbed && applied.fingerprint.process === seen.process)
           this.report.changedByOthers = true;
         if (!applied.disturbed) return this.#inSync(applied.fingerprint, contents !== undefined, complete);
@@ -209,6 +237,25 @@ export class TrackedTarget {
     if (compared && complete) this.#comparedAt = Date.now();
     this.#pending.clear();
     this.contents = undefined;
+  }
+
+  #applied(plan: Plan & { kind: "changes" }, method: string, durationMs: number): void {
+    this.#count(plan, "applied", method);
+    this.#lastPush = {
+      at: new Date().toISOString(),
+      method,
+      add: plan.add.length,
+      set: plan.set.length,
+      del: plan.del.length,
+      durationMs: Math.round(durationMs),
+    };
+  }
+
+  /** In the process that was left in sync, what differs and does not wait to be pushed was changed by somebody else. */
+  #countDrift({ add, set, del }: Plan & { kind: "changes" }, { fingerprint }: Contents): void {
+    if (fingerprint.process !== this.#process) return;
+    for (const changes of [add, set, del])
+      for (const { certname } of changes) if (!this.#pending.has(certname)) this.report.drift += 1;
   }
 
   #count(plan: Plan & { kind: "changes" }, outcome: "planned" | "applied", method?: string): void {
@@ -249,6 +296,7 @@ export class TrackedTarget {
       del: 0,
       changes: [],
       learned: 0,
+      drift: 0,
       durationMs: 0,
     };
   }

@@ -1,8 +1,11 @@
 import { execFileSync, spawnSync } from "node:child_process";
+import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import http2 from "node:http2";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { Agent, request } from "undici";
 import { describe, expect, test } from "vitest";
@@ -39,8 +42,11 @@ function check(
 const NODE = "node1.example.com";
 
 describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, version }) => {
-  test("has a configuration that HAProxy takes without a warning", () => {
-    const { status, text } = check(bin);
+  test.each([
+    ["names looked up once", {}],
+    ["names looked up again and again", { GATEWAY_DNS: "on", MASTER1: "localhost:1" }],
+  ])("has a configuration that HAProxy takes without a warning: %s", (_case, more) => {
+    const { status, text } = check(bin, { more });
     expect({ status, warnings: text.match(/WARNING|ALERT/g) }).toEqual({ status: 0, warnings: null });
   });
 
@@ -91,12 +97,118 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
     }));
 
   test.each([
+    { path: "/nodes/node1.example.com", reaches: "/" },
+    { path: "/nodes/NODE1.example.com/a/../b?c=/nodes/x/", reaches: "/a/../b?c=/nodes/x/" },
+    { path: "/nodes/node1.example.com//a", reaches: "//a" },
+    { path: "/nodes/node1.example.com/nodes/node2.example.com/", reaches: "/nodes/node2.example.com/" },
+    { path: "http://gateway/nodes/node1.example.com/a", reaches: "/a" },
+    { path: "/nodes/", says: "node_invalid" },
+    { path: "/nodes//a", says: "node_invalid" },
+    { path: "/nodes/node1.example.com%2fb/", says: "node_invalid" },
+    { path: "/nodes/node1.example.com%00/", says: "node_invalid" },
+    { path: "/nodes/../node1.example.com/", says: "node_invalid" },
+    { path: "//nodes/node1.example.com/", says: "node_missing" },
+    { path: "/%6eodes/node1.example.com/", says: "node_missing" },
+    { path: "/a/nodes/node1.example.com/", says: "node_missing" },
+    { path: "*", says: "node_missing" },
+  ])(
+    "takes the node from the path $path as it is written, or says what is wrong",
+    ({ path, reaches, says }) =>
+      withGateway({ bin, map: [[NODE, "master1"]] }, async ({ haproxy }) => {
+        const text = `OPTIONS ${path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n`;
+        const answer = await send(haproxy.ports.frontend, text);
+        const body = JSON.parse(/\{.*\}/.exec(answer)?.[0] ?? "");
+        if (says) expect(body).toMatchObject({ error: says });
+        else
+          expect({ ...body, path: body.path.replace("http://gateway", "") }).toEqual({
+            master: "master1",
+            node: NODE,
+            path: reaches,
+          });
+      }),
+  );
+
+  test.each([
+    { shape: "two lengths", headers: "Content-Length: 4\r\nContent-Length: 40" },
+    { shape: "a list of lengths", headers: "Content-Length: 4, 40" },
+    { shape: "a length with a sign", headers: "Content-Length: +4" },
+    { shape: "a length before chunks", headers: "Content-Length: 4\r\nTransfer-Encoding: chunked" },
+    { shape: "chunks before a length", headers: "Transfer-Encoding: chunked\r\nContent-Length: 4" },
+    { shape: "a blank before the colon", headers: "Transfer-Encoding : chunked\r\nContent-Length: 4" },
+    { shape: "an unknown encoding", headers: "Transfer-Encoding: xchunked\r\nContent-Length: 4" },
+    { shape: "two encodings", headers: "Transfer-Encoding: identity, chunked" },
+    { shape: "an encoding in two lines", headers: "Transfer-Encoding:\r\n chunked\r\nContent-Length: 4" },
+    { shape: "a line that ends early", headers: "X-A: b\rTransfer-Encoding: chunked\r\nContent-Length: 4" },
+  ])("hands no second request in the body of a first to a master: $shape", ({ headers }) =>
+    withGateway({ bin, map: [[NODE, "master1"]] }, async ({ haproxy, masters }) => {
+      const hidden = "GET /hidden HTTP/1.1\r\nHost: gateway\r\nX-Node-Name: hidden.example.com\r\n\r\n";
+      const body = `0\r\n\r\n${hidden}`;
+      const text = `POST / HTTP/1.1\r\nHost: gateway\r\nX-Node-Name: ${NODE}\r\n${headers}\r\n\r\n${body}`;
+      // The gateway may read it as two requests; then it looks at the second one too, and knows no such node.
+      const answer = await send(haproxy.ports.frontend, text, (seen) => /node_unknown| 400 /.test(seen));
+      // Nothing at all: the connection is reset while the rest of the body is on its way.
+      expect(answer).toMatch(/^$|^HTTP\/1\.1 (200|400|422) /);
+      expect(masters.flatMap(({ nodesAsked }) => nodesAsked).filter((node) => node !== NODE)).toEqual([]);
+      expect(masters[0]?.requests).toBeLessThanOrEqual(1);
+    }),
+  );
+
+  test("says itself who has served whom, whatever clients and masters say", () =>
+    withGateway({ bin, map: [[NODE, "master1"]] }, async ({ ask, masters }) => {
+      const headers = { X_Node_Name: "x", "X-Node_Name": "x", x_node_name: "x", "X-Sasori-Final": "x" };
+      for (const master of masters) {
+        master.says = { "X-Route": "learned", "X-Served-By": "me", "X-Sasori-Final": "yes" };
+      }
+      for (const route of ["mapped", "redispatched"]) {
+        const response = await ask(NODE, { headers });
+        expect(response.headers.get("x-route")).toBe(route);
+        expect(response.headers.get("x-served-by")).toMatch(
+          route === "mapped" ? /^master1$/ : /^master[23]$/,
+        );
+        expect(response.headers.get("x-sasori-final")).toBeNull();
+        await masters[0]?.stop();
+      }
+      const names = masters.flatMap((master) => Object.keys(master.headers));
+      expect(names.filter((name) => /node|final/.test(name))).toEqual(["x-node-name", "x-node-name"]);
+    }));
+
+  test("writes into its log nothing that a client could make up as a field of it", () =>
+    withGateway({ bin }, async ({ ask, haproxy }) => {
+      expect((await ask("x master=master1")).status).toBe(400);
+      await expect.poll(haproxy.output).toMatch(/ node=x%20master%3Dmaster1 mapped=- .* status=400 /i);
+    }));
+
+  test("passes on headers that fit its buffer, and refuses larger ones", () =>
+    withGateway({ bin, map: [[NODE, "master1"]] }, async ({ ask, masters }) => {
+      expect((await ask(NODE, { headers: { "x-large": "x".repeat(14_000) } })).status).toBe(200);
+      const refused = await ask(NODE, { headers: { "x-large": "x".repeat(16_000) } });
+      expect([400, 431]).toContain(refused.status); // 431 from HAProxy 3.2 on.
+      expect(masters[0]?.requests).toBe(1);
+    }));
+
+  test("passes on another protocol that a client and a master agree upon", () =>
+    withGateway({ bin, map: [[NODE, "master1"]] }, async ({ haproxy, masters }) => {
+      const head = `GET / HTTP/1.1\r\nHost: gateway\r\nX-Node-Name: ${NODE}\r\n`;
+      const text = `${head}Connection: Upgrade\r\nUpgrade: echo\r\n\r\n`;
+      for (const route of ["mapped", "redispatched"]) {
+        const talk = await send(haproxy.ports.frontend, text, (seen) => {
+          if (seen.endsWith("\r\n\r\n")) return "are you there";
+          return seen.endsWith("are you there");
+        });
+        expect(talk).toMatch(/^HTTP\/1\.1 101 /);
+        expect(talk.toLowerCase()).toContain(`x-route: ${route}\r\n`);
+        await masters[0]?.stop();
+      }
+    }));
+
+  test.each([
     { says: "node_missing", status: 400, headers: {} },
     { says: "node_unknown", status: 404, headers: { "x-node-name": "other.example.com" } },
     { says: "node_invalid", status: 400, headers: { "x-node-name": "a;disable server puppet/master1" } },
     { says: "node_invalid", status: 400, headers: { "x-node-name": `${NODE}, node2.example.com` } },
     { says: "node_invalid", status: 400, headers: { "x-node-name": "x".repeat(254) } },
     { says: "node_invalid", status: 400, headers: { "x-node-name": "../etc" } },
+    { says: "node_invalid", status: 400, headers: { "x-node-name": "" } },
   ])("answers $status $says as JSON, and asks no master", ({ says, status, headers }) =>
     withGateway({ bin, map: [[NODE, "master1"]] }, async ({ url, masters }) => {
       const response = await fetch(url, { headers: headers as Record<string, string> });
@@ -311,6 +423,79 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
       ),
     ));
 
+  test("heals also what comes by HTTP/2, from a client with a certificate", () =>
+    withCertificates(({ ca, server, client }) =>
+      withGateway(
+        {
+          bin,
+          map: [["client.example.com", "master2"]],
+          variables: { GATEWAY_CERT: server, GATEWAY_CLIENT_CA: ca },
+        },
+        async ({ url, masters }) => {
+          const pem = readFileSync(client);
+          const session = http2.connect(url.replace("http:", "https:"), {
+            ca: readFileSync(ca),
+            cert: pem,
+            key: pem,
+          });
+          for (const route of ["mapped", "redispatched"]) {
+            const stream = session.request({ ":method": "POST", ":path": "/", "x-node-name": NODE });
+            stream.end("a body");
+            const [headers] = await once(stream, "response");
+            expect(headers).toMatchObject({ ":status": 200, "x-route": route });
+            expect(JSON.parse(await text(stream))).toMatchObject({ node: "client.example.com" });
+            await masters[1]?.stop();
+          }
+          expect(masters.map(({ body }) => body).filter((body) => body === "a body")).toHaveLength(2);
+          session.close();
+        },
+      ),
+    ));
+
+  test("lets no line break in a certificate's name through", () =>
+    withCertificates(({ ca, server, broken }) =>
+      withGateway(
+        { bin, variables: { GATEWAY_CERT: server, GATEWAY_CLIENT_CA: ca, GATEWAY_DISCOVERY: "on" } },
+        async ({ url }) => {
+          const pem = readFileSync(broken);
+          const dispatcher = new Agent({ connect: { ca: readFileSync(ca), cert: pem, key: pem } });
+          const response = await request(url.replace("http:", "https:"), { dispatcher });
+          expect(await response.body.json()).toMatchObject({ error: "node_invalid" });
+          await dispatcher.close();
+        },
+      ),
+    ));
+
+  test("lets no other program of this host in through its internal sockets, past the certificates", () =>
+    withCertificates(({ ca, server }) =>
+      withGateway(
+        {
+          bin,
+          map: [[NODE, "master1"]],
+          variables: { GATEWAY_CERT: server, GATEWAY_CLIENT_CA: ca, GATEWAY_SECRET: "known to few" },
+        },
+        async ({ haproxy, masters }) => {
+          const asks = (headers = "") =>
+            `GET / HTTP/1.1\r\nHost: gateway\r\nX-Node-Name: ${NODE}\r\n${headers}Connection: close\r\n\r\n`;
+          const request = asks("X-Sasori-Tried: master2\r\n");
+          for (const foreign of [
+            request,
+            `PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n${request}`,
+            proxyHeader() + request,
+            proxyHeader("") + request,
+            proxyHeader("known to man") + request,
+          ]) {
+            expect(await sayTo(haproxy.socketPath, foreign)).toMatch(/^$|^HTTP\/1\.1 403 /);
+          }
+          const sasori = await sayTo(`${haproxy.socketPath}.sasori`, asks().replace("/ ", "/api/v1/status "));
+          expect(sasori).toMatch(/^HTTP\/1\.1 403 /);
+          expect(masters.map(({ requests }) => requests)).toEqual([0, 0, 0]);
+          // That is all that is between such a program and a master: with the secret it is answered.
+          expect(await sayTo(haproxy.socketPath, proxyHeader("known to few") + request)).toMatch(/ 200 /);
+        },
+      ),
+    ));
+
   test("refuses a body that is too large, and lets no slow client hold a connection", () =>
     withGateway(
       { bin, map: [[NODE, "master1"]], variables: { MAX_BODY_BYTES: "1000", REQUEST_TIMEOUT: "300ms" } },
@@ -347,6 +532,50 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
     }));
 });
 
+/**
+ * Sends a text to a port and resolves with all that was answered when the connection ends, or when `next` says true to
+ * what has come so far. A text that it returns is sent too.
+ */
+function send(
+  port: number,
+  text: string,
+  next: (seen: string) => string | boolean = () => false,
+): Promise<string> {
+  return new Promise((resolve, reject) => {
+    let seen = "";
+    const client = connect(port, "127.0.0.1", () => client.write(text));
+    client.on("data", (chunk) => {
+      seen += String(chunk);
+      const more = next(seen);
+      if (typeof more === "string") client.write(more);
+      else if (more) client.destroy();
+    });
+    client.on("close", () => resolve(seen));
+    client.on("error", reject);
+  });
+}
+
+/** The PROXY protocol's header, version 2, with this unique id. */
+function proxyHeader(uniqueId?: string): string {
+  const addresses = "\x7f\0\0\x01\x7f\0\0\x01\0\x01\0\x02";
+  const id = uniqueId === undefined ? "" : `\x05\0${String.fromCharCode(uniqueId.length)}${uniqueId}`;
+  const length = String.fromCharCode(addresses.length + id.length);
+  return `\r\n\r\n\0\r\nQUIT\n\x21\x11\0${length}${addresses}${id}`;
+}
+
+/** Says something to an abstract socket, which HAProxy fills up with zeros, and resolves with the whole answer. */
+function sayTo(name: string, text: string): Promise<string> {
+  return new Promise((resolve) => {
+    let answer = "";
+    const client = connect(`\0${name.padEnd(107, "\0")}`, () => client.write(text, "latin1"));
+    client.on("data", (chunk) => {
+      answer += String(chunk);
+    });
+    client.on("error", () => undefined); // Reset: then it has nothing more to say.
+    client.on("close", () => resolve(answer));
+  });
+}
+
 /** Lets the master's requests wait until the returned function is called. */
 function hold(master: TestMaster | undefined): () => void {
   let release = () => {};
@@ -364,9 +593,10 @@ async function withPriorityMap(use: (file: string) => Promise<void>): Promise<vo
   rmSync(folder, { recursive: true });
 }
 
-/** PEM files: a CA, and certificates of it with their keys for the gateway and for `client.example.com`. */
+/** PEM files: a CA, and certificates of it with their keys for the gateway, for
+ * `client.example.com`, and for somebody whose name ends in a line break. */
 async function withCertificates(
-  use: (files: { ca: string; server: string; client: string }) => Promise<void>,
+  use: (files: { ca: string; server: string; client: string; broken: string }) => Promise<void>,
 ): Promise<void> {
   const folder = mkdtempSync(path.join(tmpdir(), "sasori-tls-"));
   const openssl = (...args: string[]) =>
@@ -389,6 +619,7 @@ async function withCertificates(
   for (const [name, subject] of [
     ["server", "127.0.0.1"],
     ["client", "Client.example.com"],
+    ["broken", "client.example.com\n"],
   ] as const) {
     writeFileSync(path.join(folder, `${name}.ext`), "subjectAltName=IP:127.0.0.1");
     openssl(
@@ -424,7 +655,7 @@ async function withCertificates(
     writeFileSync(path.join(folder, `${name}.pem`), pem.join(""));
   }
   const file = (name: string) => path.join(folder, `${name}.pem`);
-  await use({ ca: file("ca"), server: file("server"), client: file("client") });
+  await use({ ca: file("ca"), server: file("server"), client: file("client"), broken: file("broken") });
   rmSync(folder, { recursive: true });
 }
 

@@ -1,8 +1,6 @@
 // Routes that turned out wrong: a real gateway, masters that say 404 for nodes they do not have, and sasori's API.
 
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import path from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import { pino } from "pino";
 import { describe, expect, test } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
@@ -10,74 +8,89 @@ import { readConfig } from "../src/config.js";
 import { type Daemon, startDaemon } from "../src/daemon.js";
 import { freePort } from "./support/child.js";
 import { type Gateway, startMaster, withGateway } from "./support/gateway.js";
-import { type HaproxyOptions, runtimeCommand } from "./support/haproxy-server.js";
+import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 import { type PuppetdbClient, puppetdbClient } from "./support/puppetdb-server.js";
 
 const node = (index: number) => `node${index}.example.com`;
 const NODE = node(1);
 
-interface Lab extends Gateway {
-  puppetdb: PuppetdbClient;
-  stopPuppetdb(): Promise<void>;
+/** A gateway with sasori beside it. */
+interface Pair extends Gateway {
   daemon: Daemon;
+}
+
+interface Lab extends Pair {
+  puppetdb: PuppetdbClient;
+  puppetdbUrl: string;
+  stopPuppetdb(): Promise<void>;
   /** The node is at this master now, and at no other; PuppetDB is not told. */
   move(certname: string, master: string): void;
 }
 
-/** A gateway with sasori beside it, which looks for changes never by itself, so that only healing can help. */
-async function withHealing(
-  options: Pick<HaproxyOptions, "bin" | "map" | "masterWorker"> & {
-    variables?: Record<string, string>;
-    probe?: boolean;
-    sasori?: Record<string, string>;
-  },
-  use: (lab: Lab) => Promise<void>,
-): Promise<void> {
-  const folder = await mkdtemp(path.join(tmpdir(), "sasori-heal-"));
-  const [sasoriPort, puppetdbPort] = [await freePort(), await freePort()];
-  const standIn = await startPuppetdbStandIn({ host: "127.0.0.1", port: puppetdbPort });
-  const url = `http://127.0.0.1:${puppetdbPort}`;
+type GatewayOptions = Parameters<typeof withGateway>[0];
+interface HealingOptions extends Pick<GatewayOptions, "bin" | "map" | "masterWorker" | "variables"> {
+  probe?: boolean;
+  sasori?: Record<string, string>;
+}
+
+/** Masters that know their nodes, a PuppetDB that knows where they are, and a gateway with sasori. */
+async function withHealing(options: HealingOptions, use: (lab: Lab) => Promise<void>): Promise<void> {
+  const port = await freePort();
+  const standIn = await startPuppetdbStandIn({ host: "127.0.0.1", port });
+  const url = `http://127.0.0.1:${port}`;
   const nowhere = { tls: { url, ca: "", cert: "", key: "" }, postgres: { psql: "", port: 0, password: "" } };
   const puppetdb = puppetdbClient({ url, ...nowhere });
+  const masters = await Promise.all(["master1", "master2", "master3"].map((name) => startMaster(name)));
+  for (const master of masters) master.nodes = new Set();
+  const move = (certname: string, to: string) => {
+    for (const { name, nodes } of masters) {
+      if (name === to) nodes?.add(certname);
+      else nodes?.delete(certname);
+    }
+  };
   try {
-    await withGateway({ ...options, sasoriPort }, async (gateway) => {
-      for (const master of gateway.masters) master.nodes = new Set();
-      const move = (certname: string, to: string) => {
-        for (const { name, nodes } of gateway.masters) {
-          if (name === to) nodes?.add(certname);
-          else nodes?.delete(certname);
-        }
-      };
-      for (const [certname, master] of options.map ?? []) {
-        await puppetdb.replaceFacts({ certname, producer: master, at: new Date(Date.now() - 60_000) });
-        move(certname, master);
-      }
-      const never = "0 0 1 1 *";
-      const config = readConfig({
-        SASORI_PUPPETDB_URL: url,
-        SASORI_HAPROXY: gateway.haproxy.socketPath,
-        SASORI_MAP_FILE: gateway.haproxy.mapPath,
-        SASORI_LISTEN: `127.0.0.1:${sasoriPort}`,
-        SASORI_SCHEDULE: never,
-        SASORI_FULL_SCHEDULE: never,
-        SASORI_PROBE_PATH: options.probe ? "/probe/{certname}" : "",
-        ...options.sasori,
-      });
-      const daemon = await startDaemon(config, pino({ level: "silent" }));
-      try {
-        await expect.poll(async () => (await fetch(`${daemon.url}/readyz`)).status).toBe(200);
-        const checked = () => runtimeCommand(gateway.haproxy.socketPath, "show servers state sasori");
-        await expect.poll(checked, { timeout: 5_000 }).toMatch(/ sasori 127\.0\.0\.1 2 /); // 2: it is up.
-        await use({ ...gateway, puppetdb, stopPuppetdb: () => standIn.close(), daemon, move });
-      } finally {
-        await daemon.stop();
-      }
-    });
+    for (const [certname, master] of options.map ?? []) {
+      await puppetdb.replaceFacts({ certname, producer: master, at: new Date(Date.now() - 60_000) });
+      move(certname, master);
+    }
+    await withPair({ ...options, masters, puppetdbUrl: url }, (pair) =>
+      use({ ...pair, puppetdb, puppetdbUrl: url, stopPuppetdb: () => standIn.close(), move }),
+    );
   } finally {
     await standIn.close();
-    await rm(folder, { recursive: true });
+    for (const master of masters) await master.stop();
   }
+}
+
+/** sasori looks for changes never by itself, so that only healing can help. */
+async function withPair(
+  options: HealingOptions & Required<Pick<GatewayOptions, "masters">> & { puppetdbUrl: string },
+  use: (pair: Pair) => Promise<void>,
+): Promise<void> {
+  const sasoriPort = await freePort();
+  await withGateway({ ...options, sasoriPort }, async (gateway) => {
+    const never = "0 0 1 1 *";
+    const config = readConfig({
+      SASORI_PUPPETDB_URL: options.puppetdbUrl,
+      SASORI_HAPROXY: gateway.haproxy.socketPath,
+      SASORI_MAP_FILE: gateway.haproxy.mapPath,
+      SASORI_LISTEN: `127.0.0.1:${sasoriPort}`,
+      SASORI_SCHEDULE: never,
+      SASORI_FULL_SCHEDULE: never,
+      SASORI_PROBE_PATH: options.probe ? "/probe/{certname}" : "",
+      ...options.sasori,
+    });
+    const daemon = await startDaemon(config, pino({ level: "silent" }));
+    try {
+      await expect.poll(async () => (await fetch(`${daemon.url}/readyz`)).status).toBe(200);
+      const checked = () => runtimeCommand(gateway.haproxy.socketPath, "show servers state sasori");
+      await expect.poll(checked, { timeout: 5_000 }).toMatch(/ sasori 127\.0\.0\.1 2 /); // 2: it is up.
+      await use({ ...gateway, daemon });
+    } finally {
+      await daemon.stop();
+    }
+  });
 }
 
 const routeOf = (response: Response) => ({
@@ -181,10 +194,10 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
     withHealing({ bin, map, probe: true }, async (lab) => {
       lab.move(NODE, "master2");
       expect(routeOf(await lab.ask(NODE))).toEqual({ status: 200, route: "learned", master: "master2" });
+      const lookup = async () => (await fetch(`${lab.daemon.url}/api/v1/nodes/${NODE}`)).json();
+      await expect.poll(lookup).toMatchObject({ desired: { master: "master2", source: "learned" } });
       lab.move(NODE, "master3");
-      await expect
-        .poll(async () => routeOf(await lab.ask(NODE)), { timeout: 10_000 })
-        .toMatchObject({ status: 200, master: "master3" });
+      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 200, route: "learned", master: "master3" });
     }));
 
   test("asks nobody a second time when a stand-in for a dead master says 404", () =>
@@ -294,6 +307,61 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
     });
     await fourth.stop();
   });
+
+  test("is each pair's own matter where two of HAProxy and sasori share nothing but PuppetDB", () =>
+    withHealing({ bin, map, probe: true }, (lab) =>
+      withPair({ bin, masters: lab.masters, puppetdbUrl: lab.puppetdbUrl, probe: true }, async (other) => {
+        const maps = () => Promise.all([lab, other].map(({ haproxy }) => haproxy.showMap()));
+        const everybody = (master: string) => async () => {
+          const answers = await Promise.all([lab, other].map(async ({ ask }) => routeOf(await ask(NODE))));
+          return answers.every((answer) => answer.status === 200 && answer.master === master);
+        };
+        // The other one began with an empty map, and has the same by now.
+        expect(await maps()).toEqual([new Map(map), new Map(map)]);
+        expect(await everybody("master1")()).toBe(true);
+
+        // What one of them heals is its own, and is in nobody's way: the other is asked without a break meanwhile.
+        let healing = true;
+        const undisturbed = async () => {
+          const seen: unknown[] = [];
+          while (healing || seen.length === 0) seen.push(routeOf(await other.ask(node(2))));
+          return seen.filter(
+            (route) => !isDeepStrictEqual(route, { status: 200, route: "mapped", master: "master2" }),
+          );
+        };
+        const watching = undisturbed().catch((error: unknown) => [error]);
+        lab.move(NODE, "master3");
+        expect(routeOf(await lab.ask(NODE))).toEqual({ status: 200, route: "learned", master: "master3" });
+        await expect.poll(async () => (await lab.haproxy.showMap()).get(NODE)).toBe("master3");
+        expect((await other.haproxy.showMap()).get(NODE)).toBe("master1");
+        expect(routeOf(await other.ask(NODE))).toEqual({ status: 200, route: "learned", master: "master3" });
+
+        // What PuppetDB says is everybody's.
+        lab.move(NODE, "master2");
+        await lab.puppetdb.replaceFacts({
+          certname: NODE,
+          producer: "master2",
+        });
+        await lab.puppetdb.replaceFacts({ certname: node(3), producer: "master3" });
+        for (const { daemon } of [lab, other]) {
+          const pass = await fetch(`${daemon.url}/api/v1/sync`, { method: "POST" });
+          expect(await pass.json()).toMatchObject({ outcome: "done" });
+        }
+        const all = new Map([...map, [NODE, "master2"], [node(3), "master3"]] as [string, string][]);
+        expect(await maps()).toEqual([all, all]);
+        expect(await everybody("master2")()).toBe(true);
+
+        // The end of one is not the other's.
+        await lab.daemon.stop();
+        await lab.haproxy.kill();
+        lab.move(NODE, "master1");
+        await expect
+          .poll(async () => routeOf(await other.ask(NODE)), { timeout: 10_000 })
+          .toMatchObject({ status: 200, master: "master1" });
+        healing = false;
+        expect(await watching).toEqual([]);
+      }),
+    ));
 
   test("lets no client speak the gateway's own headers", () =>
     withHealing({ bin, map }, async (lab) => {

@@ -5,8 +5,8 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { SasoriError } from "../src/errors.js";
 import { parseCertname } from "../src/node-map.js";
 import { PuppetDb } from "../src/puppetdb.js";
-import { freePort, run } from "./support/child.js";
-import { puppetdbParts } from "./support/parts.js";
+import { makeTlsFiles } from "./support/certificates.js";
+import { freePort } from "./support/child.js";
 import {
   answer,
   EMPTY,
@@ -323,66 +323,13 @@ describe("what PuppetDB may answer instead of rows", () => {
 
 describe("credentials", () => {
   let dir: string;
-  let openssl: string;
   const at = (name: string) => join(dir, name);
 
   beforeAll(async () => {
     dir = await mkdtemp(join(tmpdir(), "sasori-faults-"));
-    openssl = puppetdbParts().openssl;
-    await makeCertificates();
+    await makeTlsFiles(dir);
   });
   afterAll(() => rm(dir, { recursive: true, force: true }));
-
-  /** A CA with a server and two clients, an expired server of that CA, and a CA of somebody else. */
-  async function makeCertificates(): Promise<void> {
-    const config = [
-      "[req]\ndistinguished_name = name\n[name]\n[ca]\ndefault_ca = own\n[own]",
-      `database = ${at("index")}\nnew_certs_dir = ${dir}\nserial = ${at("serial")}\ndefault_md = sha256`,
-      "policy = any\ncopy_extensions = copy\nunique_subject = no\n[any]\ncommonName = supplied\n",
-    ].join("\n");
-    await writeFile(at("openssl.cnf"), config);
-    await writeFile(at("index"), "");
-    await writeFile(at("serial"), "01\n");
-    const make = (name: string, subject: string, extension: string, ...more: string[]) => {
-      const files = ["-keyout", at(`${name}.key`), "-out", at(`${name}.pem`)];
-      const about = ["-subj", `/CN=${subject}`, "-addext", extension];
-      return run(openssl, [
-        "req",
-        "-config",
-        at("openssl.cnf"),
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        ...files,
-        ...about,
-        ...more,
-      ]);
-    };
-    const self = ["-x509", "-days", "30"];
-    const signed = [...self, "-CA", at("ca.pem"), "-CAkey", at("ca.key")];
-    const isServer = "subjectAltName=IP:127.0.0.1";
-    await make("ca", "test CA", "basicConstraints=critical,CA:TRUE", ...self);
-    await make("other-ca", "other CA", "basicConstraints=critical,CA:TRUE", ...self);
-    await make("server", "puppetdb", isServer, ...signed);
-    await make("elsewhere", "puppetdb", "subjectAltName=DNS:puppetdb.example.com", ...signed);
-    await make("client", "sasori", "extendedKeyUsage=clientAuth", ...signed);
-    await make("renewed", "sasori renewed", "extendedKeyUsage=clientAuth", ...signed);
-    await make(
-      "stranger",
-      "stranger",
-      "extendedKeyUsage=clientAuth",
-      ...self,
-      "-CA",
-      at("other-ca.pem"),
-      "-CAkey",
-      at("other-ca.key"),
-    );
-    await make("expired", "puppetdb", isServer);
-    const past = ["-startdate", "20240101000000Z", "-enddate", "20240201000000Z"];
-    const signer = ["-cert", at("ca.pem"), "-keyfile", at("ca.key")];
-    const files = ["-in", at("expired.pem"), "-out", at("expired.pem"), "-notext"];
-    await run(openssl, ["ca", "-batch", "-config", at("openssl.cnf"), ...signer, ...past, ...files]);
-  }
 
   async function withTls(name: string, use: (server: ScriptedPuppetdb) => Promise<void>): Promise<void> {
     const [key, cert, ca] = await Promise.all(

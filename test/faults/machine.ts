@@ -5,7 +5,7 @@ import path from "node:path";
 import { describe, expect, test } from "vitest";
 import type { ErrorCode } from "../../src/errors.js";
 import { run } from "../support/child.js";
-import { faketimeLibrary } from "../support/parts.js";
+import { pathOf } from "../support/parts.js";
 import type { PuppetdbServer } from "../support/puppetdb-server.js";
 import { Arena, sleep } from "./arena.js";
 import { expectWhole } from "./kill.js";
@@ -178,7 +178,7 @@ export function machineFaults(puppetdb: () => PuppetdbServer): void {
         await writeFile(clock, "+0");
         await arena.startSasori({
           env: {
-            LD_PRELOAD: faketimeLibrary(),
+            LD_PRELOAD: pathOf("faketime"),
             FAKETIME_TIMESTAMP_FILE: clock,
             FAKETIME_NO_CACHE: "1",
             FAKETIME_DONT_FAKE_MONOTONIC: "1",

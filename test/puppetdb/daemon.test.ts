@@ -8,6 +8,7 @@ import { connect } from "node:net";
 import { fileURLToPath } from "node:url";
 import { request } from "undici";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import type { Diagnosis } from "../../src/doctor.js";
 import { Child, freePort } from "../support/child.js";
 import { type Gateway, withGateway } from "../support/gateway.js";
 import { haproxyBinaries } from "../support/parts.js";
@@ -201,6 +202,11 @@ describe("the command line", () => {
             nodes: 1,
             targets: [{ inSync: true }, { inSync: true }],
           });
+
+          const doctor = JSON.parse((await cli("doctor", "--json")).stdout) as Diagnosis;
+          const outcomes = Object.fromEntries(doctor.findings.map(({ check, outcome }) => [check, outcome]));
+          expect(outcomes).toMatchObject({ "PuppetDB's answers": "ok", nodes: "ok", "live map": "ok" });
+          expect(JSON.stringify(doctor.findings)).toMatch(/PuppetDB [78]\.\S+ takes sasori's queries/);
 
           await daemon.end();
           expect(await cli("status")).toMatchObject({

@@ -426,3 +426,74 @@ describe("the real PuppetDB with an old database", () => {
     await source.close();
   });
 });
+
+describe("the real PuppetDB with a history of reports", () => {
+  const NODES = 12_000;
+  let client: PuppetdbClient;
+
+  // Each node at random masters, its last run within the last half hour, others 19, 38, 57 and 76 hours before.
+  beforeAll(async () => {
+    client = realPuppetdb();
+    await client.reset();
+    await client.fill(NODES, ["master1", "master2", "master3"], 5);
+    await client.sql(
+      "UPDATE reports SET producer_id = (SELECT min(id) FROM producers) + (hashtext(encode(hash, 'hex')) & 1)",
+    );
+    await client.sql("UPDATE factsets SET producer_timestamp = producer_timestamp - interval '40 hours'");
+  });
+
+  /** The nodes of this share have reported nothing since. */
+  const silence = (percent: number, since: string) =>
+    client.sql(`
+      DELETE FROM reports USING certnames WHERE certnames.certname = reports.certname
+        AND certnames.id % 1000 < ${percent * 10} AND producer_timestamp > now() - interval '${since}';
+      UPDATE certnames SET latest_report_id = newest.id, latest_report_timestamp = newest.end_time
+        FROM (SELECT DISTINCT ON (certname) certname, id, end_time FROM reports ORDER BY certname, end_time DESC) newest
+        WHERE newest.certname = certnames.certname`);
+
+  /** The newest of factset and latest report, as PuppetDB itself tells them. */
+  async function truth(): Promise<Map<string, string>> {
+    const rows = async (entity: string, ...where: unknown[][]) =>
+      (await client.query([
+        "from",
+        entity,
+        ["extract", ["certname", "producer", "producer_timestamp"], ...where],
+      ])) as { certname: string; producer: string; producer_timestamp: string }[];
+    const newest = new Map<string, { producer: string; producer_timestamp: string }>();
+    for (const row of [
+      ...(await rows("factsets")),
+      ...(await rows("reports", ["=", "latest_report?", true])),
+    ]) {
+      const known = newest.get(row.certname)?.producer_timestamp ?? "";
+      if (row.producer_timestamp > known) newest.set(row.certname, row);
+    }
+    return new Map(
+      Array.from(newest, ([certname, { producer, producer_timestamp: at }]) => [
+        certname,
+        `${producer} ${at}`,
+      ]),
+    );
+  }
+
+  // In this order: each step silences more.
+  test.each([
+    ["all of the last hour", 0, "1 hour"],
+    ["for 4.5 % of the nodes older ones, asked for by name", 4.5, "1 hour"],
+    ["for a third of the nodes one of the last day", 33, "1 hour"],
+    ["for a half of the nodes one that is older than a day", 50, "37 hours"],
+    ["for a half of the nodes none", 50, "100 hours"],
+  ])("a full reading has the same newest reports as PuppetDB's latest: %s", async (_, percent, since) => {
+    await silence(percent, since);
+    const source = new PuppetDb({ url: client.url });
+    const { submissions } = await source.readAll(soon());
+    await source.close();
+    const read = Array.from(
+      submissions.values(),
+      ({ certname, producer, at }) => [certname, `${producer} ${new Date(at).toISOString()}`] as const,
+    );
+    expect(read.length).toBe(NODES);
+    // Compared as text: a failed comparison of two big maps would take the reporter minutes.
+    const text = (rows: Iterable<readonly [string, string]>) => [...rows].sort().join("\n");
+    expect(text(read) === text(await truth())).toBe(true);
+  });
+});

@@ -6,7 +6,7 @@ import { mkdir, mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { startPuppetdbStandIn } from "../../demo/puppetdb.js";
-import { readConfig } from "../../src/config.js";
+import { type Config, readConfig } from "../../src/config.js";
 import { assemble, Sync } from "../../src/sync.js";
 import { freePort } from "./child.js";
 import { type HaproxyOptions, type HaproxyServer, startHaproxy } from "./haproxy-server.js";
@@ -22,6 +22,8 @@ export interface FleetLab {
   stopPuppetdb(): Promise<void>;
   /** It comes back empty, at the same address. */
   startPuppetdb(): Promise<void>;
+  /** What `sasori serve` would read from the environment here, with more variables. */
+  config(extra?: Record<string, string>): Config;
   /** A new Sync, as after a restart of sasori; the map file and the state file stay. */
   newSync(extra?: Record<string, string>): Promise<Sync>;
   /** The map file's entries. */
@@ -45,6 +47,13 @@ export async function withFleetLab<T>(
   const url = `http://127.0.0.1:${port}`;
   const nowhere = { tls: { url, ca: "", cert: "", key: "" }, postgres: { psql: "", port: 0, password: "" } };
   const puppetdb = puppetdbClient({ url, ...nowhere });
+  const config = (extra: Record<string, string> = {}) =>
+    readConfig({
+      SASORI_PUPPETDB_URL: url,
+      SASORI_HAPROXY: haproxys.map(({ socketPath }) => socketPath).join(",") || "none",
+      SASORI_MAP_FILE: mapFile,
+      ...extra,
+    });
   const closing: (() => Promise<void>)[] = [];
   try {
     for (const one of options) haproxys.push(await startHaproxy({ servers, ...one }));
@@ -56,14 +65,9 @@ export async function withFleetLab<T>(
       async startPuppetdb() {
         standIn = await startPuppetdbStandIn({ host: "127.0.0.1", port });
       },
+      config,
       async newSync(extra = {}) {
-        const config = readConfig({
-          SASORI_PUPPETDB_URL: url,
-          SASORI_HAPROXY: haproxys.map(({ socketPath }) => socketPath).join(",") || "none",
-          SASORI_MAP_FILE: mapFile,
-          ...extra,
-        });
-        const parts = assemble(config);
+        const parts = assemble(config(extra));
         closing.push(() => parts.puppetdb.close());
         const sync = new Sync(parts);
         await sync.restore();

@@ -22,7 +22,10 @@ export interface TestMaster {
   nodes: Set<string> | undefined;
   /** The status that says "not mine". */
   notMine: number;
-  /** The body of the last request. */
+  /** More headers of its answers. */
+  says: Record<string, string>;
+  /** The headers and the body of the last request. */
+  headers: http.IncomingHttpHeaders;
   body: string;
   /** Whom the requests were for, in their order. */
   nodesAsked: string[];
@@ -42,6 +45,8 @@ export async function startMaster(name: string): Promise<TestMaster> {
     port,
     nodes: undefined,
     notMine: 404,
+    says: {},
+    headers: {},
     body: "",
     nodesAsked: [],
     requests: 0,
@@ -60,12 +65,19 @@ export async function startMaster(name: string): Promise<TestMaster> {
       master.requests += 1;
       master.nodesAsked.push(node);
     }
+    master.headers = request.headers;
     master.body = "";
     for await (const chunk of request) master.body += String(chunk);
     await master.hold;
     const mine = master.nodes?.has(node) ?? true;
-    response.writeHead(mine ? 200 : master.notMine, { "content-type": "application/json" });
+    response.writeHead(mine ? 200 : master.notMine, { "content-type": "application/json", ...master.says });
     response.end(JSON.stringify({ master: name, node, path: request.url }));
+  });
+  // Another protocol, whatever its name: says everything back.
+  server.on("upgrade", (request, socket) => {
+    const head = `Connection: Upgrade\r\nUpgrade: ${request.headers.upgrade}\r\n\r\n`;
+    socket.write(`HTTP/1.1 101 Switching Protocols\r\n${head}`);
+    socket.pipe(socket);
   });
   await new Promise<void>((resolve) => server.listen(port, "127.0.0.1", resolve));
   master.stop = async () => {
@@ -89,12 +101,15 @@ export async function withGateway<T>(
   options: Pick<HaproxyOptions, "bin" | "map" | "masterWorker"> & {
     /** Of sasori's HTTP API. Default: a port where nobody listens. */
     sasoriPort?: number;
+    /** Another gateway's. Default: three of its own. */
+    masters?: TestMaster[];
     /** More variables of haproxy.cfg. */
     variables?: Record<string, string>;
   },
   use: (gateway: Gateway) => Promise<T>,
 ): Promise<T> {
-  const masters = await Promise.all(["master1", "master2", "master3"].map((name) => startMaster(name)));
+  const names = ["master1", "master2", "master3"];
+  const masters = options.masters ?? (await Promise.all(names.map((name) => startMaster(name))));
   const statsPort = await freePort();
   const sasori = options.sasoriPort ?? (await freePort());
   const variables = { RESOLVER_ADDRESS: `127.0.0.1:${sasori}`, ...options.variables };
@@ -112,7 +127,7 @@ export async function withGateway<T>(
     });
   } finally {
     await haproxy.stop();
-    for (const master of masters) await master.stop();
+    if (options.masters === undefined) for (const master of masters) await master.stop();
   }
 }
 

@@ -77,7 +77,8 @@ export async function startHaproxy(options: HaproxyOptions): Promise<HaproxyServ
   let running: Child;
 
   const start = async (): Promise<void> => {
-    running = new Child(options.bin, args, { cwd: dir });
+    // Not in its own folder: nothing in a configuration may depend on that.
+    running = new Child(options.bin, args, { cwd: tmpdir() });
     await untilWorkerIsNot(0);
   };
   /** Waits for a worker with another process id, and for its master. */

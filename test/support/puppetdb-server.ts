@@ -59,10 +59,12 @@ export interface PuppetdbClient extends PuppetdbAddress {
   /** As `puppet node deactivate` does (deactivate_node v3). */
   deactivateNode(certname: string, at?: Date): Promise<void>;
   /**
-   * Adds `count` nodes with a factset, a catalog and a report each, by SQL, because that takes seconds where
-   * commands take hours: node-0000001.example ..., with `producers` taking turns. Reset it first.
+   * Adds `count` nodes with a factset, a catalog and `reports` reports each (default: one), by SQL, because that takes
+   * seconds where commands take hours: node-0000001.example ..., with `producers` taking turns. The nodes' last runs
+   * are spread over the half hour before, as agents' are, older reports over the days before that; they stand in
+   * the partition of their day, as PuppetDB puts them. Reset it first.
    */
-  fill(count: number, producers: readonly string[]): Promise<void>;
+  fill(count: number, producers: readonly string[], reports?: number): Promise<void>;
 }
 
 /** A PuppetDB that we run ourselves. */
@@ -210,42 +212,59 @@ export function puppetdbClient(address: PuppetdbAddress): PuppetdbClient {
     async deactivateNode(certname, at = new Date()) {
       await command("deactivate_node", 3, { certname, producer_timestamp: at.toISOString() });
     },
-    async fill(count, producers) {
-      await sql(fillStatements(count, producers));
+    async fill(count, producers, reports = 1) {
+      await sql(fillStatements(count, producers, reports));
     },
   };
 }
 
 /** What PuppetDB itself would have written, as far as its queries look at it. */
-function fillStatements(count: number, producers: readonly string[]): string {
+function fillStatements(count: number, producers: readonly string[], reports: number): string {
   const names = producers.map((name) => `'${name.replaceAll("'", "''")}'`).join(", ");
   const environment = "(SELECT id FROM environments WHERE environment = 'production')";
   const status = "(SELECT id FROM report_statuses WHERE status = 'unchanged')";
+  // At its start PuppetDB makes the partitions of four days before today.
   return `
     BEGIN;
     INSERT INTO environments (environment) VALUES ('production') ON CONFLICT DO NOTHING;
     INSERT INTO report_statuses (status) VALUES ('unchanged') ON CONFLICT DO NOTHING;
     INSERT INTO producers (name) SELECT unnest(ARRAY[${names}]) ON CONFLICT DO NOTHING;
     CREATE TEMPORARY TABLE filler ON COMMIT DROP AS
-      SELECT 'node-' || lpad(n::text, 7, '0') || '.example' AS certname, producers.id AS producer,
-             substring(sha224(('node ' || n)::bytea) FOR 20) AS hash, gen_random_uuid() AS run
+      SELECT n, 'node-' || lpad(n::text, 7, '0') || '.example' AS certname, producers.id AS producer,
+             substring(sha224(('node ' || n)::bytea) FOR 20) AS hash, gen_random_uuid() AS run,
+             now() - interval '30 minutes' * random() AS at
       FROM generate_series(1, ${count}) AS n
       JOIN producers ON producers.name = (ARRAY[${names}])[1 + n % ${producers.length}];
     INSERT INTO certnames (certname) SELECT certname FROM filler;
     INSERT INTO factsets (certname, timestamp, producer_timestamp, environment_id, producer_id, hash, stable,
                           stable_hash, volatile, paths_hash)
-      SELECT certname, now(), now(), ${environment}, producer, hash, '{"kernel": "Linux"}', hash, '{}', hash
+      SELECT certname, at, at, ${environment}, producer, hash, '{"kernel": "Linux"}', hash, '{}', hash
       FROM filler;
     INSERT INTO catalogs (certname, timestamp, producer_timestamp, environment_id, producer_id, hash, api_version,
                           catalog_version, transaction_uuid, catalog_uuid)
-      SELECT certname, now(), now(), ${environment}, producer, hash, 1, '1', run, run FROM filler;
-    INSERT INTO reports (certname, producer_timestamp, start_time, end_time, receive_time, environment_id, status_id,
-                         producer_id, hash, puppet_version, report_format, configuration_version, noop,
-                         noop_pending, corrective_change, metrics, logs, resources, transaction_uuid)
-      SELECT certname, now(), now(), now(), now(), ${environment}, ${status}, producer, hash, '7.0.0', 12, '1',
-             false, false, false, '[]', '[]', '[]', run FROM filler;
-    UPDATE certnames SET latest_report_id = reports.id, latest_report_timestamp = reports.end_time
-      FROM reports WHERE reports.certname = certnames.certname;
+      SELECT certname, at, at, ${environment}, producer, hash, 1, '1', run, run FROM filler;
+    CREATE TEMPORARY TABLE past ON COMMIT DROP AS
+      SELECT filler.*, filler.at - age * interval '95 hours' / ${reports} AS ended,
+             substring(sha224((n || ' report ' || age)::bytea) FOR 20) AS report
+      FROM filler, generate_series(0, ${reports - 1}) AS age;
+    DO $do$
+      DECLARE day text;
+      BEGIN
+        FOR day IN SELECT DISTINCT to_char(ended AT TIME ZONE 'UTC', 'YYYYMMDD') FROM past LOOP
+          EXECUTE format($insert$
+            INSERT INTO %I (certname, producer_timestamp, start_time, end_time, receive_time, environment_id, status_id,
+                            producer_id, hash, puppet_version, report_format, configuration_version, noop,
+                            noop_pending, corrective_change, metrics, logs, resources, transaction_uuid)
+              SELECT certname, ended, ended, ended, ended, ${environment}, ${status},
+                     producer, report, '7.0.0', 12, '1', false,
+                     false, false, '[]', '[]', '[]', run
+              FROM past WHERE to_char(ended AT TIME ZONE 'UTC', 'YYYYMMDD') = %L$insert$,
+            'reports_' || day || 'z', day);
+        END LOOP;
+      END $do$;
+    UPDATE certnames SET latest_report_id = newest.id, latest_report_timestamp = newest.end_time
+      FROM (SELECT DISTINCT ON (certname) certname, id, end_time FROM reports ORDER BY certname, end_time DESC) newest
+      WHERE newest.certname = certnames.certname;
     COMMIT;
     ANALYZE;`;
 }

@@ -1,0 +1,2 @@
+-- PuppetDB does not start without this extension.
+CREATE EXTENSION IF NOT EXISTS pg_trgm;

@@ -1,0 +1,317 @@
+// The shapes of the HTTP API: what each call takes and answers, as zod schemas. The server validates by them,
+// `/openapi.json` is made of them, and the command line and the page take their types from here.
+// Nothing here does anything; every time is ISO 8601, every duration in milliseconds.
+
+import { z } from "zod";
+import { PLAN_ID } from "./plan.js";
+
+const Time = z.iso.datetime();
+const Count = z.number().int().nonnegative();
+const Milliseconds = z.number().nonnegative();
+
+export const CertnameText = z.string().describe("a node's name in Puppet's CA");
+export const MasterText = z.string().describe("the name of a server in HAProxy's backend");
+export const SourceName = z
+  .enum(["facts", "catalog", "report", "registration", "learned", "inherited"])
+  .describe("where an observation comes from; inherited: found in the file or a live map at start");
+
+export const FailureShape = z.strictObject({
+  code: z.string().describe('a code of the README\'s chapter "When things break"'),
+  message: z.string(),
+});
+
+/** `application/problem+json` (RFC 9457): the body of every error. */
+export const ProblemShape = z.strictObject({
+  type: z.string(),
+  status: z.number().int(),
+  title: z.string().describe("the error code"),
+  detail: z.string(),
+});
+
+// ---- one node
+
+/** A row of the list of nodes: an assignment. `since` is null for a route whose age nobody knows. */
+export const NodeShape = z.strictObject({
+  certname: CertnameText,
+  master: MasterText,
+  source: SourceName,
+  since: Time.nullable(),
+});
+
+export const NodesQuery = z.strictObject({
+  q: z.string().max(253).optional().describe("part of a certname"),
+  master: z.string().max(128).optional().describe("only nodes of this master"),
+  source: SourceName.optional().describe("only nodes known from this source, such as registration"),
+  limit: z.coerce.number().int().min(1).max(1000).default(100),
+  cursor: z.string().max(253).optional().describe("`next` of the page before"),
+});
+
+/** A page of the list, by certname. `next` is null on the last page. */
+export const NodesShape = z.strictObject({
+  nodes: z.array(NodeShape),
+  next: z.string().nullable(),
+});
+
+/** A change of one node's route. `from` is null for a node that is new, `to` for one that was removed. */
+export const MoveShape = z.strictObject({
+  id: z.number().int().describe("grows with every move since sasori started"),
+  at: Time.describe("when sasori put it into the map"),
+  certname: CertnameText,
+  from: MasterText.nullable(),
+  to: MasterText.nullable(),
+  source: SourceName.nullable().describe("null for a removal"),
+});
+
+export const MovesQuery = z.strictObject({
+  certname: z.string().max(253).optional(),
+  master: z.string().max(128).optional().describe("moves from or to this master"),
+  limit: z.coerce.number().int().min(1).max(1000).default(100),
+  before: z.coerce.number().int().optional().describe("only moves with a smaller id: the next page"),
+});
+
+/** The newest first. `next` is the `before` of the next page, null on the last one. */
+export const MovesShape = z.strictObject({
+  moves: z.array(MoveShape),
+  next: z.number().int().nullable(),
+  kept: Count.describe("how many moves are kept at most; older ones are forgotten"),
+});
+
+const DesiredShape = z.strictObject({
+  master: MasterText.optional(),
+  source: SourceName.optional(),
+  since: Time.nullable().optional(),
+  unroutableProducer: z
+    .string()
+    .optional()
+    .describe("the newest submission came from this producer, for which HAProxy has no server"),
+  heldBy: z
+    .string()
+    .optional()
+    .describe("PuppetDB no longer lists the node; its removal waits for the approval of this plan"),
+  failure: FailureShape.optional(),
+});
+
+/** Where a node goes and why: desired, the file, each live map. `master: null`: it is not in there. */
+export const LookupShape = z.strictObject({
+  certname: CertnameText,
+  desired: DesiredShape,
+  file: z.union([
+    z.strictObject({ master: z.string().nullable() }),
+    z.strictObject({ failure: FailureShape }),
+  ]),
+  live: z.array(
+    z.strictObject({
+      haproxy: z.string(),
+      master: z.string().nullable().optional(),
+      failure: FailureShape.optional(),
+    }),
+  ),
+});
+
+/** A node's whole story: the lookup, its master's health, its home, and its earlier moves, the newest first. */
+export const StoryShape = LookupShape.extend({
+  health: z
+    .array(z.strictObject({ haproxy: z.string(), up: z.boolean() }))
+    .describe("its master, as each HAProxy sees it"),
+  home: MasterText.optional().describe("the master that it left while that was down"),
+  moves: z.array(MoveShape),
+});
+
+export const RegistrationBody = z.strictObject({ master: MasterText });
+
+export const DisplacedShape = z.strictObject({
+  certname: CertnameText,
+  home: MasterText,
+  master: MasterText.optional().describe("where it is now"),
+});
+
+// ---- masters and instances
+
+export const ServerShape = z.strictObject({
+  name: MasterText,
+  host: z.string().describe("name or address in HAProxy's configuration"),
+  address: z.string().describe("host:port"),
+  up: z.boolean(),
+});
+
+/** One server of one HAProxy, as its statistics say now. A limit that is not set is null. */
+export const ServerLoadShape = z.strictObject({
+  haproxy: z.string(),
+  status: z.string().describe("HAProxy's own word: UP, DOWN, MAINT, DRAIN, no check, ..."),
+  up: z.boolean(),
+  sessions: Count.describe("requests that it serves now"),
+  maxconn: Count.nullable(),
+  queue: Count.describe("requests that wait for it now"),
+  maxqueue: Count.nullable(),
+  requests: Count.describe("requests since HAProxy started"),
+});
+
+export const MasterShape = z.strictObject({
+  master: MasterText,
+  nodes: Count,
+  share: z.number().describe("of all nodes, 0 to 1"),
+  servers: z.array(ServerLoadShape).describe("its server in each HAProxy; empty: no HAProxy has one"),
+});
+
+/** Masters by number of nodes, then producers without a server, then HAProxys that could not be asked. */
+export const MastersShape = z.strictObject({
+  masters: z.array(MasterShape),
+  unroutable: z.array(z.strictObject({ producer: z.string(), nodes: Count })),
+  failures: z.array(z.strictObject({ haproxy: z.string(), failure: FailureShape })),
+});
+
+/** A target between passes: the map file, or one HAProxy. */
+export const TargetShape = z.strictObject({
+  target: z.string(),
+  kind: z.enum(["file", "haproxy"]),
+  inSync: z.boolean().describe("it held the desired map when it was last looked at"),
+  pending: Count.describe("changes that it does not have yet"),
+  version: z.string().optional(),
+  servers: z.array(ServerShape).optional(),
+  failure: FailureShape.optional(),
+});
+
+export const PushShape = z.strictObject({
+  at: Time,
+  method: z.string().describe("file, incremental or swap"),
+  add: Count,
+  set: Count,
+  del: Count,
+  durationMs: Milliseconds,
+});
+
+/** One HAProxy: the process, its map, and the last push to it. */
+export const InstanceShape = TargetShape.extend({
+  process: z.string().nullable().describe("process id and start time; null while it cannot be reached"),
+  map: z.string().nullable().describe("version and number of entries of its map, as last seen"),
+  lastPush: PushShape.nullable(),
+});
+export const InstancesShape = z.strictObject({ file: InstanceShape, instances: z.array(InstanceShape) });
+
+// ---- passes and status
+
+const Sample = { count: Count, samples: z.array(z.string()).describe("the first of them") };
+
+/** A pass without its lists of changes. */
+export const PassShape = z.strictObject({
+  kind: z.enum(["known", "changes", "full"]),
+  dryRun: z.boolean(),
+  outcome: z.enum(["done", "failed", "held"]),
+  startedAt: Time,
+  durationMs: Milliseconds,
+  phasesMs: z.record(z.enum(["look", "fetch", "plan", "file", "push"]), Milliseconds),
+  source: z.strictObject({
+    outcome: z.enum(["done", "failed", "not asked"]),
+    submissions: Count,
+    failure: FailureShape.optional(),
+  }),
+  nodes: Count,
+  moved: Count,
+  learned: Count,
+  masters: z.strictObject({
+    changes: z.array(
+      z.strictObject({
+        haproxy: z.string(),
+        master: MasterText,
+        change: z.enum(["added", "removed"]),
+        failure: FailureShape.optional(),
+      }),
+    ),
+    failures: z.array(FailureShape),
+  }),
+  displaced: Count,
+  unroutable: z.strictObject({ nodes: Count, producers: z.record(z.string(), Count) }),
+  refused: z.strictObject(Sample),
+  withoutProducer: z.strictObject(Sample),
+  held: z.strictObject({ id: z.string(), reason: z.string(), ...Sample }).optional(),
+  approvalUnmatched: z.literal(true).optional(),
+  journal: FailureShape.optional(),
+});
+
+/** The passes that did or met something, the newest first; quiet ones are not kept. */
+export const PassesShape = z.strictObject({ passes: z.array(PassShape) });
+
+export const SyncBody = z
+  .strictObject({
+    full: z.boolean(),
+    dryRun: z.boolean(),
+    approve: z.string().regex(PLAN_ID, "expected a plan id, 12 hexadecimal digits"),
+  })
+  .partial()
+  .refine(({ dryRun, approve }) => !dryRun || approve === undefined, "dryRun and approve exclude each other");
+
+/** What one pass did to one target. */
+export const TargetReportShape = z.strictObject({
+  target: z.string(),
+  kind: z.enum(["file", "haproxy"]),
+  outcome: z.enum(["unchanged", "planned", "applied", "failed"]),
+  add: Count,
+  set: Count,
+  del: Count,
+  changes: z
+    .array(z.strictObject({ certname: CertnameText, from: z.string().optional(), to: z.string().optional() }))
+    .describe("the first of these changes"),
+  learned: Count,
+  drift: Count.describe("entries that were otherwise than sasori had left them, for no reason that it knows"),
+  changedByOthers: z
+    .literal(true)
+    .optional()
+    .describe("somebody else writes to it: another sasori, or a person"),
+  method: z.string().optional(),
+  durationMs: Milliseconds,
+  failure: FailureShape.optional(),
+});
+export const SyncReportShape = PassShape.extend({ targets: z.array(TargetReportShape) });
+
+/** Something that a person should know, worst first: what is wrong, and what to do about it. */
+export const TroubleShape = z.strictObject({
+  severity: z.enum(["critical", "warning"]),
+  code: z.string().describe("an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`"),
+  where: z.string().describe("puppetdb, the file, an HAProxy, a master"),
+  what: z.string(),
+  remedy: z.string(),
+});
+
+export const StatusShape = z.strictObject({
+  state: z
+    .enum(["starting", "in sync", "catching up", "attention", "failing"])
+    .describe("attention: something waits for a person; failing: a part of sasori's work is not done"),
+  summary: z.string().describe("the state in one sentence"),
+  ready: z.boolean(),
+  version: z.string(),
+  startedAt: Time,
+  nodes: Count,
+  troubles: z.array(TroubleShape),
+  targets: z.array(TargetShape).describe("the map file first"),
+  lastGoodPoll: Time.nullable().describe("when PuppetDB was last read"),
+  lastPass: PassShape.optional(),
+});
+
+// ---- events (`GET /api/v1/events`, Server-Sent Events)
+// `pass`: a Pass that ended, quiet ones too. `moves`: an array of Move, in the order in which they happened.
+// `status`: a Status, once at the begin and whenever its state or troubles change.
+// `reset`: what follows `Last-Event-ID` is no longer kept, or more moves happened at once than are told one by one;
+// read everything again.
+
+export const EventName = z.enum(["status", "pass", "moves", "reset"]);
+
+export type Node = z.infer<typeof NodeShape>;
+export type Nodes = z.infer<typeof NodesShape>;
+export type Move = z.infer<typeof MoveShape>;
+export type Moves = z.infer<typeof MovesShape>;
+export type Story = z.infer<typeof StoryShape>;
+export type Displaced = z.infer<typeof DisplacedShape>;
+export type ServerLoad = z.infer<typeof ServerLoadShape>;
+export type MasterRow = z.infer<typeof MasterShape>;
+export type Masters = z.infer<typeof MastersShape>;
+export type Instance = z.infer<typeof InstanceShape>;
+export type Instances = z.infer<typeof InstancesShape>;
+export type Pass = z.infer<typeof PassShape>;
+export type Trouble = z.infer<typeof TroubleShape>;
+export type Status = z.infer<typeof StatusShape>;
+export type Lookup = z.infer<typeof LookupShape>;
+export type Desired = z.infer<typeof DesiredShape>;
+export type TargetRow = z.infer<typeof TargetShape>;
+export type EventName = z.infer<typeof EventName>;
+export type MovesQuery = z.infer<typeof MovesQuery>;
+export type NodesQuery = z.infer<typeof NodesQuery>;

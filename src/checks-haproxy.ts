@@ -1,0 +1,507 @@
+// What the doctor looks at in each HAProxy: the socket and its level, the map, the servers, the way of healing; and
+// whether the servers fit the producers that PuppetDB has. It only asks: nothing here changes anything in HAProxy.
+
+import { readFile, stat } from "node:fs/promises";
+import net from "node:net";
+import { type Check, CheckError, type Problem, verdict } from "./check.js";
+import { type MapFileCheck, whoAmI } from "./checks-host.js";
+import type { NodesCheck } from "./checks-puppetdb.js";
+import type { Config, Endpoint } from "./config.js";
+import { quote, reason, SasoriError, systemCode } from "./errors.js";
+import { resolver } from "./fleet.js";
+import { field, findMap, type MapState, parseServers } from "./haproxy.js";
+import { type Certname, isCertname } from "./node-map.js";
+import type { Submission } from "./puppetdb.js";
+import { RuntimeSession } from "./runtime-api.js";
+import type { Server } from "./target.js";
+
+const SOCKET_MS = 5_000;
+/** A map of a million entries is read in a second. */
+const READ_MAP_MS = 60_000;
+
+/** Before 2.9 a change by key scans the list of entries: from here on it is felt. */
+const BIG_MAP = 20_000;
+const CLOCK_MS = 30_000;
+
+/** How many names a message repeats. */
+const MAX_NAMES = 5;
+
+export interface HaproxyChecks {
+  all: Check[];
+  endpoint: Endpoint;
+  servers: Check<Server[]>;
+}
+
+export function haproxyChecks(endpoint: Endpoint, config: Config, mapFile: MapFileCheck): HaproxyChecks {
+  const socket = socketCheck(endpoint);
+  const map = mapCheck(endpoint, config, socket);
+  const liveMap = liveMapCheck(endpoint, map);
+  const servers = serversCheck(endpoint, config, socket);
+  const all = [
+    socket,
+    levelCheck(endpoint, config, socket),
+    versionCheck(endpoint, socket, map),
+    ...("host" in endpoint.connect ? [clockCheck(endpoint, socket)] : []),
+    map,
+    liveMap,
+    agreementCheck(endpoint, mapFile, liveMap),
+    ...(config.priorityFile === undefined ? [] : [priorityMapCheck(endpoint, config.priorityFile, socket)]),
+    servers,
+    healingCheck(endpoint, config, socket),
+  ];
+  return { all, endpoint, servers };
+}
+
+const names = (all: readonly string[]): string =>
+  all.length > MAX_NAMES ? `${all.slice(0, MAX_NAMES).join(", ")}, … (${all.length})` : all.join(", ");
+
+/**
+ * Asked without `prompt`: the master CLI and whatever else may listen there answer that otherwise than HAProxy's
+ * worker does. The value is `show info`.
+ */
+function socketCheck(endpoint: Endpoint): Check<string> {
+  return {
+    name: "stats socket",
+    where: endpoint.name,
+    deadlineMs: SOCKET_MS,
+    ifLate: "HAProxy takes connections and answers nothing: is it stopped or overloaded? Restart it",
+    async look(signal) {
+      const answer = await askOnce(endpoint, "show info", signal).catch(async (error: unknown) => {
+        throw await socketError(endpoint, error);
+      });
+      if (/^Name: HAProxy$/m.test(answer)) {
+        return verdict(`HAProxy answers, process ${field(answer, "Pid")}`, [], answer);
+      }
+      if (/@master|show proc/.test(answer)) {
+        const remedy = "name the path of a `stats socket` line in SASORI_HAPROXY, not that of the option -S";
+        throw new CheckError("this is the socket of HAProxy's master process, which has no maps", remedy);
+      }
+      const what = `no HAProxy answers there but ${quote(answer, 60)}`;
+      throw new CheckError(what, "name HAProxy's `stats socket` in SASORI_HAPROXY");
+    },
+  };
+}
+
+function askOnce({ connect }: Endpoint, line: string, signal: AbortSignal): Promise<string> {
+  return new Promise((resolve, reject) => {
+    let answer = "";
+    const socket = net.connect({ ...connect, allowHalfOpen: true }, () => socket.end(`${line}\n`));
+    signal.addEventListener("abort", () => socket.destroy(), { once: true });
+    socket.setEncoding("latin1");
+    socket.on("data", (text: string) => {
+      answer += text;
+      if (answer.length > 64 * 1024) socket.destroy();
+    });
+    socket.on("close", () => resolve(answer));
+    socket.on("error", reject);
+  });
+}
+
+async function socketError({ connect }: Endpoint, error: unknown): Promise<CheckError> {
+  const code = systemCode(error);
+  if ("host" in connect) {
+    const place = `${connect.host}:${connect.port}`;
+    const remedies: Record<string, string> = {
+      ECONNREFUSED: `start HAProxy; its configuration needs: stats socket ipv4@${place} level admin`,
+      ENOTFOUND: "correct the host name in SASORI_HAPROXY",
+    };
+    return new CheckError(reason(error), remedies[code] ?? `is ${place} right, and no firewall in between?`);
+  }
+  const { path } = connect;
+  if (code === "ENOENT") {
+    const remedy = `start HAProxy, or name in SASORI_HAPROXY the path of its \`stats socket\` line`;
+    return new CheckError("there is no such socket", remedy);
+  }
+  if (code === "EACCES" || code === "EPERM") {
+    const owner = await ownerOf(path);
+    const remedy = `let ${whoAmI()} use it: \`user\`, \`group\` and \`mode\` of the \`stats socket\` line, or join its group`;
+    return new CheckError(`permission denied${owner}`, remedy);
+  }
+  const isSocket = await stat(path).then(
+    (found) => found.isSocket(),
+    () => true,
+  );
+  if (!isSocket)
+    return new CheckError("this is no socket", "name HAProxy's `stats socket` in SASORI_HAPROXY");
+  if (code === "ECONNREFUSED") return new CheckError("nobody listens there", "start HAProxy");
+  return new CheckError(reason(error), "name HAProxy's `stats socket` in SASORI_HAPROXY");
+}
+
+async function ownerOf(path: string): Promise<string> {
+  const found = await stat(path).catch(() => undefined);
+  if (found === undefined) return ": its folder cannot be entered";
+  const [user, group] = await Promise.all([
+    nameOf("/etc/passwd", found.uid),
+    nameOf("/etc/group", found.gid),
+  ]);
+  return `: it belongs to ${user}:${group}, mode ${(found.mode & 0o777).toString(8)}`;
+}
+
+/** `haproxy:x:106:113::/var/lib/haproxy:/usr/sbin/nologin` */
+async function nameOf(file: string, id: number): Promise<string> {
+  const lines = (await readFile(file, "utf8").catch(() => "")).split("\n").map((line) => line.split(":"));
+  return lines.find((fields) => Number(fields[2]) === id && fields[2] !== "")?.[0] ?? String(id);
+}
+
+/** `show cli level` answers one word: admin, operator or user. Up to 3.3 maps may be changed at any of them. */
+function levelCheck(endpoint: Endpoint, config: Config, socket: Check<string>): Check {
+  return {
+    name: "level",
+    where: endpoint.name,
+    needs: [socket],
+    look: (signal, known) =>
+      withSession(endpoint, signal, async (session) => {
+        const level = await session.ask("show cli level");
+        const version = field(known.of(socket), "Version");
+        const isNeeded = isAtLeast(version, 3, 4) || config.newMasters !== undefined;
+        const why = isAtLeast(version, 3, 4)
+          ? `HAProxy ${version} refuses every map command below admin`
+          : config.newMasters !== undefined
+            ? "SASORI_NEW_MASTERS needs admin to add servers"
+            : `HAProxy ${version} lets it change maps, but 3.4 and newer need admin`;
+        return verdict(`level ${level}`, [
+          level === "admin"
+            ? undefined
+            : {
+                outcome: isNeeded ? "failed" : "warning",
+                what: why,
+                remedy: "write `level admin` into the `stats socket` line and reload HAProxy",
+              },
+        ]);
+      }),
+  };
+}
+
+/** The messages of a session name the endpoint and end with what to do. */
+async function withSession<T>(
+  endpoint: Endpoint,
+  signal: AbortSignal,
+  use: (session: RuntimeSession) => Promise<T>,
+): Promise<T> {
+  try {
+    return await RuntimeSession.with(endpoint, signal, use);
+  } catch (error) {
+    if (!(error instanceof SasoriError)) throw error;
+    const message = error.message.replace(`${endpoint.name}: `, "");
+    const [, what, remedy] = /^(.*): (.*)$/s.exec(message) ?? [];
+    throw new CheckError(what ?? message, remedy ?? "HAProxy's log says why");
+  }
+}
+
+function isAtLeast(version: string, major: number, minor: number): boolean {
+  const [ours = 0, minorOurs = 0] = version.split(/[.-]/).map(Number);
+  return ours > major || (ours === major && minorOurs >= minor);
+}
+
+function versionCheck(endpoint: Endpoint, socket: Check<string>, map: Check<MapState>): Check {
+  return {
+    name: "HAProxy",
+    where: endpoint.name,
+    needs: [socket],
+    follows: [map],
+    look(_, known) {
+      const version = field(known.of(socket), "Version");
+      const entries = known.maybe(map)?.entries ?? 0;
+      const problems: (Problem | undefined)[] = [];
+      if (!isAtLeast(version, 2, 6)) {
+        const what = "sasori is made for HAProxy 2.6 and newer";
+        problems.push({
+          outcome: isAtLeast(version, 2, 4) ? "warning" : "failed",
+          what,
+          remedy: "upgrade HAProxy",
+        });
+      } else if (!isAtLeast(version, 2, 9) && entries > BIG_MAP) {
+        const what = `each change scans its ${entries} entries, so sasori replaces the whole map from ${Math.ceil(entries * 0.002)} changes on`;
+        problems.push({
+          outcome: "warning",
+          what,
+          remedy: "HAProxy 3.0 and newer change an entry 200 times faster",
+        });
+      }
+      const speed = isAtLeast(version, 2, 9)
+        ? "changes an entry in microseconds"
+        : "scans the map for each change";
+      return verdict(`version ${version}, ${speed}`, problems);
+    },
+  };
+}
+
+/** Its start and its uptime are the only clock that HAProxy shows. */
+function clockCheck(endpoint: Endpoint, socket: Check<string>): Check {
+  return {
+    name: "clock",
+    where: endpoint.name,
+    needs: [socket],
+    look(_, known) {
+      const info = known.of(socket);
+      const theirs = (Number(field(info, "Start_time_sec")) + Number(field(info, "Uptime_sec"))) * 1_000;
+      const skewMs = theirs - Date.now();
+      const seconds = Math.round(Math.abs(skewMs) / 1_000);
+      return verdict("about the same time as here", [
+        Math.abs(skewMs) < CLOCK_MS
+          ? undefined
+          : {
+              outcome: "warning",
+              what: `its host's clock seems to be ${seconds} s ${skewMs > 0 ? "ahead of" : "behind"} ours`,
+              remedy: "let NTP set both clocks (right after one was set, restart HAProxy to see it here)",
+            },
+      ]);
+    },
+  };
+}
+
+function mapCheck(endpoint: Endpoint, config: Config, socket: Check<string>): Check<MapState> {
+  return {
+    name: "map",
+    where: endpoint.name,
+    needs: [socket],
+    look: (signal) =>
+      withSession(endpoint, signal, async (session) => {
+        const listing = await session.ask("show map");
+        const state = findMap(listing, endpoint.name, config);
+        const name = new RegExp(`^${state.id} \\((.*?)\\) `, "m").exec(listing)?.[1] ?? "";
+        return verdict(`${name}, ${state.entries} entries`, [await otherFile(name, config.mapFile)], state);
+      }),
+  };
+}
+
+/** HAProxy loads its own file when it starts. Elsewhere, or in another container, the path says nothing. */
+async function otherFile(name: string, mapFile: string): Promise<Problem | undefined> {
+  const [theirs, ours] = await Promise.all([name, mapFile].map((file) => stat(file).catch(() => undefined)));
+  if (theirs === undefined || (theirs.ino === ours?.ino && theirs.dev === ours.dev)) return undefined;
+  return {
+    outcome: "warning",
+    what: `HAProxy loads ${name} when it starts, and sasori writes ${mapFile}`,
+    remedy: "let both use one file, or every restart of HAProxy begins with an old map",
+  };
+}
+
+/** The live map, and what is wrong in it. Lines are `0x55ff91de2470 node1.example.com master1`. */
+function liveMapCheck(endpoint: Endpoint, map: Check<MapState>): Check<ReadonlyMap<Certname, string>> {
+  return {
+    name: "live map",
+    where: endpoint.name,
+    needs: [map],
+    deadlineMs: READ_MAP_MS,
+    look: (signal, known) =>
+      withSession(endpoint, signal, async (session) => {
+        const { id } = known.of(map);
+        const routes = new Map<Certname, string>();
+        const twice: string[] = [];
+        const strange: string[] = [];
+        await session.lines(`show map #${id}`, (line) => {
+          const [, key = "", value = ""] = line.split(" ");
+          if (!isCertname(key)) strange.push(quote(key));
+          else if (routes.has(key)) twice.push(key);
+          else routes.set(key, value);
+        });
+        const remedy = "`sasori sync --full` replaces the map; find out who else writes to it";
+        const problems: Problem[] = [];
+        if (twice.length > 0)
+          problems.push({ outcome: "warning", what: `more than once: ${names(twice)}`, remedy });
+        if (strange.length > 0)
+          problems.push({ outcome: "warning", what: `no certnames: ${names(strange)}`, remedy });
+        return verdict(`${routes.size} nodes, each once`, problems, routes);
+      }),
+  };
+}
+
+function agreementCheck(
+  endpoint: Endpoint,
+  mapFile: MapFileCheck,
+  liveMap: Check<ReadonlyMap<Certname, string>>,
+): Check {
+  return {
+    name: "file and live map",
+    where: endpoint.name,
+    needs: [mapFile, liveMap],
+    look(_, known) {
+      const [file, live] = [known.of(mapFile), known.of(liveMap)];
+      const differ: string[] = [];
+      for (const [certname, master] of file) {
+        const there = live.get(certname);
+        if (there !== master) differ.push(`${certname} ${master} → ${there ?? "(missing)"}`);
+      }
+      for (const certname of live.keys())
+        if (!file.has(certname)) differ.push(`${certname} (not in the file)`);
+      if (differ.length === 0) return verdict("they agree", []);
+      const what = `${differ.length} nodes differ between the file and the live map: ${names(differ)}`;
+      const remedy = "`sasori diff` shows all; `sasori sync --full` brings them together";
+      return verdict("", [{ outcome: "warning", what, remedy }]);
+    },
+  };
+}
+
+function priorityMapCheck(endpoint: Endpoint, priorityFile: string, socket: Check<string>): Check {
+  return {
+    name: "priority map",
+    where: endpoint.name,
+    needs: [socket],
+    look: (signal) =>
+      withSession(endpoint, signal, async (session) => {
+        try {
+          const { entries } = findMap(await session.ask("show map"), endpoint.name, {
+            mapFile: priorityFile,
+          });
+          return verdict(`${entries} entries`, []);
+        } catch (error) {
+          if (!(error instanceof SasoriError) || error.code !== "HAPROXY_MAP") throw error;
+          const remedy = "set PRIORITY_MAP for haproxy.cfg, or unset SASORI_PRIORITY_FILE";
+          throw new CheckError(`HAProxy has no map of the name of ${priorityFile}`, remedy);
+        }
+      }),
+  };
+}
+
+function serversCheck(endpoint: Endpoint, { backend }: Config, socket: Check<string>): Check<Server[]> {
+  return {
+    name: "servers",
+    where: endpoint.name,
+    needs: [socket],
+    look: (signal) =>
+      withSession(endpoint, signal, async (session) => {
+        const servers = parseServers(await serverState(session, backend));
+        const down = servers.filter(({ up }) => !up).map(({ name }) => name);
+        const problems: Problem[] = [];
+        if (servers.length === 0) {
+          const remedy = "give it a server line for each master, or correct SASORI_BACKEND";
+          problems.push({ outcome: "failed", what: `the backend ${quote(backend)} has no server`, remedy });
+        }
+        if (down.length > 0) {
+          const remedy = "start these masters, or see why their health checks fail (HAProxy's log)";
+          problems.push({ outcome: "warning", what: `down: ${names(down)}`, remedy });
+        }
+        return verdict(`${servers.length} in the backend ${quote(backend)}`, problems, servers);
+      }),
+  };
+}
+
+async function serverState(session: RuntimeSession, backend: string): Promise<string> {
+  try {
+    return await session.ask(`show servers state ${backend}`);
+  } catch (error) {
+    if (!(error instanceof SasoriError) || !/can't find backend/i.test(error.message)) throw error;
+    const remedy = "set SASORI_BACKEND to the backend whose servers are the masters";
+    throw new CheckError(`HAProxy has no backend ${quote(backend)}`, remedy);
+  }
+}
+
+const START = "start the daemon: sasori serve";
+
+/** HAProxy's own way to sasori in haproxy.cfg is a proxy `sasori` with one server. */
+function healingCheck(endpoint: Endpoint, { listen }: Config, socket: Check<string>): Check {
+  return {
+    name: "healing",
+    where: endpoint.name,
+    needs: [socket],
+    look: (signal) =>
+      withSession(endpoint, signal, async (session) => {
+        const rows = parseStat(await session.ask("show stat"));
+        const way = rows.find((row) => row.pxname === "sasori" && row.svname === "sasori");
+        if (way === undefined) {
+          return verdict(
+            "not in this configuration: a wrong route waits for the next pass (docs/gateway.md)",
+            [],
+          );
+        }
+        const isUp = way.status?.startsWith("UP") === true || way.status === "no check";
+        const otherPort = way.addr !== undefined && way.addr !== "" && !way.addr.endsWith(`:${listen.port}`);
+        const remedy = `RESOLVER_ADDRESS of haproxy.cfg must lead to SASORI_LISTEN, port ${listen.port}`;
+        const problems: Problem[] = [];
+        if (otherPort)
+          problems.push({ outcome: "warning", what: `HAProxy asks sasori on ${way.addr}`, remedy });
+        if (!isUp) {
+          const what = `HAProxy cannot reach sasori (${way.status}): wrong routes do not heal`;
+          problems.push({ outcome: "warning", what, remedy: otherPort ? START : `${START}; ${remedy}` });
+        }
+        return verdict(isUp ? "HAProxy reaches sasori" : "", problems);
+      }),
+  };
+}
+
+/** `# pxname,svname,qcur,...,status,...` and a line for each; no cell that is read here has a comma in it. */
+function parseStat(text: string): Record<string, string>[] {
+  const [header = "", ...lines] = text.split("\n");
+  const titles = header.replace(/^# /, "").split(",");
+  // `agent_desc`, `check_desc` and the like are quoted and may hold commas; `addr` stands behind some of them.
+  const cells = (line: string) =>
+    line.match(/("(?:[^"]|"")*"|[^,]*)(?:,|$)/g)?.map((cell) => cell.replace(/,$/, "")) ?? [];
+  return lines.map((line) =>
+    Object.fromEntries(cells(line).map((cell, index) => [titles[index] ?? "", cell])),
+  );
+}
+
+/** Servers against producers: which of them have no counterpart, and what is written wrong. */
+export function mastersCheck(config: Config, nodes: NodesCheck, haproxys: readonly HaproxyChecks[]): Check {
+  return {
+    name: "masters",
+    where: "PuppetDB and HAProxy",
+    needs: [nodes],
+    follows: haproxys.map(({ servers }) => servers),
+    look(_, known) {
+      const seen = haproxys.flatMap(({ endpoint, servers }) => {
+        const list = known.maybe(servers);
+        return list === undefined ? [] : [{ where: endpoint.name, list }];
+      });
+      if (seen.length === 0) throw new CheckError("no HAProxy tells its servers", "see its findings above");
+      const all = seen.flatMap(({ list }) => list);
+      const counts = countProducers(known.of(nodes).submissions.values());
+      const resolve = resolver(config.masterAliases, all);
+      const served = new Set([...counts.keys()].map(resolve).filter((name) => name !== undefined));
+      const idle = [...new Set(all.map(({ name }) => name))].filter((name) => !served.has(name));
+      return verdict(
+        `${counts.size} producers, ${served.size} servers with nodes${idle.length > 0 ? `, without: ${names(idle)}` : ""}`,
+        [
+          aliasProblem(config, all),
+          unroutableProblem(config, counts, (producer) => resolve(producer) !== undefined),
+          ...unequalServers(seen),
+        ],
+      );
+    },
+  };
+}
+
+function countProducers(submissions: Iterable<Submission>): Map<string, number> {
+  const counts = new Map<string, number>();
+  for (const { producer } of submissions) counts.set(producer, (counts.get(producer) ?? 0) + 1);
+  return counts;
+}
+
+function aliasProblem({ masterAliases, backend }: Config, servers: readonly Server[]): Problem | undefined {
+  const known = new Set(servers.map(({ name }) => name));
+  const wrong = [...masterAliases].filter(([, server]) => !known.has(server)).map((pair) => pair.join("="));
+  if (wrong.length === 0) return undefined;
+  return {
+    outcome: "failed",
+    what: `aliases to servers that do not exist: ${names(wrong)}`,
+    remedy: `correct SASORI_MASTER_ALIASES (${backend} has: ${names([...known])})`,
+  };
+}
+
+function unroutableProblem(
+  { newMasters }: Config,
+  counts: ReadonlyMap<string, number>,
+  isRoutable: (producer: string) => boolean,
+): Problem | undefined {
+  const lost = [...counts].filter(
+    ([producer]) => !isRoutable(producer) && !newMasters?.pattern.test(producer),
+  );
+  if (lost.length === 0) return undefined;
+  const nodes = lost.reduce((sum, [, count]) => sum + count, 0);
+  const who = names(lost.map(([producer, count]) => `${quote(producer)} (${count} nodes)`));
+  return {
+    outcome: "warning",
+    what: `${nodes} nodes have no route, because HAProxy has no server for their producers: ${who}`,
+    remedy: "give HAProxy a server of that name or host, or set SASORI_MASTER_ALIASES",
+  };
+}
+
+function* unequalServers(seen: readonly { where: string; list: readonly Server[] }[]): Generator<Problem> {
+  const all = new Set(seen.flatMap(({ list }) => list.map(({ name }) => name)));
+  for (const { where, list } of seen) {
+    const lacking = [...all].filter((name) => !list.some((server) => server.name === name));
+    if (lacking.length === 0) continue;
+    const what = `${where} lacks ${names(lacking)}, which another HAProxy has`;
+    yield { outcome: "warning", what, remedy: "give all HAProxys the same server lines" };
+  }
+}

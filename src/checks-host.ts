@@ -1,0 +1,320 @@
+// What the doctor looks at on this machine: Node, the files that sasori reads and writes, the daemon.
+
+import { randomBytes } from "node:crypto";
+import { readFile, rename, stat, statfs, unlink } from "node:fs/promises";
+import { createServer } from "node:net";
+import { userInfo } from "node:os";
+import path from "node:path";
+import type { Status } from "./api-shapes.js";
+import { replaceFile } from "./atomic-file.js";
+import { type Check, CheckError, type Problem, verdict } from "./check.js";
+import type { Config, ListenAddress } from "./config.js";
+import { askDaemon, daemonUrl } from "./daemon-client.js";
+import { quote, reason, SasoriError, systemCode } from "./errors.js";
+import { parseState, stateProblem } from "./journal.js";
+import { MapFile } from "./map-file.js";
+import type { Certname } from "./node-map.js";
+import { PriorityMap } from "./priority.js";
+
+/** package.json's `engines`. */
+const OLDEST_NODE = [20, 18, 1];
+
+/** The old and the new map are on the disk at once, and a small map becomes a big one. */
+const FREE_BYTES = 16 * 1024 * 1024;
+
+/** Node, the programs' common ground. */
+export function nodeCheck(): Check {
+  return {
+    name: "Node.js",
+    look() {
+      const have = process.versions.node.split(".").map(Number);
+      const differs = OLDEST_NODE.findIndex((number, index) => have[index] !== number);
+      const isOld = differs >= 0 && (have[differs] ?? 0) < (OLDEST_NODE[differs] ?? 0);
+      const wanted = OLDEST_NODE.join(".");
+      return verdict(`Node.js ${process.versions.node}`, [
+        isOld
+          ? { outcome: "failed", what: "too old", remedy: `install Node.js ${wanted} or newer` }
+          : undefined,
+      ]);
+    },
+  };
+}
+
+/** A daemon that runs answers at once. */
+const STATUS_MS = 5_000;
+
+export type MapFileCheck = Check<ReadonlyMap<Certname, string>>;
+
+export function fileChecks(config: Config): { all: Check[]; mapFile: MapFileCheck } {
+  const { mapFile: map, stateFile, priorityFile, apiTokenFile, puppetdb } = config;
+  const folders = new Set(
+    [map, stateFile, ...(priorityFile ? [priorityFile] : [])].map((file) => path.dirname(file)),
+  );
+  const mapFile = mapFileCheck(map);
+  const all = [
+    mapFile,
+    ...Array.from(folders, (folder) => folderCheck(folder, map)),
+    stateFileCheck(stateFile),
+  ];
+  if (priorityFile !== undefined) all.push(priorityFileCheck(priorityFile));
+  if (puppetdb.keyFile !== undefined) all.push(secretCheck("private key", puppetdb.keyFile));
+  if (puppetdb.tokenFile !== undefined) all.push(secretCheck("PuppetDB token", puppetdb.tokenFile));
+  if (apiTokenFile !== undefined) all.push(secretCheck("API token", apiTokenFile));
+  return { all, mapFile };
+}
+
+/** Its value is what the file holds. */
+function mapFileCheck(file: string): MapFileCheck {
+  return {
+    name: "map file",
+    where: file,
+    async look() {
+      const found = await stat(file).catch((error: unknown) => {
+        if (systemCode(error) !== "ENOENT") throw cannotRead(file, error);
+        const remedy = `\`sasori sync\` writes it; before HAProxy's very first start: touch ${file}`;
+        throw new CheckError("it does not exist, and HAProxy does not start without it", remedy);
+      });
+      if (!found.isFile()) throw new CheckError("it is no file", "name a file in SASORI_MAP_FILE");
+      const { routes, rebuild } = await new MapFile(file).read();
+      const mounted = await isMountPoint(file);
+      return verdict(
+        `${routes.size} nodes`,
+        [
+          mounted && {
+            outcome: "failed" as const,
+            what: "the file itself is a mount point, so it cannot be replaced",
+            remedy: `mount its folder ${path.dirname(file)} instead of the file`,
+          },
+          rebuild && {
+            outcome: "warning" as const,
+            what: "it has lines that are no routes, or a node twice",
+            remedy: "`sasori sync --full` writes it anew",
+          },
+        ].filter((problem) => problem !== false),
+        routes,
+      );
+    },
+  };
+}
+
+function cannotRead(file: string, error: unknown): CheckError {
+  return new CheckError(
+    `cannot read it: ${reason(error)}`,
+    `let ${whoAmI()} read ${file} and enter its folder`,
+  );
+}
+
+/** `36 35 98:0 /maps/nodes.map /var/lib/sasori/nodes.map rw ...`: a file that is mounted cannot be renamed over. */
+async function isMountPoint(file: string): Promise<boolean> {
+  const table = await readFile("/proc/self/mountinfo", "utf8").catch(() => "");
+  return table.split("\n").some((line) => line.split(" ")[4] === file.replaceAll(" ", "\\040"));
+}
+
+/** A file is written there as the map is: a temporary one, renamed, and then removed. */
+function folderCheck(folder: string, mapFile: string): Check {
+  return {
+    name: "folder",
+    where: folder,
+    async look() {
+      // The name is one that sasori's next start clears away, should we be killed right here.
+      const own = path.join(
+        folder,
+        `.${path.basename(mapFile)}.doctor-${randomBytes(6).toString("hex")}.tmp`,
+      );
+      try {
+        await replaceFile(own, ["sasori doctor was here\n"], 0o600);
+        await rename(own, `${own}.tmp`);
+      } catch (error) {
+        throw folderError(folder, error);
+      } finally {
+        for (const left of [own, `${own}.tmp`]) await unlink(left).catch(() => undefined);
+      }
+      const { bavail, bsize, files, ffree } = await statfs(folder);
+      const size = await stat(mapFile).then(
+        (found) => found.size,
+        () => 0,
+      );
+      const [free, wanted] = [bavail * bsize, FREE_BYTES + 2 * size];
+      return verdict(`writable, ${megabytes(free)} free`, [
+        free < wanted || (files > 0 && ffree < 10)
+          ? {
+              outcome: "warning",
+              what: "the disk is nearly full",
+              remedy: `free ${megabytes(wanted)} in ${folder}`,
+            }
+          : undefined,
+      ]);
+    },
+  };
+}
+
+function folderError(folder: string, error: unknown): CheckError {
+  const code = error instanceof SasoriError ? error.code : "";
+  const why = systemCode(error instanceof SasoriError ? error.cause : error);
+  if (code === "FILE_FULL")
+    return new CheckError("the disk or quota is full", `free some space in ${folder}`);
+  if (why === "ENOENT") return new CheckError("it does not exist", `create it: mkdir -p ${folder}`);
+  if (why === "EROFS") return new CheckError("its file system is mounted read-only", "mount it writable");
+  if (code === "FILE_READ_ONLY") {
+    const remedy = `let ${whoAmI()} write the folder (files are replaced by a rename, so the folder counts)`;
+    return new CheckError("sasori cannot write there", remedy);
+  }
+  return new CheckError(reason(error), `let ${whoAmI()} create and rename files in ${folder}`);
+}
+
+function stateFileCheck(file: string): Check {
+  return {
+    name: "state file",
+    where: file,
+    async look() {
+      let text: string;
+      try {
+        text = await readFile(file, "utf8");
+      } catch (error) {
+        if (systemCode(error) === "ENOENT")
+          return verdict("not there yet: no registrations, no learned routes", []);
+        throw cannotRead(file, error);
+      }
+      try {
+        const { observations, homes } = parseState(text);
+        return verdict(
+          `${observations.length} registrations and learned routes, ${homes.length} displaced nodes`,
+          [],
+        );
+      } catch (error) {
+        throw new CheckError(
+          `it is no usable state file: ${stateProblem(error).replaceAll(/\s*\n\s*/g, ", ")}`,
+          "sasori will set it aside when it starts; repair or remove it, then register lost routes again",
+        );
+      }
+    },
+  };
+}
+
+function priorityFileCheck(file: string): Check {
+  return {
+    name: "priority file",
+    where: file,
+    async look() {
+      const isThere = await stat(file).then(
+        () => true,
+        () => false,
+      );
+      const entries = [...(await new PriorityMap(file, []).list())];
+      const wrong = entries.filter(([, value]) => !Number.isInteger(value) || Math.abs(value) > 2047);
+      const names = wrong.map(([key]) => quote(key)).join(", ");
+      return verdict(`${entries.length} entries`, [
+        isThere
+          ? undefined
+          : {
+              outcome: "warning",
+              what: "it does not exist, and an HAProxy that uses it does not start",
+              remedy: `touch ${file}`,
+            },
+        wrong.length === 0
+          ? undefined
+          : {
+              outcome: "warning",
+              what: `no class from -2047 to 2047: ${names}`,
+              remedy: "sasori priority set <name> <class>",
+            },
+      ]);
+    },
+  };
+}
+
+/** That it can be read was checked with the configuration. */
+function secretCheck(name: string, file: string): Check {
+  return {
+    name,
+    where: file,
+    async look() {
+      const { mode } = await stat(file);
+      const isToken = name.endsWith("token");
+      const text = (await readFile(file, "latin1")).trim();
+      const problems: (Problem | undefined)[] = [
+        (mode & 0o007) === 0
+          ? undefined
+          : {
+              outcome: "failed",
+              what: `every user of this machine may ${(mode & 0o002) === 0 ? "read" : "write"} it`,
+              remedy: `chmod o= ${file}`,
+            },
+        !isToken || /^[\x21-\x7e]+$/.test(text)
+          ? undefined
+          : {
+              outcome: "failed",
+              what: "it holds no token",
+              remedy: "write one word of ASCII characters into it",
+            },
+      ];
+      return verdict(`mode ${(mode & 0o777).toString(8)}`, problems);
+    },
+  };
+}
+
+export function daemonCheck({ listen, apiTokenFile }: Config, version: string): Check {
+  const url = daemonUrl(listen);
+  return {
+    name: "daemon",
+    where: url,
+    async look() {
+      const address = { listen, apiTokenFile };
+      const question = askDaemon<Partial<Status>>(address, "GET", "/api/v1/status", undefined, STATUS_MS);
+      let noSasori = "";
+      const status = await question.catch((error: unknown) => {
+        noSasori = reason(error);
+        return undefined;
+      });
+      if (status === undefined) {
+        await mustBeFree(listen, noSasori);
+        const remedy = "start it: sasori serve";
+        return verdict("", [{ outcome: "warning", what: "no daemon runs; its address is free", remedy }]);
+      }
+      const state = status.state ?? (status.ready ? "ready" : "not ready");
+      const other = status.version !== undefined && status.version !== version;
+      return verdict(`sasori ${status.version ?? ""} runs: ${status.summary ?? state}`, [
+        other
+          ? { outcome: "warning", what: `this is sasori ${version}`, remedy: "restart the daemon" }
+          : undefined,
+        status.ready === true && state !== "failing" && state !== "attention"
+          ? undefined
+          : { outcome: "warning", what: `its state is: ${state}`, remedy: "sasori status says why" },
+      ]);
+    },
+  };
+}
+
+/** Listens for a moment, where nobody should. `noSasori` is why what answers there, if anything, is none. */
+async function mustBeFree({ host, port }: ListenAddress, noSasori: string): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    const server = createServer();
+    server.once("error", reject);
+    server.listen({ host, port }, () => server.close(() => resolve()));
+  }).catch((error: unknown) => {
+    const remedies: Record<string, string> = {
+      EADDRINUSE: "end it, or choose another address in SASORI_LISTEN",
+      EADDRNOTAVAIL: "this machine has no such address: correct SASORI_LISTEN",
+      ENOTFOUND: "this machine has no such address: correct SASORI_LISTEN",
+      EACCES: "ports below 1024 are root's: choose a higher one in SASORI_LISTEN",
+    };
+    const code = systemCode(error);
+    const what =
+      code === "EADDRINUSE"
+        ? `something listens there that is no sasori (${noSasori})`
+        : `sasori could not listen on it: ${reason(error)}`;
+    throw new CheckError(what, remedies[code] ?? "correct SASORI_LISTEN");
+  });
+}
+
+const megabytes = (bytes: number): string =>
+  bytes > 10 * 1024 ** 3 ? `${Math.round(bytes / 1024 ** 3)} GB` : `${Math.round(bytes / 1024 ** 2)} MB`;
+
+/** For remedies: who needs the permission. */
+export function whoAmI(): string {
+  try {
+    return `user ${userInfo().username}`;
+  } catch {
+    return `uid ${process.getuid?.() ?? "?"}`; // It has no entry in /etc/passwd.
+  }
+}

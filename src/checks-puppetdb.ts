@@ -1,0 +1,397 @@
+// What the doctor looks at in PuppetDB: the certificates on both sides, the connection, the answers, the clocks.
+
+import { createPrivateKey, X509Certificate } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import net from "node:net";
+import tls from "node:tls";
+import { type Check, CheckError, type Problem, type Verdict, verdict } from "./check.js";
+import type { Config } from "./config.js";
+import { quote, reason, SasoriError, systemCode } from "./errors.js";
+import { PuppetDb, type Reading } from "./puppetdb.js";
+
+const CONNECT_MS = 5_000;
+/** As a pass waits for changes. */
+const ANSWER_MS = 15_000;
+/** A full reading of a million nodes takes a minute. */
+const READ_ALL_MS = 5 * 60_000;
+
+const DAY_MS = 24 * 60 * 60_000;
+const EXPIRES_SOON_MS = 30 * DAY_MS;
+
+/** More than the resolution of the `Date` header and the way there and back. */
+const SKEW_MS = 5_000;
+/** A run's beginning on the master's clock, seen before PuppetDB's own clock gets there. */
+const AHEAD_MS = 60_000;
+
+type Puppetdb = Config["puppetdb"];
+export type NodesCheck = Check<Reading>;
+
+export function puppetdbChecks({ puppetdb: config }: Config): { all: Check[]; nodes: NodesCheck } {
+  const certificates: Check[] = [];
+  if (config.certFile !== undefined && config.keyFile !== undefined)
+    certificates.push(certificateCheck(config.certFile, config.keyFile));
+  if (config.caFile !== undefined) certificates.push(authorityCheck(config.caFile));
+  const isTls = config.url.startsWith("https:");
+  const connection = isTls ? tlsCheck(config, certificates) : tcpCheck(config);
+  const answers = answersCheck(config, connection);
+  const nodes = nodesCheck(config, answers);
+  return {
+    all: [...certificates, connection, answers, clockCheck(answers), nodes, mastersClockCheck(nodes)],
+    nodes,
+  };
+}
+
+/** Ours: it is valid, and the key is its own. */
+function certificateCheck(certFile: string, keyFile: string): Check {
+  return {
+    name: "client certificate",
+    where: certFile,
+    async look() {
+      const certificate = parseCertificate(await readFile(certFile), "SASORI_PUPPETDB_CERT");
+      const key = await readFile(keyFile);
+      let belongs: boolean;
+      try {
+        belongs = certificate.checkPrivateKey(createPrivateKey(key));
+      } catch (error) {
+        const remedy = "name a PEM file with an unencrypted private key in SASORI_PUPPETDB_KEY";
+        throw new CheckError(`${keyFile} holds no usable key (${reason(error)})`, remedy);
+      }
+      return verdict(about(certificate), [
+        belongs
+          ? undefined
+          : {
+              outcome: "failed",
+              what: `${keyFile} is not the key of this certificate`,
+              remedy: "name the two files that belong together in SASORI_PUPPETDB_CERT and _KEY",
+            },
+        expiry(
+          "it",
+          certificate,
+          "renew it: `puppet ssl bootstrap`, or `puppetserver ca generate` on the CA",
+        ),
+      ]);
+    },
+  };
+}
+
+/** The CAs that PuppetDB's certificate may come from; Puppet's own file has two. */
+function authorityCheck(caFile: string): Check {
+  return {
+    name: "CA certificate",
+    where: caFile,
+    async look() {
+      const text = await readFile(caFile, "latin1");
+      const blocks =
+        text.match(/-----BEGIN [\w ]*CERTIFICATE-----[\s\S]*?-----END [\w ]*CERTIFICATE-----/g) ?? [];
+      const certificates = blocks.map((block) => parseCertificate(block, "SASORI_PUPPETDB_CA"));
+      if (certificates.length === 0)
+        throw new CheckError("it holds no certificate", "name a PEM file in SASORI_PUPPETDB_CA");
+      return verdict(
+        certificates.map(about).join("; "),
+        certificates.map((one) =>
+          expiry(commonName(one.subject), one, "renew Puppet's CA and distribute it"),
+        ),
+      );
+    },
+  };
+}
+
+function parseCertificate(pem: string | Buffer, variable: string): X509Certificate {
+  try {
+    return new X509Certificate(pem);
+  } catch (error) {
+    throw new CheckError(`it holds no certificate (${reason(error)})`, `name a PEM file in ${variable}`);
+  }
+}
+
+const commonName = (subject: string): string => /(?:^|\n)CN=(.*)/.exec(subject)?.[1] ?? subject;
+const day = (time: string | number): string => new Date(time).toISOString().slice(0, 10);
+const about = ({ subject, validTo }: X509Certificate): string =>
+  `${commonName(subject)}, valid to ${day(validTo)}`;
+
+function expiry(
+  who: string,
+  { validFrom, validTo }: { validFrom: string; validTo: string },
+  remedy: string,
+): Problem | undefined {
+  const left = Date.parse(validTo) - Date.now();
+  if (left < 0) return { outcome: "failed", what: `${who} expired on ${day(validTo)}`, remedy };
+  if (Date.parse(validFrom) > Date.now()) {
+    const what = `${who} is only valid from ${validFrom}`;
+    return { outcome: "failed", what, remedy: "set the clock of this machine and of the CA right" };
+  }
+  const days = Math.floor(left / DAY_MS);
+  return left < EXPIRES_SOON_MS
+    ? { outcome: "warning", what: `${who} expires in ${days} days, on ${day(validTo)}`, remedy }
+    : undefined;
+}
+
+function tcpCheck({ url }: Puppetdb): Check {
+  return {
+    name: "PuppetDB",
+    where: url,
+    async look(signal) {
+      const socket = net.connect(place(url));
+      return connected(socket, "connect", url, signal, () => verdict("reachable, without TLS", []));
+    },
+  };
+}
+
+/** Whoever answers is looked at, and told nothing: so an expired certificate can be named with its date. */
+function tlsCheck(config: Puppetdb, certificates: readonly Check[]): Check {
+  const { url } = config;
+  return {
+    name: "PuppetDB",
+    where: url,
+    needs: certificates,
+    async look(signal) {
+      const { host, port } = place(url);
+      const pem = async (file?: string) => (file === undefined ? undefined : await readFile(file));
+      const [cert, key, ca] = await Promise.all([
+        pem(config.certFile),
+        pem(config.keyFile),
+        pem(config.caFile),
+      ]);
+      const socket = tls.connect({
+        ...{ host, port, rejectUnauthorized: false },
+        ...(net.isIP(host) === 0 && { servername: host }),
+        ...(cert && { cert }),
+        ...(key && { key }),
+        ...(ca && { ca }),
+      });
+      return connected(socket, "secureConnect", url, signal, () => {
+        judgePeer(socket, config);
+        const peer = socket.getPeerCertificate();
+        const who = `certificate of ${String(peer.subject?.CN)}, valid to ${day(peer.valid_to)}`;
+        const until = { validFrom: peer.valid_from, validTo: peer.valid_to };
+        return verdict(`${socket.getProtocol() ?? "TLS"}, ${who}`, [
+          expiry("PuppetDB's certificate", until, RENEW_PUPPETDB),
+        ]);
+      });
+    },
+  };
+}
+
+const RENEW_PUPPETDB = "renew it on PuppetDB's host, then `puppetdb ssl-setup -f` and restart PuppetDB";
+
+function judgePeer(socket: tls.TLSSocket, { url, caFile }: Puppetdb): void {
+  if (socket.authorized) return;
+  const peer = socket.getPeerCertificate();
+  const error = socket.authorizationError as Error | string | undefined;
+  const code = typeof error === "string" ? error : systemCode(error);
+  const name = `PuppetDB's certificate (${String(peer.subject?.CN)})`;
+  if (code === "CERT_HAS_EXPIRED" && Date.parse(peer.valid_to) < Date.now())
+    throw new CheckError(`${name} expired on ${day(peer.valid_to)}`, RENEW_PUPPETDB);
+  if (code === "CERT_NOT_YET_VALID")
+    throw new CheckError(
+      `${name} is only valid from ${peer.valid_from}`,
+      "set the clock of this machine right",
+    );
+  if (code === "ERR_TLS_CERT_ALTNAME_INVALID" || /altname|does not match/i.test(String(error))) {
+    const names = peer.subjectaltname ?? "none";
+    const what = `${name} is not for ${quote(place(url).host)} but for ${names}`;
+    throw new CheckError(what, "use one of these names in SASORI_PUPPETDB_URL");
+  }
+  const remedy =
+    caFile === undefined
+      ? "set SASORI_PUPPETDB_CA, usually /etc/puppetlabs/puppet/ssl/certs/ca.pem"
+      : `name the CA that signed it in SASORI_PUPPETDB_CA (${caFile} did not)`;
+  throw new CheckError(`${name} is not trusted: ${code || String(error)}`, remedy);
+}
+
+function place(text: string): { host: string; port: number } {
+  const url = new URL(text);
+  const port = Number(url.port) || (url.protocol === "https:" ? 443 : 80);
+  return { host: url.hostname.replace(/^\[|\]$/g, ""), port };
+}
+
+/** Waits for the event, and ends the connection whatever `judge` says of it while it is open. */
+async function connected(
+  socket: net.Socket,
+  event: "connect" | "secureConnect",
+  url: string,
+  signal: AbortSignal,
+  judge: () => Verdict,
+): Promise<Verdict> {
+  const silence = new CheckError(`no connection within ${CONNECT_MS / 1000} s`, REACHABLE(url));
+  try {
+    await new Promise<void>((resolve, reject) => {
+      socket.once(event, () => resolve());
+      socket.once("error", reject);
+      socket.setTimeout(CONNECT_MS, () => reject(silence));
+      signal.addEventListener("abort", () => reject(silence), { once: true });
+    });
+    return judge();
+  } catch (error) {
+    throw error instanceof CheckError ? error : connectionError(url, error);
+  } finally {
+    socket.on("error", () => undefined); // Such as the alert of a server that refuses our certificate: asked for below.
+    socket.destroy();
+  }
+}
+
+const REACHABLE = (url: string) =>
+  `is ${place(url).host}:${place(url).port} right, and no firewall in between?`;
+
+function connectionError(url: string, error: unknown): CheckError {
+  const { host, port } = place(url);
+  const code = systemCode(error);
+  const remedies: Record<string, string> = {
+    ECONNREFUSED: `nobody listens on ${host}:${port}: start PuppetDB, or correct SASORI_PUPPETDB_URL`,
+    ENOTFOUND: `no such host: correct SASORI_PUPPETDB_URL, or the name server`,
+    ECONNRESET: "PuppetDB hung up: does it speak TLS on this port, and take SASORI_PUPPETDB_CERT?",
+    EPROTO: "no TLS on this port: PuppetDB's TLS port is usually 8081, its plain one 8080 (http://)",
+  };
+  const wrongVersion = /wrong version number|packet length too long/i.test(reason(error));
+  const { reason: meaning } = error as { reason?: unknown };
+  const what = typeof meaning === "string" ? meaning : reason(error);
+  return new CheckError(what, (wrongVersion ? remedies.EPROTO : remedies[code]) ?? REACHABLE(url));
+}
+
+interface Answers {
+  version: string;
+  /** PuppetDB's clock less ours. */
+  skewMs: number;
+}
+
+/** The very queries that sasori sends every few seconds. */
+function answersCheck(config: Puppetdb, connection: Check): Check<Answers> {
+  return {
+    name: "PuppetDB's answers",
+    where: config.url,
+    needs: [connection],
+    deadlineMs: ANSWER_MS,
+    ifLate: "PuppetDB is too slow or hangs: its log and PostgreSQL's say why",
+    look: (signal) =>
+      withPuppetdb(config, async (puppetdb) => {
+        const before = Date.now();
+        const { asOf } = await puppetdb.readChanges(before, signal);
+        const after = Date.now();
+        const version = await puppetdb.readVersion(signal);
+        // The header has whole seconds: PuppetDB's clock was at `asOf` or up to a second later.
+        const skewMs = asOf > after ? asOf - after : Math.min(0, asOf + 1_000 - before);
+        const isKnown = /^[78]\./.test(version);
+        return verdict(
+          `PuppetDB ${version} takes sasori's queries, in ${after - before} ms`,
+          [
+            isKnown
+              ? undefined
+              : {
+                  outcome: "warning",
+                  what: "sasori is tested with PuppetDB 7 and 8",
+                  remedy: "try it first, or upgrade",
+                },
+          ],
+          { version, skewMs },
+        );
+      }),
+  };
+}
+
+async function withPuppetdb<T>(config: Puppetdb, use: (puppetdb: PuppetDb) => Promise<T>): Promise<T> {
+  const puppetdb = new PuppetDb(config);
+  try {
+    return await use(puppetdb);
+  } catch (error) {
+    throw error instanceof SasoriError ? withRemedy(error) : error;
+  } finally {
+    puppetdb.close().catch(() => undefined); // One that hangs would keep us waiting.
+  }
+}
+
+/** The messages of PuppetDb end with what to do. */
+function withRemedy({ message }: SasoriError): CheckError {
+  const [, what, remedy] = /^(.*)(?:; |: )(.*)$/s.exec(message) ?? [];
+  return new CheckError(what ?? message, remedy ?? "PuppetDB's log says why");
+}
+
+function clockCheck(answers: Check<Answers>): Check {
+  return {
+    name: "clock",
+    where: "PuppetDB",
+    needs: [answers],
+    look(_, known) {
+      const { skewMs } = known.of(answers);
+      const seconds = Math.round(Math.abs(skewMs) / 1000);
+      return verdict(skewMs === 0 ? "the same time as here" : "", [
+        Math.abs(skewMs) < SKEW_MS
+          ? undefined
+          : {
+              outcome: "warning",
+              what: `PuppetDB's clock is ${seconds} s ${skewMs > 0 ? "ahead of" : "behind"} this machine's: the newest observation wins, and registrations carry our time`,
+              remedy: "let NTP set both clocks",
+            },
+      ]);
+    },
+  };
+}
+
+/** A full reading, as at sasori's start. */
+function nodesCheck(config: Puppetdb, answers: Check): NodesCheck {
+  return {
+    name: "nodes",
+    where: "PuppetDB",
+    needs: [answers],
+    deadlineMs: READ_ALL_MS,
+    ifLate: "PuppetDB is too slow or hangs: its log and PostgreSQL's say why",
+    look: (signal) =>
+      withPuppetdb(config, async (puppetdb) => {
+        const began = Date.now();
+        const reading = await puppetdb.readAll(signal);
+        const producers = new Set(Array.from(reading.submissions.values(), ({ producer }) => producer));
+        const seconds = ((Date.now() - began) / 1000).toFixed(1);
+        const active = reading.active?.size ?? 0;
+        return verdict(
+          `${active} active nodes of ${producers.size} producers, read in ${seconds} s`,
+          [...nodeProblems(reading, active)],
+          reading,
+        );
+      }),
+  };
+}
+
+function* nodeProblems({ refused, withoutProducer }: Reading, active: number): Generator<Problem> {
+  const some = (names: Iterable<string>) =>
+    [...names]
+      .slice(0, 3)
+      .map((name) => quote(name))
+      .join(", ");
+  if (active === 0) {
+    const remedy = "is it new, or was it restored empty? Nodes appear with their next Puppet run";
+    yield { outcome: "warning", what: "PuppetDB has no active node", remedy };
+  }
+  if (refused.size > 0) {
+    const what = `${refused.size} certnames cannot be map keys: ${some(refused)}`;
+    yield { outcome: "warning", what, remedy: "find out who has such a certificate; they are not routed" };
+  }
+  if (withoutProducer.size > 0) {
+    const what = `${withoutProducer.size} nodes without a known master: ${some(withoutProducer)}`;
+    yield { outcome: "warning", what, remedy: "their next Puppet run tells it" };
+  }
+}
+
+/** A master whose clock is ahead wins over all others until their clocks get there. */
+function mastersClockCheck(nodes: NodesCheck): Check {
+  return {
+    name: "clock",
+    where: "masters",
+    needs: [nodes],
+    look(_, known) {
+      const { submissions, asOf } = known.of(nodes);
+      const ahead = new Map<string, number>();
+      for (const { producer, at } of submissions.values()) {
+        if (at - asOf > AHEAD_MS) ahead.set(producer, Math.max(ahead.get(producer) ?? 0, at - asOf));
+      }
+      const who = Array.from(ahead, ([producer, ms]) => `${quote(producer)} by ${Math.round(ms / 1000)} s`);
+      return verdict("no submission from the future", [
+        who.length === 0
+          ? undefined
+          : {
+              outcome: "warning",
+              what: `clocks of masters are ahead of PuppetDB's: ${who.join(", ")}; their nodes' moves come late`,
+              remedy: "let NTP set the clocks of these masters",
+            },
+      ]);
+    },
+  };
+}

@@ -1,0 +1,147 @@
+// The running daemon, as the command line asks it: one call, one answer; or its events, for as long as one likes.
+// Promises: every call has a deadline; the token goes only with calls that change something; nobody listening is
+// no error, but `undefined`, so that a command can do the work itself.
+
+import { readFile } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
+import { type Dispatcher, request } from "undici";
+import type { Config } from "./config.js";
+import { reason, SasoriError, systemCode } from "./errors.js";
+
+/** A full pass over a big fleet takes its time; the daemon has a deadline of its own. */
+const CHANGE_DEADLINE_MS = 15 * 60_000;
+const ANSWER_DEADLINE_MS = 30_000;
+
+/** How long the events wait before they connect again. */
+const RECONNECT_MS = 1_000;
+
+type Method = "GET" | "POST" | "PUT" | "DELETE";
+export type Address = Pick<Config, "listen" | "apiTokenFile">;
+
+/** Where the daemon is asked: one that listens everywhere listens on loopback too. */
+export function daemonUrl({ host, port }: Config["listen"]): string {
+  const everywhere: Record<string, string> = { "0.0.0.0": "127.0.0.1", "::": "[::1]" };
+  return `http://${everywhere[host] ?? (host.includes(":") ? `[${host}]` : host)}:${port}`;
+}
+
+/** Undefined when no daemon listens. Throws `DAEMON` with what the daemon's problem+json says. */
+export async function askDaemon<T>(
+  address: Address,
+  method: Method,
+  path: string,
+  body?: object,
+  deadlineMs = method === "GET" ? ANSWER_DEADLINE_MS : CHANGE_DEADLINE_MS,
+): Promise<T | undefined> {
+  const url = daemonUrl(address.listen);
+  const headers: Record<string, string> = {};
+  if (body !== undefined) headers["content-type"] = "application/json";
+  if (address.apiTokenFile !== undefined && method !== "GET") {
+    headers.authorization = `Bearer ${(await readFile(address.apiTokenFile, "utf8")).trim()}`;
+  }
+  try {
+    const response = await request(`${url}${path}`, {
+      method,
+      headers,
+      ...(body !== undefined && { body: JSON.stringify(body) }),
+      headersTimeout: deadlineMs,
+      signal: AbortSignal.timeout(deadlineMs),
+    });
+    return (await answerOf(url, response)) as T;
+  } catch (error) {
+    if (error instanceof SasoriError) throw error;
+    if (systemCode(error) === "ECONNREFUSED") return undefined;
+    throw new SasoriError("DAEMON", `the daemon on ${url} gave no usable answer: ${reason(error)}`, {
+      cause: error,
+    });
+  }
+}
+
+async function answerOf(url: string, { statusCode, body }: Dispatcher.ResponseData): Promise<unknown> {
+  const answer = (await body.json()) as { detail?: unknown };
+  if (statusCode === 200) return answer;
+  const why = typeof answer?.detail === "string" ? answer.detail : JSON.stringify(answer).slice(0, 200);
+  throw new SasoriError("DAEMON", `the daemon on ${url} answered ${statusCode}: ${why}`);
+}
+
+/** As askDaemon, for what only a running daemon knows. */
+export async function mustAskDaemon<T>(...question: Parameters<typeof askDaemon>): Promise<T> {
+  const answer = await askDaemon<T>(...question);
+  if (answer !== undefined) return answer;
+  throw new SasoriError(
+    "DAEMON",
+    `no daemon answers on ${daemonUrl(question[0].listen)} (SASORI_LISTEN): start one with \`sasori serve\``,
+  );
+}
+
+/** One Server-Sent Event; `id` is what a later connection names to get what came after it. */
+export interface DaemonEvent {
+  event: string;
+  data: string;
+  id: string | undefined;
+}
+
+/**
+ * The daemon's events, for ever: a connection that ends is made again, and goes on after the last event. `onGap` is
+ * called each time that it is lost, and when it is back. Throws `DAEMON` only if the first connection is refused.
+ */
+export async function* daemonEvents(
+  address: Address,
+  onGap: (lost: boolean) => void,
+): AsyncGenerator<DaemonEvent> {
+  let lastId: string | undefined;
+  let lost = false;
+  for (let wasThere = false; ; ) {
+    try {
+      const url = `${daemonUrl(address.listen)}/api/v1/events`;
+      const headers = {
+        accept: "text/event-stream",
+        ...(lastId !== undefined && { "last-event-id": lastId }),
+      };
+      // The daemon sends a sign of life now and then; a connection without any is dead.
+      const response = await request(url, { headers, bodyTimeout: 60_000 });
+      if (response.statusCode !== 200) await answerOf(url, response);
+      if (lost) onGap(false);
+      lost = false;
+      wasThere = true;
+      for await (const event of parseEvents(response.body)) {
+        lastId = event.id ?? lastId;
+        yield event;
+      }
+    } catch (error) {
+      if (!wasThere) throw firstFailure(address, error);
+    }
+    if (!lost) onGap(true);
+    lost = true;
+    await sleep(RECONNECT_MS);
+  }
+}
+
+function firstFailure(address: Address, error: unknown): SasoriError {
+  if (error instanceof SasoriError) return error;
+  const why = systemCode(error) === "ECONNREFUSED" ? "no daemon answers" : reason(error);
+  const remedy = "start one with `sasori serve`";
+  return new SasoriError("DAEMON", `${daemonUrl(address.listen)}: ${why} (SASORI_LISTEN): ${remedy}`, {
+    cause: error,
+  });
+}
+
+/** `event: moves` / `id: 17` / `data: [...]` / an empty line. A line that begins with ":" is a sign of life. */
+export async function* parseEvents(body: AsyncIterable<Buffer | string>): AsyncGenerator<DaemonEvent> {
+  const decoder = new TextDecoder();
+  let rest = "";
+  let event: DaemonEvent & { lines: string[] } = { event: "message", data: "", id: undefined, lines: [] };
+  for await (const chunk of body) {
+    rest += typeof chunk === "string" ? chunk : decoder.decode(chunk, { stream: true });
+    const lines = rest.split(/\r?\n/);
+    rest = lines.pop() ?? "";
+    for (const line of lines) {
+      const [, field, value = ""] = /^([^:]+)(?:: ?(.*))?$/.exec(line) ?? [];
+      if (field === "event") event.event = value;
+      else if (field === "id") event.id = value;
+      else if (field === "data") event.lines.push(value);
+      if (line !== "") continue;
+      if (event.lines.length > 0) yield { event: event.event, id: event.id, data: event.lines.join("\n") };
+      event = { event: "message", data: "", id: undefined, lines: [] };
+    }
+  }
+}

@@ -1,0 +1,52 @@
+// `sasori doctor`: every precondition, checked one by one, each with what to do about it.
+// Promises: it changes nothing anywhere, but for a file of its own beside the map that it removes at once.
+// Here is which checks there are; what they look at is in checks-host, checks-puppetdb and checks-haproxy.
+
+import { type Check, type Finding, runChecks } from "./check.js";
+import { haproxyChecks, mastersCheck } from "./checks-haproxy.js";
+import { daemonCheck, fileChecks, nodeCheck } from "./checks-host.js";
+import { puppetdbChecks } from "./checks-puppetdb.js";
+import { type Config, readConfig } from "./config.js";
+
+export interface Diagnosis {
+  outcome: "ok" | "warning" | "failed" | "misconfigured";
+  findings: Finding[];
+}
+
+/** All checks, in the order in which they are listed. */
+export function checksFor(config: Config, version: string): Check[] {
+  const files = fileChecks(config);
+  const puppetdb = puppetdbChecks(config);
+  const haproxys = config.haproxy.map((endpoint) => haproxyChecks(endpoint, config, files.mapFile));
+  return [
+    ...puppetdb.all,
+    ...files.all,
+    ...haproxys.flatMap(({ all }) => all),
+    ...(haproxys.length > 0 ? [mastersCheck(config, puppetdb.nodes, haproxys)] : []),
+    daemonCheck(config, version),
+  ];
+}
+
+/** Checks everything and tells each finding as soon as it is there. Never rejects. `version` is sasori's own. */
+export async function diagnose(
+  environment: Readonly<Record<string, string | undefined>>,
+  version: string,
+  onFinding: (finding: Finding, left: readonly Check[]) => void = () => {},
+): Promise<Diagnosis> {
+  let config: Config | undefined;
+  const configuration: Check = {
+    name: "configuration",
+    look() {
+      config = readConfig(environment);
+      const set = Object.keys(environment).filter((name) => name.startsWith("SASORI_"));
+      return { outcome: "ok", detail: `valid, ${set.length} variables set` };
+    },
+  };
+  const first = await runChecks([nodeCheck(), configuration], onFinding);
+  if (config === undefined) return { outcome: "misconfigured", findings: first };
+  const findings = [...first, ...(await runChecks(checksFor(config, version), onFinding))];
+  const worst = (["failed", "warning"] as const).find((outcome) =>
+    findings.some((finding) => finding.outcome === outcome),
+  );
+  return { outcome: worst ?? "ok", findings };
+}

@@ -1,0 +1,111 @@
+// What happens, told as it happens (Server-Sent Events): to the page, to scripts, to whoever shows it.
+// Promises: who comes back with `Last-Event-ID` gets what was missed, or is told by `reset` that it is no longer kept;
+// the number of clients is bounded, and a slow one is dropped, so that nobody's memory grows for another's sake.
+
+import type { ServerResponse } from "node:http";
+import type { EventName } from "./api-shapes.js";
+
+export const MAX_CLIENTS = 100;
+
+/** What is kept for those who come back. */
+const MAX_EVENTS = 1_000;
+const MAX_KEPT_BYTES = 1024 * 1024;
+
+/** What a client may leave unread. It must have room for all that is kept. */
+const MAX_UNREAD_BYTES = 4 * 1024 * 1024;
+
+/** Shorter than the time-outs of the proxies in between (HAProxy's client time-out is a minute in most places). */
+const HEARTBEAT_MS = 15_000;
+/** What a client waits before it comes back. */
+const RETRY_MS = 2_000;
+
+interface Kept {
+  seq: number;
+  text: string;
+}
+
+export class EventStream {
+  /** Names this run of sasori: an id of an earlier one means nothing now. */
+  readonly #start = Date.now().toString(36);
+  #seq = 0;
+  #kept: Kept[] = [];
+  #keptBytes = 0;
+  readonly #clients = new Set<ServerResponse>();
+  #heartbeat: NodeJS.Timeout | undefined;
+  #closed = false;
+
+  get clients(): number {
+    return this.#clients.size;
+  }
+
+  /** Whether there is room for another client. */
+  get full(): boolean {
+    return this.#closed || this.#clients.size >= MAX_CLIENTS;
+  }
+
+  publish(name: EventName, value: unknown): void {
+    this.#seq += 1;
+    const text = this.#format(name, value);
+    this.#kept.push({ seq: this.#seq, text });
+    this.#keptBytes += text.length;
+    while (this.#kept.length > MAX_EVENTS || this.#keptBytes > MAX_KEPT_BYTES) {
+      this.#keptBytes -= this.#kept.shift()?.text.length ?? 0;
+    }
+    for (const client of this.#clients) this.#write(client, text);
+  }
+
+  /** Takes over a response: what was missed since `lastId`, then `status`, then whatever happens. */
+  attach(client: ServerResponse, lastId: string | undefined, status: unknown): void {
+    this.#clients.add(client);
+    client.on("close", () => this.#forget(client));
+    client.on("error", () => this.#forget(client));
+    client.writeHead(200, {
+      "content-type": "text/event-stream",
+      "cache-control": "no-store",
+      "x-accel-buffering": "no",
+    });
+    this.#write(client, `retry: ${RETRY_MS}\n\n`);
+    const missed = lastId === undefined ? [] : this.#since(lastId);
+    if (missed === undefined) this.#write(client, this.#format("reset", {}));
+    for (const { text } of missed ?? []) this.#write(client, text);
+    this.#write(client, this.#format("status", status));
+    this.#heartbeat ??= setInterval(() => this.#beat(), HEARTBEAT_MS);
+  }
+
+  close(): void {
+    this.#closed = true;
+    for (const client of this.#clients) client.end();
+    clearInterval(this.#heartbeat);
+  }
+
+  /** JSON has no line breaks outside of strings, and escapes those inside: one `data` line. */
+  #format(name: EventName, value: unknown): string {
+    return `id: ${this.#start}-${this.#seq}\nevent: ${name}\ndata: ${JSON.stringify(value)}\n\n`;
+  }
+
+  /** Undefined when it is no longer known what came after this id. */
+  #since(id: string): Kept[] | undefined {
+    const [, start, digits] = /^([0-9a-z]+)-(\d{1,15})$/.exec(id) ?? [];
+    const seq = Number(digits);
+    const isOurs = start === this.#start && seq <= this.#seq;
+    const oldest = this.#kept[0]?.seq ?? this.#seq + 1;
+    if (!isOurs || seq < oldest - 1) return undefined;
+    return this.#kept.filter((kept) => kept.seq > seq);
+  }
+
+  #beat(): void {
+    for (const client of this.#clients) this.#write(client, ": still here\n\n");
+  }
+
+  #write(client: ServerResponse, text: string): void {
+    client.write(text);
+    if (client.writableLength > MAX_UNREAD_BYTES) client.destroy();
+  }
+
+  #forget(client: ServerResponse): void {
+    this.#clients.delete(client);
+    if (this.#clients.size > 0) return;
+    clearInterval(this.#heartbeat);
+    this.#heartbeat = undefined;
+  }
+}

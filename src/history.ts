@@ -1,0 +1,126 @@
+// What happened lately: the last moves, the last passes that did or met something, and since when PuppetDB fails.
+// Promises: bounded, whatever happens; the first filling of the map is no move, what changed while sasori was away is.
+// Pure state: no I/O, no clock.
+
+import type { Move, Moves, MovesQuery, Pass } from "./api-shapes.js";
+import type { Failure } from "./errors.js";
+import type { Before, Certname, NodeMap, Source } from "./node-map.js";
+import type { SyncReport } from "./sync-report.js";
+
+export const MAX_MOVES = 10_000;
+export const MAX_PASSES = 100;
+
+/** Sources of what was known before PuppetDB was asked: the state file, or the last good map. */
+const KNOWN_BEFORE: readonly Source[] = ["inherited", "registration", "learned"];
+
+export interface HistoryWatcher {
+  /** In the order in which they happened; of a burst only the last `MAX_MOVES`, `all` counts them. */
+  moves(moves: readonly Move[], all: number): void;
+  /** Every pass, quiet ones too. */
+  pass(pass: Pass): void;
+}
+
+export class History {
+  /** When PuppetDB was last read, ISO 8601. */
+  lastGoodPoll: string | undefined;
+  /** PuppetDB's failure, while there is one, and when it began. */
+  puppetdb: { failure: Failure; since: string } | undefined;
+  /** The oldest first. Trimmed when it is twice as long as it may be: a shift for each would move all the others. */
+  #moves: Move[] = [];
+  readonly #passes: Pass[] = [];
+  readonly #watchers = new Set<HistoryWatcher>();
+  #lastId = 0;
+  /** A map was found at the start; PuppetDB was read at least once since. */
+  #found = false;
+  #filled = false;
+  #lastSign = "";
+
+  /** Returns how to end it. */
+  watch(watcher: HistoryWatcher): () => void {
+    this.#watchers.add(watcher);
+    return () => this.#watchers.delete(watcher);
+  }
+
+  /**
+   * Takes what changed in `map`, each node with what it had before; `complete` says that PuppetDB was read as a whole at
+   * least once, `at` is the time in ISO 8601.
+   */
+  takeChanges(changes: Before, map: Pick<NodeMap, "get">, complete: boolean, at: string): void {
+    const filling = !this.#filled;
+    this.#filled ||= complete;
+    const moves: Move[] = [];
+    for (const [certname, from] of changes) {
+      if (from === undefined && filling && complete && !this.#found) continue; // A new fleet, maybe a million nodes.
+      const now = map.get(certname);
+      if (now?.master === from) continue;
+      if (from === undefined && now?.source === "inherited") this.#found = true;
+      const isFirst = from === undefined && now !== undefined && this.#isFirst(now.source, filling);
+      if (isFirst) continue;
+      const [to, source] = now === undefined ? [null, null] : [now.master, now.source];
+      this.#lastId += 1;
+      moves.push({ id: this.#lastId, at, certname, from: from ?? null, to, source });
+    }
+    if (moves.length === 0) return;
+    const kept = moves.slice(-MAX_MOVES);
+    this.#moves.push(...kept);
+    if (this.#moves.length > 2 * MAX_MOVES) this.#moves = this.#moves.slice(-MAX_MOVES);
+    for (const watcher of this.#watchers) watcher.moves(kept, moves.length);
+  }
+
+  /** Whether a node that the map did not hold was there all along, or is one of a fleet that is read for the first time. */
+  #isFirst(source: Source, filling: boolean): boolean {
+    if (source === "inherited") return true;
+    return filling && (!this.#found || KNOWN_BEFORE.includes(source));
+  }
+
+  takePass({ targets, ...pass }: SyncReport): void {
+    const { outcome, failure } = pass.source;
+    if (outcome === "done") {
+      this.#filled ||= pass.kind === "full"; // Also where there was nothing to fill.
+      this.lastGoodPoll = pass.startedAt;
+      this.puppetdb = undefined;
+    } else if (failure !== undefined) {
+      this.puppetdb = { failure, since: this.puppetdb?.since ?? pass.startedAt };
+    }
+    // A failure that lasts is one thing that happened, not one for each pass.
+    const failures = [
+      pass.source,
+      pass.journal && { failure: pass.journal },
+      ...targets,
+      ...pass.masters.changes,
+    ];
+    const sign = [pass.outcome, pass.held?.id, ...failures.map((one) => one?.failure?.code)].join();
+    const did =
+      pass.moved + pass.learned + pass.masters.changes.length > 0 ||
+      pass.approvalUnmatched === true ||
+      targets.some((target) => target.outcome === "applied");
+    if (did || sign !== this.#lastSign) this.#passes.push(pass);
+    if (this.#passes.length > MAX_PASSES) this.#passes.shift();
+    this.#lastSign = sign;
+    for (const watcher of this.#watchers) watcher.pass(pass);
+  }
+
+  /** The newest first. */
+  get passes(): Pass[] {
+    return this.#passes.toReversed();
+  }
+
+  /** A page of moves, the newest first. */
+  moves({ certname, master, limit, before }: MovesQuery): Moves {
+    const moves: Move[] = [];
+    const oldest = Math.max(0, this.#moves.length - MAX_MOVES);
+    for (let index = this.#moves.length - 1; index >= oldest; index -= 1) {
+      const move = this.#moves[index];
+      if (move === undefined || (before !== undefined && move.id >= before)) continue;
+      if (certname !== undefined && move.certname !== certname) continue;
+      if (master !== undefined && move.from !== master && move.to !== master) continue;
+      if (moves.length === limit) return { moves, next: moves.at(-1)?.id ?? null, kept: MAX_MOVES };
+      moves.push(move);
+    }
+    return { moves, next: null, kept: MAX_MOVES };
+  }
+
+  movesOf(certname: Certname): Move[] {
+    return this.moves({ certname, limit: 100 }).moves;
+  }
+}

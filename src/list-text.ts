@@ -1,0 +1,110 @@
+// What the command line prints of lists, for people: nodes, masters, moves, passes, and what the doctor found.
+// Pure: values in, text out.
+
+import type { Masters, Move, Node, Pass, ServerLoad } from "./api-shapes.js";
+import type { Finding } from "./check.js";
+import type { Diagnosis } from "./doctor.js";
+import { number, type Style, seconds, table } from "./report-text.js";
+import { counted, shown } from "./troubles.js";
+
+/** `2026-05-01T12:00:00.123Z` without what nobody reads. */
+const time = (iso: string): string => iso.replace(/\.\d+Z$/, "Z");
+
+export function renderNodes(nodes: readonly Node[], style: Style): string[] {
+  return table(
+    nodes.map(({ certname, master, source, since }) => [
+      certname,
+      master,
+      style.dim(source === "inherited" ? "" : `${source}${since === null ? "" : ` ${time(since)}`}`),
+    ]),
+  );
+}
+
+export function renderMasters({ masters, unroutable, failures }: Masters, style: Style): string {
+  const rows = masters.flatMap(({ master, nodes, share, servers }) => {
+    const about = [style.bold(master), counted(nodes, "node"), `${(share * 100).toFixed(1)} %`];
+    if (servers.length === 0) return [[...about, style.bad("no server in any HAProxy")]];
+    return servers.map((server, index) => [
+      ...(index === 0 ? about : ["", "", ""]),
+      loadOf(server, style),
+      style.dim(server.haproxy),
+    ]);
+  });
+  const lines = table(rows);
+  for (const { producer, nodes } of unroutable) {
+    lines.push(`${style.warn("no server")}: ${shown(producer)}, ${counted(nodes, "node")}`);
+  }
+  if (unroutable.length > 0) {
+    lines.push("  → give HAProxy a server of that name or host, or set SASORI_MASTER_ALIASES");
+  }
+  for (const { haproxy, failure } of failures) {
+    lines.push(`${style.bad("failed")}: ${haproxy}: ${failure.code}: ${failure.message}`);
+  }
+  return lines.length === 0 ? "no masters" : lines.join("\n");
+}
+
+function loadOf(
+  { status, up, sessions, maxconn, queue, maxqueue, requests }: ServerLoad,
+  style: Style,
+): string {
+  const of = (value: number, limit: number | null) =>
+    limit === null ? number(value) : `${number(value)}/${number(limit)}`;
+  const health = up ? style.good(status) : style.bad(status);
+  return `${health}, ${of(sessions, maxconn)} sessions, queue ${of(queue, maxqueue)}, ${counted(requests, "request")}`;
+}
+
+export function renderMove({ at, certname, from, to, source }: Move, style: Style): string {
+  const why = source === null ? "" : style.dim(`  ${source}`);
+  return `${style.dim(time(at))}  ${certname}  ${from ?? "(new)"} → ${to ?? style.warn("(removed)")}${why}`;
+}
+
+export function renderPass(
+  { startedAt, kind, dryRun, outcome, durationMs, ...pass }: Pass,
+  style: Style,
+): string {
+  const verdict = { done: style.good("done"), failed: style.bad("failed"), held: style.warn("held") }[
+    outcome
+  ];
+  const about = [
+    `${counted(pass.nodes, "node")}`,
+    pass.moved > 0 ? `${number(pass.moved)} changed` : "",
+    pass.learned > 0 ? `${number(pass.learned)} learned` : "",
+    pass.held ? `held: ${pass.held.id}, ${counted(pass.held.count, "node")}` : "",
+    pass.source.failure ? `PuppetDB: ${pass.source.failure.code}` : "",
+  ];
+  const what = about.filter((text) => text !== "").join(", ");
+  return `${style.dim(time(startedAt))}  ${kind}${dryRun ? " (dry run)" : ""}  ${verdict}  ${seconds(durationMs)}  ${what}`;
+}
+
+const MARKS = { ok: "good", warning: "warn", failed: "bad", skipped: "dim" } as const;
+
+/** One finding: a line, and below it what to do. */
+export function renderFinding({ check, where, outcome, detail, remedy }: Finding, style: Style): string {
+  const mark = style[MARKS[outcome]](outcome.padEnd(7));
+  const subject = where === undefined ? style.bold(check) : `${style.bold(check)} ${where}`;
+  // The detail may have several lines, such as all problems of the configuration.
+  const [first, ...more] = detail.split("\n");
+  const lines = [`${mark}  ${subject}: ${first}`, ...more.map((line) => `         ${line.trim()}`)];
+  if (remedy !== undefined) lines.push(`         → ${remedy}`);
+  return lines.join("\n");
+}
+
+/** The last line: how many of each, and what that means. */
+export function renderDiagnosis({ outcome, findings }: Diagnosis, style: Style): string {
+  const count = (wanted: Finding["outcome"]) =>
+    findings.filter((finding) => finding.outcome === wanted).length;
+  const counts = [
+    [count("failed"), "failed"],
+    [count("warning"), count("warning") === 1 ? "warning" : "warnings"],
+    [count("skipped"), "skipped"],
+    [count("ok"), "ok"],
+  ] as const;
+  const sum = counts.filter(([number]) => number > 0).map(([number, word]) => `${number} ${word}`);
+  const verdict = {
+    ok: style.good("all is well"),
+    warning: style.warn("sasori can work; look at the warnings"),
+    failed: style.bad("something is in sasori's way"),
+    misconfigured: style.bad("the configuration comes first; the rest is checked when it is valid"),
+  }[outcome];
+  return `\n${sum.join(", ")}: ${verdict}`;
+}

@@ -1,0 +1,124 @@
+// The commands that list: nodes page by page, moves as they happen. They print as they go, so that a fleet of any size
+// and an evening of moves need no memory.
+
+import { once } from "node:events";
+import type { Move, Moves, Nodes } from "./api-shapes.js";
+import type { Config } from "./config.js";
+import { askDaemon, daemonEvents, mustAskDaemon } from "./daemon-client.js";
+import { SasoriError } from "./errors.js";
+import { renderMove, renderNodes } from "./list-text.js";
+import type { Style } from "./report-text.js";
+import { nodesOfFile } from "./standalone.js";
+
+/** The daemon hands out a list in pages of this size at most. */
+const PAGE = 1_000;
+
+export interface NodesWanted {
+  q?: string | undefined;
+  master?: string | undefined;
+  source?: string | undefined;
+  limit: number;
+  json?: boolean | undefined;
+}
+
+/** `limit` may be Infinity. Without a daemon the map file answers, which does not know where a route comes from. */
+export async function listNodes(config: Config, wanted: NodesWanted, style: Style): Promise<void> {
+  const { q, master, source, limit, json } = wanted;
+  let printed = 0;
+  let next: string | null | undefined;
+  if (json) await write('{"nodes":[');
+  while (next !== null && printed < limit) {
+    const size = Math.min(PAGE, limit - printed);
+    const asked = { q, master, source, limit: size, cursor: next };
+    const page = await askDaemon<Nodes>(config, "GET", `/api/v1/nodes?${query(asked)}`);
+    const { nodes, next: following } = page ?? (await fromFile(config, wanted));
+    await write(json ? jsonRows(nodes, printed === 0) : lines(renderNodes(nodes, style)));
+    printed += nodes.length;
+    next = following;
+  }
+  if (json) await write(`\n],"next":${JSON.stringify(next ?? null)}}\n`);
+  else if (printed === 0) process.stderr.write("no such node\n");
+  else if (next !== null)
+    process.stderr.write("… there are more: --all shows them, --master or a text narrows\n");
+}
+
+async function fromFile(config: Config, { source, ...wanted }: NodesWanted): Promise<Nodes> {
+  if (source !== undefined) {
+    const what =
+      "no daemon runs, and the map file does not say where a route comes from: start `sasori serve`";
+    throw new SasoriError("DAEMON", `--source ${source}: ${what}`);
+  }
+  process.stderr.write(`no daemon runs: these are the nodes of ${config.mapFile}\n`);
+  return nodesOfFile(config.mapFile, wanted);
+}
+
+const lines = (texts: readonly string[]): string => texts.map((text) => `${text}\n`).join("");
+const jsonRows = (rows: readonly unknown[], isFirst: boolean): string =>
+  rows.map((row, index) => `${isFirst && index === 0 ? "\n" : ",\n"}${JSON.stringify(row)}`).join("");
+
+/** `a=1&b=2` of those that are set. */
+export function query(parameters: Readonly<Record<string, string | number | null | undefined>>): string {
+  const set = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value !== undefined && value !== null) set.set(name, String(value));
+  }
+  return set.toString();
+}
+
+/** Waits while whoever reads is slower than we are. */
+async function write(text: string): Promise<void> {
+  if (!process.stdout.write(text)) await once(process.stdout, "drain");
+}
+
+export interface MovesWanted {
+  certname?: string | undefined;
+  master?: string | undefined;
+  limit: number;
+}
+
+/** The newest moves, the oldest of them first, as in a log. */
+export async function recentMoves(config: Config, { certname, master, limit }: MovesWanted): Promise<Moves> {
+  const asked = query({ certname, master, limit });
+  return mustAskDaemon<Moves>(config, "GET", `/api/v1/moves?${asked}`);
+}
+
+/** Prints the newest moves and then each as it happens, until it is ended. A restart of the daemon is survived. */
+export async function followMoves(
+  config: Config,
+  wanted: MovesWanted,
+  { json, style }: { json?: boolean | undefined; style: Style },
+): Promise<never> {
+  const { certname, master } = wanted;
+  const isWanted = (move: Move) =>
+    (certname === undefined || move.certname === certname) &&
+    (master === undefined || move.from === master || move.to === master);
+  const note = (text: string) => process.stderr.write(`${style.dim(`-- ${text}`)}\n`);
+  let lastAt = "";
+  let lastId = 0;
+  const show = async (moves: readonly Move[]) => {
+    for (const move of moves) {
+      // Ids begin anew with each start of the daemon, times go on.
+      if (move.at < lastAt || (move.at === lastAt && move.id <= lastId)) continue;
+      [lastAt, lastId] = [move.at, move.id];
+      if (isWanted(move)) await write(json ? `${JSON.stringify(move)}\n` : `${renderMove(move, style)}\n`);
+    }
+  };
+  const events = daemonEvents(config, (lost) =>
+    note(lost ? "the daemon is gone; waiting for it" : "the daemon is back"),
+  );
+  let begun = false;
+  for await (const { event, data } of events) {
+    // Asked for only after the events flow: what happens in between comes twice, and is shown once.
+    if (!begun) await show([...(await recentMoves(config, wanted)).moves].reverse());
+    begun = true;
+    if (event === "moves") await show(JSON.parse(data) as Move[]);
+    if (event === "reset") await show(await missedMoves(config, wanted));
+  }
+  throw new SasoriError("INTERNAL", "the events ended");
+}
+
+/** After a restart of the daemon, or after more moves than it tells one by one: those that it still has. */
+async function missedMoves(config: Config, wanted: MovesWanted): Promise<Move[]> {
+  const { moves } = await recentMoves(config, { ...wanted, limit: PAGE }).catch(() => ({ moves: [] }));
+  return [...moves].reverse();
+}

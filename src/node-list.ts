@@ -1,0 +1,170 @@
+// The nodes in the order of their names, page by page, and how many each master has: for people who look for one.
+// Promises: no request sorts the fleet, nothing is sorted before somebody asks, and no step takes so long that
+// HAProxy's questions have to wait. A walk from page to page meets every node once that is there all the while.
+
+import { setImmediate as breathe } from "node:timers/promises";
+import type { Assignment, Before, Certname, Master, NodeMap, Source } from "./node-map.js";
+
+/** How many names are sorted, or looked at, in one go: a few milliseconds. */
+const STEP = 20_000;
+
+/** More news than this since the last request: the order is made anew when somebody asks. */
+const MAX_NEWS = 100_000;
+
+export interface PageRequest {
+  q?: string | undefined;
+  master?: string | undefined;
+  source?: Source | undefined;
+  limit: number;
+  /** Only names behind this one. */
+  cursor?: string | undefined;
+}
+
+export class NodeList {
+  /** How many nodes each master has. */
+  readonly counts = new Map<Master, number>();
+  readonly #map: NodeMap;
+  /** In order; undefined until somebody asks. */
+  #names: readonly Certname[] | undefined;
+  /** Names that have come or gone since. */
+  #news = new Set<Certname>();
+  #sorting: Promise<void> | undefined;
+
+  constructor(map: NodeMap) {
+    this.#map = map;
+  }
+
+  /** Must be told of all changes of the map, each before the next one happens. */
+  takeChanges(changes: Before): void {
+    const isAsked = this.#names !== undefined || this.#sorting !== undefined;
+    for (const [certname, from] of changes) {
+      const to = this.#map.get(certname)?.master;
+      if (from === to) continue;
+      this.#count(from, -1);
+      this.#count(to, 1);
+      if (isAsked && (from === undefined || to === undefined)) this.#news.add(certname);
+    }
+    if (this.#news.size <= MAX_NEWS || this.#sorting !== undefined) return;
+    this.#names = undefined;
+    this.#news.clear();
+  }
+
+  #count(master: Master | undefined, by: 1 | -1): void {
+    if (master === undefined) return;
+    const count = (this.counts.get(master) ?? 0) + by;
+    if (count === 0) this.counts.delete(master);
+    else this.counts.set(master, count);
+  }
+
+  /** The first `limit` nodes behind the cursor that match; `next` is the cursor of the page behind them. */
+  async page({ q = "", master, source, limit, cursor }: PageRequest) {
+    const nodes: Assignment[] = [];
+    let names = await this.#ordered();
+    let seen = 0;
+    for (
+      let index = cursor === undefined ? 0 : firstBehind(names, cursor);
+      index < names.length;
+      index += 1
+    ) {
+      const certname = names[index] as Certname;
+      seen += 1;
+      if (seen % STEP === 0) {
+        await breathe();
+        names = await this.#ordered(); // Others may have come and gone meanwhile.
+        index = firstBehind(names, certname) - 1;
+      }
+      const node = certname.includes(q) ? this.#map.get(certname) : undefined;
+      if (node === undefined) continue;
+      if (
+        (master !== undefined && node.master !== master) ||
+        (source !== undefined && node.source !== source)
+      )
+        continue;
+      if (nodes.length === limit) return { nodes, next: nodes.at(-1)?.certname ?? null };
+      nodes.push(node);
+    }
+    return { nodes, next: null };
+  }
+
+  async #ordered(): Promise<readonly Certname[]> {
+    while (this.#names === undefined) {
+      this.#sorting ??= this.#sort().finally(() => {
+        this.#sorting = undefined;
+      });
+      await this.#sorting;
+    }
+    if (this.#news.size > 0) {
+      this.#names = merged(this.#names, [...this.#news].sort(), (name) => this.#map.get(name) !== undefined);
+      this.#news.clear();
+    }
+    return this.#names;
+  }
+
+  /** A merge sort that lets others run between its steps. A million names take about a second in all. */
+  async #sort(): Promise<void> {
+    this.#news.clear();
+    let runs: Certname[][] = [];
+    let run: Certname[] = [];
+    for (const { certname } of this.#map.assignments()) {
+      run.push(certname);
+      if (run.length < STEP) continue;
+      runs.push(run.sort());
+      run = [];
+      await breathe();
+    }
+    runs.push(run.sort());
+    while (runs.length > 1) {
+      const longer: Certname[][] = [];
+      for (let index = 0; index < runs.length; index += 2) {
+        longer.push(zip(runs[index] ?? [], runs[index + 1] ?? []));
+        await breathe();
+      }
+      runs = longer;
+    }
+    this.#names = runs[0] ?? [];
+  }
+}
+
+/** The index of the first name behind `name`. */
+function firstBehind(names: readonly string[], name: string): number {
+  let [low, high] = [0, names.length];
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if ((names[middle] as string) <= name) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+/** Two sorted lists as one. */
+function zip<Name extends string>(left: readonly Name[], right: readonly Name[]): Name[] {
+  if (right.length === 0) return [...left];
+  const names: Name[] = [];
+  let at = 0;
+  for (const name of left) {
+    while (at < right.length && (right[at] as Name) < name) names.push(right[at++] as Name);
+    names.push(name);
+  }
+  while (at < right.length) names.push(right[at++] as Name);
+  return names;
+}
+
+/** The list with those of the sorted `news` that are there, and without those that are not: copied in large pieces. */
+function merged<Name extends string>(
+  names: readonly Name[],
+  news: readonly Name[],
+  isThere: (name: Name) => boolean,
+): Name[] {
+  const result: Name[] = [];
+  let from = 0;
+  for (const name of news) {
+    const behind = firstBehind(names, name);
+    let end = behind;
+    while (end > from && names[end - 1] === name) end -= 1; // Twice, if it went and came back while we sorted.
+    for (; from < end; from += 1) result.push(names[from] as Name);
+    if (isThere(name)) result.push(name);
+    from = behind;
+  }
+  for (; from < names.length; from += 1) result.push(names[from] as Name);
+  return result;
+}

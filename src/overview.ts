@@ -1,0 +1,173 @@
+// What a running sasori knows, in the shapes of the HTTP API: the nodes, where one goes and why, the masters and their
+// load, the targets, the state of everything. Promises: nothing here changes anything; what an HAProxy does not tell is
+// told as its failure, in its place.
+
+import type {
+  Displaced,
+  Instance,
+  Instances,
+  Lookup,
+  MasterRow,
+  Masters,
+  Node,
+  Nodes,
+  NodesQuery,
+  Status,
+  Story,
+  TargetRow,
+} from "./api-shapes.js";
+import { type Failure, toFailure } from "./errors.js";
+import type { History } from "./history.js";
+import { lookUp } from "./lookup.js";
+import type { NodeList } from "./node-list.js";
+import type { Assignment, Certname } from "./node-map.js";
+import type { Sync, SyncParts } from "./sync.js";
+import type { TargetDetail, TargetState } from "./tracked-target.js";
+import { summarize, troublesOf } from "./troubles.js";
+
+/** An HAProxy answers a question for its statistics in milliseconds, or it is in trouble. */
+const LOADS_DEADLINE_MS = 5_000;
+
+export interface OverviewParts {
+  sync: Sync;
+  history: History;
+  nodes: NodeList;
+  targets: Pick<SyncParts, "file" | "instances">;
+  version: string;
+  /** What could not be taken over from an earlier run. */
+  notRestored?: Failure | undefined;
+}
+
+export class Overview {
+  readonly #parts: OverviewParts;
+  readonly #startedAt = new Date().toISOString();
+
+  constructor(parts: OverviewParts) {
+    this.#parts = parts;
+  }
+
+  get ready(): boolean {
+    return this.#parts.sync.served;
+  }
+
+  get status(): Status {
+    const { sync, history, version, notRestored } = this.#parts;
+    const targets = sync.targets();
+    const { targets: _targets, ...lastPass } = sync.lastReport ?? { targets: [] };
+    const pass = "kind" in lastPass ? lastPass : undefined;
+    const troubles = troublesOf({ pass, targets, puppetdb: history.puppetdb, stateFile: notRestored });
+    return {
+      ...summarize({ pass, targets }, troubles),
+      ready: this.ready,
+      version,
+      startedAt: this.#startedAt,
+      nodes: sync.fleet.map.size,
+      troubles,
+      targets: targets.map(targetRow),
+      lastGoodPoll: history.lastGoodPoll ?? null,
+      ...(pass && { lastPass: pass }),
+    };
+  }
+
+  async page(query: NodesQuery): Promise<Nodes> {
+    const { nodes, next } = await this.#parts.nodes.page(query);
+    return { nodes: nodes.map(nodeRow), next };
+  }
+
+  async story(certname: Certname): Promise<Story> {
+    const { sync, history, targets } = this.#parts;
+    const found = await lookUp(certname, this.#desired(certname), targets);
+    const master = sync.fleet.map.get(certname)?.master;
+    const health = sync
+      .targets()
+      .flatMap(({ target, servers = [] }) =>
+        servers.flatMap(({ name, up }) => (name === master ? { haproxy: target, up } : [])),
+      );
+    const home = sync.fleet.homes.get(certname);
+    return { ...found, health, ...(home && { home }), moves: history.movesOf(certname) };
+  }
+
+  #desired(certname: Certname): Lookup["desired"] {
+    const { fleet } = this.#parts.sync;
+    const assignment = fleet.map.get(certname);
+    const producer = fleet.unroutable.get(certname)?.producer;
+    const { verdict } = fleet;
+    const held = verdict.kind === "held" && verdict.certnames.includes(certname) ? verdict.id : undefined;
+    return {
+      ...(assignment && { master: assignment.master, source: assignment.source, since: since(assignment) }),
+      ...(producer !== undefined && { unroutableProducer: producer }),
+      ...(held !== undefined && { heldBy: held }),
+    };
+  }
+
+  get displaced(): Displaced[] {
+    const { fleet } = this.#parts.sync;
+    return Array.from(fleet.homes, ([certname, home]) => ({
+      certname,
+      home,
+      master: fleet.map.get(certname)?.master,
+    }));
+  }
+
+  async masters(): Promise<Masters> {
+    const { sync, nodes, targets } = this.#parts;
+    const signal = AbortSignal.timeout(LOADS_DEADLINE_MS);
+    const failures: Masters["failures"] = [];
+    const rows = new Map<string, MasterRow>();
+    const row = (master: string) => {
+      const known = rows.get(master) ?? { master, nodes: 0, share: 0, servers: [] };
+      rows.set(master, known);
+      return known;
+    };
+    const asked = targets.instances.map(async (instance) => {
+      try {
+        for (const { name, ...load } of await instance.loads(signal))
+          row(name).servers.push({ haproxy: instance.name, ...load });
+      } catch (error) {
+        failures.push({ haproxy: instance.name, failure: toFailure(error) });
+      }
+    });
+    await Promise.all(asked);
+    for (const { name } of sync.servers() ?? []) row(name);
+    for (const [master, count] of nodes.counts) {
+      Object.assign(row(master), { nodes: count, share: count / sync.fleet.map.size });
+    }
+    const unroutable = Object.entries(sync.lastReport?.unroutable.producers ?? {});
+    return {
+      masters: [...rows.values()].sort((a, b) => b.nodes - a.nodes || (a.master < b.master ? -1 : 1)),
+      unroutable: unroutable.map(([producer, count]) => ({ producer, nodes: count })),
+      failures,
+    };
+  }
+
+  get instances(): Instances {
+    const [file, ...instances] = this.#parts.sync.targetDetails().map(instanceRow);
+    if (file === undefined) throw new Error("there is always a map file");
+    return { file, instances };
+  }
+}
+
+/** Nobody knows the age of a route that was inherited. */
+const since = ({ at }: Assignment) => (at === 0 ? null : new Date(at).toISOString());
+
+function nodeRow(assignment: Assignment): Node {
+  const { certname, master, source } = assignment;
+  return { certname, master, source, since: since(assignment) };
+}
+
+function targetRow({ servers, ...state }: TargetState): TargetRow {
+  const told = servers?.map(({ name, host, address, up }) => ({ name, host, address, up }));
+  return { ...state, ...(told && { servers: told }) };
+}
+
+function instanceRow({ fingerprint, lastPush, ...state }: TargetDetail): Instance {
+  const isHaproxy = state.kind === "haproxy" && fingerprint !== undefined;
+  // The fingerprint's content is `version:entries`, see haproxy.ts.
+  const [version, entries] = fingerprint?.content.split(":") ?? [];
+  return {
+    ...targetRow(state),
+    process: isHaproxy ? fingerprint.process : null,
+    map: isHaproxy ? `version ${version}, ${entries} entries` : null,
+    lastPush: lastPush ?? null,
+  };
+}

@@ -1,0 +1,205 @@
+// Keeps the state true: the stream of events, and reads of what does not come by it.
+// Promises: after a loss everything is read again; a loss is known within seconds, also when the connection merely went
+// silent; a burst of events is one round of reads. While the tab is hidden, only the stream goes on.
+
+import type { Instances, Masters, Move, Moves, Nodes, Pass, Status, Story } from "../api-shapes.js";
+import { type Answer, messageOf, Refusal, read } from "./calls.js";
+import {
+  addMoves,
+  addPass,
+  emptyMoveLog,
+  MINUTE_MS,
+  type MoveLog,
+  nowOf,
+  type Part,
+  PLOT_MINUTES,
+  type State,
+} from "./state.js";
+
+/** Loads and queues are read this often; this is also how a silent loss of the connection is noticed. */
+const POLL_MS = 5_000;
+/** At most one round of reads in this time, however many passes and moves are reported. */
+const REFRESH_MS = 1_500;
+const RETRY_MS = { first: 1_000, most: 10_000 };
+/** Reads of the moves of the last hour, 1,000 each: older ones are not worth more. */
+const MAX_MOVE_PAGES = 20;
+const MAX_REGISTRATIONS = 100;
+const MAX_FOUND = 20;
+
+export interface Feed {
+  /** Looks for nodes by a part of their name. */
+  search(text: string): Promise<void>;
+  /** Opens a node's story; undefined closes it. */
+  open(certname: string | undefined): Promise<void>;
+  /** Reads again what a change of the reader's may have changed. */
+  refresh(): void;
+}
+
+/** Starts it; `changed` is called whenever the state was changed. */
+export function startFeed(state: State, changed: () => void): Feed {
+  let events: EventSource | undefined;
+  let retryMs = RETRY_MS.first;
+  let refreshing = false;
+  /** Moves that arrive while the last hour's are read. */
+  let early: Move[] | undefined;
+
+  const heard = <T>({ value, clockSkewMs }: Answer<T>): T => {
+    state.clockSkewMs = clockSkewMs;
+    state.heardAt = nowOf(state);
+    return value;
+  };
+
+  /** Reads into a part of the state; what was there stays when that fails. */
+  async function fill<T>(part: Part<T>, resource: string): Promise<void> {
+    try {
+      part.value = heard(await read<T>(resource));
+      delete part.problem;
+    } catch (error) {
+      part.problem = messageOf(error);
+      if (!(error instanceof Refusal)) lose();
+    }
+    changed();
+  }
+
+  const poll = () =>
+    Promise.all([
+      fill<Masters>(state.masters, "masters"),
+      fill<Instances>(state.instances, "instances"),
+      fill<Nodes>(state.registrations, `nodes?source=registration&limit=${MAX_REGISTRATIONS}`),
+      state.story && fill<Story>(state.story, `nodes/${encodeURIComponent(state.story.certname)}`),
+    ]);
+
+  function refresh(): void {
+    if (refreshing) return;
+    refreshing = true;
+    window.setTimeout(() => {
+      refreshing = false;
+      if (!document.hidden && state.link.kind === "live") void poll();
+    }, REFRESH_MS);
+  }
+
+  /** The moves of the last hour, page by page from the newest, and those that happen meanwhile. */
+  async function readMoves(): Promise<void> {
+    const meanwhile: Move[] = [];
+    early = meanwhile;
+    try {
+      const { log, known } = await readLastHour();
+      if (early !== meanwhile) return; // Begun anew: the stream was lost in between.
+      state.moves = addMoves(addMoves(log, known, nowOf(state)), meanwhile, nowOf(state));
+    } finally {
+      if (early === meanwhile) early = undefined;
+    }
+  }
+
+  async function readLastHour(): Promise<{ log: MoveLog; known: Move[] }> {
+    const since = nowOf(state) - PLOT_MINUTES * MINUTE_MS;
+    const known: Move[] = [];
+    let wholeSince = since;
+    let next: number | null | undefined;
+    for (let page = 0; page < MAX_MOVE_PAGES && next !== null; page += 1) {
+      const before: string = next === undefined ? "" : `&before=${next}`;
+      const { moves, ...rest } = heard(await read<Moves>(`moves?limit=1000${before}`));
+      known.push(...moves);
+      next = rest.next;
+      const oldest = moves.at(-1);
+      if (oldest === undefined || Date.parse(oldest.at) < since) break;
+      // Everything older is forgotten, or too much to read.
+      if (next !== null ? page === MAX_MOVE_PAGES - 1 : known.length >= rest.kept) {
+        wholeSince = Date.parse(oldest.at);
+      }
+    }
+    return { log: emptyMoveLog(wholeSince), known: known.reverse() };
+  }
+
+  /** What the stream does not begin with: it begins with the status. */
+  async function readAll(): Promise<void> {
+    try {
+      const { passes } = heard(await read<{ passes: Pass[] }>("passes"));
+      const lastRead = passes[0]?.startedAt ?? "";
+      // The stream may have been quicker.
+      state.passes = [...state.passes.filter(({ startedAt }) => startedAt > lastRead), ...passes].slice(
+        0,
+        20,
+      );
+      await Promise.all([readMoves(), poll()]);
+    } catch (error) {
+      if (!(error instanceof Refusal)) lose();
+    }
+    changed();
+  }
+
+  function listen<T>(name: string, use: (value: T) => void): void {
+    events?.addEventListener(name, (event) => {
+      state.heardAt = nowOf(state);
+      use(JSON.parse((event as MessageEvent<string>).data) as T);
+      changed();
+    });
+  }
+
+  function connect(): void {
+    events?.close();
+    events = new EventSource("api/v1/events");
+    events.addEventListener("open", () => {
+      retryMs = RETRY_MS.first;
+      state.link = { kind: "live" };
+      void readAll();
+    });
+    events.addEventListener("error", lose);
+    listen<Status>("status", (status) => {
+      state.status = status;
+      refresh();
+    });
+    listen<Pass>("pass", (pass) => {
+      addPass(state, pass);
+      refresh();
+    });
+    listen<Move[]>("moves", (moves) => {
+      if (early !== undefined) early.push(...moves);
+      else state.moves = addMoves(state.moves, moves, nowOf(state));
+    });
+    listen("reset", () => void readAll());
+  }
+
+  /** The browser's own reconnecting would leave holes: the stream is begun anew and everything is read again. */
+  function lose(): void {
+    if (events === undefined) return;
+    events.close();
+    events = undefined;
+    if (state.link.kind !== "lost") state.link = { kind: "lost", since: nowOf(state) };
+    window.setTimeout(connect, retryMs);
+    retryMs = Math.min(retryMs * 2, RETRY_MS.most);
+    changed();
+  }
+
+  let latest = 0;
+  connect();
+  window.setInterval(() => {
+    if (!document.hidden && state.link.kind === "live") void poll();
+  }, POLL_MS);
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden && state.link.kind === "live") void poll();
+  });
+
+  return {
+    refresh,
+    async search(text) {
+      latest += 1;
+      const mine = latest;
+      const found: Part<Nodes> = {};
+      state.search = { text, found: text === "" ? {} : state.search.found };
+      changed();
+      if (text === "") return;
+      await fill<Nodes>(found, `nodes?q=${encodeURIComponent(text)}&limit=${MAX_FOUND}`);
+      if (mine !== latest) return; // The reader has typed on.
+      state.search = { text, found };
+      changed();
+    },
+    async open(certname) {
+      state.story = certname === undefined ? undefined : { certname };
+      changed();
+      if (state.story !== undefined) {
+        await fill<Story>(state.story, `nodes/${encodeURIComponent(state.story.certname)}`);
+      }
+    },
+  };
+}

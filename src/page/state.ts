@@ -1,0 +1,140 @@
+// What the page knows, and how news changes it. Nothing here touches the screen or the network.
+// Promises: memory is bounded whatever the fleet does: moves are counted per minute, and only the newest are kept.
+
+import type { Instances, Masters, Move, Nodes, Pass, Status, Story } from "../api-shapes.js";
+
+export const MINUTE_MS = 60_000;
+/** The plot's minutes: one hour. */
+export const PLOT_MINUTES = 60;
+const MAX_RECENT_MOVES = 100;
+const MAX_PASSES = 20;
+
+/** A part that is read now and then: its last good answer, and why the newest one is missing. */
+export interface Part<T> {
+  value?: T;
+  problem?: string;
+}
+
+/** Moves of one minute: from master to master, and all with those that came or went. */
+export interface MinuteOfMoves {
+  moved: number;
+  all: number;
+}
+
+export interface MoveLog {
+  lastId: number;
+  /** By the minute since the epoch. */
+  minutes: Map<number, MinuteOfMoves>;
+  /** The newest first. */
+  recent: Move[];
+  /** From when on all moves are counted, in ms since the epoch. */
+  wholeSince: number;
+}
+
+export type Link = { kind: "connecting" } | { kind: "live" } | { kind: "lost"; since: number };
+
+export interface State {
+  link: Link;
+  /** What to add to this machine's clock to have sasori's. */
+  clockSkewMs: number;
+  /** When sasori last answered, by its clock. */
+  heardAt: number;
+  status: Status | undefined;
+  masters: Part<Masters>;
+  instances: Part<Instances>;
+  registrations: Part<Nodes>;
+  passes: Pass[];
+  moves: MoveLog;
+  search: { text: string; found: Part<Nodes> };
+  story: ({ certname: string } & Part<Story>) | undefined;
+  /** The call that changes something and is under way, such as "sync". */
+  busy: string | undefined;
+  /** How the last one went. */
+  notice: { good: boolean; text: string } | undefined;
+}
+
+export const emptyMoveLog = (wholeSince: number): MoveLog => ({
+  lastId: -1,
+  minutes: new Map(),
+  recent: [],
+  wholeSince,
+});
+
+export const initialState = (): State => ({
+  link: { kind: "connecting" },
+  clockSkewMs: 0,
+  heardAt: 0,
+  status: undefined,
+  masters: {},
+  instances: {},
+  registrations: {},
+  passes: [],
+  moves: emptyMoveLog(0),
+  search: { text: "", found: {} },
+  story: undefined,
+  busy: undefined,
+  notice: undefined,
+});
+
+/** Now, by sasori's clock. */
+export const nowOf = ({ clockSkewMs }: State) => Date.now() + clockSkewMs;
+
+/** Adds moves, in the order in which they happened; those that were counted already are passed over. */
+export function addMoves(log: MoveLog, moves: readonly Move[], now: number): MoveLog {
+  const news = moves.filter(({ id }) => id > log.lastId);
+  const last = news.at(-1);
+  if (last === undefined) return log;
+  const oldest = Math.floor(now / MINUTE_MS) - PLOT_MINUTES;
+  const minutes = new Map([...log.minutes].filter(([minute]) => minute >= oldest));
+  for (const { at, from, to } of news) {
+    const minute = Math.floor(Date.parse(at) / MINUTE_MS);
+    const known = minutes.get(minute) ?? { moved: 0, all: 0 };
+    const moved = from !== null && to !== null ? 1 : 0;
+    minutes.set(minute, { moved: known.moved + moved, all: known.all + 1 });
+  }
+  const recent = [...news.slice(-MAX_RECENT_MOVES).reverse(), ...log.recent].slice(0, MAX_RECENT_MOVES);
+  return { ...log, lastId: last.id, minutes, recent };
+}
+
+/** The plot's columns, the oldest first; the last is the minute that is not over. */
+export function plotOf(log: MoveLog, now: number): { at: number[]; moved: number[]; all: number[] } {
+  const last = Math.floor(now / MINUTE_MS);
+  const minutes = Array.from({ length: PLOT_MINUTES }, (_, index) => last - PLOT_MINUTES + 1 + index);
+  const of = (minute: number) => log.minutes.get(minute) ?? { moved: 0, all: 0 };
+  return {
+    at: minutes.map((minute) => minute * 60),
+    moved: minutes.map((minute) => of(minute).moved),
+    all: minutes.map((minute) => of(minute).all),
+  };
+}
+
+/** A pass that ended: quiet ones only tell that PuppetDB was read and how many nodes there are. */
+export function addPass(state: State, pass: Pass): void {
+  const { status } = state;
+  if (status !== undefined && !pass.dryRun) {
+    const polled = pass.source.outcome === "done";
+    state.status = {
+      ...status,
+      lastPass: pass,
+      nodes: pass.nodes,
+      lastGoodPoll: polled
+        ? new Date(Date.parse(pass.startedAt) + pass.durationMs).toISOString()
+        : status.lastGoodPoll,
+    };
+  }
+  const [last] = state.passes;
+  const did = pass.moved + pass.learned + pass.masters.changes.length > 0 || pass.approvalUnmatched === true;
+  // A failure that lasts is one thing that happened, not one for each pass.
+  const isNews = did || (last === undefined ? pass.outcome !== "done" : signOf(pass) !== signOf(last));
+  if (isNews && pass.startedAt !== last?.startedAt)
+    state.passes = [pass, ...state.passes].slice(0, MAX_PASSES);
+}
+
+const signOf = ({ outcome, held, source, journal, masters }: Pass) =>
+  [
+    outcome,
+    held?.id,
+    source.failure?.code,
+    journal?.code,
+    ...masters.failures.map(({ code }) => code),
+  ].join();

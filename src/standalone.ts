@@ -1,0 +1,97 @@
+// What commands do by themselves where no daemon runs: a pass, a lookup, the nodes of the map file.
+
+import type { Desired, Lookup, Node, Nodes } from "./api-shapes.js";
+import type { Config } from "./config.js";
+import { askDaemon } from "./daemon-client.js";
+import { toFailure } from "./errors.js";
+import { resolver } from "./fleet.js";
+import { lookUp } from "./lookup.js";
+import { MapFile } from "./map-file.js";
+import { type Certname, isMaster } from "./node-map.js";
+import type { SyncRequest } from "./pass-queue.js";
+import { assemble, Sync, type SyncParts } from "./sync.js";
+import type { SyncReport } from "./sync-report.js";
+
+/** For one node. */
+const PUPPETDB_DEADLINE_MS = 20_000;
+
+/** Shorter work shows no progress. */
+const PROGRESS_AFTER_MS = 1_000;
+
+/** One pass, by the daemon or else here: then it is a full one, because nobody knows what has changed. */
+export async function runPass(config: Config, wanted: SyncRequest): Promise<SyncReport> {
+  const began = Date.now();
+  let sync: Sync | undefined;
+  const timer = setInterval(() => {
+    const elapsed = Date.now() - began;
+    if (elapsed < PROGRESS_AFTER_MS || !process.stderr.isTTY) return;
+    process.stderr.write(
+      `\r\u001b[K${sync?.phase ?? "waiting for the daemon"} … ${Math.round(elapsed / 1000)} s`,
+    );
+  }, 250);
+  try {
+    const byDaemon = await askDaemon<SyncReport>(config, "POST", "/api/v1/sync", wanted);
+    if (byDaemon !== undefined) return byDaemon;
+    const parts = assemble(config);
+    sync = new Sync(parts);
+    // Without what an earlier run has left a pass is still worth more than none.
+    await sync
+      .restore()
+      .catch((error: unknown) => process.stderr.write(`sasori: ${toFailure(error).message}\n`));
+    try {
+      return await sync.request({ ...wanted, full: true });
+    } finally {
+      await parts.puppetdb.close();
+    }
+  } finally {
+    clearInterval(timer);
+    if (process.stderr.isTTY) process.stderr.write("\r\u001b[K");
+  }
+}
+
+export async function lookUpHere(config: Config, certname: Certname): Promise<Lookup> {
+  const parts = assemble(config);
+  try {
+    return await lookUp(certname, askPuppetdb(config, parts, certname), parts);
+  } finally {
+    await parts.puppetdb.close();
+  }
+}
+
+async function askPuppetdb(
+  config: Config,
+  { puppetdb, instances }: SyncParts,
+  certname: Certname,
+): Promise<Desired> {
+  const signal = AbortSignal.timeout(PUPPETDB_DEADLINE_MS);
+  try {
+    const submission = await puppetdb.readNode(certname, signal);
+    if (submission === undefined) return {};
+    const sightings = await Promise.allSettled(instances.map((instance) => instance.look(signal)));
+    const servers = sightings.flatMap((seen) => (seen.status === "fulfilled" ? seen.value.servers : []));
+    const master = resolver(
+      config.masterAliases,
+      instances.length === 0 ? undefined : servers,
+    )(submission.producer);
+    if (master === undefined) return { unroutableProducer: submission.producer };
+    return { master, source: submission.source, since: new Date(submission.at).toISOString() };
+  } catch (error) {
+    return { failure: toFailure(error) };
+  }
+}
+
+/** What the map file holds, sorted, as the daemon would list it: where each route comes from is not in the file. */
+export async function nodesOfFile(
+  mapFile: string,
+  { q, master, limit }: { q?: string | undefined; master?: string | undefined; limit: number },
+): Promise<Nodes> {
+  const { routes } = await new MapFile(mapFile).read();
+  const nodes: Node[] = [];
+  for (const [certname, to] of [...routes].sort(([a], [b]) => (a < b ? -1 : 1))) {
+    const isWanted = (q === undefined || certname.includes(q)) && (master === undefined || to === master);
+    if (!isWanted || !isMaster(to)) continue;
+    if (nodes.length === limit) return { nodes, next: nodes.at(-1)?.certname ?? null };
+    nodes.push({ certname, master: to, source: "inherited", since: null });
+  }
+  return { nodes, next: null };
+}

@@ -1,0 +1,195 @@
+// What is wrong, and what to do about it, in words: the page, the command line, the log and `GET /api/v1/status` say
+// the same of the same trouble. Promises: every error code has a remedy; the worst comes first.
+// Pure: values in, values out.
+
+import type { Status, Trouble } from "./api-shapes.js";
+import { type ErrorCode, type Failure, quote } from "./errors.js";
+import type { SyncReport } from "./sync-report.js";
+import type { TargetState } from "./tracked-target.js";
+
+const LOOK_AT_HAPROXY = "look at that HAProxy: its log, its load, its `stats socket` line";
+const LOOK_AT_PUPPETDB = "look at PuppetDB and its log; the map stays as it is, nothing is lost";
+
+const REMEDIES: Record<ErrorCode, string> = {
+  CONFIG_INVALID: "correct the variables that the message names; `sasori config --help` explains each",
+  USAGE: "correct the request as the message says",
+  PUPPETDB_UNREACHABLE:
+    "start PuppetDB, or correct SASORI_PUPPETDB_URL; the map stays as it is, nothing is lost",
+  PUPPETDB_TLS:
+    "check SASORI_PUPPETDB_CERT, _KEY and _CA: who signed them, when they end, and the name in the URL",
+  PUPPETDB_TIMEOUT: LOOK_AT_PUPPETDB,
+  PUPPETDB_STATUS: "what PuppetDB said is in the message; 403: put sasori's certificate on its allowlist",
+  PUPPETDB_BODY: `check that SASORI_PUPPETDB_URL leads to PuppetDB and not to something before it; ${LOOK_AT_PUPPETDB}`,
+  FILE_READ: "let sasori's user read the map file",
+  FILE_WRITE: "let sasori's user write the folder of the file",
+  FILE_FULL: "free space on that disk; every running HAProxy has the map nevertheless",
+  FILE_READ_ONLY: "make the file system writable; every running HAProxy has the map nevertheless",
+  FILE_MOUNTED: "mount the folder of the file, not the file itself: a file is replaced by renaming",
+  STATE_FILE:
+    "look at the file that was set aside and register again what it held; sasori goes on with a new one",
+  HAPROXY_UNREACHABLE: "start that HAProxy, or correct SASORI_HAPROXY or its `stats socket` line",
+  HAPROXY_TIMEOUT: `${LOOK_AT_HAPROXY}; sasori asks it again each minute`,
+  HAPROXY_PERMISSION: "give its `stats socket` line `level admin`, and let sasori's user open the socket",
+  HAPROXY_REPLY: `what HAProxy said is in the message; ${LOOK_AT_HAPROXY}`,
+  HAPROXY_MAP: "name the map in HAProxy's configuration, or set SASORI_MAP_NAME",
+  HAPROXY_BACKEND: "set SASORI_BACKEND to the backend whose servers are the masters",
+  HAPROXY_CHANGED: "find who else writes to this map or reloads this HAProxy; sasori goes on trying",
+  HAPROXY_SERVER: "what HAProxy said is in the message; or add the server line to its configuration",
+  BUSY: "ask again in a moment",
+  PROBE_TIMEOUT: "look at the masters: none has answered SASORI_PROBE_PATH in time",
+  DAEMON: "start sasori with `sasori serve`, or correct SASORI_LISTEN",
+  STOPPED: "start sasori again: the next pass does what this one has left",
+  INTERNAL: "a mistake of sasori's: please report it with its log; the next pass tries again",
+};
+
+/** What to do about an error. */
+export function remedyFor(code: ErrorCode): string {
+  return REMEDIES[code];
+}
+
+const number = (value: number) => value.toLocaleString("en-US");
+
+/** `1 node`, `1,200 nodes`. */
+export const counted = (value: number, one: string, many = `${one}s`) =>
+  `${number(value)} ${value === 1 ? one : many}`;
+
+/** A name from PuppetDB or HAProxy: as it is, unless it could do something to a terminal. */
+export const shown = (name: string) => (/^[!-~]+$/.test(name) ? name : quote(name));
+
+/** What there is to judge. A report of a single pass, or what a daemon knows besides. */
+export interface Situation {
+  pass: Omit<SyncReport, "targets"> | undefined;
+  targets: readonly Pick<TargetState, "target" | "failure" | "servers">[];
+  /** PuppetDB's failure, while there is one, since then (ISO 8601). */
+  puppetdb?: { failure: Failure; since?: string } | undefined;
+  /** What could not be taken over from an earlier run. */
+  stateFile?: Failure | undefined;
+}
+
+/** The worst first. */
+export function troublesOf({ pass, targets, puppetdb, stateFile }: Situation): Trouble[] {
+  const troubles: Trouble[] = [];
+  const failed = (where: string, failure: Failure | undefined, since?: string) => {
+    if (failure === undefined) return;
+    const { code, message } = failure;
+    const what = since === undefined ? message : `${message} (since ${since})`;
+    troubles.push({ severity: "critical", code, where, what, remedy: remedyFor(code) });
+  };
+  failed("puppetdb", puppetdb?.failure, puppetdb?.since);
+  for (const { target, failure } of targets) failed(target, failure);
+  failed("state file", pass?.journal ?? stateFile);
+  for (const { haproxy, master, change, failure } of pass?.masters.changes ?? []) {
+    if (failure === undefined) continue;
+    const what = `master ${shown(master)} could not be ${change} at run time: ${failure.message}`;
+    failed(haproxy, { ...failure, message: what });
+  }
+  for (const failure of pass?.masters.failures ?? []) failed("masters", failure);
+  if (pass !== undefined) troubles.push(...heldTroubles(pass));
+  troubles.push(...downTroubles(targets));
+  if (pass !== undefined) troubles.push(...fleetTroubles(pass));
+  return troubles;
+}
+
+/** The troubles of one pass by itself: all that a command without a daemon knows. */
+export function troublesOfReport(report: SyncReport): Trouble[] {
+  const { failure } = report.source;
+  return troublesOf({ pass: report, targets: report.targets, puppetdb: failure && { failure } });
+}
+
+const warning = (code: string, where: string, what: string, remedy: string): Trouble => ({
+  severity: "warning",
+  code,
+  where,
+  what,
+  remedy,
+});
+
+function heldTroubles({ held }: Pick<SyncReport, "held">): Trouble[] {
+  if (held === undefined) return [];
+  const what = `${held.reason}; the old entries keep serving`;
+  return [
+    warning(
+      "held",
+      "puppetdb",
+      what,
+      `restore PuppetDB; if the nodes are gone: sasori sync --approve ${held.id}`,
+    ),
+  ];
+}
+
+function downTroubles(targets: Situation["targets"]): Trouble[] {
+  const seen = targets.filter(({ servers }) => servers !== undefined && servers.length > 0);
+  const where = new Map<string, string[]>();
+  for (const { target, servers = [] } of seen) {
+    for (const { name, up } of servers) if (!up) where.set(name, [...(where.get(name) ?? []), target]);
+  }
+  return Array.from(where, ([master, haproxys]) => {
+    const everywhere = haproxys.length === seen.length;
+    const what = everywhere
+      ? `${master} is down: its nodes' requests go to another master, or wait`
+      : `${master} is down for ${haproxys.join(", ")}, and up for the others`;
+    const remedy = everywhere
+      ? "start the master; if it stays away its nodes follow where they check in"
+      : "check the way from that HAProxy to the master";
+    return warning("down", master, what, remedy);
+  });
+}
+
+function fleetTroubles({ displaced, unroutable, refused }: Omit<SyncReport, "targets">): Trouble[] {
+  const troubles: Trouble[] = [];
+  if (displaced > 0) {
+    const what = `${counted(displaced, "node")} left a master while it was down`;
+    const remedy = "when it is up for good: sasori rebalance --dry-run";
+    troubles.push(warning("displaced", "masters", what, remedy));
+  }
+  if (unroutable.nodes > 0) {
+    const producers = Object.entries(unroutable.producers).map(
+      ([name, count]) => `${shown(name)} ${number(count)}`,
+    );
+    const what = `${counted(unroutable.nodes, "node")} of producers without a server (${producers.join(", ")})`;
+    const remedy = "give HAProxy a server of that name or host, or set SASORI_MASTER_ALIASES";
+    troubles.push(warning("unroutable", "haproxy", what, remedy));
+  }
+  if (refused.count > 0) {
+    const names = refused.samples.map((name) => quote(name)).join(", ");
+    const what = `${counted(refused.count, "certname")} that cannot be map keys: ${names}`;
+    troubles.push(
+      warning("refused", "puppetdb", what, "find out who has such a certificate, and deactivate the node"),
+    );
+  }
+  return troubles;
+}
+
+/** The state of everything, in one word and in one sentence. */
+export function summarize(
+  { pass, targets }: { pass: Situation["pass"]; targets: readonly Pick<TargetState, "inSync" | "pending">[] },
+  troubles: readonly Trouble[],
+): Pick<Status, "state" | "summary"> {
+  const [worst] = troubles;
+  if (pass === undefined) return { state: "starting", summary: "The first pass has not ended yet." };
+  if (worst !== undefined) {
+    const more = troubles.length > 1 ? ` And ${counted(troubles.length - 1, "more trouble")}.` : "";
+    const state = worst.severity === "critical" ? "failing" : "attention";
+    return { state, summary: `${headline(worst)}${more}` };
+  }
+  const nodes = counted(pass.nodes, "node");
+  const behind = targets.filter(({ inSync }) => !inSync);
+  if (behind.length > 0) {
+    const pending = Math.max(...targets.map((target) => target.pending));
+    const changes = pending > 0 ? `, ${counted(pending, "change")} to come` : "";
+    return {
+      state: "catching up",
+      summary: `${nodes}; ${counted(behind.length, "target")} behind${changes}.`,
+    };
+  }
+  const haproxys = targets.length - 1;
+  const where =
+    haproxys === 0 ? "in the map file" : `in the map file and in ${counted(haproxys, "HAProxy", "HAProxys")}`;
+  return { state: "in sync", summary: `${nodes} in sync, ${where}.` };
+}
+
+function headline({ where, what, severity }: Trouble): string {
+  const text = what.length > 200 ? `${what.slice(0, 200)}…` : what;
+  const place = severity === "critical" && !text.includes(where) ? `${where}: ` : "";
+  return `${place}${text}.`;
+}

@@ -1,0 +1,399 @@
+// The command line as people use it: the built program in a process of its own, in a pipe and on a terminal, with a
+// daemon and without one.
+
+import { execFile } from "node:child_process";
+import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import type { Move, Nodes, Status } from "../src/api-shapes.js";
+import { parseEvents } from "../src/daemon-client.js";
+import { Child, freePort } from "./support/child.js";
+import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
+import { haproxyBinaries } from "./support/parts.js";
+
+const ROOT = fileURLToPath(new URL("..", import.meta.url));
+const CLI = path.join(ROOT, "dist/src/cli.js");
+const bin = haproxyBinaries().at(-1)?.bin ?? "";
+const node = (index: number) => `node${index}.example.com`;
+const NEVER = "0 0 1 1 *";
+
+// Each run of the program is a process that starts, and a machine may have better things to do.
+vi.setConfig({ testTimeout: 120_000 });
+
+/** Every command, with arguments that it takes; those of them that print something have --json. */
+const COMMANDS = [
+  "serve",
+  "doctor",
+  "sync",
+  "diff",
+  "lookup",
+  "status",
+  "nodes",
+  "masters",
+  "moves",
+  "passes",
+];
+const MORE = ["register", "rebalance", "priority", "config", "completion", "man"];
+
+interface Done {
+  code: number;
+  stdout: string;
+  stderr: string;
+}
+
+/** A folder with a program `sasori`, for shells. */
+let folder: string;
+beforeAll(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), "sasori-cli-"));
+  const program = path.join(folder, "sasori");
+  await writeFile(program, `#!/bin/sh\nexec "${process.execPath}" "${CLI}" "$@"\n`);
+  await chmod(program, 0o755);
+});
+afterAll(() => rm(folder, { recursive: true }));
+
+const PLAIN = () => ({ PATH: `${folder}:${process.env.PATH}`, TERM: "xterm", LANG: "C.UTF-8" });
+
+function run(program: string, args: string[], env: Record<string, string>): Promise<Done> {
+  return new Promise((resolve) => {
+    const options = { env: { ...PLAIN(), ...env }, maxBuffer: 64 * 1024 * 1024 };
+    execFile(program, args, options, (error, stdout, stderr) =>
+      resolve({ code: error === null ? 0 : Number(error.code), stdout, stderr }),
+    );
+  });
+}
+
+interface Desk {
+  lab: FleetLab;
+  env: Record<string, string>;
+  /** Runs `sasori ...`. */
+  sasori(...args: string[]): Promise<Done>;
+  /** Runs a line of bash. */
+  bash(line: string): Promise<Done>;
+  /** Runs `sasori ...` on a terminal; both outputs come together. */
+  onTerminal(args: string, env?: Record<string, string>): Promise<string>;
+  startDaemon(): Promise<Child>;
+}
+
+/** `count` nodes at three masters in PuppetDB, an HAProxy, and no daemon yet. */
+async function withDesk(count: number, use: (desk: Desk) => Promise<void>): Promise<void> {
+  await withFleetLab([{ bin }], async (lab) => {
+    for (let index = 0; index < count; index += 1)
+      await lab.run(node(index), `master${(index % 3) + 1}`, -60_000);
+    const { puppetdb } = lab.config();
+    const env = {
+      SASORI_PUPPETDB_URL: puppetdb.url,
+      SASORI_HAPROXY: lab.haproxys[0]?.socketPath ?? "",
+      SASORI_MAP_FILE: lab.mapFile,
+      SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
+      SASORI_SCHEDULE: NEVER,
+      SASORI_FULL_SCHEDULE: NEVER,
+    };
+    const daemons: Child[] = [];
+    try {
+      await use({
+        lab,
+        env,
+        sasori: (...args) => run("sasori", args, env),
+        bash: (line) => run("bash", ["--norc", "-c", line], env),
+        onTerminal: async (args, more = {}) => {
+          const log = path.join(folder, "typescript");
+          const { stdout } = await run("script", ["-qec", `sasori ${args}`, log], { ...env, ...more });
+          return stdout;
+        },
+        async startDaemon() {
+          const daemon = new Child(process.execPath, [CLI, "serve"], { env: { ...PLAIN(), ...env } });
+          daemons.push(daemon);
+          const ready = async () => (await fetch(`http://${env.SASORI_LISTEN}/readyz`)).ok;
+          await daemon.untilReady(ready, 15_000);
+          return daemon;
+        },
+      });
+    } finally {
+      for (const daemon of daemons) await daemon.end();
+    }
+  });
+}
+
+const lines = (text: string) => text.split("\n").filter((line) => line !== "");
+// biome-ignore lint/suspicious/noControlCharactersInRegex: that is what is looked for
+const COLOUR = /\u001b\[\d+m/;
+
+describe("help", () => {
+  test("names every command, and each command has an example; the README's table has them all", async () => {
+    const { stdout } = await run("sasori", ["--help"], {});
+    const readme = await readFile(path.join(ROOT, "README.md"), "utf8");
+    const listed = [...stdout.matchAll(/^ {2}([a-z]+)\b.* {2}\S/gm)].map(([, name]) => name);
+    expect(listed.filter((name) => name !== "sasori" && name !== "help").sort()).toEqual(
+      [...COMMANDS, ...MORE].sort(),
+    );
+    for (const name of [...COMMANDS, ...MORE]) {
+      const help = await run("sasori", [name, "--help"], {});
+      expect(help.code).toBe(0);
+      if (name !== "config")
+        expect(help.stdout, name).toMatch(new RegExp(`\\nExamples:\\n.*sasori.* ?${name}`));
+      expect(new RegExp(`^\\| .*\`${name}\\b`, "m").test(readme), `README: ${name}`).toBe(true);
+    }
+  });
+
+  test("the man page has every command, option, variable and exit code, and nothing that roff would take for its own", async () => {
+    const { stdout } = await run("sasori", ["man"], {});
+    const text = stdout.replaceAll("\\-", "-");
+    for (const name of [...COMMANDS, ...MORE])
+      expect(text).toMatch(new RegExp(`^\\.SS "sasori ${name}\\b`, "m"));
+    for (const words of [
+      "--approve <plan-id>",
+      "SASORI_MASTER_ALIASES",
+      "default: 100",
+      "removals are held by the guard",
+    ])
+      expect(text).toContain(words);
+    const requests = new Set(lines(stdout).flatMap((line) => /^[.'](\w*)/.exec(line)?.[1] ?? []));
+    expect([...requests].sort()).toEqual([
+      "B",
+      "BR",
+      "I",
+      "PP",
+      "RE",
+      "RS",
+      "SH",
+      "SS",
+      "TH",
+      "TP",
+      "fi",
+      "nf",
+    ]);
+  });
+
+  test("a mistake in the command line is exit code 2 and says what was expected", async () => {
+    for (const args of [
+      ["foo"],
+      ["nodes", "--limit", "0"],
+      ["lookup"],
+      ["lookup", "NO;PE"],
+      ["nodes", "--source", "rumour"],
+    ]) {
+      const { code, stderr, stdout } = await run("sasori", args, {});
+      expect({ args, code, stdout }).toEqual({ args, code: 2, stdout: "" });
+      expect(stderr).not.toBe("");
+    }
+    const { code, stderr } = await run("sasori", ["status"], { SASORI_LISTEN: "nonsense" });
+    expect(code).toBe(2);
+    for (const name of ["SASORI_LISTEN", "SASORI_PUPPETDB_URL", "SASORI_MAP_FILE"])
+      expect(stderr).toContain(name);
+  });
+});
+
+describe("without a daemon", () => {
+  test("nodes come from the map file, and what only a daemon knows says so", () =>
+    withDesk(6, async ({ sasori }) => {
+      expect((await sasori("sync")).code).toBe(0);
+      const { code, stdout, stderr } = await sasori("nodes", "--master", "master2");
+      expect({ code, stdout }).toEqual({ code: 0, stdout: `${node(1)}  master2\n${node(4)}  master2\n` });
+      expect(stderr).toContain("no daemon runs: these are the nodes of");
+      expect(lines((await sasori("nodes", "--limit", "2")).stdout)).toHaveLength(2);
+      for (const command of [
+        ["status"],
+        ["masters"],
+        ["moves"],
+        ["moves", "--follow"],
+        ["passes"],
+        ["nodes", "--source", "learned"],
+      ]) {
+        const asked = await sasori(...command);
+        expect({ command, code: asked.code, stdout: asked.stdout }).toEqual({ command, code: 1, stdout: "" });
+        expect(asked.stderr).toMatch(/^sasori: DAEMON: .*`sasori serve`\n$/);
+      }
+    }));
+
+  test("doctor exits with 0, 1 or 2, and prints findings in their order, or JSON", () =>
+    withDesk(3, async ({ lab, sasori, env }) => {
+      await sasori("sync");
+      const well = await sasori("doctor");
+      expect(well.code).toBe(0);
+      expect(well.stdout).not.toMatch(COLOUR);
+      expect(well.stdout).toMatch(
+        /^ok {7}Node\.js: [\s\S]*\nwarning {2}daemon http.*\n {9}→ start it: sasori serve\n\n/m,
+      );
+      await lab.haproxys[0]?.kill();
+      const ill = await sasori("doctor", "--json");
+      expect(ill.code).toBe(1);
+      expect(JSON.parse(ill.stdout)).toMatchObject({ outcome: "failed", findings: expect.any(Array) });
+      const wrong = await run("sasori", ["doctor"], { ...env, SASORI_MAP_FILE: "relative" });
+      expect(wrong.code).toBe(2);
+      expect(wrong.stdout).toContain("SASORI_MAP_FILE");
+    }));
+});
+
+describe("with a daemon", () => {
+  test("status says the state, what is wrong and what to do; its exit code says it too", () =>
+    withDesk(6, async ({ lab, sasori, startDaemon }) => {
+      await startDaemon();
+      const well = await sasori("status");
+      expect(well.code).toBe(0);
+      expect(lines(well.stdout)[0]).toMatch(/^in sync: 6 nodes in sync, in the map file and in 1 HAProxy\.$/);
+      await lab.haproxys[0]?.kill();
+      expect((await sasori("sync")).code).toBe(1);
+      const ill = await sasori("status");
+      expect(ill.code).toBe(1);
+      expect(ill.stdout).toMatch(/^failing: /);
+      expect(ill.stdout).toMatch(/^HAPROXY_UNREACHABLE .*\n {2}→ start that HAProxy/m);
+      await lab.haproxys[0]?.restart();
+      expect((JSON.parse((await sasori("status", "--json")).stdout) as Status).state).toBe("failing");
+    }));
+
+  test("held removals are exit code 3, and status names the approval", () =>
+    withDesk(15, async ({ lab, sasori, startDaemon }) => {
+      await startDaemon();
+      await lab.stopPuppetdb();
+      await lab.startPuppetdb();
+      expect((await sasori("sync", "--full")).code).toBe(3);
+      const held = await sasori("status");
+      expect(held.code).toBe(3);
+      const id = /sasori sync --approve ([0-9a-f]{12})/.exec(held.stdout)?.[1] ?? "";
+      expect((await sasori("sync", "--approve", id)).code).toBe(0);
+      expect((await sasori("nodes")).stderr).toBe("no such node\n");
+    }));
+
+  test("every command that prints something prints JSON too", () =>
+    withDesk(6, async ({ env, sasori, startDaemon }) => {
+      await startDaemon();
+      await sasori("register", node(0), "master2");
+      const commands = [
+        ["doctor"],
+        ["sync"],
+        ["diff"],
+        ["lookup", node(0)],
+        ["status"],
+        ["nodes"],
+        ["nodes", "--all"],
+        ["masters"],
+        ["moves"],
+        ["passes"],
+        ["register", node(0), "--end"],
+        ["rebalance", "--dry-run"],
+        ["config"],
+      ];
+      for (const command of commands) {
+        const { code, stdout } = await sasori(...command, "--json");
+        expect({ command, code }).toEqual({ command, code: 0 });
+        expect(() => JSON.parse(stdout), command.join(" ")).not.toThrow();
+        const plain = await run("sasori", command, env);
+        expect(plain.stdout, command.join(" ")).not.toMatch(/undefined|NaN|\[object/);
+      }
+    }));
+
+  test("nodes are listed page by page, whatever their number, and a closed pipe ends it quietly", () =>
+    withDesk(3, async ({ lab, sasori, bash, startDaemon }) => {
+      const many = Array.from(
+        { length: 2_500 },
+        (_, index) => `many${String(index).padStart(4, "0")} master1\n`,
+      );
+      await writeFile(lab.mapFile, many.join(""));
+      await lab.stopPuppetdb(); // So that the file is all there is.
+      await startDaemon();
+      const { nodes, next } = JSON.parse((await sasori("nodes", "--all", "--json")).stdout) as Nodes;
+      expect(nodes.map(({ certname }) => `${certname} master1\n`)).toEqual(many);
+      expect(next).toBeNull();
+      expect(lines((await sasori("nodes", "--limit", "1200")).stdout)).toHaveLength(1_200);
+      const some = await sasori("nodes", "many000", "--limit", "3");
+      expect(lines(some.stdout)).toHaveLength(3);
+      expect(some.stderr).toContain("there are more");
+      const cut = await bash("sasori nodes --all | head -n 1; exit $PIPESTATUS");
+      expect(cut).toEqual({ code: 0, stdout: "many0000  master1\n", stderr: "" });
+    }));
+
+  test("moves --follow shows each move once, over a restart of the daemon too", () =>
+    withDesk(6, async ({ env, sasori, startDaemon }) => {
+      const daemon = await startDaemon();
+      await sasori("register", node(0), "master2");
+      const follow = new Child(process.execPath, [CLI, "moves", "--follow", "--json"], {
+        env: { ...PLAIN(), ...env },
+      });
+      const seen = () =>
+        lines(follow.printed)
+          .filter((line) => line.startsWith("{"))
+          .map((line) => JSON.parse(line) as Move)
+          .map(({ certname, from, to }) => `${certname} ${from} ${to}`);
+      const expected = [`${node(0)} master1 master2`];
+      const poll = () => expect.poll(seen, { timeout: 15_000 });
+      try {
+        await poll().toEqual(expected);
+        await sasori("register", node(1), "master3");
+        expected.push(`${node(1)} master2 master3`);
+        await poll().toEqual(expected);
+        await daemon.end();
+        await expect.poll(() => follow.printed, { timeout: 15_000 }).toContain("the daemon is gone");
+        await startDaemon();
+        await sasori("register", node(2), "master1");
+        expected.push(`${node(2)} master3 master1`);
+        await poll().toEqual(expected);
+        expect(follow.printed).toContain("the daemon is back");
+        const wanted = await sasori("moves", node(2));
+        expect(wanted.stdout).toMatch(new RegExp(`^\\S+Z  ${node(2)}  master3 → master1  registration\\n$`));
+      } finally {
+        await follow.end("SIGINT");
+      }
+    }));
+
+  test("colours and progress are for terminals that want them", () =>
+    withDesk(3, async ({ sasori, onTerminal, startDaemon }) => {
+      await startDaemon();
+      for (const command of ["status", "doctor", "masters"]) {
+        const { stdout, stderr } = await sasori(command);
+        expect(stdout + stderr).not.toContain("\u001b");
+        expect(await onTerminal(command)).toMatch(COLOUR);
+        expect(await onTerminal(command, { NO_COLOR: "1" })).not.toMatch(COLOUR);
+      }
+    }));
+});
+
+describe("completion", () => {
+  test("bash completes commands, options, masters and certnames, of the daemon or of the map file", () =>
+    withDesk(6, async ({ sasori, bash, startDaemon }) => {
+      await sasori("sync");
+      const complete = async (...words: string[]) => {
+        const list = words.map((word) => `"${word}"`).join(" ");
+        const { stdout } = await bash(
+          `source <(sasori completion bash); COMP_WORDS=(sasori ${list}); COMP_CWORD=${words.length}; _sasori; printf '%s\\n' "\${COMPREPLY[@]}"`,
+        );
+        return lines(stdout);
+      };
+      const names = async () => {
+        expect(await complete("lookup", "node1")).toEqual([node(1)]);
+        expect(await complete("register", node(1), "")).toHaveLength(3);
+        expect(await complete("moves", "--master", "master2")).toEqual(["master2"]);
+      };
+      expect(await complete("st")).toEqual(["status"]);
+      expect(await complete("sync", "--")).toEqual(["--full", "--dry-run", "--approve", "--json"]);
+      expect(await complete("priority", "")).toEqual(["list", "set", "unset"]);
+      expect(await complete("nodes", "--source", "re")).toEqual(["report", "registration"]);
+      expect(await complete("status", "")).toEqual([]);
+      await names();
+      await startDaemon();
+      await names();
+      for (const shell of ["zsh", "fish"])
+        expect((await sasori("completion", shell)).stdout).toContain("complete-words");
+      expect((await sasori("completion", "tcsh")).code).toBe(2);
+    }));
+});
+
+describe("events", () => {
+  test("are whole however they arrive", async () => {
+    const text =
+      ': still here\n\nid: a-1\nevent: moves\ndata: [{"to":"mü"}]\n\nretry: 2000\n\ndata: one\ndata: two\n\nevent: cut\ndata: no';
+    for (const size of [1, 7, 1_000]) {
+      const bytes = Buffer.from(text);
+      const pieces = async function* () {
+        for (let at = 0; at < bytes.length; at += size) yield bytes.subarray(at, at + size);
+      };
+      const events = [];
+      for await (const event of parseEvents(pieces())) events.push(event);
+      expect(events).toEqual([
+        { event: "moves", id: "a-1", data: '[{"to":"mü"}]' },
+        { event: "message", id: undefined, data: "one\ntwo" },
+      ]);
+    }
+  });
+});

@@ -1,0 +1,299 @@
+/** deploy/kubernetes: rendered by kubectl, held to the schemas, and its pods run as the kubelet would run them. */
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import type { IDeployment } from "kubernetes-models/apps/v1";
+import { Agent, request } from "undici";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { startPuppetdbStandIn } from "../demo/puppetdb.js";
+import { readConfig } from "../src/config.js";
+import { freePort, run } from "./support/child.js";
+import { startMaster, type TestMaster } from "./support/gateway.js";
+import { haproxyBinaries, partIfThere } from "./support/parts.js";
+import { Pod, Service } from "./support/pods.js";
+import { type PuppetdbClient, puppetdbClient } from "./support/puppetdb-server.js";
+
+const ROOT = fileURLToPath(new URL("..", import.meta.url));
+const MANIFESTS = path.join(ROOT, "deploy/kubernetes");
+const kubectl = partIfThere("kubectl");
+
+interface Manifest {
+  apiVersion: string;
+  kind: string;
+  metadata: { name: string; labels: Record<string, string> };
+  data?: Record<string, string>;
+  spec?: Record<string, Record<string, unknown>>;
+}
+
+let folder: string;
+let manifests: Manifest[] = [];
+
+/** What `kubectl apply -k` would send, with the component for monitoring. kubectl asks no cluster for that. */
+async function render(): Promise<Manifest[]> {
+  if (kubectl === undefined) return [];
+  const env = { KUBECONFIG: "/dev/null", HOME: folder };
+  const overlay = path.join(folder, "overlay");
+  await mkdir(overlay);
+  const relative = path.relative(overlay, MANIFESTS);
+  const kustomization = `resources: ["${relative}"]\ncomponents: ["${relative}/monitoring"]\n`;
+  await writeFile(path.join(overlay, "kustomization.yaml"), kustomization);
+  const yaml = await run(kubectl, ["kustomize", overlay], { env });
+  const toJson = ["annotate", "--local", "-f", "-", "-o", 'jsonpath={@}{"\\n"}', "rendered=yes"];
+  const lines = (await run(kubectl, toJson, { env, input: yaml })).trim().split("\n");
+  return lines.map((line) => JSON.parse(line));
+}
+
+const find = (kind: string, name = "sasori") => {
+  const found = manifests.find((one) => one.kind === kind && one.metadata.name.startsWith(name));
+  if (found === undefined) throw new Error(`no ${kind} ${name}`);
+  return found;
+};
+const deployment = () => find("Deployment") as unknown as IDeployment;
+const podSpec = () => deployment().spec?.template.spec;
+
+beforeAll(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), "sasori-kubernetes-"));
+  manifests = await render();
+});
+afterAll(() => rm(folder, { recursive: true, force: true }));
+
+/** Where the models of a manifest's group are. */
+const modelsOf = ({ apiVersion }: Manifest) =>
+  apiVersion.startsWith("monitoring.coreos.com/")
+    ? `@kubernetes-models/prometheus-operator/${apiVersion}`
+    : `kubernetes-models/${apiVersion}`;
+
+/** The types of the schemas refuse fields that there are not, which the API server would drop without a word. */
+async function fieldErrors(all: readonly Manifest[]): Promise<string> {
+  const place = await mkdtemp(path.join(ROOT, "node_modules/.manifests-"));
+  try {
+    const lines = all.map(
+      (one, index) =>
+        `export const m${index}: import("${modelsOf(one)}").I${one.kind} = ${JSON.stringify(one)};\n`,
+    );
+    await writeFile(path.join(place, "manifests.ts"), lines.join(""));
+    const options = ["--noEmit", "--strict", "--skipLibCheck", "--module", "nodenext", "--ignoreConfig"];
+    const tsc = path.join(ROOT, "node_modules/.bin/tsc");
+    return await run(tsc, [...options, "manifests.ts"], { cwd: place }).catch(String);
+  } finally {
+    await rm(place, { recursive: true });
+  }
+}
+
+describe.skipIf(kubectl === undefined)("the manifests", () => {
+  test("hold to Kubernetes' schemas, with no field that there is not", async () => {
+    expect(manifests.map(({ kind }) => kind).sort()).toEqual(
+      // biome-ignore format: a list
+      ["ConfigMap", "ConfigMap", "ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service", "Service",
+        "ServiceMonitor"],
+    );
+    for (const manifest of manifests) {
+      const models = await import(modelsOf(manifest));
+      new models[manifest.kind](manifest).validate();
+    }
+    expect(await fieldErrors(manifests)).toBe("");
+    const misspelt = JSON.parse(
+      JSON.stringify(manifests).replaceAll("readOnlyRootFilesystem", "readOnlyRootFs"),
+    );
+    expect(await fieldErrors(misspelt)).toContain("'\"readOnlyRootFs\"' does not exist");
+  });
+
+  test("select the pods, and nothing but them", () => {
+    const labels = deployment().spec?.template.metadata?.labels ?? {};
+    const selectors = [
+      ...manifests.filter(({ kind }) => kind === "Service").map(({ spec }) => spec?.selector),
+      find("PodDisruptionBudget").spec?.selector?.matchLabels,
+      find("NetworkPolicy").spec?.podSelector?.matchLabels,
+      deployment().spec?.selector.matchLabels,
+      ...(podSpec()?.topologySpreadConstraints ?? []).map(({ labelSelector }) => labelSelector?.matchLabels),
+    ];
+    expect(selectors).toHaveLength(7);
+    for (const selector of selectors) {
+      expect(Object.keys(selector ?? {})).not.toEqual([]);
+      expect(labels).toMatchObject(selector as object);
+    }
+    const monitored = find("ServiceMonitor").spec?.selector?.matchLabels as object;
+    expect(find("Service", "sasori-metrics").metadata.labels).toMatchObject(monitored);
+    expect(find("Service").metadata.labels).not.toMatchObject(monitored);
+  });
+
+  test("carry the gateway of this repository, and a version of sasori that there is", async () => {
+    const { data } = find("ConfigMap", "sasori-gateway");
+    for (const name of ["haproxy.cfg", "heal.lua"])
+      expect(data?.[name]).toBe(await readFile(path.join(ROOT, "haproxy", name), "utf8"));
+    const { version } = JSON.parse(await readFile(path.join(ROOT, "package.json"), "utf8"));
+    expect(podSpec()?.initContainers?.map(({ image }) => image)).toEqual([`sasori:${version}`]);
+  });
+
+  test("confine both containers", () => {
+    expect(podSpec()).toMatchObject({
+      automountServiceAccountToken: false,
+      securityContext: { runAsNonRoot: true, seccompProfile: { type: "RuntimeDefault" } },
+    });
+    for (const container of [...(podSpec()?.containers ?? []), ...(podSpec()?.initContainers ?? [])]) {
+      expect(container.securityContext).toMatchObject({
+        allowPrivilegeEscalation: false,
+        readOnlyRootFilesystem: true,
+        capabilities: { drop: ["ALL"] },
+      });
+      expect(container.resources).toMatchObject({ requests: expect.anything(), limits: expect.anything() });
+    }
+  });
+
+  test("set what sasori understands, and keep from it what Kubernetes would add", async () => {
+    const { data = {} } = find("ConfigMap", "sasori-settings");
+    const own = (podSpec()?.initContainers?.[0]?.env ?? []).map(({ name, value }) => [name, value]);
+    const file = path.join(folder, "any");
+    await writeFile(file, "");
+    const env: Record<string, string> = { ...data, ...Object.fromEntries(own) };
+    for (const name of ["PUPPETDB_CERT", "PUPPETDB_KEY", "PUPPETDB_CA", "API_TOKEN_FILE"])
+      env[`SASORI_${name}`] = file;
+    expect(readConfig(env)).toMatchObject({ listen: { host: "0.0.0.0", port: 9180 } });
+    expect(() => readConfig({ ...env, SASORI_SERVICE_HOST: "10.0.0.1" })).toThrow("SASORI_SERVICE_HOST");
+    expect(podSpec()?.enableServiceLinks).toBe(false);
+  });
+
+  test("leave each wait the time that it may take", () => {
+    const [haproxy] = podSpec()?.containers ?? [];
+    const preStop = Number(haproxy?.lifecycle?.preStop?.exec?.command?.[1]);
+    // haproxy.cfg: the longest answer, and an idle connection. sasori promises to end within 10 s.
+    expect(podSpec()?.terminationGracePeriodSeconds).toBeGreaterThanOrEqual(preStop + 120 + 30 + 10);
+  });
+});
+
+interface Fleet {
+  puppetdb: PuppetdbClient;
+  masters: TestMaster[];
+  /** Starts a pod; it is ended with the test. */
+  start(bin: string): Promise<Pod>;
+  /** A node's run at a master, which has it from now on. */
+  move(node: string, to: string): Promise<void>;
+  stopPuppetdb(): Promise<void>;
+}
+
+async function withFleet(use: (fleet: Fleet) => Promise<void>): Promise<void> {
+  const masters = await Promise.all(["master1", "master2", "master3"].map((name) => startMaster(name)));
+  for (const master of masters) master.nodes = new Set();
+  const port = await freePort();
+  const standIn = await startPuppetdbStandIn({ host: "127.0.0.1", port });
+  const url = `http://127.0.0.1:${port}`;
+  const nowhere = { tls: { url, ca: "", cert: "", key: "" }, postgres: { psql: "", port: 0, password: "" } };
+  const puppetdb = puppetdbClient({ url, ...nowhere });
+  const pods: Pod[] = [];
+  const settings = {
+    SASORI_PUPPETDB_URL: url,
+    ...Object.fromEntries(["CERT", "KEY", "CA"].map((name) => [`SASORI_PUPPETDB_${name}`, ""])),
+    SASORI_MASTER_ALIASES: "",
+    SASORI_SCHEDULE: "* * * * * *",
+    ...Object.fromEntries(masters.map((master) => [master.name.toUpperCase(), `127.0.0.1:${master.port}`])),
+  };
+  try {
+    await use({
+      puppetdb,
+      masters,
+      async start(bin) {
+        const pod = await Pod.start({ deployment: deployment(), bin, settings });
+        pods.push(pod);
+        return pod;
+      },
+      async move(certname, to) {
+        await puppetdb.replaceFacts({ certname, producer: to, at: new Date() });
+        for (const { name, nodes } of masters) name === to ? nodes?.add(certname) : nodes?.delete(certname);
+      },
+      stopPuppetdb: () => standIn.close(),
+    });
+  } finally {
+    await Promise.all(pods.map((pod) => pod.kill()));
+    await standIn.close();
+    for (const master of masters) await master.stop();
+  }
+}
+
+const NODES = Array.from({ length: 60 }, (_, index) => `node${index}.example.com`);
+
+describe.skipIf(kubectl === undefined)("a pod", () => {
+  test.each(haproxyBinaries())(
+    "gets no request before HAProxy $version has the map, and keeps them when sasori and PuppetDB are down",
+    ({ bin }) =>
+      withFleet(async ({ start, move, stopPuppetdb }) => {
+        const pod = await start(bin);
+        const ready = () => pod.probe("haproxy", "readinessProbe");
+        // PuppetDB is empty, and sasori has said so: HAProxy is alive, but not for clients.
+        const passes = () => pod.printed.split('"msg":"pass done"').length - 1;
+        await expect.poll(passes, { timeout: 10_000 }).toBeGreaterThan(1);
+        expect([await pod.probe("haproxy", "livenessProbe"), await ready()]).toEqual([200, 503]);
+        await move("node1.example.com", "master2");
+        await pod.untilReady();
+        const headers = { "x-node-name": "node1.example.com" };
+        const ask = () => fetch(`http://127.0.0.1:${pod.ports.gateway}/`, { headers });
+        expect((await ask()).headers.get("x-served-by")).toBe("master2");
+        await stopPuppetdb();
+        await pod.endSasori();
+        expect([await pod.probe("sasori", "livenessProbe"), await ready()]).toEqual([0, 200]);
+        expect((await ask()).headers.get("x-served-by")).toBe("master2");
+      }),
+  );
+});
+
+describe.skipIf(kubectl === undefined)("a rolling restart", () => {
+  // The oldest and the newest: each takes a quarter of a minute.
+  test.each(haproxyBinaries().filter((_, index, all) => index === 0 || index === all.length - 1))(
+    "fails no request on HAProxy $version, while nodes move and clients keep their connections",
+    ({ bin }) =>
+      withFleet(async ({ start, move, masters }) => {
+        for (const [index, node] of NODES.entries()) await move(node, `master${(index % 3) + 1}`);
+        const service = await Service.start();
+        const old = await Promise.all([start(bin), start(bin)]);
+        for (const pod of old) await pod.untilReady();
+        await Promise.all(old.map((pod) => service.add(pod)));
+
+        const connections = new Agent({ connections: 12, pipelining: 1 });
+        const failures: string[] = [];
+        let requests = 0;
+        let restarting = true;
+        const client = async (number: number) => {
+          for (let turn = number; restarting; turn += 1) {
+            const node = NODES[(turn * 7) % NODES.length] ?? "";
+            await request(`http://127.0.0.1:${service.port}/`, {
+              headers: { "x-node-name": node },
+              dispatcher: connections,
+            }).then(
+              async ({ statusCode, body }) => {
+                const text = await body.text();
+                requests += 1;
+                if (statusCode !== 200) failures.push(`${node} ${statusCode} ${text}`);
+              },
+              (error) => failures.push(`${node} ${error}`),
+            );
+            await sleep(5);
+          }
+        };
+        const moving = async () => {
+          for (let turn = 0; restarting; turn += 1) {
+            await move(NODES[turn % NODES.length] ?? "", `master${(turn % 3) + 1}`);
+            await sleep(100);
+          }
+        };
+        const busy = [...Array.from({ length: 12 }, (_, number) => client(number)), moving()];
+        try {
+          for (const pod of old) {
+            const fresh = await start(bin);
+            await fresh.untilReady();
+            await service.add(fresh);
+            await Promise.all([service.remove(pod), pod.delete()]);
+          }
+        } finally {
+          restarting = false;
+          await Promise.all(busy);
+          await connections.close();
+          await service.close();
+        }
+        expect(failures).toEqual([]);
+        expect(requests).toBeGreaterThan(500);
+        expect(masters.every((master) => master.requests > 0)).toBe(true);
+      }),
+    60_000,
+  );
+});

@@ -1,0 +1,692 @@
+// The doctor beside real HAProxys: everything well, and then one thing after the other broken. Each is told in words
+// that name the remedy, and nothing is changed by looking.
+
+import { chmod, mkdtemp, readdir, readFile, rm, unlink, writeFile } from "node:fs/promises";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { pino } from "pino";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { type Check, runChecks, verdict } from "../src/check.js";
+import { readConfig } from "../src/config.js";
+import { startDaemon } from "../src/daemon.js";
+import { type Diagnosis, diagnose } from "../src/doctor.js";
+import { VERSION } from "../src/version.js";
+import { makeTlsFiles } from "./support/certificates.js";
+import { freePort } from "./support/child.js";
+import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
+import { withGateway } from "./support/gateway.js";
+import { type HaproxyOptions, runtimeCommand } from "./support/haproxy-server.js";
+import { haproxyBinaries } from "./support/parts.js";
+import { answer, EMPTY, type Script, startScriptedPuppetdb } from "./support/scripted-puppetdb.js";
+
+const anyBin = haproxyBinaries().at(-1)?.bin ?? "";
+const NODE = "node1.example.com";
+
+interface Surgery {
+  lab: FleetLab;
+  env: Record<string, string>;
+  /** Its map file is the one that sasori writes. */
+  mapFile: string;
+  /** `extra` replaces variables. */
+  examine(extra?: Record<string, string>): Promise<Diagnosis>;
+}
+
+type Options = Omit<HaproxyOptions, "bin" | "servers"> & { bin?: string };
+
+/** HAProxys that hold 30 nodes as the first one's map file does, and a PuppetDB that says the same. */
+async function withPatient(
+  options: readonly Options[],
+  use: (surgery: Surgery) => Promise<void>,
+): Promise<void> {
+  const map = Array.from(
+    { length: 30 },
+    (_, index) => [`node${index}.example.com`, MASTERS[index % 3] ?? ""] as const,
+  );
+  await withFleetLab(
+    options.map((one) => ({ bin: anyBin, map, ...one })),
+    async (lab) => {
+      for (const [certname, master] of map) await lab.run(certname, master, -60_000);
+      const [first] = lab.haproxys;
+      const { config } = lab;
+      const env = {
+        SASORI_PUPPETDB_URL: config().puppetdb.url,
+        SASORI_HAPROXY: lab.haproxys.map(({ socketPath }) => socketPath).join(",") || "none",
+        SASORI_MAP_FILE: first?.mapPath ?? lab.mapFile,
+        SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
+      };
+      const examine = (extra = {}) => diagnose({ ...env, ...extra }, VERSION);
+      await use({ lab, env, mapFile: env.SASORI_MAP_FILE, examine });
+    },
+  );
+}
+
+/** The one finding of this check, there if it is named. */
+function finding({ findings }: Diagnosis, check: string, where?: string) {
+  const found = findings.filter((one) => one.check === check && (where === undefined || one.where === where));
+  expect(found, `${check}: ${JSON.stringify(findings, null, 1)}`).toHaveLength(1);
+  return found[0];
+}
+
+/** What is neither well nor only waiting for something that is broken. */
+const broken = ({ findings }: Diagnosis) =>
+  findings.filter(({ outcome }) => outcome === "failed" || outcome === "warning").map(({ check }) => check);
+
+const isRoot = process.getuid?.() === 0;
+
+/** As a user who is nobody in particular; a test run by an ordinary user is that already. */
+async function asNobody<T>(use: () => Promise<T>): Promise<T> {
+  if (!isRoot) return use();
+  process.setegid?.(65534);
+  process.seteuid?.(65534);
+  try {
+    return await use();
+  } finally {
+    process.seteuid?.(0);
+    process.setegid?.(0);
+  }
+}
+
+describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, version }) => {
+  test("finds everything well, misses only the daemon, and has changed nothing", () =>
+    withPatient([{ bin }], async ({ lab, mapFile, examine }) => {
+      const listings = () => runtimeCommand(lab.haproxys[0]?.socketPath ?? "", "show map");
+      const seen = async () => [
+        await listings(),
+        await readdir(path.dirname(mapFile)),
+        await readFile(mapFile, "utf8"),
+      ];
+      const before = await seen();
+      const diagnosis = await examine();
+      expect(broken(diagnosis)).toEqual(["daemon"]);
+      expect(diagnosis.outcome).toBe("warning");
+      expect(finding(diagnosis, "HAProxy", lab.haproxys[0]?.socketPath)?.detail).toContain(version);
+      expect(finding(diagnosis, "nodes")?.detail).toContain("30 active nodes of 3 producers");
+      expect(finding(diagnosis, "daemon")).toMatchObject({
+        outcome: "warning",
+        remedy: "start it: sasori serve",
+      });
+      expect(await seen()).toEqual(before);
+    }));
+
+  test("tells the level of the socket, and when it is too low", async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), "sasori-levels-"));
+    const sockets = ["user", "operator"].map((level) => [level, path.join(folder, level)] as const);
+    const globalLines = sockets.map(([level, socket]) => `stats socket ${socket} level ${level}`);
+    await withPatient([{ bin, globalLines }], async ({ examine }) => {
+      for (const [level, socket] of sockets) {
+        const low = await examine({ SASORI_HAPROXY: socket });
+        expect(broken(low)).toEqual(["level", "daemon"]);
+        expect(finding(low, "level")).toMatchObject({
+          outcome: "warning",
+          detail: expect.stringContaining(`level ${level}`),
+          remedy: expect.stringContaining("`level admin`"),
+        });
+        const needed = await examine({ SASORI_HAPROXY: socket, SASORI_NEW_MASTERS: "puppet.*" });
+        expect(finding(needed, "level")).toMatchObject({ outcome: "failed" });
+      }
+    });
+    await rm(folder, { recursive: true });
+  });
+
+  test("knows the socket of the master process, which has no maps", () =>
+    withPatient([{ bin, masterWorker: true }], async ({ lab, examine }) => {
+      const diagnosis = await examine({ SASORI_HAPROXY: lab.haproxys[0]?.masterSocketPath ?? "" });
+      expect(finding(diagnosis, "stats socket")).toMatchObject({
+        outcome: "failed",
+        detail: expect.stringContaining("master process"),
+        remedy: expect.stringContaining("`stats socket`"),
+      });
+      expect(finding(diagnosis, "map")).toMatchObject({ outcome: "skipped" });
+      expect(diagnosis.outcome).toBe("failed");
+    }));
+
+  test("finds duplicates, keys that are no certnames, and nodes that differ from the file", () =>
+    withPatient([{ bin }], async ({ lab, mapFile, examine }) => {
+      const socket = lab.haproxys[0]?.socketPath ?? "";
+      await runtimeCommand(socket, `add map ${mapFile} ${NODE} master3`);
+      await runtimeCommand(socket, `add map ${mapFile} Node1 master3`);
+      await runtimeCommand(socket, `set map ${mapFile} node2.example.com master1`);
+      await runtimeCommand(socket, `del map ${mapFile} node3.example.com`);
+      const diagnosis = await examine();
+      expect(finding(diagnosis, "live map")).toMatchObject({
+        outcome: "warning",
+        detail: expect.stringMatching(/more than once: node1\.example\.com; no certnames: "Node1"/),
+        remedy: expect.stringContaining("sasori sync --full"),
+      });
+      const differs = finding(diagnosis, "file and live map");
+      expect(differs?.detail).toContain("2 nodes differ");
+      expect(differs?.detail).toContain("node2.example.com master3 → master1");
+      expect(differs?.detail).toContain("node3.example.com master1 → (missing)");
+    }));
+
+  test("names a map and a backend that HAProxy does not have", () =>
+    withPatient([{ bin }], async ({ mapFile, examine }) => {
+      const diagnosis = await examine({ SASORI_MAP_NAME: "/nowhere/else.map", SASORI_BACKEND: "masters" });
+      expect(finding(diagnosis, "map")).toMatchObject({
+        outcome: "failed",
+        detail: expect.stringContaining(mapFile),
+        remedy: expect.stringContaining("SASORI_MAP_NAME"),
+      });
+      expect(finding(diagnosis, "servers")).toMatchObject({
+        outcome: "failed",
+        detail: 'HAProxy has no backend "masters"',
+        remedy: expect.stringContaining("SASORI_BACKEND"),
+      });
+      expect(finding(diagnosis, "live map")?.outcome).toBe("skipped");
+      expect(finding(diagnosis, "level")?.outcome).toBe("ok");
+    }));
+
+  test("examines the others while one HAProxy is down and another takes connections and says nothing", () =>
+    withPatient([{ bin }, { bin }, { bin }], async ({ lab, examine }) => {
+      const [well, dead, stalled] = lab.haproxys;
+      await dead?.kill();
+      process.kill(stalled?.pid ?? 0, "SIGSTOP");
+      const diagnosis = await examine().finally(() => process.kill(stalled?.pid ?? 0, "SIGCONT"));
+      expect(finding(diagnosis, "stats socket", well?.socketPath)?.outcome).toBe("ok");
+      expect(finding(diagnosis, "file and live map", well?.socketPath)?.outcome).toBe("ok");
+      expect(finding(diagnosis, "stats socket", dead?.socketPath)).toMatchObject({
+        outcome: "failed",
+        detail: "nobody listens there",
+        remedy: "start HAProxy",
+      });
+      expect(finding(diagnosis, "stats socket", stalled?.socketPath)).toMatchObject({
+        outcome: "failed",
+        detail: "no answer within 5 s",
+        remedy: expect.stringContaining("Restart"),
+      });
+      expect(finding(diagnosis, "live map", stalled?.socketPath)?.outcome).toBe("skipped");
+      expect(finding(diagnosis, "masters")?.outcome).toBe("ok");
+    }));
+
+  test("holds servers against producers: down, missing, misspelt, unequal", () =>
+    withPatient([{ bin }, { bin, tcpStats: true }], async ({ lab, examine }) => {
+      const [first, second] = lab.haproxys;
+      await runtimeCommand(first?.socketPath ?? "", "set server puppet/master1 state maint");
+      await runtimeCommand(second?.socketPath ?? "", "add server puppet/extra 127.0.0.1:18150");
+      await lab.run("lost.example.com", "ghost.example.com");
+      const tcp = `tcp://127.0.0.1:${second?.ports.stats}`;
+      const diagnosis = await examine({
+        SASORI_HAPROXY: `${first?.socketPath},${tcp}`,
+        SASORI_MASTER_ALIASES: "old.example.com=master9",
+      });
+      expect(finding(diagnosis, "servers", first?.socketPath)).toMatchObject({
+        outcome: "warning",
+        detail: expect.stringContaining("down: master1"),
+        remedy: expect.stringContaining("start these masters"),
+      });
+      const masters = finding(diagnosis, "masters");
+      expect(masters?.outcome).toBe("failed");
+      expect(masters?.detail).toContain("old.example.com=master9");
+      expect(masters?.detail).toContain('"ghost.example.com" (1 nodes)');
+      expect(masters?.detail).toContain(`${first?.socketPath} lacks extra`);
+      expect(masters?.remedy).toContain(
+        "SASORI_MASTER_ALIASES (puppet has: master1, master2, master3, extra)",
+      );
+      expect(finding(diagnosis, "clock", tcp)?.outcome).toBe("ok");
+    }));
+
+  test("tells whether HAProxy reaches sasori for healing", async () => {
+    const sasoriPort = await freePort();
+    await withGateway({ bin, sasoriPort }, async ({ haproxy }) => {
+      const env = {
+        SASORI_PUPPETDB_URL: `http://127.0.0.1:${await freePort()}`,
+        SASORI_HAPROXY: haproxy.socketPath,
+        SASORI_MAP_FILE: haproxy.mapPath,
+      };
+      const checked = () => runtimeCommand(haproxy.socketPath, "show servers state sasori");
+      await expect.poll(checked, { timeout: 5_000 }).toMatch(/ sasori 127\.0\.0\.1 0 /); // 0: it is down.
+      const listen = `127.0.0.1:${sasoriPort}`;
+      expect(finding(await diagnose({ ...env, SASORI_LISTEN: listen }, VERSION), "healing")).toMatchObject({
+        outcome: "warning",
+        detail: expect.stringContaining("cannot reach sasori"),
+        remedy: expect.stringContaining("sasori serve"),
+      });
+      const daemon = await startDaemon(
+        readConfig({ ...env, SASORI_LISTEN: listen }),
+        pino({ level: "silent" }),
+      );
+      try {
+        await expect.poll(checked, { timeout: 5_000 }).toMatch(/ sasori 127\.0\.0\.1 2 /);
+        const diagnosis = await diagnose({ ...env, SASORI_LISTEN: listen }, VERSION);
+        expect(finding(diagnosis, "healing")).toMatchObject({
+          outcome: "ok",
+          detail: "HAProxy reaches sasori",
+        });
+        const elsewhere = await diagnose({ ...env, SASORI_LISTEN: `127.0.0.1:${await freePort()}` }, VERSION);
+        expect(finding(elsewhere, "healing")).toMatchObject({
+          outcome: "warning",
+          detail: expect.stringContaining(`HAProxy asks sasori on ${listen}`),
+          remedy: expect.stringContaining("RESOLVER_ADDRESS"),
+        });
+      } finally {
+        await daemon.stop();
+      }
+    });
+  });
+});
+
+describe("the doctor and this machine", () => {
+  test("names every problem of the configuration at once, and checks nothing else", async () => {
+    const diagnosis = await diagnose({ SASORI_PUPPETDB_URL: "nonsense", SASORI_MAP: "x" }, VERSION);
+    expect(diagnosis.outcome).toBe("misconfigured");
+    const { detail } = finding(diagnosis, "configuration") ?? {};
+    for (const name of ["SASORI_PUPPETDB_URL", "SASORI_HAPROXY", "SASORI_MAP_FILE", "SASORI_MAP is not"])
+      expect(detail).toContain(name);
+  });
+
+  test("says who owns a socket that sasori may not use, or what else is in the way", () =>
+    withPatient([{}], async ({ lab, mapFile, examine }) => {
+      const { socketPath = "", dir = "" } = lab.haproxys[0] ?? {};
+      await chmod(dir, 0o755);
+      if (!isRoot) await chmod(socketPath, 0);
+      const refused = await asNobody(() => examine());
+      expect(finding(refused, "stats socket")).toMatchObject({
+        outcome: "failed",
+        detail: expect.stringMatching(/^permission denied: it belongs to \S+:\S+, mode (600|0)$/),
+        remedy: expect.stringMatching(/^let (user|uid) \S+ use it: .*`stats socket`/),
+      });
+      const none = await examine({ SASORI_HAPROXY: `${socketPath}.other` });
+      expect(finding(none, "stats socket")).toMatchObject({ detail: "there is no such socket" });
+      const file = await examine({ SASORI_HAPROXY: mapFile });
+      expect(finding(file, "stats socket")).toMatchObject({ detail: "this is no socket" });
+    }));
+
+  test("finds a folder that sasori cannot write, and one that is not there", () =>
+    withPatient([{}], async ({ lab, mapFile, examine }) => {
+      const folder = path.dirname(mapFile);
+      await chmod(folder, 0o555);
+      const diagnosis = await asNobody(() => examine());
+      await chmod(folder, 0o755);
+      expect(finding(diagnosis, "folder")).toMatchObject({
+        outcome: "failed",
+        detail: "sasori cannot write there",
+        remedy: expect.stringMatching(/^let (user|uid) \S+ write the folder/),
+      });
+      const missing = path.join(folder, "missing");
+      const none = await examine({ SASORI_STATE_FILE: path.join(missing, "state.json") });
+      expect(finding(none, "folder", missing)).toMatchObject({
+        detail: "it does not exist",
+        remedy: `create it: mkdir -p ${missing}`,
+      });
+      expect(finding(none, "folder", folder)?.outcome).toBe("ok");
+      expect(lab.haproxys).toHaveLength(1);
+    }));
+
+  test("finds a map file that is gone, one that HAProxy does not load, and one with stray lines", () =>
+    withPatient([{}], async ({ lab, mapFile, examine }) => {
+      await writeFile(lab.mapFile, `${NODE} master1\n${NODE} master2\nUPPER master1\n`);
+      const other = await examine({ SASORI_MAP_FILE: lab.mapFile });
+      expect(finding(other, "map")).toMatchObject({
+        outcome: "warning",
+        detail: expect.stringContaining(
+          `HAProxy loads ${mapFile} when it starts, and sasori writes ${lab.mapFile}`,
+        ),
+      });
+      expect(finding(other, "map file")).toMatchObject({
+        outcome: "warning",
+        remedy: expect.stringContaining("sasori sync --full"),
+      });
+      await unlink(mapFile);
+      expect(finding(await examine(), "map file")).toMatchObject({
+        outcome: "failed",
+        detail: expect.stringContaining("HAProxy does not start without it"),
+        remedy: expect.stringContaining(`touch ${mapFile}`),
+      });
+    }));
+
+  test("finds secrets that every user may read, an empty token, and leaves a broken state file alone", () =>
+    withPatient([], async ({ mapFile, examine }) => {
+      const folder = path.dirname(mapFile);
+      const [token, state] = [path.join(folder, "token"), path.join(folder, "state.json")];
+      await writeFile(mapFile, "");
+      await writeFile(token, "secret\n");
+      await chmod(token, 0o644);
+      await writeFile(state, '{"version": 2}');
+      const diagnosis = await examine({ SASORI_API_TOKEN_FILE: token, SASORI_STATE_FILE: state });
+      expect(finding(diagnosis, "API token")).toMatchObject({
+        outcome: "failed",
+        detail: expect.stringContaining("every user of this machine may read it"),
+        remedy: `chmod o= ${token}`,
+      });
+      expect(finding(diagnosis, "state file")).toMatchObject({
+        outcome: "failed",
+        detail: expect.stringMatching(/no usable state file: .*version/),
+        remedy: expect.stringContaining("set it aside"),
+      });
+      expect(await readFile(state, "utf8")).toBe('{"version": 2}');
+      expect(JSON.stringify(diagnosis)).not.toContain("secret");
+
+      await chmod(token, 0o640);
+      expect(broken(await examine({ SASORI_API_TOKEN_FILE: token }))).toEqual(["daemon"]);
+      await writeFile(token, "\n");
+      expect(finding(await examine({ SASORI_API_TOKEN_FILE: token }), "API token")?.detail).toContain(
+        "no token",
+      );
+    }));
+
+  test("looks at the priority map, in the file and in HAProxy", () =>
+    withPatient([{}], async ({ mapFile, examine }) => {
+      const file = path.join(path.dirname(mapFile), "priority.map");
+      const missing = await examine({ SASORI_PRIORITY_FILE: file });
+      expect(finding(missing, "priority file")).toMatchObject({
+        outcome: "warning",
+        remedy: `touch ${file}`,
+      });
+      expect(finding(missing, "priority map")).toMatchObject({
+        outcome: "failed",
+        remedy: expect.stringContaining("PRIORITY_MAP"),
+      });
+      await writeFile(file, `# comment\n${NODE} high\ndb1 -5\n`);
+      expect(finding(await examine({ SASORI_PRIORITY_FILE: file }), "priority file")).toMatchObject({
+        outcome: "warning",
+        detail: expect.stringContaining(`no class from -2047 to 2047: "${NODE}"`),
+      });
+    }));
+
+  test("knows the daemon, an address that is taken, and one that this machine does not have", () =>
+    withPatient([], async ({ env, mapFile, examine }) => {
+      await writeFile(mapFile, "");
+      const daemon = await startDaemon(readConfig(env), pino({ level: "silent" }));
+      try {
+        await expect
+          .poll(async () => (await fetch(`${daemon.url}/readyz`)).status, { timeout: 10_000 })
+          .toBe(200);
+        expect(finding(await examine(), "daemon")).toMatchObject({
+          outcome: "ok",
+          detail: expect.stringContaining(`sasori ${VERSION} runs: 30 nodes in sync`),
+        });
+        const other = await diagnose(env, "9.9.9");
+        expect(finding(other, "daemon")).toMatchObject({ outcome: "warning", remedy: "restart the daemon" });
+      } finally {
+        await daemon.stop();
+      }
+      const stranger = createServer((socket) => {
+        socket.resume().end("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi");
+      });
+      const port = Number(env.SASORI_LISTEN?.split(":")[1]);
+      await new Promise<void>((resolve) => stranger.listen(port, "127.0.0.1", resolve));
+      expect(finding(await examine(), "daemon")).toMatchObject({
+        outcome: "failed",
+        detail: expect.stringContaining("no sasori"),
+        remedy: expect.stringContaining("SASORI_LISTEN"),
+      });
+      await new Promise((resolve) => stranger.close(resolve));
+
+      const token = path.join(path.dirname(mapFile), "token");
+      await writeFile(token, "secret", { mode: 0o600 });
+      const nowhere = await examine({ SASORI_LISTEN: "192.0.2.1:9180", SASORI_API_TOKEN_FILE: token });
+      expect(finding(nowhere, "daemon")).toMatchObject({
+        outcome: "failed",
+        detail: expect.stringContaining("EADDRNOTAVAIL"),
+        remedy: expect.stringContaining("this machine has no such address"),
+      });
+    }));
+});
+
+describe("the doctor and PuppetDB", () => {
+  let dir: string;
+  const at = (name: string) => path.join(dir, name);
+  beforeAll(async () => {
+    dir = await mkdtemp(path.join(tmpdir(), "sasori-doctor-"));
+    await makeTlsFiles(dir);
+    for (const name of ["client.key", "renewed.key", "stranger.key"]) await chmod(at(name), 0o600);
+    await writeFile(at("nodes.map"), "");
+  });
+  afterAll(() => rm(dir, { recursive: true }));
+
+  const VERSION_ANSWER = answer('{"version":"8.4.1"}');
+  const COUNT = answer('[{"count":0}]');
+
+  /** Without HAProxy: the map file only. */
+  const examine = async (url: string, extra: Record<string, string> = {}) =>
+    diagnose(
+      {
+        SASORI_PUPPETDB_URL: url,
+        SASORI_HAPROXY: "none",
+        SASORI_MAP_FILE: at("nodes.map"),
+        SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
+        ...extra,
+      },
+      VERSION,
+    );
+
+  const files = (client = "client", ca = "ca") => ({
+    SASORI_PUPPETDB_CERT: at(`${client}.pem`),
+    SASORI_PUPPETDB_KEY: at(`${client}.key`),
+    SASORI_PUPPETDB_CA: at(`${ca}.pem`),
+  });
+
+  async function examineTls(server: string, extra: Record<string, string>): Promise<Diagnosis> {
+    const [key, cert, ca] = await Promise.all(
+      [`${server}.key`, `${server}.pem`, "ca.pem"].map((name) => readFile(at(name))),
+    );
+    const tls = { key, cert, ca, requestCert: true, rejectUnauthorized: true };
+    const scripted = await startScriptedPuppetdb(
+      { version: VERSION_ANSWER, nodes: answerNodes, other: EMPTY },
+      tls,
+    );
+    try {
+      return await examine(scripted.url, extra);
+    } finally {
+      await scripted.close();
+    }
+  }
+  /** `nodes` is asked for a count and for lists: both are right for an empty PuppetDB, in their place. */
+  const answerNodes: Script = (response) => {
+    const query = new URL(response.req.url ?? "", "http://localhost").searchParams.get("query") ?? "";
+    (query.includes("count") ? COUNT : EMPTY)(response);
+  };
+
+  test("takes certificates that are right, and says until when", async () => {
+    const diagnosis = await examineTls("server", files());
+    expect(broken(diagnosis)).toEqual(["nodes", "daemon"]); // It is empty, and that is said.
+    expect(finding(diagnosis, "client certificate")?.detail).toMatch(/^sasori, valid to \d{4}-\d\d-\d\d$/);
+    expect(finding(diagnosis, "PuppetDB")?.detail).toMatch(/^TLSv1\.3, certificate of puppetdb, valid to /);
+    expect(finding(diagnosis, "PuppetDB's answers")?.detail).toContain("PuppetDB 8.4.1");
+    expect(finding(diagnosis, "nodes")?.detail).toContain("no active node");
+  });
+
+  test.each([
+    [
+      "a server of another CA",
+      "server",
+      () => files("client", "other-ca"),
+      /not trusted: /,
+      /SASORI_PUPPETDB_CA/,
+    ],
+    [
+      "an expired server",
+      "expired",
+      () => files(),
+      /\(puppetdb\) expired on 2024-02-01/,
+      /renew it on PuppetDB's host/,
+    ],
+    [
+      "a server of another name",
+      "elsewhere",
+      () => files(),
+      /not for "127\.0\.0\.1" but for DNS:puppetdb\.example\.com/,
+      /SASORI_PUPPETDB_URL/,
+    ],
+    ["no CA", "server", () => ({}), /not trusted: /, /set SASORI_PUPPETDB_CA/],
+  ])("%s is told before anything is asked", async (_, server, variables, detail, remedy) => {
+    const found = finding(await examineTls(server, variables()), "PuppetDB");
+    expect(found).toMatchObject({ outcome: "failed", detail: expect.stringMatching(detail) });
+    expect(found?.remedy).toMatch(remedy);
+  });
+
+  test("a certificate that PuppetDB does not take fails the answers, not the connection", async () => {
+    const diagnosis = await examineTls("server", files("stranger"));
+    expect(finding(diagnosis, "PuppetDB")?.outcome).toBe("ok");
+    const refused = finding(diagnosis, "PuppetDB's answers");
+    expect(refused?.outcome).toBe("failed");
+    expect(refused?.remedy).toContain("SASORI_PUPPETDB_CERT");
+    expect(finding(diagnosis, "nodes")?.outcome).toBe("skipped");
+  });
+
+  test("warns of certificates that are about to expire, theirs and ours", async () => {
+    const soon = /expires in 9 days, on \d{4}-\d\d-\d\d/;
+    expect(finding(await examineTls("soon", files()), "PuppetDB")).toMatchObject({
+      outcome: "warning",
+      detail: expect.stringMatching(soon),
+    });
+    await chmod(at("soon.key"), 0o600);
+    const ours = await examineTls("server", files("soon"));
+    expect(finding(ours, "client certificate")).toMatchObject({
+      outcome: "warning",
+      detail: expect.stringMatching(soon),
+    });
+    await chmod(at("expired.key"), 0o600);
+    expect(finding(await examineTls("server", files("expired")), "client certificate")).toMatchObject({
+      outcome: "failed",
+      detail: expect.stringContaining("it expired on 2024-02-01"),
+      remedy: expect.stringContaining("renew it"),
+    });
+  });
+
+  test("finds a key of another certificate, one that every user may read, and files that hold none", async () => {
+    const other = await examineTls("server", { ...files(), SASORI_PUPPETDB_KEY: at("renewed.key") });
+    expect(finding(other, "client certificate")).toMatchObject({
+      outcome: "failed",
+      detail: expect.stringContaining("is not the key of this certificate"),
+    });
+    expect(finding(other, "PuppetDB")?.outcome).toBe("skipped");
+    const none = await examineTls("server", {
+      ...files(),
+      SASORI_PUPPETDB_KEY: at("serial"),
+      SASORI_PUPPETDB_CA: at("index"),
+    });
+    expect(finding(none, "client certificate")?.detail).toContain("holds no usable key");
+    expect(finding(none, "CA certificate")?.detail).toContain("holds no certificate");
+    await chmod(at("renewed.key"), 0o644);
+    expect(finding(await examineTls("server", files("renewed")), "private key")).toMatchObject({
+      outcome: "failed",
+      remedy: `chmod o= ${at("renewed.key")}`,
+    });
+  });
+
+  test("names the other port when there is no TLS on this one, and says when nobody listens", async () => {
+    const plain = await startScriptedPuppetdb({ version: VERSION_ANSWER, nodes: answerNodes, other: EMPTY });
+    const tls = await examine(plain.url.replace("http:", "https:"), files());
+    expect(finding(tls, "PuppetDB")).toMatchObject({
+      outcome: "failed",
+      remedy: expect.stringContaining("8081"),
+    });
+    expect(broken(await examine(plain.url))).toEqual(["nodes", "daemon"]);
+    await plain.close();
+    const off = await examine(plain.url);
+    expect(finding(off, "PuppetDB")).toMatchObject({
+      outcome: "failed",
+      detail: expect.stringContaining("ECONNREFUSED"),
+      remedy: expect.stringContaining("start PuppetDB"),
+    });
+    expect(finding(off, "map file")?.outcome).toBe("ok");
+  });
+
+  test.each<[string, Script, RegExp, RegExp]>([
+    ["a page of a proxy", answer("<html>", 200, "text/html"), /not application\/json/, /SASORI_PUPPETDB_URL/],
+    ["maintenance", answer("no", 503, "text/plain"), /answered 503/, /starting or in maintenance/],
+    ["a wrong token", answer("no", 401, "text/plain"), /answered 401/, /SASORI_PUPPETDB_TOKEN_FILE/],
+    ["rows of another shape", answer('[{"name":1}]'), /no usable certname/, /SASORI_PUPPETDB_URL/],
+  ])("%s instead of an answer is told with its remedy", async (_, script, detail, remedy) => {
+    const scripted = await startScriptedPuppetdb({
+      version: VERSION_ANSWER,
+      nodes: answerNodes,
+      other: script,
+    });
+    const found = finding(await examine(scripted.url), "PuppetDB's answers");
+    await scripted.close();
+    expect(found).toMatchObject({ outcome: "failed", detail: expect.stringMatching(detail) });
+    expect(found?.remedy).toMatch(remedy);
+  });
+
+  test.each([
+    [90, /^PuppetDB's clock is (89|90) s ahead of/],
+    [-90, /^PuppetDB's clock is (89|90) s behind/],
+  ])(
+    "tells a clock that is %d s away, and masters that submit from the future",
+    async (seconds, expected) => {
+      const late = new Date(Date.now() + 600_000).toISOString();
+      const row = JSON.stringify([{ certname: NODE, producer: "master1", producer_timestamp: late }]);
+      const dated =
+        (script: Script): Script =>
+        (response) => {
+          response.setHeader("date", new Date(Date.now() + seconds * 1_000).toUTCString());
+          script(response);
+        };
+      const scripted = await startScriptedPuppetdb({
+        version: VERSION_ANSWER,
+        nodes: dated(answerNodes),
+        factsets: dated(answer(row)),
+        other: dated(EMPTY),
+      });
+      const diagnosis = await examine(scripted.url);
+      await scripted.close();
+      expect(finding(diagnosis, "clock", "PuppetDB")).toMatchObject({
+        outcome: "warning",
+        detail: expect.stringMatching(expected),
+        remedy: expect.stringContaining("NTP"),
+      });
+      expect(finding(diagnosis, "clock", "masters")?.detail).toMatch(/"master1" by \d{3} s/);
+    },
+  );
+});
+
+describe("checks", () => {
+  const ok = (name: string, more: Partial<Check> = {}): Check => ({
+    name,
+    look: () => verdict("fine", []),
+    ...more,
+  });
+
+  test("one that hangs, and one that is our own mistake, stop no other; what needs them is skipped", async () => {
+    const hanging = ok("hanging", { deadlineMs: 50, ifLate: "wake it", look: () => new Promise(() => {}) });
+    const mistaken = ok("mistaken", {
+      look: () => {
+        throw new TypeError("undefined is not a function");
+      },
+    });
+    const order: string[] = [];
+    const findings = await runChecks(
+      [
+        hanging,
+        mistaken,
+        ok("needs", { needs: [hanging] }),
+        ok("follows", { follows: [mistaken] }),
+        ok("free"),
+      ],
+      ({ check }) => order.push(check),
+    );
+    expect(findings).toMatchObject([
+      { check: "hanging", outcome: "failed", detail: "no answer within 0.05 s", remedy: "wake it" },
+      {
+        check: "mistaken",
+        outcome: "failed",
+        detail: "undefined is not a function",
+        remedy: expect.stringContaining("report"),
+      },
+      { check: "needs", outcome: "skipped", detail: expect.stringContaining("hanging") },
+      { check: "follows", outcome: "ok" },
+      { check: "free", outcome: "ok" },
+    ]);
+    expect(order.indexOf("free")).toBeLessThan(order.indexOf("hanging"));
+  });
+
+  test("hand on what they found, and are as bad as their worst problem", async () => {
+    const first: Check<number> = { name: "first", look: () => verdict("good", [], 41) };
+    const second = ok("second", {
+      needs: [first],
+      look: (_, known) =>
+        verdict(`${known.of(first) + 1}`, [
+          { outcome: "warning", what: "a", remedy: "do a" },
+          { outcome: "failed", what: "b", remedy: "do b" },
+        ]),
+    });
+    expect((await runChecks([first, second], () => {}))[1]).toMatchObject({
+      outcome: "failed",
+      detail: "a; b (42)",
+      remedy: "do a; do b",
+    });
+  });
+});
