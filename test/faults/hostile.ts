@@ -278,12 +278,21 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
               "//",
               "/api/v1/nodes/",
               "/api/v1/displaced",
+              "/api/v1/events",
+              "/api/v1/moves",
+              "/api/v1/masters",
+              "/api/v1/instances",
+              "/openapi.json",
             ),
             text.map((name) => `/api/v1/nodes/${encodeURIComponent(wellFormed(name))}`),
             text.map(
               (name) =>
                 `/api/v1/resolve/${encodeURIComponent(wellFormed(name))}?not=${encodeURIComponent(wellFormed(name))}`,
             ),
+            text.map((name) => {
+              const value = encodeURIComponent(wellFormed(name));
+              return `/api/v1/nodes?q=${value}&master=${value}&limit=${value}&cursor=${value}`;
+            }),
             text.map((name) => `/api/v1/nodes/${name.replaceAll(/[\s\0]/g, "")}`),
           );
           const message = fc.record({
@@ -333,7 +342,8 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
             const status = Number(/^HTTP\/1\.1 (\d{3}) /.exec(answer)?.[1] ?? 0);
             // 0: hung up on, as on what is no HTTP at all.
             expect([
-              0, 200, 400, 401, 403, 404, 405, 406, 408, 411, 413, 414, 415, 417, 431, 501, 502, 503, 504,
+              0, 200, 400, 401, 403, 404, 405, 406, 408, 411, 413, 414, 415, 417, 429, 431, 501, 502, 503,
+              504,
             ]).toContain(status);
             if (status === 200 && method !== "OPTIONS") expect(method).toBe("GET");
           });
