@@ -7,6 +7,7 @@ if [ "${1:-}" = --long ]; then
   shift
   export FAULTS_LONG=yes
 fi
+if [ $# = 0 ]; then export FAULTS_WHOLE=yes; fi
 setup/build.sh
 setup/parts.sh test > /dev/null
 exec node_modules/.bin/vitest run --config test/faults/vitest.config.ts "$@"

@@ -113,8 +113,9 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     error: (text) => log.error(String(text)),
   });
   const startTasks = () => [
-    // A pass under way sees what this tick would look for, or the next tick does.
-    schedule(config.schedule, () => (sync.busy ? undefined : request({}))),
+    // A pass under way sees what this tick would look for, or the next tick does. But not one for a learned route: while
+    // many are learned these follow one another without a gap, and PuppetDB would not be asked for as long.
+    schedule(config.schedule, () => (sync.looking ? undefined : request({}))),
     schedule(config.fullSchedule, () => request({ full: true })),
   ];
   let tasks = startTasks();

@@ -24,6 +24,7 @@ export class PassQueue<Report> {
   readonly #pass: (request: SyncRequest, stop: AbortSignal) => Promise<Report>;
   readonly #waiting = new Map<"real" | "dry", Waiting<Report>>();
   #running: Promise<unknown> | undefined;
+  #request: SyncRequest = {};
   /** Of the pass under way. One for each, so that nothing gathers on a signal that lives with the process. */
   #abort = new AbortController();
   #stopping: SasoriError | undefined;
@@ -34,6 +35,11 @@ export class PassQueue<Report> {
 
   get busy(): boolean {
     return this.#running !== undefined;
+  }
+
+  /** A pass under way asks PuppetDB; one that only brings out what is known does not. */
+  get looking(): boolean {
+    return this.busy && this.#request.known !== true;
   }
 
   /** Runs a pass, or joins the next. Rejects with `STOPPED` once sasori was told to stop. */
@@ -57,6 +63,7 @@ export class PassQueue<Report> {
 
   #run(request: SyncRequest): Promise<Report> {
     this.#abort = new AbortController();
+    this.#request = request;
     const report = this.#pass(request, this.#abort.signal);
     this.#running = report.then(
       () => this.#next(),

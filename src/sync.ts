@@ -94,6 +94,11 @@ export class Sync {
     return this.#queue.busy;
   }
 
+  /** A pass is under way that asks PuppetDB. */
+  get looking(): boolean {
+    return this.#queue.looking;
+  }
+
   /** The state of each target between passes, the file first. */
   targets(): TargetState[] {
     return this.#targets.map(({ state }) => state);

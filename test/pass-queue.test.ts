@@ -32,6 +32,20 @@ test("whoever asks during a pass gets the next one, which does what all of them 
   await expect.poll(() => queue.busy).toBe(false);
 });
 
+test("a pass for what is known is no look for changes: the schedule still asks for one", async () => {
+  const { queue, passes } = steppedQueue();
+  const known = queue.request({ known: true });
+  expect([queue.busy, queue.looking]).toEqual([true, false]);
+  const looking = queue.request({});
+  passes[0]?.end();
+  await known;
+  await expect.poll(() => passes.length).toBe(2);
+  expect([queue.busy, queue.looking]).toEqual([true, true]);
+  passes[1]?.end();
+  await looking;
+  await expect.poll(() => queue.looking).toBe(false);
+});
+
 test("a dry run never becomes a real pass, nor a real pass a dry run", async () => {
   const { queue, passes } = steppedQueue();
   void queue.request({});

@@ -18,7 +18,7 @@ import { runtimeCommand, withHaproxy } from "../support/haproxy-server.js";
 import { haproxyBinaries } from "../support/parts.js";
 import type { PuppetdbServer } from "../support/puppetdb-server.js";
 import { Arena, LONG } from "./arena.js";
-import { enter } from "./ledger.js";
+import { enterCases } from "./ledger.js";
 
 /** Per property: the short form is part of CI, the long one has more than 100,000 in all. */
 const CASES = LONG
@@ -255,15 +255,7 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
           },
         );
       }
-      enter({
-        fault: "lines of a map file, as HAProxy reads them",
-        tries: CASES.names * 9,
-        lost: 0,
-        misrouted: 0,
-        failed: 0,
-        requests: 0,
-        seconds: 0,
-      });
+      enterCases("lines of a map file, as HAProxy reads them", CASES.names * 9);
       await rm(folder, { recursive: true, force: true });
     });
 
@@ -286,12 +278,21 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
               "//",
               "/api/v1/nodes/",
               "/api/v1/displaced",
+              "/api/v1/events",
+              "/api/v1/moves",
+              "/api/v1/masters",
+              "/api/v1/instances",
+              "/openapi.json",
             ),
             text.map((name) => `/api/v1/nodes/${encodeURIComponent(wellFormed(name))}`),
             text.map(
               (name) =>
                 `/api/v1/resolve/${encodeURIComponent(wellFormed(name))}?not=${encodeURIComponent(wellFormed(name))}`,
             ),
+            text.map((name) => {
+              const value = encodeURIComponent(wellFormed(name));
+              return `/api/v1/nodes?q=${value}&master=${value}&limit=${value}&cursor=${value}`;
+            }),
             text.map((name) => `/api/v1/nodes/${name.replaceAll(/[\s\0]/g, "")}`),
           );
           const message = fc.record({
@@ -341,7 +342,8 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
             const status = Number(/^HTTP\/1\.1 (\d{3}) /.exec(answer)?.[1] ?? 0);
             // 0: hung up on, as on what is no HTTP at all.
             expect([
-              0, 200, 400, 401, 403, 404, 405, 406, 408, 411, 413, 414, 415, 417, 431, 501, 502, 503, 504,
+              0, 200, 400, 401, 403, 404, 405, 406, 408, 411, 413, 414, 415, 417, 429, 431, 501, 502, 503,
+              504,
             ]).toContain(status);
             if (status === 200 && method !== "OPTIONS") expect(method).toBe("GET");
           });
@@ -432,29 +434,13 @@ const wellFormed = (text: string) => Buffer.from(text).toString();
 function counted(fault: string, tries: number, run: () => void): void {
   const began = performance.now();
   run();
-  enter({
-    fault,
-    tries,
-    lost: 0,
-    misrouted: 0,
-    failed: 0,
-    requests: 0,
-    seconds: (performance.now() - began) / 1000,
-  });
+  enterCases(fault, tries, (performance.now() - began) / 1000);
 }
 
 async function countedAsync(fault: string, tries: number, run: () => Promise<void>): Promise<void> {
   const began = performance.now();
   await run();
-  enter({
-    fault,
-    tries,
-    lost: 0,
-    misrouted: 0,
-    failed: 0,
-    requests: 0,
-    seconds: (performance.now() - began) / 1000,
-  });
+  enterCases(fault, tries, (performance.now() - began) / 1000);
 }
 
 /** Of every HAProxy: its maps' names, its servers with their states, its limits. */

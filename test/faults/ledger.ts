@@ -1,9 +1,13 @@
-// What the faults did: one row each, printed as a table at the end of the run and written as JSON.
+// What the faults did: one row each. Each test file keeps its own; report.ts makes one table of them.
 
 import { mkdirSync, writeFileSync } from "node:fs";
+import path from "node:path";
 import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll } from "vitest";
+import { type PuppetdbServer, startPuppetdb } from "../support/puppetdb-server.js";
 
-const FILE = fileURLToPath(new URL("../../dist/faults.json", import.meta.url));
+/** Where the parts are put, and the whole. */
+export const RESULTS = fileURLToPath(new URL("../../dist/faults", import.meta.url));
 
 export interface Row {
   fault: string;
@@ -19,41 +23,40 @@ export interface Row {
   seconds: number;
 }
 
-const rows: Row[] = [];
+export interface Ledger {
+  rows: Row[];
+  /** The error codes that a fault made sasori show, each with one of its messages. */
+  codes: Record<string, string>;
+}
 
-/** The error codes that a fault made sasori show, each with one of its messages. */
-export const seenCodes = new Map<string, string>();
+const ledger: Ledger = { rows: [], codes: {} };
 
 export function enter(row: Row): void {
-  rows.push(row);
+  ledger.rows.push(row);
 }
 
-/** Prints the table and writes the JSON; `about` says what it was run on. */
-export function printLedger(about: Record<string, unknown>): void {
-  if (rows.length === 0) return;
-  const columns = ["fault", "tries", "lost", "misrouted", "failed", "requests", "seconds"] as const;
-  const texts = rows.map((row) => columns.map((column) => show(row[column])));
-  const total = columns.map((column) =>
-    column === "fault"
-      ? "all"
-      : column === "seconds"
-        ? ""
-        : String(rows.reduce((sum, row) => sum + row[column], 0)),
-  );
-  const table = [[...columns], ...texts, total];
-  const widths = columns.map((_, index) => Math.max(...table.map((row) => (row[index] ?? "").length)));
-  const lines = table.map((row) =>
-    row
-      .map((text, index) => (index === 0 ? text.padEnd(widths[0] ?? 0) : text.padStart(widths[index] ?? 0)))
-      .join("  "),
-  );
-  console.log(`\n${lines.join("\n")}\n`);
-  mkdirSync(new URL(".", `file://${FILE}`), { recursive: true });
-  writeFileSync(
-    FILE,
-    `${JSON.stringify({ ...about, rows, codes: Object.fromEntries(seenCodes) }, null, 1)}\n`,
-  );
+/** A fault without an arena: nothing was lost, or an assertion has said so. */
+export function enterCases(fault: string, tries: number, seconds = 0): void {
+  enter({ fault, tries, lost: 0, misrouted: 0, failed: 0, requests: 0, seconds });
 }
 
-const show = (value: string | number) =>
-  typeof value === "string" ? value : Number.isInteger(value) ? String(value) : value.toFixed(1);
+export function enterCode(code: string, message: string): void {
+  ledger.codes[code] = message;
+}
+
+/** A PuppetDB for the tests of this file, which begin by emptying it; at their end the ledger is written. */
+export function ownPuppetdb(file: string): () => PuppetdbServer {
+  let server: PuppetdbServer | undefined;
+  beforeAll(async () => {
+    server = await startPuppetdb();
+  });
+  afterAll(async () => {
+    await server?.stop();
+    mkdirSync(RESULTS, { recursive: true });
+    writeFileSync(path.join(RESULTS, `${file}.json`), JSON.stringify(ledger));
+  });
+  return () => {
+    if (server === undefined) throw new Error("PuppetDB has not been started");
+    return server;
+  };
+}

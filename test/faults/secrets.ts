@@ -12,7 +12,7 @@ import { PuppetDb } from "../../src/puppetdb.js";
 import type { PuppetdbServer } from "../support/puppetdb-server.js";
 import { EMPTY, startScriptedPuppetdb } from "../support/scripted-puppetdb.js";
 import { Arena } from "./arena.js";
-import { enter } from "./ledger.js";
+import { enterCases } from "./ledger.js";
 
 const API_TOKEN = "api-token-7f3a9c1e5b2d4860";
 const PUPPETDB_TOKEN = "puppetdb-token-0c9d8e7f6a5b4c3d";
@@ -110,15 +110,7 @@ export function secrets(puppetdb: () => PuppetdbServer): void {
         told.push(arena.sasori?.printed ?? "");
         const all = told.join("\n");
         for (const secret of [API_TOKEN, PUPPETDB_TOKEN, key]) expect(all).not.toContain(secret);
-        enter({
-          fault: "secrets looked for in all that is told",
-          tries: told.length,
-          lost: 0,
-          misrouted: 0,
-          failed: 0,
-          requests: 0,
-          seconds: 0,
-        });
+        enterCases("secrets looked for in all that is told", told.length);
       });
       await rm(folder, { recursive: true, force: true });
     });
