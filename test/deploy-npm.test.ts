@@ -59,6 +59,7 @@ describe("the npm package", () => {
     const files = (await run("tar", ["-tzf", tarball])).trim().split("\n");
     for (const file of [
       "dist/src/cli.js",
+      "dist/page/index.html",
       "haproxy/haproxy.cfg",
       "haproxy/heal.lua",
       "deploy/systemd/sasori.service",
@@ -69,7 +70,7 @@ describe("the npm package", () => {
     ])
       expect(files).toContain(`package/${file}`);
     const expected =
-      /^package\/(package\.json|README\.md|CHANGELOG\.md|LICENSE|(dist\/src|haproxy|deploy|docs)\/.+)$/;
+      /^package\/(package\.json|README\.md|CHANGELOG\.md|LICENSE|(dist\/src|dist\/page|haproxy|deploy|docs)\/.+)$/;
     expect(files.filter((file) => !expected.test(file))).toEqual([]);
     expect(files.filter((file) => /\.map$|\.ts$|\.test\./.test(file))).toEqual([]);
     expect((await stat(tarball)).size).toBeLessThan(500_000);
