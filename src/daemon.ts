@@ -4,7 +4,6 @@
 
 import { once } from "node:events";
 import { isDeepStrictEqual } from "node:util";
-import { schedule, setLogger } from "node-cron";
 import { type Logger, pino } from "pino";
 import type { Status } from "./api-shapes.js";
 import type { Config } from "./config.js";
@@ -17,6 +16,7 @@ import { NodeList } from "./node-list.js";
 import { Overview } from "./overview.js";
 import type { SyncRequest } from "./pass-queue.js";
 import { Resolver } from "./resolve.js";
+import { Schedule } from "./schedule.js";
 import { assemble, Sync } from "./sync.js";
 import type { SyncReport } from "./sync-report.js";
 import { VERSION } from "./version.js";
@@ -26,9 +26,6 @@ const STOP_GRACE_MS = 7_000;
 
 /** A burst of more is not told one by one: whoever shows the map reads it again. */
 const MAX_MOVES_TOLD = 1_000;
-const CLOCK_CHECK_MS = 1_000;
-/** What clocks drift by in a second, or a busy process notices late, is far below. */
-const CLOCK_JUMP_MS = 2_000;
 
 /** Runs until SIGTERM or SIGINT. Throws only when it cannot start. */
 export async function serve(config: Config): Promise<void> {
@@ -106,32 +103,18 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   const request = (wanted: SyncRequest) => {
     sync.request(wanted).catch((error: unknown) => log.error(toFailure(error), "pass"));
   };
-  setLogger({
-    info: () => {},
-    debug: () => {},
-    warn: (text) => log.warn(text),
-    error: (text) => log.error(String(text)),
-  });
-  const startTasks = () => [
-    // A pass under way sees what this tick would look for, or the next tick does. But not one for a learned route: while
-    // many are learned these follow one another without a gap, and PuppetDB would not be asked for as long.
-    schedule(config.schedule, () => (sync.looking ? undefined : request({}))),
-    schedule(config.fullSchedule, () => request({ full: true })),
-  ];
-  let tasks = startTasks();
-  const clock = watchClock((jumpMs) => {
-    log.warn({ jumpMs }, "the clock was set");
-    for (const task of tasks) void task.destroy();
-    tasks = startTasks();
-  });
+  // A pass under way sees what this tick would look for, or the next tick does. But not one for a learned route: while
+  // many are learned these follow one another without a gap, and PuppetDB would not be asked for as long.
+  const changes = { cron: config.schedule, run: () => (sync.looking ? undefined : request({})) };
+  const full = { cron: config.fullSchedule, run: () => request({ full: true }) };
+  const schedule = new Schedule([changes, full], (seconds) => log.warn({ seconds }, "the clock was set"));
   request({ full: true });
 
   return {
     url,
     sync: request,
     async stop() {
-      clearInterval(clock);
-      for (const task of tasks) await task.destroy();
+      schedule.stop();
       events.close();
       await sync.stop(STOP_GRACE_MS);
       await api.close();
@@ -163,20 +146,6 @@ function tellEvents(history: History, events: EventStream, overview: Overview, l
       told = { state, troubles };
     },
   });
-}
-
-/**
- * Tells when the machine's clock was set, or the machine slept. node-cron waits for a time of that clock: after it was
- * set back by an hour, nothing would happen for an hour.
- */
-function watchClock(onJump: (jumpMs: number) => void): NodeJS.Timeout {
-  let before = Date.now() - performance.now();
-  const check = () => {
-    const now = Date.now() - performance.now();
-    if (Math.abs(now - before) > CLOCK_JUMP_MS) onJump(Math.round(now - before));
-    before = now;
-  };
-  return setInterval(check, CLOCK_CHECK_MS).unref();
 }
 
 /** One line per pass: the counts of its report. The level says whether somebody has to look at it. */

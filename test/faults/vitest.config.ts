@@ -7,7 +7,7 @@ export default defineConfig({
     include: ["test/faults/*.test.ts"],
     globalSetup: ["test/faults/report.ts"],
     maxWorkers: 3,
-    testTimeout: 180_000,
+    testTimeout: process.env.FAULTS_LONG === "yes" ? 3_600_000 : 180_000,
     hookTimeout: 180_000,
     disableConsoleIntercept: true,
   },

@@ -1,0 +1,57 @@
+// When it is time for a pass: cron expressions and the machine's clock. node-cron only says whether a second matches.
+// Its own timers wait for a time of the clock: they stand still for an hour when it is set back by an hour, go through
+// every second that was left out when it is set on (a day: half a minute without an answer), and leave out what comes
+// more than a second late.
+// Promises: a second that matches is acted on, late if the process was held up; a clock that was set, and a machine that
+// slept, change nothing but that everything is done once, at once.
+
+import { createTask } from "node-cron";
+
+/** How often the clock is looked at. */
+const BEAT_MS = 250;
+
+/** A process that was held up for longer is treated as a clock that was set. */
+const MAX_LATE_S = 60;
+
+export interface Job {
+  /** A cron expression of 5 or 6 fields. */
+  cron: string;
+  run(): void;
+}
+
+export class Schedule {
+  readonly #jobs: { matches: (second: number) => boolean; run: () => void }[];
+  readonly #onJump: (seconds: number) => void;
+  readonly #timer: NodeJS.Timeout;
+  /** Up to which everything was done, in seconds since the epoch. */
+  #done = nowSeconds();
+
+  /** Begins with the next second. `onJump` is told by how many seconds the clock was set. */
+  constructor(jobs: readonly Job[], onJump: (seconds: number) => void) {
+    this.#jobs = jobs.map(({ cron, run }) => {
+      const task = createTask(cron, () => undefined);
+      return { matches: (second) => task.match(new Date(second * 1000)), run };
+    });
+    this.#onJump = onJump;
+    this.#timer = setInterval(() => this.#beat(), BEAT_MS);
+  }
+
+  stop(): void {
+    clearInterval(this.#timer);
+  }
+
+  #beat(): void {
+    const before = this.#done;
+    const now = nowSeconds();
+    this.#done = now;
+    const jumped = Math.abs(now - before) > MAX_LATE_S;
+    if (jumped) this.#onJump(now - before);
+    for (const { matches, run } of this.#jobs) {
+      let isDue = jumped;
+      for (let second = before + 1; second <= now && !isDue; second += 1) isDue = matches(second);
+      if (isDue) run();
+    }
+  }
+}
+
+const nowSeconds = () => Math.floor(Date.now() / 1000);

@@ -1,0 +1,62 @@
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { Schedule } from "../src/schedule.js";
+
+const SECOND = 1_000;
+const HOUR = 3_600 * SECOND;
+const NOON = Date.parse("2026-03-01T12:00:00.500Z");
+
+let ran: string[];
+let jumps: number[];
+let schedule: Schedule;
+beforeEach(() => {
+  vi.useFakeTimers({ now: NOON });
+  ran = [];
+  jumps = [];
+  const job = (name: string, cron: string) => ({ cron, run: () => ran.push(name) });
+  schedule = new Schedule([job("changes", "*/5 * * * * *"), job("full", "*/15 * * * *")], (seconds) =>
+    jumps.push(seconds),
+  );
+});
+afterEach(() => {
+  schedule.stop();
+  vi.useRealTimers();
+});
+
+test("each second that matches is acted on once", () => {
+  vi.advanceTimersByTime(60 * SECOND);
+  expect(ran).toEqual(Array(12).fill("changes"));
+  vi.advanceTimersByTime(14 * 60 * SECOND);
+  expect(ran.filter((name) => name === "full")).toHaveLength(1);
+  expect(jumps).toEqual([]);
+});
+
+test("a process that was held up acts on what it missed, once, however late", () => {
+  vi.setSystemTime(NOON + 13 * SECOND);
+  vi.advanceTimersByTime(SECOND);
+  expect(ran).toEqual(["changes"]);
+  vi.setSystemTime(Date.parse("2026-03-01T12:14:40.500Z"));
+  vi.advanceTimersByTime(SECOND);
+  ran = [];
+  // The full pass of a quarter past twelve, 20 s late.
+  vi.setSystemTime(Date.parse("2026-03-01T12:15:20.500Z"));
+  vi.advanceTimersByTime(SECOND);
+  expect(ran).toEqual(["changes", "full"]);
+});
+
+test.each([
+  ["an hour back", -HOUR],
+  ["a year on", 365 * 24 * HOUR],
+])("a clock that is set %s is told, everything is done once, and the schedule goes on", (_, jump) => {
+  vi.setSystemTime(NOON + jump);
+  vi.advanceTimersByTime(SECOND);
+  expect(jumps).toEqual([jump / SECOND]);
+  expect(ran).toEqual(["changes", "full"]);
+  vi.advanceTimersByTime(20 * SECOND);
+  expect(ran.slice(2)).toEqual(Array(4).fill("changes"));
+});
+
+test("nothing is done any more when it was stopped", () => {
+  schedule.stop();
+  vi.advanceTimersByTime(HOUR);
+  expect(ran).toEqual([]);
+});
