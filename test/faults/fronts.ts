@@ -118,6 +118,8 @@ export class PuppetdbFront {
   tap: HttpTap = {};
   /** Which PuppetDB. May be changed at any time. */
   upstream: (entity: string) => string;
+  /** Queries that PuppetDB has not answered yet: for messages. */
+  readonly underway = new Set<string>();
   readonly #sockets = new Set<Socket>();
   #server: ReturnType<typeof createHttpServer> | undefined;
   #port = 0;
@@ -161,8 +163,11 @@ export class PuppetdbFront {
       this.tap.answer(response, entity);
       return;
     }
-    const { statusCode, headers, body } = await request(`${this.upstream(entity)}${path}`);
-    let text = await body.text();
+    const question = `${entity} since ${new Date().toISOString()}`;
+    this.underway.add(question);
+    const answer = await ask(`${this.upstream(entity)}${path}`).finally(() => this.underway.delete(question));
+    const { statusCode, headers } = answer;
+    let { text } = answer;
     const { rows, text: send } = this.tap;
     if (rows !== undefined && statusCode === 200)
       text = JSON.stringify(rows(JSON.parse(text) as Rows, entity));
@@ -173,4 +178,9 @@ export class PuppetdbFront {
     if (send === undefined) response.end(text);
     else send(response, text, entity);
   }
+}
+
+async function ask(url: string) {
+  const { statusCode, headers, body } = await request(url);
+  return { statusCode, headers, text: await body.text() };
 }
