@@ -9,6 +9,7 @@ import { formatTable, Terminal } from "../demo/terminal.js";
 import { healing } from "./healing.js";
 import { overload } from "./overload.js";
 import { changes, full } from "./passes.js";
+import { pushes, traffic } from "./push.js";
 import { haproxyBinaries } from "./stage.js";
 import { gateway, rules, threads } from "./throughput.js";
 
@@ -20,7 +21,17 @@ export interface Bench {
   run(context: { signal: AbortSignal; progress: (text: string) => void }): Promise<Row[]>;
 }
 
-const BENCHES: Record<string, Bench> = { gateway, threads, overload, healing, rules, full, changes };
+const BENCHES: Record<string, Bench> = {
+  gateway,
+  threads,
+  overload,
+  healing,
+  rules,
+  full,
+  changes,
+  pushes,
+  traffic,
+};
 const RESULTS = fileURLToPath(new URL("../../bench/results/", import.meta.url));
 
 /** Far beyond what one needs (a million nodes take PostgreSQL minutes); a slower machine measures nothing. */
