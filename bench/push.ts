@@ -300,6 +300,7 @@ function plot(rows: readonly Row[]): string {
     );
   const total = left + 40 + rows.length * width + 3 * gap;
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${total} 280" font-family="sans-serif" font-size="11" text-anchor="middle">
+<title>p99 of requests during a push, three ways</title>
 <rect width="${total}" height="280" fill="#fff"/>
 <text x="${total / 2}" y="20" font-size="14">p99 of requests while 1,000 of 100,000 nodes move, again and again: times the idle p99</text>
 ${lines.join("\n")}
