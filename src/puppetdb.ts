@@ -99,6 +99,7 @@ const LATEST = ["=", "latest_report?", true];
 const ACTIVE = ["=", "node_state", "active"];
 const INACTIVE = ["=", "node_state", "inactive"];
 const INACTIVE_NODES = ["extract", ["certname", "deactivated", "expired"], INACTIVE];
+const ACTIVE_COUNT = ["extract", [["function", "count"]], ACTIVE];
 const INACTIVE_COUNT = ["extract", [["function", "count"]], INACTIVE];
 const NEITHER_FACTS_NOR_REPORT = [
   "and",
@@ -122,12 +123,11 @@ export class PuppetDb {
   /** Everything: all active nodes and their newest submissions. Throws `PUPPETDB_...`. */
   async readAll(signal: AbortSignal): Promise<Reading> {
     const reading = emptyReading("full");
-    const active = new Set<Certname>();
     const now = Date.now();
-    let inactive = 0;
+    let [activeCount, inactive] = [-1, 0];
     await this.#readTogether(reading, signal, (ask) => [
-      ask("nodes", ["extract", ["certname"], ACTIVE], ActiveRow, (row) => {
-        take(row.certname, reading, (certname) => active.add(certname));
+      ask("nodes", ACTIVE_COUNT, CountRow, ({ count }) => {
+        activeCount = count;
       }),
       ask("factsets", producers(ACTIVE), ProducerRow, (row) => takeProducer(row, "facts", reading)),
       ask("reports", newestReports(after(now - RECENT_MS)), NewestRow, (row) => takeNewest(row, reading)),
@@ -137,10 +137,29 @@ export class PuppetDb {
       }),
     ]);
     const { asOf } = reading;
+    const active = await this.#readActive(reading, activeCount, signal);
     await this.#readOlderReports(reading, active, now, signal);
     await this.#readLoneCatalogs(reading, active, signal);
     this.#inactive = inactive;
     return { ...reading, asOf, active };
+  }
+
+  /**
+   * The names of all active nodes. In most fleets each has facts or a report, and so has been told already: if as many
+   * were as there are, the list, a third of all rows, is left out.
+   */
+  async #readActive(reading: Reading, count: number, signal: AbortSignal): Promise<Set<Certname>> {
+    const { submissions, withoutProducer, refused } = reading;
+    const active = new Set(submissions.keys());
+    for (const certname of withoutProducer) active.add(certname);
+    if (active.size + refused.size === count) return active;
+    active.clear();
+    await this.#readTogether(reading, signal, (ask) => [
+      ask("nodes", ["extract", ["certname"], ACTIVE], ActiveRow, (row) => {
+        take(row.certname, reading, (certname) => active.add(certname));
+      }),
+    ]);
+    return active;
   }
 
   /** The newest reports of nodes that have submitted nothing within the last hour: others have no older news. */
@@ -458,21 +477,31 @@ function takeProducer(
   source: Submission["source"],
   reading: Reading,
 ): void {
-  take(row.certname, reading, (certname) => {
-    const at = Date.parse(row.producer_timestamp ?? "");
-    if (row.producer === null || Number.isNaN(at)) {
+  const received = row.timestamp ?? row.receive_time;
+  takeSubmission(row, row.producer_timestamp, source, received ? Date.parse(received) || 0 : 0, reading);
+}
+
+function takeNewest(row: z.output<typeof NewestRow>, reading: Reading): void {
+  takeSubmission(row, row.max, "report", 0, reading);
+}
+
+function takeSubmission(
+  { certname: name, producer }: { certname: string; producer: string | null },
+  time: string | null,
+  source: Submission["source"],
+  receivedAt: number,
+  reading: Reading,
+): void {
+  take(name, reading, (certname) => {
+    const at = Date.parse(time ?? "");
+    if (producer === null || Number.isNaN(at)) {
       reading.withoutProducer.add(certname);
       return;
     }
     const known = reading.submissions.get(certname);
     if (known !== undefined && known.at >= at) return;
-    const receivedAt = Date.parse(row.timestamp ?? row.receive_time ?? "") || 0;
-    reading.submissions.set(certname, { certname, producer: row.producer, at, source, receivedAt });
+    reading.submissions.set(certname, { certname, producer, at, source, receivedAt });
   });
-}
-
-function takeNewest({ max, ...row }: z.output<typeof NewestRow>, reading: Reading): void {
-  takeProducer({ ...row, producer_timestamp: max }, "report", reading);
 }
 
 function takeInactive(row: z.output<typeof InactiveRow>, reading: Reading): void {

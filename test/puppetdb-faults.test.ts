@@ -312,7 +312,12 @@ describe("what PuppetDB may answer instead of rows", () => {
 
   test("rows of a name that cannot be a map key are refused, a thousand of them kept", async () => {
     const names = [NODE, ...Array.from({ length: 1_500 }, (_, n) => `a b ${n}`)];
-    const rows = names.map((certname) => ({ certname, deactivated: null, expired: null }));
+    const rows = names.map((certname) => ({
+      certname,
+      deactivated: null,
+      expired: null,
+      count: names.length,
+    }));
     server.scripts = { nodes: answer(JSON.stringify(rows)), other: EMPTY };
     const reading = await source.readAll(soon());
     expect(reading.refused.size).toBe(1_000);

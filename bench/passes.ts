@@ -1,0 +1,245 @@
+// What a pass costs: a full one beside its parts done by nothing but curl, a socket and dd; a quiet one and one with
+// few changes in fleets of very different size.
+
+import { execFile } from "node:child_process";
+import { once } from "node:events";
+import { readFile, stat, writeFile } from "node:fs/promises";
+import http from "node:http";
+import net from "node:net";
+import path from "node:path";
+import { promisify } from "node:util";
+import { PuppetDb } from "../src/puppetdb.js";
+import { payloads } from "../src/runtime-api.js";
+import { freePort } from "../test/support/child.js";
+import { runtimeCommand } from "../test/support/haproxy-server.js";
+import type { Bench, Row } from "./bench.js";
+import {
+  bytesMoved,
+  lookupConfig,
+  MASTERS,
+  memoryMiB,
+  moveNodes,
+  newestHaproxy,
+  ROUNDS,
+  round,
+  SIZES,
+  startSasori,
+  withPuppetdb,
+} from "./daemon.js";
+import { cpuMs, type Haproxy, median, Stage } from "./stage.js";
+
+const run = promisify(execFile);
+const CHANGES = [0, 100, 1_000, 10_000];
+
+/** The URLs of the queries that `read` sends to PuppetDB. */
+async function recordQueries(url: string, read: (source: PuppetDb) => Promise<unknown>): Promise<string[]> {
+  const urls: string[] = [];
+  const proxy = http.createServer((request, response) => {
+    const at = new URL(request.url ?? "", url);
+    urls.push(at.href);
+    http.get(at, { headers: { accept: "application/json" } }, (answer) => {
+      response.writeHead(answer.statusCode ?? 502, answer.headers);
+      answer.pipe(response);
+    });
+  });
+  const port = await freePort();
+  await new Promise<void>((resolve) => proxy.listen(port, "127.0.0.1", resolve));
+  const source = new PuppetDb({ url: `http://127.0.0.1:${port}` });
+  try {
+    await read(source);
+    return urls;
+  } finally {
+    await source.close();
+    proxy.closeAllConnections();
+    proxy.close();
+  }
+}
+
+/** All of them side by side, as sasori asks them; nobody looks at the answers. */
+async function curl(urls: readonly string[]): Promise<void> {
+  await Promise.all(urls.map((url) => run("curl", ["-sf", "-o", "/dev/null", url])));
+}
+
+/** Fills a new version of the map with payloads prepared before, commits it, and reads no more than the prompts. */
+async function pushRaw(haproxy: Haproxy, map: string, ready: readonly string[]): Promise<void> {
+  const socket = net.connect(haproxy.socket);
+  let prompts = 0;
+  socket.on("data", (text: Buffer) => {
+    // "\n> " ends each reply, and nothing else here has a ">".
+    prompts += text.toString("latin1").split(">").length - 1;
+  });
+  const until = async (count: number) => {
+    while (prompts < count) await once(socket, "data");
+  };
+  socket.write("prompt\n");
+  await until(1);
+  socket.write(`prepare map ${map}\n`);
+  await until(2);
+  for (const payload of ready) socket.write(payload);
+  await until(2 + ready.length);
+  socket.write(`commit map @1 ${map}\n`);
+  await until(3 + ready.length);
+  socket.destroy();
+}
+
+async function timed(work: () => Promise<unknown>): Promise<number> {
+  const began = performance.now();
+  await work();
+  return performance.now() - began;
+}
+
+export const full: Bench = {
+  what: "a full pass into an empty HAProxy beside curl of its queries, a raw socket and dd; ms, medians",
+  run: ({ signal, progress }) =>
+    withPuppetdb(async (puppetdb) => {
+      const rows: Row[] = [];
+      for (const nodes of SIZES) {
+        progress(`filling PuppetDB with ${nodes} nodes`);
+        await puppetdb.reset();
+        await puppetdb.fill(nodes, MASTERS, nodes > 100_000 ? 1 : 5);
+        const urls = await recordQueries(puppetdb.url, (source) => source.readAll(signal));
+        const seen = {
+          sasori: [] as number[],
+          ratio: [] as number[],
+          curl: [] as number[],
+          memory: [] as number[],
+        };
+        const parts = { push: [] as number[], dd: [] as number[], fetch: [] as number[] };
+        // The first turn warms PuppetDB and the disk up, and does not count.
+        for (let turn = 0; turn <= ROUNDS; turn += 1) {
+          progress(`${nodes} nodes, round ${turn} of ${ROUNDS}`);
+          const once = await fullRound(puppetdb.url, urls, signal);
+          if (turn === 0) continue;
+          seen.sasori.push(once.sasori);
+          seen.ratio.push(once.sasori / (once.curl + once.push + once.dd));
+          seen.memory.push(once.memory);
+          seen.curl.push(once.curl);
+          parts.push.push(once.push);
+          parts.dd.push(once.dd);
+          parts.fetch.push(once.fetch);
+        }
+        rows.push({
+          nodes,
+          "sasori ms": round(median(seen.sasori)),
+          "of which PuppetDB": round(median(parts.fetch)),
+          "curl ms": round(median(seen.curl)),
+          "raw push ms": round(median(parts.push)),
+          "dd ms": round(median(parts.dd)),
+          "of the limit": round(median(seen.ratio), 2),
+          "peak MiB": Math.max(...seen.memory),
+        });
+      }
+      return rows;
+    }),
+};
+
+async function fullRound(url: string, urls: readonly string[], signal: AbortSignal) {
+  return Stage.with(signal, async (stage) => {
+    const map = path.join(stage.folder, "sasori.map");
+    await writeFile(map, "");
+    const start = (name: string) =>
+      stage.haproxy(name, newestHaproxy().bin, (port, socket) => lookupConfig(map, port, socket));
+    const [haproxy, other] = [await start("haproxy"), await start("other")];
+    const sasori = await startSasori(stage, "sasori", {
+      SASORI_PUPPETDB_URL: url,
+      SASORI_HAPROXY: haproxy.socket,
+    });
+    const { lastPass } = (await sasori.call("GET", "/api/v1/status")) as {
+      lastPass: { outcome: string; durationMs: number; phasesMs: { fetch: number } };
+    };
+    if (lastPass.outcome !== "done") throw new Error(JSON.stringify(lastPass));
+    const text = await readFile(map, "latin1");
+    const lines = text.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
+    const command = `add map @1 ${map}`;
+    const ready = Array.from(payloads(lines, command.length), (payload) => `${command} <<\n${payload}\n`);
+    const push = await timed(() => pushRaw(other, map, ready));
+    const dd = await timed(() => run("dd", [`if=${map}`, `of=${map}.copy`, "bs=1M", "conv=fsync"]));
+    const asked = await timed(() => curl(urls));
+    const count = async ({ socket }: Haproxy) =>
+      /entry_cnt=(\d+)/.exec(await runtimeCommand(socket, "show map"))?.[1];
+    if ((await count(other)) !== (await count(haproxy))) throw new Error("the raw push has lost entries");
+    const { durationMs: took, phasesMs } = lastPass;
+    return {
+      sasori: took,
+      fetch: phasesMs.fetch,
+      curl: asked,
+      push,
+      dd,
+      memory: memoryMiB(sasori.pid, "VmHWM"),
+    };
+  });
+}
+
+export const changes: Bench = {
+  what: "a pass that looks for changes: what sasori spends by moved nodes and by size of the fleet, medians",
+  run: ({ signal, progress }) =>
+    withPuppetdb(async (puppetdb) => {
+      const rows: Row[] = [];
+      for (const nodes of SIZES) {
+        progress(`filling PuppetDB with ${nodes} nodes`);
+        await puppetdb.reset();
+        await puppetdb.fill(nodes, MASTERS, nodes > 100_000 ? 1 : 5);
+        // As if a long time had passed since these runs, so that only what moves is news.
+        await puppetdb.sql("UPDATE factsets SET timestamp = timestamp - interval '1 hour'");
+        await puppetdb.sql(
+          "UPDATE reports SET receive_time = receive_time - interval '1 hour'; VACUUM ANALYZE",
+        );
+        const since = Date.now();
+        const urls = await recordQueries(puppetdb.url, (source) => source.readChanges(since, signal));
+        rows.push(...(await changeRounds(puppetdb, nodes, urls, signal, progress)));
+      }
+      return rows;
+    }),
+};
+
+type Puppetdb = Parameters<Parameters<typeof withPuppetdb>[0]>[0];
+
+async function changeRounds(
+  puppetdb: Puppetdb,
+  nodes: number,
+  urls: readonly string[],
+  signal: AbortSignal,
+  progress: (text: string) => void,
+): Promise<Row[]> {
+  return Stage.with(signal, async (stage) => {
+    const map = path.join(stage.folder, "sasori.map");
+    await writeFile(map, "");
+    const haproxy = await stage.haproxy("haproxy", newestHaproxy().bin, (port, socket) =>
+      lookupConfig(map, port, socket),
+    );
+    const env = { SASORI_PUPPETDB_URL: puppetdb.url, SASORI_HAPROXY: haproxy.socket };
+    const sasori = await startSasori(stage, "sasori", env);
+    await sasori.sync({});
+    const rows: Row[] = [];
+    for (const moved of CHANGES.filter((count) => count * 10 <= nodes)) {
+      const seen = { cpu: [] as number[], bytes: [] as number[], ms: [] as number[], curl: [] as number[] };
+      for (let turn = 1; turn <= ROUNDS; turn += 1) {
+        progress(`${nodes} nodes, ${moved} moved, round ${turn} of ${ROUNDS}`);
+        await moveNodes(puppetdb, moved);
+        // What moved is told again for as long as the readings overlap: until there is nothing new.
+        const [cpu, bytes] = [cpuMs(sasori.pid), bytesMoved(sasori.pid)];
+        const report = await sasori.sync({});
+        if (report.outcome !== "done" || report.moved !== moved)
+          throw new Error(JSON.stringify(report).slice(0, 500));
+        seen.cpu.push(cpuMs(sasori.pid) - cpu);
+        seen.bytes.push(bytesMoved(sasori.pid) - bytes);
+        seen.ms.push(report.durationMs);
+        seen.curl.push(await timed(() => curl(urls)));
+        await puppetdb.sql(
+          "UPDATE factsets SET timestamp = timestamp - interval '1 hour' WHERE timestamp > now() - interval '30 minutes'",
+        );
+      }
+      const file = moved === 0 ? 0 : (await stat(map)).size;
+      rows.push({
+        nodes,
+        moved,
+        "pass ms": round(median(seen.ms)),
+        "sasori CPU ms": round(median(seen.cpu)),
+        "kB moved": round(median(seen.bytes) / 1000),
+        "of it the file": round(file / 1000),
+        "PuppetDB alone ms": round(median(seen.curl)),
+      });
+    }
+    return rows;
+  });
+}

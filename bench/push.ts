@@ -1,0 +1,310 @@
+// What a push costs, and what requests feel of it. For each HAProxy and size of map: incremental commands, a versioned
+// swap, and what sasori does, once it knows this HAProxy; then wrk's p99 while each of three ways pushes again and
+// again, beside an idle round of the same length just before it. The plot shows the last.
+
+import { writeFile } from "node:fs/promises";
+import net from "node:net";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import { HaproxyInstance } from "../src/haproxy.js";
+import { type Certname, type Master, NodeMap } from "../src/node-map.js";
+import { type Plan, planFromChanges } from "../src/plan.js";
+import { payloads } from "../src/runtime-api.js";
+import type { Bench, Row } from "./bench.js";
+import { lookupConfig, MASTERS, ROUNDS, round, SIZES, wrk } from "./daemon.js";
+import { type Haproxy, type HaproxyBinary, haproxyBinaries, median, Stage } from "./stage.js";
+
+const PLOT = fileURLToPath(new URL("../../bench/push.svg", import.meta.url));
+const SHARES = [0.0001, 0.001, 0.01, 0.1, 1];
+const TRAFFIC_SECONDS = 3;
+const TRAFFIC_MAP = 100_000;
+const TRAFFIC_MOVED = 1_000;
+
+type Changes = Plan & { kind: "changes" };
+const nameOf = (node: number) => `node${node}.example.com` as Certname;
+
+/** A map on a HAProxy, and its next state with some nodes moved. */
+class Fleet {
+  readonly map = new NodeMap();
+  readonly size: number;
+  #at = 1;
+
+  constructor(size: number) {
+    this.size = size;
+    for (let node = 0; node < size; node += 1) this.#see(node, MASTERS[node % MASTERS.length] ?? "");
+    this.map.takeChanges();
+  }
+
+  /** So many nodes, spread over the map, are at another master. */
+  move(count: number): Changes {
+    this.#at += 1;
+    const step = Math.max(1, Math.floor(this.size / count));
+    for (let moved = 0; moved < count; moved += 1) {
+      const node = (moved * step) % this.size;
+      const now = MASTERS.indexOf(this.map.get(nameOf(node))?.master ?? "");
+      this.#see(node, MASTERS[(now + 1) % MASTERS.length] ?? "");
+    }
+    const plan = planFromChanges(this.map, this.map.takeChanges());
+    if (plan.kind !== "changes") throw new Error("nothing has moved");
+    return plan;
+  }
+
+  text(): string {
+    return Array.from(this.map.assignments(), ({ certname, master }) => `${certname} ${master}\n`).join("");
+  }
+
+  #see(node: number, master: string): void {
+    this.map.observe({ certname: nameOf(node), master: master as Master, at: this.#at, source: "facts" });
+  }
+}
+
+/** Sends commands as fast as HAProxy takes them, as a script would, 32 under way; resolves with all its replies. */
+async function rawCommands(socketPath: string, commands: Iterable<string>): Promise<string> {
+  const socket = net.connect(socketPath);
+  let [replies, waiting] = ["", 0];
+  let wake = () => {};
+  socket.on("data", (text: Buffer) => {
+    replies += text.toString("latin1");
+    waiting -= text.toString("latin1").split(">").length - 1;
+    wake();
+  });
+  const until = async (most: number) => {
+    while (waiting > most) {
+      await new Promise<void>((resolve) => {
+        wake = resolve;
+      });
+    }
+  };
+  const send = async (command: string, most = 31) => {
+    waiting += 1;
+    socket.write(command);
+    await until(most);
+  };
+  await send("prompt\n", 0);
+  for (const command of commands) await send(command);
+  await until(0);
+  socket.destroy();
+  return replies;
+}
+
+const rawSets = (haproxy: Haproxy, map: string, plan: Changes) =>
+  rawCommands(
+    haproxy.socket,
+    plan.set.map(({ certname, to }) => `set map ${map} ${certname} ${to}\n`),
+  );
+
+async function rawSwap(haproxy: Haproxy, map: string, desired: NodeMap): Promise<void> {
+  const reply = await rawCommands(haproxy.socket, [`prepare map ${map}\n`]);
+  const version = /New version created: (\d+)/.exec(reply)?.[1];
+  const command = `add map @${version} ${map}`;
+  const lines = Array.from(desired.assignments(), ({ certname, master }) => `${certname} ${master}`);
+  const pieces = Array.from(payloads(lines, command.length), (payload) => `${command} <<\n${payload}\n`);
+  await rawCommands(haproxy.socket, pieces);
+  await rawCommands(haproxy.socket, [`commit map @${version} ${map}\n`]);
+}
+
+async function withMap<T>(
+  { bin }: HaproxyBinary,
+  size: number,
+  signal: AbortSignal,
+  use: (haproxy: Haproxy, map: string, fleet: Fleet, instance: HaproxyInstance) => Promise<T>,
+): Promise<T> {
+  return Stage.with(signal, async (stage) => {
+    const map = path.join(stage.folder, "nodes.map");
+    const fleet = new Fleet(size);
+    await writeFile(map, fleet.text());
+    const haproxy = await stage.haproxy("haproxy", bin, (port, socket) =>
+      lookupConfig(map, port, socket, ["nbthread 1"]),
+    );
+    const endpoint = { name: haproxy.socket, connect: { path: haproxy.socket } };
+    return use(haproxy, map, fleet, new HaproxyInstance(endpoint, { backend: "puppet", mapFile: map }));
+  });
+}
+
+async function timed(work: () => Promise<unknown>): Promise<number> {
+  const began = performance.now();
+  await work();
+  return performance.now() - began;
+}
+
+/** As sasori pushes, without the read that goes before it. Returns the method. */
+async function push(instance: HaproxyInstance, fleet: Fleet, plan: Plan, signal: AbortSignal) {
+  const { fingerprint } = await instance.look(signal);
+  const { method, disturbed } = await instance.apply(plan, fleet.map, fingerprint, signal);
+  if (disturbed) throw new Error("somebody else pushes to this HAProxy");
+  return method ?? "nothing";
+}
+
+export const pushes: Bench = {
+  what: "one push into a map: raw commands, a raw swap, and sasori with its pauses; ms, medians",
+  async run({ signal, progress }) {
+    const rows: Row[] = [];
+    for (const haproxy of haproxyBinaries()) {
+      for (const size of SIZES) {
+        const say = (text: string) => progress(`HAProxy ${haproxy.version}, ${size} entries, ${text}`);
+        rows.push(...(await pushRows(haproxy, size, signal, say)));
+      }
+    }
+    return rows;
+  },
+};
+
+async function pushRows(
+  binary: HaproxyBinary,
+  size: number,
+  signal: AbortSignal,
+  say: (text: string) => void,
+): Promise<Row[]> {
+  return withMap(binary, size, signal, async (haproxy, map, fleet, instance) => {
+    const rows: Row[] = [];
+    const rounds = size > 100_000 ? 3 : ROUNDS;
+    for (const share of SHARES) {
+      const moved = Math.max(1, Math.round(size * share));
+      // Before 2.9 a command scans the map: these would take minutes and show nothing new.
+      const isSlow = binary.version < "2.9" && moved * size > 5e8;
+      const seen = { sets: [] as number[], swap: [] as number[], sasori: [] as number[] };
+      let method = "";
+      for (let turn = 0; turn <= rounds; turn += 1) {
+        say(`${moved} moved, round ${turn} of ${rounds}`);
+        const first = fleet.move(moved);
+        const sets = isSlow ? Number.NaN : await timed(() => rawSets(haproxy, map, first));
+        fleet.move(moved);
+        const swap = await timed(() => rawSwap(haproxy, map, fleet.map));
+        const plan = fleet.move(moved);
+        const sasori = await timed(async () => {
+          method = await push(instance, fleet, plan, signal);
+        });
+        if (turn === 0) continue;
+        seen.sets.push(sets);
+        seen.swap.push(swap);
+        seen.sasori.push(sasori);
+      }
+      const better = Math.min(...[median(seen.sets), median(seen.swap)].filter((ms) => !Number.isNaN(ms)));
+      rows.push({
+        haproxy: binary.version,
+        entries: size,
+        moved,
+        "set map ms": isSlow ? "-" : round(median(seen.sets), 1),
+        "swap ms": round(median(seen.swap), 1),
+        "sasori chose": method,
+        "it is of the better": round((method === "swap" ? median(seen.swap) : median(seen.sets)) / better, 2),
+        "sasori ms": round(median(seen.sasori), 1),
+      });
+    }
+    return rows;
+  });
+}
+
+interface Way {
+  name: string;
+  push: (
+    haproxy: Haproxy,
+    map: string,
+    fleet: Fleet,
+    instance: HaproxyInstance,
+    signal: AbortSignal,
+  ) => Promise<unknown>;
+}
+
+const WAYS: readonly Way[] = [
+  { name: "set map", push: (haproxy, map, fleet) => rawSets(haproxy, map, fleet.move(TRAFFIC_MOVED)) },
+  {
+    name: "swap",
+    push: (haproxy, map, fleet) => {
+      fleet.move(TRAFFIC_MOVED);
+      return rawSwap(haproxy, map, fleet.map);
+    },
+  },
+  {
+    name: "sasori",
+    push: (_haproxy, _map, fleet, instance, signal) =>
+      push(instance, fleet, fleet.move(TRAFFIC_MOVED), signal),
+  },
+];
+
+export const traffic: Bench = {
+  what: `p99 of requests while ${TRAFFIC_MOVED} of ${TRAFFIC_MAP} nodes move, again and again, beside idle`,
+  async run({ signal, progress }) {
+    const rows: Row[] = [];
+    for (const binary of haproxyBinaries()) {
+      await withMap(binary, TRAFFIC_MAP, signal, async (haproxy, map, fleet, instance) => {
+        for (const way of WAYS) {
+          const seen = {
+            idle: [] as number[],
+            busy: [] as number[],
+            ratio: [] as number[],
+            pushes: 0,
+            failed: 0,
+          };
+          // The first push teaches sasori this HAProxy, and does not count.
+          await way.push(haproxy, map, fleet, instance, signal);
+          for (let turn = 1; turn <= ROUNDS; turn += 1) {
+            progress(`HAProxy ${binary.version}, ${way.name}, round ${turn} of ${ROUNDS}`);
+            const idle = await wrk(haproxy.port, { seconds: TRAFFIC_SECONDS }, signal);
+            let over = false;
+            const asking = wrk(haproxy.port, { seconds: TRAFFIC_SECONDS }, signal).finally(() => {
+              over = true;
+            });
+            asking.catch(() => undefined);
+            while (!over) {
+              await way.push(haproxy, map, fleet, instance, signal);
+              seen.pushes += 1;
+            }
+            const busy = await asking;
+            seen.idle.push(idle.p99);
+            seen.busy.push(busy.p99);
+            seen.ratio.push(busy.p99 / idle.p99);
+            seen.failed += busy.failed;
+          }
+          rows.push({
+            haproxy: binary.version,
+            way: way.name,
+            "p99 idle µs": round(median(seen.idle)),
+            "p99 µs": round(median(seen.busy)),
+            "of idle": round(median(seen.ratio), 2),
+            pushes: seen.pushes,
+            failed: seen.failed,
+          });
+        }
+      });
+    }
+    await writeFile(PLOT, plot(rows));
+    return rows;
+  },
+};
+
+/** Bars on a logarithmic scale, one group for each HAProxy: how many times the idle p99. */
+function plot(rows: readonly Row[]): string {
+  const colours: Record<string, string> = { "set map": "#c0392b", swap: "#d99a1c", sasori: "#1f7a4d" };
+  const [left, bottom, height, width, gap] = [60, 230, 180, 50, 40];
+  const most = Math.max(10, ...rows.map((row) => Number(row["of idle"])));
+  const y = (ratio: number) =>
+    round(bottom - (height * Math.log10(Math.max(1, ratio))) / Math.log10(most), 1);
+  const bars = rows.map((row, index) => {
+    const x = left + 20 + index * width + Math.floor(index / WAYS.length) * gap;
+    const ratio = Number(row["of idle"]);
+    const label =
+      index % WAYS.length === 1
+        ? `<text x="${x + width / 2}" y="${bottom + 34}">HAProxy ${row.haproxy}</text>`
+        : "";
+    return `<rect x="${x}" y="${y(ratio) - 1}" width="${width - 6}" height="${round(bottom - y(ratio) + 1, 1)}" fill="${colours[row.way ?? ""]}"/>
+<text x="${x + width / 2 - 3}" y="${y(ratio) - 6}">${ratio}</text><text x="${x + width / 2 - 3}" y="${bottom + 16}">${row.way}</text>${label}`;
+  });
+  const lines = [1, 1.5, 10, 100]
+    .filter((ratio) => ratio <= most)
+    .map(
+      (
+        ratio,
+      ) => `<line x1="${left}" x2="${left + 20 + rows.length * width + 3 * gap}" y1="${y(ratio)}" y2="${y(ratio)}" stroke="#bbb"/>
+<text x="${left - 20}" y="${y(ratio) + 4}">${ratio}</text>`,
+    );
+  const total = left + 40 + rows.length * width + 3 * gap;
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${total} 280" font-family="sans-serif" font-size="11" text-anchor="middle">
+<title>p99 of requests during a push, three ways</title>
+<rect width="${total}" height="280" fill="#fff"/>
+<text x="${total / 2}" y="20" font-size="14">p99 of requests while 1,000 of 100,000 nodes move, again and again: times the idle p99</text>
+${lines.join("\n")}
+${bars.join("\n")}
+</svg>
+`;
+}
