@@ -1,0 +1,166 @@
+// What several benchmarks start: sasori as a process of its own, an HAProxy that answers with the master it looked up,
+// the real PuppetDB, and wrk asking for one node after another.
+
+import { execFile } from "node:child_process";
+import { readFileSync } from "node:fs";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import type { SyncReport } from "../src/sync-report.js";
+import { freePort } from "../test/support/child.js";
+import { type PuppetdbServer, startPuppetdb } from "../test/support/puppetdb-server.js";
+import {
+  type Config,
+  globalSection,
+  type HaproxyBinary,
+  haproxyBinaries,
+  type Stage,
+  wrkBinary,
+} from "./stage.js";
+
+export const CLI = fileURLToPath(new URL("../src/cli.js", import.meta.url));
+const SCRIPT = fileURLToPath(new URL("../../bench/nodes.lua", import.meta.url));
+
+export const MASTERS = ["master1", "master2", "master3"];
+export const NEVER = "0 0 1 1 *";
+
+/** Sizes of fleets; fewer by `BENCH_NODES=10000,100000`. */
+export const SIZES = (process.env.BENCH_NODES ?? "10000,100000,1000000").split(",").map(Number);
+
+/** Rounds of which the median is taken. */
+export const ROUNDS = 5;
+
+export const round = (value: number, digits = 0): number => Number(value.toFixed(digits));
+
+export const newestHaproxy = (): HaproxyBinary => {
+  const haproxy = haproxyBinaries().at(-1);
+  if (haproxy === undefined) throw new Error("no HAProxy: run setup/parts.sh test");
+  return haproxy;
+};
+
+export interface Daemon {
+  url: string;
+  pid: number;
+  /** From its start until its first pass was over, in milliseconds. */
+  startMs: number;
+  call(method: string, path: string, body?: object): Promise<unknown>;
+  sync(request: { full?: boolean }): Promise<SyncReport>;
+}
+
+/** Starts sasori and waits for its first pass. It makes others only when told, unless `env` has schedules. */
+export async function startSasori(stage: Stage, name: string, env: Record<string, string>): Promise<Daemon> {
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}`;
+  const call: Daemon["call"] = async (method, at, body) => {
+    const response = await fetch(`${url}${at}`, {
+      method,
+      ...(body && { headers: { "content-type": "application/json" }, body: JSON.stringify(body) }),
+    });
+    const text = await response.text();
+    if (!response.ok) throw new Error(`${method} ${at}: ${response.status} ${text.slice(0, 300)}`);
+    return text === "" ? undefined : JSON.parse(text);
+  };
+  const began = performance.now();
+  const settings = {
+    SASORI_MAP_FILE: path.join(stage.folder, `${name}.map`),
+    SASORI_SCHEDULE: NEVER,
+    SASORI_FULL_SCHEDULE: NEVER,
+    SASORI_LISTEN: `127.0.0.1:${port}`,
+    ...env,
+  };
+  const pid = await stage.program(name, [process.execPath, CLI, "serve"], settings, async () => {
+    const status = (await call("GET", "/api/v1/status")) as { lastPass?: unknown };
+    return status.lastPass !== undefined;
+  });
+  const startMs = performance.now() - began;
+  return {
+    url,
+    pid,
+    startMs,
+    call,
+    sync: async (request) => (await call("POST", "/api/v1/sync", request)) as SyncReport,
+  };
+}
+
+/** Answers each request itself, with the master that the map has for the node. */
+export function lookupConfig(
+  map: string,
+  port: number,
+  socket: string,
+  lines: readonly string[] = [],
+): Config {
+  const text = `${globalSection([`stats socket "${socket}" level admin`, ...lines])}
+defaults
+  mode http
+  timeout connect 2s
+  timeout client 30s
+  timeout server 30s
+frontend gateway
+  bind 127.0.0.1:${port}
+  http-request set-var(txn.master) req.fhdr(x-node-name),map_str("${map}",none)
+  http-request return status 200 content-type text/plain lf-string %[var(txn.master)]
+backend puppet
+${MASTERS.map((name, index) => `  server ${name} 127.0.0.1:${index + 1}\n`).join("")}`;
+  return { text };
+}
+
+/** Starts PuppetDB, lends it to `use`, and ends it in any case. */
+export async function withPuppetdb<T>(use: (puppetdb: PuppetdbServer) => Promise<T>): Promise<T> {
+  const puppetdb = await startPuppetdb();
+  try {
+    return await use(puppetdb);
+  } finally {
+    await puppetdb.stop();
+  }
+}
+
+/** So many nodes run now, at another master each, spread over the fleet; PuppetDB has their facts and no report yet. */
+export function moveNodes(puppetdb: PuppetdbServer, count: number): Promise<string> {
+  if (count === 0) return Promise.resolve("");
+  return puppetdb.sql(`
+    UPDATE factsets f SET timestamp = clock_timestamp(), producer_timestamp = clock_timestamp(),
+      producer_id = coalesce((SELECT min(id) FROM producers WHERE id > f.producer_id), (SELECT min(id) FROM producers))
+    WHERE f.certname IN (SELECT certname FROM certnames WHERE (id - (SELECT min(id) FROM certnames))
+      % ((SELECT count(*) FROM certnames) / ${count}) = 0 LIMIT ${count})`);
+}
+
+/** Bytes that a process has read and written so far, sockets and files. */
+export function bytesMoved(pid: number): number {
+  const io = readFileSync(`/proc/${pid}/io`, "utf8");
+  return Number(/rchar: (\d+)/.exec(io)?.[1]) + Number(/wchar: (\d+)/.exec(io)?.[1]);
+}
+
+/** Memory of a process in MiB: what it has now, or at its peak. */
+export function memoryMiB(pid: number, which: "VmRSS" | "VmHWM"): number {
+  const status = readFileSync(`/proc/${pid}/status`, "utf8");
+  return Math.round(Number(new RegExp(`${which}:\\s+(\\d+)`).exec(status)?.[1]) / 1024);
+}
+
+export interface Traffic {
+  requests: number;
+  p50: number;
+  p99: number;
+  failed: number;
+}
+
+/** Asks for nodes (their numbers in the format `names`) for so long, by so many connections. Times in microseconds. */
+export async function wrk(
+  port: number,
+  {
+    seconds,
+    connections = 20,
+    nodes = 10_000,
+    names = "node%d.example.com",
+    first = 0,
+  }: { seconds: number; connections?: number; nodes?: number; names?: string; first?: number },
+  signal: AbortSignal,
+): Promise<Traffic> {
+  const args = ["-t1", `-c${connections}`, `-d${seconds}s`, "-s", SCRIPT, `http://127.0.0.1:${port}/`, "--"];
+  const options = { signal, timeout: seconds * 1000 + 30_000 };
+  const { stdout } = await promisify(execFile)(
+    wrkBinary(),
+    [...args, String(nodes), names, String(first)],
+    options,
+  );
+  return JSON.parse(/^\{.*\}$/m.exec(stdout)?.[0] ?? "{}");
+}
