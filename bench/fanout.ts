@@ -17,7 +17,7 @@ import {
   round,
   startSasori,
 } from "./daemon.js";
-import { FLEET, loadPerMinute, withFleet } from "./fleet.js";
+import { FLEET, loadPerMinute, warmUp, withFleet } from "./fleet.js";
 import { cpuMs, type Haproxy, median, Stage } from "./stage.js";
 
 const HAPROXYS = [1, 4, 16];
@@ -130,6 +130,7 @@ function askedByMany(
         }),
       );
     }
+    for (const daemon of daemons.slice(0, 1)) await warmUp(daemon);
     progress(`${count} sasoris on one PuppetDB for ${LOOK_SECONDS} s`);
     const cpu = () => daemons.reduce((sum, { pid }) => sum + cpuMs(pid), 0);
     const before = cpu();

@@ -2,6 +2,7 @@
 // until the first request gets to the new master. Nodes move one by one at random times, and each is asked for every
 // few milliseconds. And what each way costs PuppetDB, in a minute in which nothing moves.
 
+import { setMaxListeners } from "node:events";
 import { writeFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -9,7 +10,7 @@ import { Pool } from "undici";
 import type { PuppetdbServer } from "../test/support/puppetdb-server.js";
 import type { Bench, Row } from "./bench.js";
 import { lookupConfig, NEVER, newestHaproxy, round, startSasori } from "./daemon.js";
-import { FLEET, loadPerMinute, masterOf, nameOf, withFleet } from "./fleet.js";
+import { FLEET, loadPerMinute, masterOf, nameOf, warmUp, withFleet } from "./fleet.js";
 import { cpuMs, median, quantile, Stage } from "./stage.js";
 
 const MOVES = 60;
@@ -81,12 +82,15 @@ function measure(
       return routed;
     };
     try {
+      await warmUp(sasori);
       progress(`${name}: the load of ${LOAD_SECONDS} s in which nothing moves`);
       const own = cpuMs(sasori.pid);
       let load = await loadPerMinute(puppetdb, LOAD_SECONDS, signal);
       const used = cpuMs(sasori.pid) - own;
       progress(`${name}: ${MOVES} nodes move within ${MOVES_SECONDS} s`);
       let times: number[] = [];
+      // All of them wait on one signal.
+      setMaxListeners(2 * MOVES, signal);
       // Each way moves its own nodes, so that none is at the wanted master by chance.
       const moveAll = async () => {
         times = await Promise.all(
