@@ -6,10 +6,14 @@ import os from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { formatTable, Terminal } from "../demo/terminal.js";
+import { fanin, fanout } from "./fanout.js";
+import { freshness } from "./freshness.js";
 import { healing } from "./healing.js";
+import { lookup } from "./lookup.js";
 import { overload } from "./overload.js";
 import { changes, full } from "./passes.js";
 import { pushes, traffic } from "./push.js";
+import { rest } from "./rest.js";
 import { haproxyBinaries } from "./stage.js";
 import { gateway, rules, threads } from "./throughput.js";
 
@@ -31,6 +35,11 @@ const BENCHES: Record<string, Bench> = {
   changes,
   pushes,
   traffic,
+  lookup,
+  freshness,
+  rest,
+  fanout,
+  fanin,
 };
 const RESULTS = fileURLToPath(new URL("../../bench/results/", import.meta.url));
 

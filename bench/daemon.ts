@@ -18,7 +18,7 @@ import {
   wrkBinary,
 } from "./stage.js";
 
-const CLI = fileURLToPath(new URL("../src/cli.js", import.meta.url));
+export const CLI = fileURLToPath(new URL("../src/cli.js", import.meta.url));
 const SCRIPT = fileURLToPath(new URL("../../bench/nodes.lua", import.meta.url));
 
 export const MASTERS = ["master1", "master2", "master3"];

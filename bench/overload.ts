@@ -12,7 +12,15 @@ import { promisify } from "node:util";
 import { Pool } from "undici";
 import { freePort } from "../test/support/child.js";
 import type { Bench, Row } from "./bench.js";
-import { gatewayConfig, globalSection, type HaproxyBinary, haproxyBinaries, median, Stage } from "./stage.js";
+import {
+  gatewayConfig,
+  globalSection,
+  type HaproxyBinary,
+  haproxyBinaries,
+  median,
+  quantile,
+  Stage,
+} from "./stage.js";
 
 const PROBE = fileURLToPath(new URL("probe.js", import.meta.url));
 const MASTER_MS = 100;
@@ -113,11 +121,6 @@ async function overloaded(
 
 const round = (value: number, digits: number): number => Number(value.toFixed(digits));
 const times = (answers: readonly Answer[] = []) => answers.map(({ ms }) => ms);
-
-function quantile(values: readonly number[], share: number): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[Math.floor(sorted.length * share)] ?? Number.NaN;
-}
 
 /** master1 is slow, without using the processor; the others answer at once. */
 function mastersConfig(port: number, ports: readonly number[]): string {

@@ -69,14 +69,17 @@ export class Stage {
   static async with<T>(signal: AbortSignal, use: (stage: Stage) => Promise<T>): Promise<T> {
     const folder = await mkdtemp(path.join(tmpdir(), "sasori-bench-"));
     const stage = new Stage(folder, signal);
+    let onAbort = () => {};
     const stopped = new Promise<never>((_, reject) => {
-      signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+      onAbort = () => reject(signal.reason);
+      signal.addEventListener("abort", onAbort, { once: true });
     });
     stopped.catch(() => undefined);
     try {
       signal.throwIfAborted();
       return await Promise.race([use(stage), stage.#processes.death, stopped]);
     } finally {
+      signal.removeEventListener("abort", onAbort);
       await stage.#processes.stop();
       await rm(folder, { recursive: true, force: true });
     }
@@ -153,10 +156,31 @@ export const globalSection = (lines: readonly string[]): string =>
 
 /** Processor time that a process has used so far, in milliseconds. Linux counts it in steps of 10 ms. */
 export function cpuMs(pid: number): number {
+  const [own = 0] = cpuTimes(pid);
+  return own;
+}
+
+/** The same with its children, those that have ended too. */
+export function cpuMsOfTree(pid: number): number {
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").map(Number);
+  const living = children.map((child) => {
+    try {
+      return cpuMs(child);
+    } catch {
+      return 0; // It has just ended, and its parent has its time.
+    }
+  });
+  // Read last: what ended meanwhile is in here.
+  const [own = 0, ended = 0] = cpuTimes(pid);
+  return [own, ended, ...living].reduce((sum, ms) => sum + ms, 0);
+}
+
+function cpuTimes(pid: number): number[] {
   const fields = readFileSync(`/proc/${pid}/stat`, "utf8")
     .replace(/^.*\) /, "")
     .split(" ");
-  return (Number(fields[11]) + Number(fields[12])) * 10;
+  const [user = 0, system = 0, endedUser = 0, endedSystem = 0] = fields.slice(11, 15).map(Number);
+  return [(user + system) * 10, (endedUser + endedSystem) * 10];
 }
 
 export function median(values: readonly number[]): number {
@@ -164,4 +188,10 @@ export function median(values: readonly number[]): number {
   const middle = sorted.length >> 1;
   const [low = 0, high = 0] = [sorted[sorted.length % 2 === 0 ? middle - 1 : middle], sorted[middle]];
   return (low + high) / 2;
+}
+
+/** The value below which this share of all is: 0.9 is the 90th percentile. */
+export function quantile(values: readonly number[], share: number): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.floor(sorted.length * share)] ?? Number.NaN;
 }

@@ -124,7 +124,8 @@ async function compare(
   });
 }
 
-function mastersConfig(ports: readonly number[]): string {
+/** One HAProxy stands for all masters, and answers by itself, on one core. */
+export function mastersConfig(ports: readonly number[]): string {
   return `${globalSection(["nbthread 1", `cpu-map 1/1 ${OTHER_CORE}`])}
 defaults
   mode http

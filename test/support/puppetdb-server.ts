@@ -69,6 +69,8 @@ export interface PuppetdbClient extends PuppetdbAddress {
 
 /** A PuppetDB that we run ourselves. */
 export interface PuppetdbServer extends PuppetdbClient {
+  /** The process ids of PuppetDB and of PostgreSQL's first process, the parent of all others. */
+  pids(): { puppetdb: number; postgres: number };
   /** Ends only PuppetDB, as an outage; its data and its ports stay. */
   stopPuppetdb(): Promise<void>;
   /** Starts it again after `stopPuppetdb()`. */
@@ -104,6 +106,7 @@ export async function startPuppetdb(): Promise<PuppetdbServer> {
     return {
       ...puppetdbClient(address),
       stop,
+      pids: () => ({ puppetdb: puppetdb?.pid ?? 0, postgres: postgres?.pid ?? 0 }),
       async stopPuppetdb() {
         await puppetdb?.end();
       },

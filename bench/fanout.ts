@@ -1,0 +1,168 @@
+// One sasori that feeds many HAProxys: how long until the last of them has what moved. And many sasoris that look at one
+// PuppetDB, each with a map of its own, on the default schedule: what PuppetDB and PostgreSQL spend on them.
+
+import { writeFile } from "node:fs/promises";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { runtimeCommand } from "../test/support/haproxy-server.js";
+import type { PuppetdbServer } from "../test/support/puppetdb-server.js";
+import type { Bench, Row } from "./bench.js";
+import {
+  type Daemon,
+  lookupConfig,
+  moveNodes,
+  NEVER,
+  newestHaproxy,
+  ROUNDS,
+  round,
+  startSasori,
+} from "./daemon.js";
+import { FLEET, loadPerMinute, warmUp, withFleet } from "./fleet.js";
+import { cpuMs, type Haproxy, median, Stage } from "./stage.js";
+
+const HAPROXYS = [1, 4, 16];
+const SASORIS = [1, 4, 8];
+const MOVED = 100;
+const LOOK_SECONDS = 30;
+/** SASORI_SCHEDULE by default: a look at each pass. */
+const EVERY_SECONDS = 5;
+
+type Progress = (text: string) => void;
+
+export const fanout: Bench = {
+  what: `one sasori to many HAProxys: until the last one has ${MOVED} moved nodes; medians`,
+  run: ({ signal, progress }) =>
+    withFleet(progress, async (puppetdb) => {
+      const rows: Row[] = [];
+      for (const count of HAPROXYS) rows.push(await feedMany(puppetdb, count, signal, progress));
+      return rows;
+    }),
+};
+
+export const fanin: Bench = {
+  what: "many sasoris on one PuppetDB, nothing moves: what it spends on them, and how long a pass takes",
+  run: ({ signal, progress }) =>
+    withFleet(progress, async (puppetdb) => {
+      progress(`PuppetDB alone for ${LOOK_SECONDS} s`);
+      const idle = await loadPerMinute(puppetdb, LOOK_SECONDS, signal);
+      const rows: Row[] = [];
+      for (const count of SASORIS) rows.push(await askedByMany(puppetdb, count, idle, signal, progress));
+      return rows;
+    }),
+};
+
+function feedMany(
+  puppetdb: PuppetdbServer,
+  count: number,
+  signal: AbortSignal,
+  progress: Progress,
+): Promise<Row> {
+  return Stage.with(signal, async (stage) => {
+    const map = path.join(stage.folder, "sasori.map");
+    await writeFile(map, "");
+    const haproxys: Haproxy[] = [];
+    for (let index = 1; index <= count; index += 1) {
+      haproxys.push(
+        await stage.haproxy(`haproxy${index}`, newestHaproxy().bin, (port, socket) =>
+          lookupConfig(map, port, socket, ["nbthread 1"]),
+        ),
+      );
+    }
+    const sasori = await startSasori(stage, "sasori", {
+      SASORI_PUPPETDB_URL: puppetdb.url,
+      SASORI_HAPROXY: haproxys.map(({ socket }) => socket).join(","),
+    });
+    const seen = { all: [] as number[], push: [] as number[], cpu: [] as number[] };
+    for (let turn = 1; turn <= ROUNDS; turn += 1) {
+      progress(`${count} HAProxys, round ${turn} of ${ROUNDS}`);
+      await moveNodes(puppetdb, MOVED);
+      const [cpu, began] = [cpuMs(sasori.pid), performance.now()];
+      const report = await sasori.sync({});
+      seen.all.push(performance.now() - began);
+      seen.push.push(report.phasesMs.push);
+      seen.cpu.push(cpuMs(sasori.pid) - cpu);
+      if (report.outcome !== "done" || report.moved !== MOVED)
+        throw new Error(JSON.stringify(report).slice(0, 500));
+      await haveAll(haproxys, map, report.targets[0]?.changes ?? []);
+    }
+    return {
+      nodes: FLEET,
+      haproxys: count,
+      "all have it ms": round(median(seen.all)),
+      "of which push": round(median(seen.push)),
+      "sasori CPU ms": round(median(seen.cpu)),
+    };
+  });
+}
+
+/** Throws unless each HAProxy's map says what the report says. */
+async function haveAll(
+  haproxys: readonly Haproxy[],
+  map: string,
+  changes: readonly { certname: string; to?: string | undefined }[],
+): Promise<void> {
+  if (changes.length === 0) throw new Error("the report names no change");
+  for (const { socket } of haproxys) {
+    for (const { certname, to } of changes) {
+      const answer = await runtimeCommand(socket, `get map ${map} ${certname}`);
+      if (!answer.includes(`value="${to}"`))
+        throw new Error(`${socket} has ${certname} otherwise: ${answer}`);
+    }
+  }
+}
+
+function askedByMany(
+  puppetdb: PuppetdbServer,
+  count: number,
+  idle: number,
+  signal: AbortSignal,
+  progress: Progress,
+): Promise<Row> {
+  return Stage.with(signal, async (stage) => {
+    const daemons: Daemon[] = [];
+    for (let index = 1; index <= count; index += 1) {
+      progress(`${count} sasoris on one PuppetDB, starting ${index}`);
+      daemons.push(
+        await startSasori(stage, `sasori${index}`, {
+          SASORI_PUPPETDB_URL: puppetdb.url,
+          SASORI_SCHEDULE: "*/5 * * * * *",
+          SASORI_FULL_SCHEDULE: NEVER,
+        }),
+      );
+    }
+    for (const daemon of daemons.slice(0, 1)) await warmUp(daemon);
+    progress(`${count} sasoris on one PuppetDB for ${LOOK_SECONDS} s`);
+    const cpu = () => daemons.reduce((sum, { pid }) => sum + cpuMs(pid), 0);
+    const before = cpu();
+    const passes: number[] = [];
+    const load = await loadPerMinute(
+      puppetdb,
+      async () => {
+        for (let at = 0; at < LOOK_SECONDS; at += EVERY_SECONDS) {
+          await sleep(EVERY_SECONDS * 1_000, undefined, { signal });
+          for (const { call } of daemons) passes.push(await passMs(call));
+        }
+      },
+      signal,
+    );
+    return {
+      nodes: FLEET,
+      sasoris: count,
+      "PuppetDB + PostgreSQL CPU ms/min": load - idle,
+      "of one sasori": round((load - idle) / count),
+      "idle CPU ms/min": idle,
+      "pass p50 ms": round(median(passes)),
+      "pass max ms": Math.max(...passes),
+      "one sasori's CPU ms/min": round((((cpu() - before) / count) * 60) / LOOK_SECONDS),
+    };
+  });
+}
+
+/** How long its last pass took. Throws when that was not a good one. */
+async function passMs(call: Daemon["call"]): Promise<number> {
+  const { lastPass } = (await call("GET", "/api/v1/status")) as {
+    lastPass: { outcome: string; durationMs: number };
+  };
+  if (lastPass.outcome !== "done") throw new Error(JSON.stringify(lastPass));
+  return lastPass.durationMs;
+}

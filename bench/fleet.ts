@@ -1,0 +1,62 @@
+// The fleet that several benchmarks look at: the real PuppetDB with 100,000 nodes (BENCH_NODES=10000 makes it smaller),
+// whose last runs are over, and what PuppetDB and PostgreSQL spend on being asked about it.
+
+import { setTimeout as sleep } from "node:timers/promises";
+import type { PuppetdbServer } from "../test/support/puppetdb-server.js";
+import { type Daemon, MASTERS, round, SIZES, withPuppetdb } from "./daemon.js";
+import { cpuMs, cpuMsOfTree } from "./stage.js";
+
+export const FLEET = Math.min(100_000, Math.max(...SIZES));
+
+/** As `fill` of PuppetDB names them, from 1 on; for printf and wrk. */
+export const NAMES = "node-%07d.example";
+export const nameOf = (node: number): string => `node-${String(node).padStart(7, "0")}.example`;
+/** The master that node has at first, and after so many moves. */
+export const masterOf = (node: number, moves = 0): string => MASTERS[(node + moves) % MASTERS.length] ?? "";
+
+const REPORTS = 2;
+
+/** A PuppetDB that was just started compiles what it runs, which costs more than running it. */
+const WARM_UP_PASSES = 50;
+
+/** Starts PuppetDB with the fleet in it, lends it to `use`, and ends it in any case. */
+export function withFleet<T>(
+  progress: (text: string) => void,
+  use: (puppetdb: PuppetdbServer) => Promise<T>,
+): Promise<T> {
+  progress("starting PuppetDB");
+  return withPuppetdb(async (puppetdb) => {
+    progress(`filling PuppetDB with ${FLEET} nodes`);
+    await puppetdb.reset();
+    await puppetdb.fill(FLEET, MASTERS, REPORTS);
+    // As if some time had passed since these runs, so that only what moves is news.
+    await puppetdb.sql("UPDATE factsets SET timestamp = timestamp - interval '1 hour'");
+    await puppetdb.sql(
+      "UPDATE reports SET receive_time = receive_time - interval '1 hour' WHERE receive_time > now() - interval '1 hour'",
+    );
+    await puppetdb.sql("VACUUM ANALYZE");
+    return use(puppetdb);
+  });
+}
+
+/** Lets PuppetDB run the queries of a pass often enough that what they cost from then on is usual. */
+export async function warmUp({ sync }: Daemon): Promise<void> {
+  for (let pass = 1; pass <= WARM_UP_PASSES; pass += 1) await sync({});
+}
+
+/** Processor time of PuppetDB and its PostgreSQL so far, in milliseconds. */
+export function puppetdbCpuMs(puppetdb: PuppetdbServer): number {
+  const pids = puppetdb.pids();
+  return cpuMs(pids.puppetdb) + cpuMsOfTree(pids.postgres);
+}
+
+/** What they spend in a minute, as seen in so many seconds or for as long as `work` lasts; CPU milliseconds. */
+export async function loadPerMinute(
+  puppetdb: PuppetdbServer,
+  work: number | (() => Promise<unknown>),
+  signal: AbortSignal,
+): Promise<number> {
+  const [began, before] = [performance.now(), puppetdbCpuMs(puppetdb)];
+  await (typeof work === "number" ? sleep(work * 1000, undefined, { signal }) : work());
+  return round(((puppetdbCpuMs(puppetdb) - before) * 60_000) / (performance.now() - began));
+}
