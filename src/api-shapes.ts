@@ -194,6 +194,7 @@ const Sample = { count: Count, samples: z.array(z.string()).describe("the first 
 
 /** A pass without its lists of changes. */
 export const PassShape = z.strictObject({
+  listed: z.boolean().describe("it did or met something: it is among `/api/v1/passes`"),
   kind: z.enum(["known", "changes", "full"]),
   dryRun: z.boolean(),
   outcome: z.enum(["done", "failed", "held"]),
@@ -226,6 +227,18 @@ export const PassShape = z.strictObject({
   held: z.strictObject({ id: z.string(), reason: z.string(), ...Sample }).optional(),
   approvalUnmatched: z.literal(true).optional(),
   journal: FailureShape.optional(),
+  targets: z
+    .array(
+      z.strictObject({
+        target: z.string(),
+        outcome: z.enum(["applied", "failed"]),
+        add: Count,
+        set: Count,
+        del: Count,
+        failure: FailureShape.optional(),
+      }),
+    )
+    .describe("those that were written, or failed"),
 });
 
 /** The passes that did or met something, the newest first; quiet ones are not kept. */
@@ -261,7 +274,9 @@ export const TargetReportShape = z.strictObject({
   durationMs: Milliseconds,
   failure: FailureShape.optional(),
 });
-export const SyncReportShape = PassShape.extend({ targets: z.array(TargetReportShape) });
+export const SyncReportShape = PassShape.omit({ listed: true }).extend({
+  targets: z.array(TargetReportShape),
+});
 
 /** Something that a person should know, worst first: what is wrong, and what to do about it. */
 export const TroubleShape = z.strictObject({

@@ -15,7 +15,7 @@ import {
   type Story,
 } from "./api-shapes.js";
 import type { Check, Finding } from "./check.js";
-import { describeVariables, readConfig, showConfig } from "./config.js";
+import { describeVariables, readAddress, readConfig, showConfig } from "./config.js";
 import { askDaemon, mustAskDaemon } from "./daemon-client.js";
 import { diagnose } from "./doctor.js";
 import { SasoriError, systemCode, toFailure } from "./errors.js";
@@ -44,6 +44,7 @@ import {
   styleFor,
 } from "./report-text.js";
 import { lookUpHere, nodesOfFile, runPass } from "./standalone.js";
+import { withoutPlace } from "./troubles.js";
 import { VERSION } from "./version.js";
 
 const EXIT = { done: 0, failed: 1, usage: 2, held: 3 } as const;
@@ -73,6 +74,7 @@ const examplesOf = new Map<Command, readonly Example[]>();
 const program = new Command("sasori")
   .description("Keeps HAProxy's node-to-Puppet-master map true.")
   .version(VERSION)
+  .configureHelp({ minWidthToWrap: 20 }) // Below that it prints long lines, and the list of commands leaves less than 40.
   .showHelpAfterError("(sasori --help shows the commands)")
   .exitOverride();
 withExamples(program, [
@@ -167,7 +169,7 @@ withExamples(
     ["sasori sync --approve 3f2a9c01d4e5", "the held nodes may go"],
   ],
 ).action(async ({ json, ...wanted }: Output & SyncRequest) => {
-  const report = await runPass(readConfig(process.env), wanted);
+  const report = await runPass(address(), configure, wanted);
   print(report, json, (value) => renderReport(value, style));
   process.exitCode = EXIT[report.outcome];
 });
@@ -182,7 +184,7 @@ withExamples(
     ["sasori diff --json | jq .targets", "for a program"],
   ],
 ).action(async ({ json }: Output) => {
-  const report = await runPass(readConfig(process.env), { full: true, dryRun: true });
+  const report = await runPass(address(), configure, { full: true, dryRun: true });
   print(report, json, (value) => renderDiff(value, style));
   process.exitCode = EXIT[report.outcome];
 });
@@ -195,11 +197,10 @@ withExamples(
     .option("--json", "print as JSON"),
   [["sasori lookup node7.example.com", ""]],
 ).action(async (text: string, { json }: Output) => {
-  const certname = parseCertname(text);
-  const config = readConfig(process.env);
+  const certname = certnameOf(text);
   const found =
-    (await askDaemon<Story>(config, "GET", `/api/v1/nodes/${certname}`)) ??
-    (await lookUpHere(config, certname));
+    (await askDaemon<Story>(address(), "GET", `/api/v1/nodes/${certname}`)) ??
+    (await lookUpHere(configure(), certname));
   print(found, json, (value) => renderLookup(value, style));
   const failed =
     found.desired.failure !== undefined || found.live.some(({ failure }) => failure !== undefined);
@@ -216,8 +217,7 @@ withExamples(
     ["sasori status --json | jq -r .state", "for monitoring"],
   ],
 ).action(async ({ json }: Output) => {
-  const config = readConfig(process.env);
-  const status = await mustAskDaemon<Status>(config, "GET", "/api/v1/status");
+  const status = await mustAskDaemon<Status>(address(), "GET", "/api/v1/status");
   print(status, json, (value) => renderStatus(value, style));
   const isHeld = status.troubles.some(({ code }) => code === "held");
   process.exitCode =
@@ -246,11 +246,7 @@ withExamples(
   ],
 ).action(
   (q: string | undefined, { all, limit, ...options }: Output & { all?: true; limit: number } & Filter) =>
-    listNodes(
-      readConfig(process.env),
-      { q, ...options, limit: all ? Number.POSITIVE_INFINITY : limit },
-      style,
-    ),
+    listNodes(address(), configure, { q, ...options, limit: all ? Number.POSITIVE_INFINITY : limit }, style),
 );
 
 withExamples(
@@ -260,7 +256,7 @@ withExamples(
     .option("--json", "print as JSON"),
   [["sasori masters", ""]],
 ).action(async ({ json }: Output) => {
-  const masters = await mustAskDaemon<Masters>(readConfig(process.env), "GET", "/api/v1/masters");
+  const masters = await mustAskDaemon<Masters>(address(), "GET", "/api/v1/masters");
   print(masters, json, (value) => renderMasters(value, style));
   process.exitCode = masters.failures.length > 0 ? EXIT.failed : EXIT.done;
 });
@@ -289,10 +285,9 @@ withExamples(
     name: string | undefined,
     { json, follow, ...options }: Output & { follow?: true; limit: number } & Filter,
   ) => {
-    const config = readConfig(process.env);
-    const wanted = { ...options, certname: name === undefined ? undefined : parseCertname(name) };
-    if (follow) await followMoves(config, wanted, { json, style });
-    const found = await recentMoves(config, wanted);
+    const wanted = { ...options, certname: name === undefined ? undefined : certnameOf(name) };
+    if (follow) await followMoves(address(), wanted, { json, style });
+    const found = await recentMoves(address(), wanted);
     print(found, json, ({ moves }) =>
       moves.length === 0
         ? "no moves"
@@ -311,7 +306,7 @@ withExamples(
     .option("--json", "print as JSON"),
   [["sasori passes", ""]],
 ).action(async ({ json }: Output) => {
-  const found = await mustAskDaemon<{ passes: Pass[] }>(readConfig(process.env), "GET", "/api/v1/passes");
+  const found = await mustAskDaemon<{ passes: Pass[] }>(address(), "GET", "/api/v1/passes");
   print(found, json, ({ passes }) =>
     passes.length === 0
       ? "no passes"
@@ -338,11 +333,10 @@ withExamples(
   if ((master === undefined) === (end === undefined)) {
     throw new SasoriError("USAGE", "name the master, or end the registration with --end");
   }
-  const config = readConfig(process.env);
-  const path = `/api/v1/nodes/${parseCertname(text)}`;
+  const path = `/api/v1/nodes/${certnameOf(text)}`;
   const found = end
-    ? await mustAskDaemon<Story>(config, "DELETE", path)
-    : await mustAskDaemon<Story>(config, "PUT", path, { master });
+    ? await mustAskDaemon<Story>(address(), "DELETE", path)
+    : await mustAskDaemon<Story>(address(), "PUT", path, { master });
   print(found, json, (value) => renderLookup(value, style));
 });
 
@@ -365,14 +359,13 @@ withExamples(
   const perMinute = Number(options.perMinute);
   if (!(perMinute > 0))
     throw new SasoriError("USAGE", `--per-minute ${options.perMinute}: expected a number above 0`);
-  const config = readConfig(process.env);
-  const all = await mustAskDaemon<Displaced[]>(config, "GET", "/api/v1/displaced");
+  const all = await mustAskDaemon<Displaced[]>(address(), "GET", "/api/v1/displaced");
   const nodes = all.filter(({ home }) => options.master === undefined || home === options.master);
   if (options.dryRun || options.json) print(nodes, options.json, renderDisplaced);
   if (options.dryRun) return;
   for (const [index, { certname, home }] of nodes.entries()) {
     if (index > 0) await sleep(60_000 / perMinute);
-    await mustAskDaemon<Story>(config, "PUT", `/api/v1/nodes/${certname}`, { master: home });
+    await mustAskDaemon<Story>(address(), "PUT", `/api/v1/nodes/${certname}`, { master: home });
     if (!options.json) process.stdout.write(`${index + 1}/${nodes.length}  ${certname} → ${home}\n`);
   }
   if (!options.json)
@@ -416,6 +409,12 @@ priority
   .option("--json", "print as JSON")
   .action((key: string, { json }: Output) => changePriority(key, undefined, json));
 
+const configure = () => readConfig(process.env);
+const address = () => readAddress(process.env);
+
+/** As Puppet and the gateway write it: people type capitals. */
+const certnameOf = (text: string) => parseCertname(text.toLowerCase());
+
 function parsePlanId(text: string): string {
   if (PLAN_ID.test(text)) return text;
   throw new InvalidArgumentError("A plan id is 12 hexadecimal digits, as `sasori status` shows it.");
@@ -443,7 +442,7 @@ async function changePriority(
       `${key}  ${value ?? "(default)"}`,
       ...change.haproxy.map(
         ({ haproxy, failure }) =>
-          `  ${haproxy}  ${failure ? `${style.bad("failed")}: ${failure.code}: ${failure.message}` : "told"}`,
+          `  ${haproxy}  ${failure ? `${style.bad("failed")}: ${failure.code}: ${withoutPlace(failure.message, haproxy)}` : "told"}`,
       ),
     ].join("\n"),
   );
@@ -507,22 +506,21 @@ withExamples(
 
 /** Names for the completion: the daemon knows them, or the map file does. */
 async function lookUpNames(what: Looked, prefix: string): Promise<string[]> {
-  const config = readConfig(process.env);
   if (what === "master") {
-    const answer = await askDaemon<Masters>(config, "GET", "/api/v1/masters", undefined, COMPLETION_MS);
+    const answer = await askDaemon<Masters>(address(), "GET", "/api/v1/masters", undefined, COMPLETION_MS);
     if (answer !== undefined) return answer.masters.map(({ master }) => master);
-    const { nodes } = await nodesOfFile(config.mapFile, { limit: Number.POSITIVE_INFINITY });
+    const { nodes } = await nodesOfFile(configure().mapFile, { limit: Number.POSITIVE_INFINITY });
     return [...new Set(nodes.map(({ master }) => master))];
   }
   const asked = { q: prefix, limit: 200 };
   const answer = await askDaemon<Nodes>(
-    config,
+    address(),
     "GET",
     `/api/v1/nodes?${query(asked)}`,
     undefined,
     COMPLETION_MS,
   );
-  const { nodes } = answer ?? (await nodesOfFile(config.mapFile, asked));
+  const { nodes } = answer ?? (await nodesOfFile(configure().mapFile, asked));
   return nodes.map(({ certname }) => certname);
 }
 

@@ -304,12 +304,30 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
     problems.push(problem(String(issue.path[0]), issue.message, env));
   problems.push(...contradictions(env));
   if (problems.length > 0 || !parsed.success) {
-    throw new SasoriError(
-      "CONFIG_INVALID",
-      `the configuration is not valid:\n${problems.map((line) => `  ${line}\n`).join("")}`.trimEnd(),
-    );
+    throw invalid(problems);
   }
   return toConfig(parsed.data);
+}
+
+const invalid = (problems: readonly string[]): SasoriError =>
+  new SasoriError(
+    "CONFIG_INVALID",
+    `the configuration is not valid:\n${problems.map((line) => `  ${line}\n`).join("")}`.trimEnd(),
+  );
+
+/**
+ * What it takes to ask the running daemon. Whether the rest is set and right is the daemon's affair: an operator's shell
+ * often has none of it. Throws `CONFIG_INVALID` for a wrong SASORI_LISTEN and for unknown names.
+ */
+export function readAddress(
+  environment: Readonly<Record<string, string | undefined>>,
+): Pick<Config, "listen" | "apiTokenFile"> {
+  const env = Object.fromEntries(Object.entries(environment).filter(([, value]) => value !== ""));
+  const parsed = Env.shape.SASORI_LISTEN.safeParse(env.SASORI_LISTEN);
+  const problems = unknownNames(env);
+  for (const { message } of parsed.error?.issues ?? []) problems.push(problem("SASORI_LISTEN", message, env));
+  if (problems.length > 0 || !parsed.success) throw invalid(problems);
+  return { listen: parsed.data, apiTokenFile: env.SASORI_API_TOKEN_FILE };
 }
 
 function toConfig(env: z.output<typeof Env>): Config {

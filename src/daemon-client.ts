@@ -6,7 +6,7 @@ import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Dispatcher, request } from "undici";
 import type { Config } from "./config.js";
-import { reason, SasoriError, systemCode } from "./errors.js";
+import { quote, reason, SasoriError, systemCode } from "./errors.js";
 
 /** A full pass over a big fleet takes its time; the daemon has a deadline of its own. */
 const CHANGE_DEADLINE_MS = 15 * 60_000;
@@ -14,6 +14,8 @@ const ANSWER_DEADLINE_MS = 30_000;
 
 /** How long the events wait before they connect again. */
 const RECONNECT_MS = 1_000;
+
+const NO_DAEMON = "start one with `sasori serve`, or set SASORI_LISTEN here as the daemon has it";
 
 type Method = "GET" | "POST" | "PUT" | "DELETE";
 export type Address = Pick<Config, "listen" | "apiTokenFile">;
@@ -36,7 +38,7 @@ export async function askDaemon<T>(
   const headers: Record<string, string> = {};
   if (body !== undefined) headers["content-type"] = "application/json";
   if (address.apiTokenFile !== undefined && method !== "GET") {
-    headers.authorization = `Bearer ${(await readFile(address.apiTokenFile, "utf8")).trim()}`;
+    headers.authorization = `Bearer ${await readToken(address.apiTokenFile)}`;
   }
   try {
     const response = await request(`${url}${path}`, {
@@ -46,7 +48,7 @@ export async function askDaemon<T>(
       headersTimeout: deadlineMs,
       signal: AbortSignal.timeout(deadlineMs),
     });
-    return (await answerOf(url, response)) as T;
+    return (await answerOf(url, response, headers.authorization !== undefined)) as T;
   } catch (error) {
     if (error instanceof SasoriError) throw error;
     if (systemCode(error) === "ECONNREFUSED") return undefined;
@@ -56,11 +58,34 @@ export async function askDaemon<T>(
   }
 }
 
-async function answerOf(url: string, { statusCode, body }: Dispatcher.ResponseData): Promise<unknown> {
-  const answer = (await body.json()) as { detail?: unknown };
-  if (statusCode === 200) return answer;
-  const why = typeof answer?.detail === "string" ? answer.detail : JSON.stringify(answer).slice(0, 200);
+async function readToken(file: string): Promise<string> {
+  try {
+    return (await readFile(file, "utf8")).trim();
+  } catch (error) {
+    const what = `cannot read the token of SASORI_API_TOKEN_FILE: ${reason(error)}`;
+    throw new SasoriError("USAGE", `${what}: run this as a user who may read it`, { cause: error });
+  }
+}
+
+/** The answer's JSON. Throws `DAEMON` for one that is no 200 or none of sasori's. */
+async function answerOf(
+  url: string,
+  { statusCode, headers, body }: Dispatcher.ResponseData,
+  hasToken = false,
+): Promise<unknown> {
+  const text = await body.text();
+  const isJson = /\bjson\b/.test(String(headers["content-type"]));
+  const answer = isJson ? (JSON.parse(text) as { detail?: unknown }) : undefined;
+  if (answer !== undefined && statusCode === 200) return answer;
+  if (typeof answer?.detail !== "string") throw noSasori(url, `${statusCode} ${quote(text)}`);
+  const hint = hasToken ? "the one here is another than the daemon's" : "set it here as it is set there";
+  const why = statusCode === 401 ? `${answer.detail}: ${hint}` : answer.detail;
   throw new SasoriError("DAEMON", `the daemon on ${url} answered ${statusCode}: ${why}`);
+}
+
+function noSasori(url: string, answered: string): SasoriError {
+  const remedy = "correct SASORI_LISTEN, or end that program and start `sasori serve`";
+  return new SasoriError("DAEMON", `what listens on ${url} is no sasori, it answered ${answered}: ${remedy}`);
 }
 
 /** As askDaemon, for what only a running daemon knows. */
@@ -69,7 +94,7 @@ export async function mustAskDaemon<T>(...question: Parameters<typeof askDaemon>
   if (answer !== undefined) return answer;
   throw new SasoriError(
     "DAEMON",
-    `no daemon answers on ${daemonUrl(question[0].listen)} (SASORI_LISTEN): start one with \`sasori serve\``,
+    `no daemon answers on ${daemonUrl(question[0].listen)} (SASORI_LISTEN): ${NO_DAEMON}`,
   );
 }
 
@@ -99,7 +124,12 @@ export async function* daemonEvents(
       };
       // The daemon sends a sign of life now and then; a connection without any is dead.
       const response = await request(url, { headers, bodyTimeout: 60_000 });
-      if (response.statusCode !== 200) await answerOf(url, response);
+      if (response.statusCode !== 200) await answerOf(daemonUrl(address.listen), response);
+      const type = String(response.headers["content-type"]);
+      if (!type.startsWith("text/event-stream")) {
+        response.body.on("error", () => undefined).destroy(); // It says that it was aborted.
+        throw noSasori(daemonUrl(address.listen), `with ${quote(type)} where events were expected`);
+      }
       if (lost) onGap(false);
       lost = false;
       wasThere = true;
@@ -119,8 +149,7 @@ export async function* daemonEvents(
 function firstFailure(address: Address, error: unknown): SasoriError {
   if (error instanceof SasoriError) return error;
   const why = systemCode(error) === "ECONNREFUSED" ? "no daemon answers" : reason(error);
-  const remedy = "start one with `sasori serve`";
-  return new SasoriError("DAEMON", `${daemonUrl(address.listen)}: ${why} (SASORI_LISTEN): ${remedy}`, {
+  return new SasoriError("DAEMON", `${daemonUrl(address.listen)}: ${why} (SASORI_LISTEN): ${NO_DAEMON}`, {
     cause: error,
   });
 }

@@ -7,7 +7,7 @@ import { isDeepStrictEqual } from "node:util";
 import { type Logger, pino } from "pino";
 import type { Status } from "./api-shapes.js";
 import type { Config } from "./config.js";
-import { reason, SasoriError, toFailure } from "./errors.js";
+import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
 import { EventStream } from "./event-stream.js";
 import { History } from "./history.js";
 import { buildApi } from "./http-api.js";
@@ -67,7 +67,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   const metrics = new Metrics({ sync, nodes, events, version: VERSION });
   const notRestored = await sync.restore().then(() => undefined, toFailure);
   if (notRestored) log.error(notRestored, "state file");
-  const overview = new Overview({ sync, history, nodes, targets: parts, version: VERSION, notRestored });
+  const overview = new Overview({ sync, history, nodes, targets: parts, version: VERSION });
   tellEvents(history, events, overview, log);
   const resolver = new Resolver({
     fleet: sync.fleet,
@@ -91,9 +91,10 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   });
   const url = await api.listen(config.listen).catch((error: unknown) => {
     const { host, port } = config.listen;
-    throw new SasoriError("DAEMON", `cannot listen on ${host}:${port} (SASORI_LISTEN): ${reason(error)}`, {
-      cause: error,
-    });
+    const inUse = systemCode(error) === "EADDRINUSE";
+    const remedy = inUse ? "does a sasori run there already? `sasori status`" : "correct SASORI_LISTEN";
+    const text = `cannot listen on ${host}:${port} (SASORI_LISTEN): ${reason(error)}: ${remedy}`;
+    throw new SasoriError("DAEMON", text, { cause: error });
   });
   log.info(
     { url, puppetdb: config.puppetdb.url, haproxy: config.haproxy.map(({ name }) => name) },
@@ -139,7 +140,10 @@ function tellEvents(history: History, events: EventStream, overview: Overview, l
       events.publish("status", status);
       const isIn = (list: Status["troubles"]) => (one: Status["troubles"][number]) =>
         list.some(({ code, where }) => code === one.code && where === one.where);
-      for (const { severity, ...trouble } of troubles.filter((one) => !isIn(told.troubles)(one)))
+      // One whose remedy has changed is another: a master down for one HAProxy, then for all; a plan with another id.
+      const isTold = ({ code, where, remedy }: Status["troubles"][number]) =>
+        told.troubles.some((one) => one.code === code && one.where === where && one.remedy === remedy);
+      for (const { severity, ...trouble } of troubles.filter((one) => !isTold(one)))
         log[severity === "critical" ? "error" : "warn"](trouble, "trouble");
       for (const { code, where } of told.troubles.filter((one) => !isIn(troubles)(one)))
         log.info({ code, where }, "trouble is over");

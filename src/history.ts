@@ -23,6 +23,7 @@ export interface HistoryWatcher {
 export class History {
   /** When PuppetDB was last read, ISO 8601. */
   lastGoodPoll: string | undefined;
+  lastPass: Pass | undefined;
   /** PuppetDB's failure, while there is one, and when it began. */
   puppetdb: { failure: Failure; since: string } | undefined;
   /** The oldest first. Trimmed when it is twice as long as it may be: a shift for each would move all the others. */
@@ -73,30 +74,22 @@ export class History {
     return filling && (!this.#found || KNOWN_BEFORE.includes(source));
   }
 
-  takePass({ targets, ...pass }: SyncReport): void {
-    const { outcome, failure } = pass.source;
-    if (outcome === "done") {
-      this.#filled ||= pass.kind === "full"; // Also where there was nothing to fill.
-      this.lastGoodPoll = pass.startedAt;
+  takePass(report: SyncReport): void {
+    const { source, startedAt } = report;
+    if (source.outcome === "done") {
+      this.#filled ||= report.kind === "full"; // Also where there was nothing to fill.
+      this.lastGoodPoll = startedAt;
       this.puppetdb = undefined;
-    } else if (failure !== undefined) {
-      this.puppetdb = { failure, since: this.puppetdb?.since ?? pass.startedAt };
+    } else if (source.failure !== undefined) {
+      this.puppetdb = { failure: source.failure, since: this.puppetdb?.since ?? startedAt };
     }
     // A failure that lasts is one thing that happened, not one for each pass.
-    const failures = [
-      pass.source,
-      pass.journal && { failure: pass.journal },
-      ...targets,
-      ...pass.masters.changes,
-    ];
-    const sign = [pass.outcome, pass.held?.id, ...failures.map((one) => one?.failure?.code)].join();
-    const did =
-      pass.moved + pass.learned + pass.masters.changes.length > 0 ||
-      pass.approvalUnmatched === true ||
-      targets.some((target) => target.outcome === "applied");
-    if (did || sign !== this.#lastSign) this.#passes.push(pass);
-    if (this.#passes.length > MAX_PASSES) this.#passes.shift();
+    const sign = signOf(report);
+    const pass = toPass(report, did(report) || sign !== this.#lastSign);
     this.#lastSign = sign;
+    this.lastPass = pass;
+    if (pass.listed) this.#passes.push(pass);
+    if (this.#passes.length > MAX_PASSES) this.#passes.shift();
     for (const watcher of this.#watchers) watcher.pass(pass);
   }
 
@@ -123,4 +116,26 @@ export class History {
   movesOf(certname: Certname): Move[] {
     return this.moves({ certname, limit: 100 }).moves;
   }
+}
+
+function toPass({ targets, ...report }: SyncReport, listed: boolean): Pass {
+  const shown = targets.flatMap(({ target, outcome, add, set, del, failure }) =>
+    outcome === "applied" || outcome === "failed"
+      ? [{ target, outcome, add, set, del, ...(failure && { failure }) }]
+      : [],
+  );
+  return { listed, ...report, targets: shown };
+}
+
+/** Whether a pass changed anything anywhere; one that only brought a restarted HAProxy up to date did. */
+const did = ({ moved, learned, masters, approvalUnmatched, targets }: SyncReport): boolean =>
+  moved + learned + masters.changes.length > 0 ||
+  approvalUnmatched === true ||
+  targets.some(({ outcome }) => outcome === "applied");
+
+/** What went wrong in a pass; the next one with the same is no news. */
+function signOf({ outcome, held, source, journal, masters, targets }: SyncReport): string {
+  const failures = [source, journal && { failure: journal }, ...targets, ...masters.changes];
+  const codes = [...failures.map((one) => one?.failure), ...masters.failures].map((failure) => failure?.code);
+  return [outcome, held?.id, ...codes.filter((code) => code !== undefined)].join();
 }

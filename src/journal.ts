@@ -2,6 +2,7 @@
 // Promises: written atomically and only when something changed; a file that cannot be read
 // is set aside, never overwritten, and never keeps sasori from starting.
 
+import { existsSync } from "node:fs";
 import { readFile, rename } from "node:fs/promises";
 import { z } from "zod";
 import { replaceFile } from "./atomic-file.js";
@@ -45,9 +46,16 @@ export class Journal {
   readonly #file: string;
   #written = "";
   #blocked: SasoriError | undefined;
+  #aside: { file: string; error: SasoriError } | undefined;
 
   constructor(file: string) {
     this.#file = file;
+  }
+
+  /** What `load` met, for as long as the file that it set aside is still there. */
+  get trouble(): SasoriError | undefined {
+    if (this.#aside !== undefined && existsSync(this.#aside.file)) return this.#aside.error;
+    return this.#blocked;
   }
 
   /**
@@ -77,7 +85,8 @@ export class Journal {
       return this.#blocked;
     }
     const message = `${this.#file} is no usable state file (${what}): it was set aside as ${aside}; registrations and learned routes in it are not in force`;
-    return new SasoriError("STATE_FILE", message, { cause: error });
+    this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message, { cause: error }) };
+    return this.#aside.error;
   }
 
   /** Throws `FILE_...` as replaceFile does. */

@@ -4,18 +4,15 @@
 import type { Masters, Move, Node, Pass, ServerLoad } from "./api-shapes.js";
 import type { Finding } from "./check.js";
 import type { Diagnosis } from "./doctor.js";
-import { number, type Style, seconds, table } from "./report-text.js";
-import { counted, shown } from "./troubles.js";
-
-/** `2026-05-01T12:00:00.123Z` without what nobody reads. */
-const time = (iso: string): string => iso.replace(/\.\d+Z$/, "Z");
+import { localTime, number, prose, type Style, seconds, table } from "./report-text.js";
+import { counted, shown, withoutPlace } from "./troubles.js";
 
 export function renderNodes(nodes: readonly Node[], style: Style): string[] {
   return table(
     nodes.map(({ certname, master, source, since }) => [
       certname,
       master,
-      style.dim(source === "inherited" ? "" : `${source}${since === null ? "" : ` ${time(since)}`}`),
+      style.dim(source === "inherited" ? "" : `${source}${since === null ? "" : ` ${localTime(since)}`}`),
     ]),
   );
 }
@@ -38,7 +35,9 @@ export function renderMasters({ masters, unroutable, failures }: Masters, style:
     lines.push("  → give HAProxy a server of that name or host, or set SASORI_MASTER_ALIASES");
   }
   for (const { haproxy, failure } of failures) {
-    lines.push(`${style.bad("failed")}: ${haproxy}: ${failure.code}: ${failure.message}`);
+    lines.push(
+      `${style.bad("failed")}: ${haproxy}: ${failure.code}: ${withoutPlace(failure.message, haproxy)}`,
+    );
   }
   return lines.length === 0 ? "no masters" : lines.join("\n");
 }
@@ -55,7 +54,7 @@ function loadOf(
 
 export function renderMove({ at, certname, from, to, source }: Move, style: Style): string {
   const why = source === null ? "" : style.dim(`  ${source}`);
-  return `${style.dim(time(at))}  ${certname}  ${from ?? "(new)"} → ${to ?? style.warn("(removed)")}${why}`;
+  return `${style.dim(localTime(at))}  ${certname}  ${from ?? "(new)"} → ${to ?? style.warn("(removed)")}${why}`;
 }
 
 export function renderPass(
@@ -65,15 +64,19 @@ export function renderPass(
   const verdict = { done: style.good("done"), failed: style.bad("failed"), held: style.warn("held") }[
     outcome
   ];
+  const written = pass.targets.filter((target) => target.outcome === "applied").map(({ target }) => target);
   const about = [
     `${counted(pass.nodes, "node")}`,
     pass.moved > 0 ? `${number(pass.moved)} changed` : "",
+    pass.moved === 0 && written.length > 0 ? `pushed to ${written.join(", ")}` : "",
     pass.learned > 0 ? `${number(pass.learned)} learned` : "",
     pass.held ? `held: ${pass.held.id}, ${counted(pass.held.count, "node")}` : "",
     pass.source.failure ? `PuppetDB: ${pass.source.failure.code}` : "",
+    ...pass.targets.map(({ target, failure }) => (failure ? `${target}: ${failure.code}` : "")),
+    ...[...pass.masters.failures, pass.journal].map((failure) => failure?.code ?? ""),
   ];
   const what = about.filter((text) => text !== "").join(", ");
-  return `${style.dim(time(startedAt))}  ${kind}${dryRun ? " (dry run)" : ""}  ${verdict}  ${seconds(durationMs)}  ${what}`;
+  return `${style.dim(localTime(startedAt))}  ${kind}${dryRun ? " (dry run)" : ""}  ${verdict}  ${seconds(durationMs)}  ${what}`;
 }
 
 const MARKS = { ok: "good", warning: "warn", failed: "bad", skipped: "dim" } as const;
@@ -83,7 +86,7 @@ export function renderFinding({ check, where, outcome, detail, remedy }: Finding
   const mark = style[MARKS[outcome]](outcome.padEnd(7));
   const subject = where === undefined ? style.bold(check) : `${style.bold(check)} ${where}`;
   // The detail may have several lines, such as all problems of the configuration.
-  const [first, ...more] = detail.split("\n");
+  const [first, ...more] = prose(detail).split("\n");
   const lines = [`${mark}  ${subject}: ${first}`, ...more.map((line) => `         ${line.trim()}`)];
   if (remedy !== undefined) lines.push(`         → ${remedy}`);
   return lines.join("\n");

@@ -4,7 +4,7 @@
 import { once } from "node:events";
 import type { Move, Moves, Nodes } from "./api-shapes.js";
 import type { Config } from "./config.js";
-import { askDaemon, daemonEvents, mustAskDaemon } from "./daemon-client.js";
+import { type Address, askDaemon, daemonEvents, mustAskDaemon } from "./daemon-client.js";
 import { SasoriError } from "./errors.js";
 import { renderMove, renderNodes } from "./list-text.js";
 import type { Style } from "./report-text.js";
@@ -22,7 +22,12 @@ export interface NodesWanted {
 }
 
 /** `limit` may be Infinity. Without a daemon the map file answers, which does not know where a route comes from. */
-export async function listNodes(config: Config, wanted: NodesWanted, style: Style): Promise<void> {
+export async function listNodes(
+  address: Address,
+  configure: () => Config,
+  wanted: NodesWanted,
+  style: Style,
+): Promise<void> {
   const { q, master, source, limit, json } = wanted;
   let printed = 0;
   let next: string | null | undefined;
@@ -30,8 +35,8 @@ export async function listNodes(config: Config, wanted: NodesWanted, style: Styl
   while (next !== null && printed < limit) {
     const size = Math.min(PAGE, limit - printed);
     const asked = { q, master, source, limit: size, cursor: next };
-    const page = await askDaemon<Nodes>(config, "GET", `/api/v1/nodes?${query(asked)}`);
-    const { nodes, next: following } = page ?? (await fromFile(config, wanted));
+    const page = await askDaemon<Nodes>(address, "GET", `/api/v1/nodes?${query(asked)}`);
+    const { nodes, next: following } = page ?? (await fromFile(configure, wanted));
     await write(json ? jsonRows(nodes, printed === 0) : lines(renderNodes(nodes, style)));
     printed += nodes.length;
     next = following;
@@ -42,14 +47,15 @@ export async function listNodes(config: Config, wanted: NodesWanted, style: Styl
     process.stderr.write("… there are more: --all shows them, --master or a text narrows\n");
 }
 
-async function fromFile(config: Config, { source, ...wanted }: NodesWanted): Promise<Nodes> {
+async function fromFile(configure: () => Config, { source, ...wanted }: NodesWanted): Promise<Nodes> {
   if (source !== undefined) {
     const what =
       "no daemon runs, and the map file does not say where a route comes from: start `sasori serve`";
     throw new SasoriError("DAEMON", `--source ${source}: ${what}`);
   }
-  process.stderr.write(`no daemon runs: these are the nodes of ${config.mapFile}\n`);
-  return nodesOfFile(config.mapFile, wanted);
+  const { mapFile } = configure();
+  process.stderr.write(`no daemon runs: these are the nodes of ${mapFile}\n`);
+  return nodesOfFile(mapFile, wanted);
 }
 
 const lines = (texts: readonly string[]): string => texts.map((text) => `${text}\n`).join("");
@@ -77,14 +83,17 @@ export interface MovesWanted {
 }
 
 /** The newest moves, the oldest of them first, as in a log. */
-export async function recentMoves(config: Config, { certname, master, limit }: MovesWanted): Promise<Moves> {
+export async function recentMoves(
+  address: Address,
+  { certname, master, limit }: MovesWanted,
+): Promise<Moves> {
   const asked = query({ certname, master, limit });
-  return mustAskDaemon<Moves>(config, "GET", `/api/v1/moves?${asked}`);
+  return mustAskDaemon<Moves>(address, "GET", `/api/v1/moves?${asked}`);
 }
 
 /** Prints the newest moves and then each as it happens, until it is ended. A restart of the daemon is survived. */
 export async function followMoves(
-  config: Config,
+  address: Address,
   wanted: MovesWanted,
   { json, style }: { json?: boolean | undefined; style: Style },
 ): Promise<never> {
@@ -103,22 +112,22 @@ export async function followMoves(
       if (isWanted(move)) await write(json ? `${JSON.stringify(move)}\n` : `${renderMove(move, style)}\n`);
     }
   };
-  const events = daemonEvents(config, (lost) =>
+  const events = daemonEvents(address, (lost) =>
     note(lost ? "the daemon is gone; waiting for it" : "the daemon is back"),
   );
   let begun = false;
   for await (const { event, data } of events) {
     // Asked for only after the events flow: what happens in between comes twice, and is shown once.
-    if (!begun) await show([...(await recentMoves(config, wanted)).moves].reverse());
+    if (!begun) await show([...(await recentMoves(address, wanted)).moves].reverse());
     begun = true;
     if (event === "moves") await show(JSON.parse(data) as Move[]);
-    if (event === "reset") await show(await missedMoves(config, wanted));
+    if (event === "reset") await show(await missedMoves(address, wanted));
   }
   throw new SasoriError("INTERNAL", "the events ended");
 }
 
 /** After a restart of the daemon, or after more moves than it tells one by one: those that it still has. */
-async function missedMoves(config: Config, wanted: MovesWanted): Promise<Move[]> {
-  const { moves } = await recentMoves(config, { ...wanted, limit: PAGE }).catch(() => ({ moves: [] }));
+async function missedMoves(address: Address, wanted: MovesWanted): Promise<Move[]> {
+  const { moves } = await recentMoves(address, { ...wanted, limit: PAGE }).catch(() => ({ moves: [] }));
   return [...moves].reverse();
 }

@@ -16,7 +16,7 @@ import type {
   Story,
   TargetRow,
 } from "./api-shapes.js";
-import { type Failure, toFailure } from "./errors.js";
+import { toFailure } from "./errors.js";
 import type { History } from "./history.js";
 import { lookUp } from "./lookup.js";
 import type { NodeList } from "./node-list.js";
@@ -32,10 +32,8 @@ export interface OverviewParts {
   sync: Sync;
   history: History;
   nodes: NodeList;
-  targets: Pick<SyncParts, "file" | "instances">;
+  targets: Pick<SyncParts, "file" | "instances" | "journal">;
   version: string;
-  /** What could not be taken over from an earlier run. */
-  notRestored?: Failure | undefined;
 }
 
 export class Overview {
@@ -51,11 +49,17 @@ export class Overview {
   }
 
   get status(): Status {
-    const { sync, history, version, notRestored } = this.#parts;
+    const { sync, history, version } = this.#parts;
+    const { trouble } = this.#parts.targets.journal;
     const targets = sync.targets();
-    const { targets: _targets, ...lastPass } = sync.lastReport ?? { targets: [] };
-    const pass = "kind" in lastPass ? lastPass : undefined;
-    const troubles = troublesOf({ pass, targets, puppetdb: history.puppetdb, stateFile: notRestored });
+    const { lastReport: pass } = sync;
+    const { lastPass } = history;
+    const troubles = troublesOf({
+      pass,
+      targets,
+      puppetdb: history.puppetdb,
+      stateFile: trouble && toFailure(trouble),
+    });
     return {
       ...summarize({ pass, targets }, troubles),
       ready: this.ready,
@@ -65,7 +69,7 @@ export class Overview {
       troubles,
       targets: targets.map(targetRow),
       lastGoodPoll: history.lastGoodPoll ?? null,
-      ...(pass && { lastPass: pass }),
+      ...(lastPass && { lastPass }),
     };
   }
 
@@ -133,6 +137,11 @@ export class Overview {
       Object.assign(row(master), { nodes: count, share: count / sync.fleet.map.size });
     }
     const unroutable = Object.entries(sync.lastReport?.unroutable.producers ?? {});
+    // In the order of SASORI_HAPROXY, not in that in which they answered.
+    const order = new Map(targets.instances.map(({ name }, index) => [name, index]));
+    const place = ({ haproxy }: { haproxy: string }) => order.get(haproxy) ?? 0;
+    for (const { servers } of rows.values()) servers.sort((a, b) => place(a) - place(b));
+    failures.sort((a, b) => place(a) - place(b));
     return {
       masters: [...rows.values()].sort((a, b) => b.nodes - a.nodes || (a.master < b.master ? -1 : 1)),
       unroutable: unroutable.map(([producer, count]) => ({ producer, nodes: count })),

@@ -120,6 +120,11 @@ export class PuppetDb {
     this.#config = config;
   }
 
+  /** Where it is asked, for messages. */
+  get url(): string {
+    return this.#config.url;
+  }
+
   /** Everything: all active nodes and their newest submissions. Throws `PUPPETDB_...`. */
   async readAll(signal: AbortSignal): Promise<Reading> {
     const reading = emptyReading("full");
@@ -562,22 +567,35 @@ function queryError(url: string, error: unknown, signal: AbortSignal): SasoriErr
     return new SasoriError("PUPPETDB_TIMEOUT", `${found}: PuppetDB is too slow or hangs; ${SEE_LOG}`, cause);
   }
   if (TLS_CODES.test(code) || (code === "" && /\b(tls|ssl|certificate)\b/i.test(reason(error)))) {
-    const remedy = "check SASORI_PUPPETDB_CERT, _KEY and _CA, and when these certificates expire";
     // OpenSSL's own message has the source line of OpenSSL and a line break; `reason` is what it means.
     const { reason: meaning } = error as { reason?: unknown };
-    const what = typeof meaning === "string" ? meaning : reason(error);
-    return new SasoriError("PUPPETDB_TLS", `${url}: ${what}: ${remedy}`, cause);
+    const what = (typeof meaning === "string" ? meaning : reason(error)).replace(/[:\s]+$/, "");
+    return new SasoriError("PUPPETDB_TLS", `${url}: ${what}: ${tlsRemedy(code, what)}`, cause);
   }
   if (code === "ERR_ENCODING_INVALID_ENCODED_DATA") {
     return new SasoriError("PUPPETDB_BODY", `the answer of ${url} is not UTF-8; ${WRONG_URL}`, cause);
   }
   // Some servers refuse our certificate without a word.
-  const refused = url.startsWith("https:") ? ", and does it take the certificate SASORI_PUPPETDB_CERT" : "";
+  const isHttps = url.startsWith("https:");
+  const isClosed = /closed|ECONNRESET|EPIPE/i.test(`${code} ${reason(error)}`);
+  const plain = isClosed ? ", and should SASORI_PUPPETDB_URL begin with https" : "";
+  const refused = isHttps ? ", and does it take the certificate SASORI_PUPPETDB_CERT" : plain;
   return new SasoriError(
     "PUPPETDB_UNREACHABLE",
     `${found}: is PuppetDB running and reachable${refused}?`,
     cause,
   );
+}
+
+/** What to do, by what went wrong: PuppetDB's certificate is not believed, or ours is not, or nobody speaks TLS. */
+function tlsRemedy(code: string, what: string): string {
+  if (/SELF_SIGNED|DEPTH_ZERO|UNABLE_TO/.test(code))
+    return "set SASORI_PUPPETDB_CA to the CA that signed PuppetDB's certificate";
+  if (code === "CERT_HAS_EXPIRED") return "renew PuppetDB's certificate (or is the clock here wrong?)";
+  if (/ALTNAME|HOSTNAME/.test(code)) return "use a name of PuppetDB's certificate in SASORI_PUPPETDB_URL";
+  if (/wrong version number|packet length/.test(what))
+    return "no TLS is spoken there: should SASORI_PUPPETDB_URL begin with http?";
+  return "check SASORI_PUPPETDB_CERT, _KEY and _CA, and when these certificates expire";
 }
 
 async function readToken(file: string): Promise<string> {

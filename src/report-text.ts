@@ -1,11 +1,11 @@
 // What the command line prints for people: short, aligned, saying what changed and what to do about it.
 // Pure: values in, text out.
 
-import type { Displaced, Lookup, Status, Story, TargetRow, Trouble } from "./api-shapes.js";
+import type { Displaced, Lookup, Pass, Status, Story, TargetRow, Trouble } from "./api-shapes.js";
 import type { Change } from "./plan.js";
 import type { SyncReport } from "./sync-report.js";
 import type { TargetReport } from "./tracked-target.js";
-import { counted, shown, troublesOfReport } from "./troubles.js";
+import { counted, shown, troublesOfReport, withoutPlace } from "./troubles.js";
 
 /** Lists longer than a screen are cut: `--json` has all that the report lists. */
 const MAX_LINES = 25;
@@ -32,6 +32,27 @@ export function styleFor(
 
 export const number = (value: number) => value.toLocaleString("en-US");
 export const seconds = (ms: number) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
+
+const two = (value: number) => String(value).padStart(2, "0");
+
+/** A time of the API, in the zone of whoever reads (TZ): `2026-05-01 14:00:00`. */
+export function localTime(iso: string): string {
+  const at = new Date(iso);
+  const day = [at.getFullYear(), two(at.getMonth() + 1), two(at.getDate())].join("-");
+  return `${day} ${[at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":")}`;
+}
+
+/** A sentence of sasori's with such times in it. Names of files have theirs without colons, and keep them. */
+export const prose = (text: string) => text.replaceAll(/\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z/g, localTime);
+
+/** `12 s ago`, `5 min ago`, `3 h ago`, `2 days ago`. */
+export function ago(iso: string, now: number): string {
+  const passed = Math.max(0, Math.round((now - Date.parse(iso)) / 1_000));
+  if (passed < 60) return `${passed} s ago`;
+  if (passed < 3_600) return `${Math.floor(passed / 60)} min ago`;
+  if (passed < 2 * 86_400) return `${Math.floor(passed / 3_600)} h ago`;
+  return `${Math.floor(passed / 86_400)} days ago`;
+}
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: what `styleFor` puts in
 const PAINT = /\u001b\[\d+m/g;
@@ -107,12 +128,15 @@ function troubleLines(troubles: readonly Trouble[], style: Style): string[] {
   return troubles.flatMap(({ severity, code, where, what, remedy }) => {
     const paint = severity === "critical" ? style.bad : style.warn;
     const place = severity === "critical" ? ` ${where}` : "";
-    return [`${paint(code)}${place}: ${what}`, `  → ${remedy}`];
+    return [`${paint(code)}${place}: ${prose(what)}`, `  → ${prose(remedy)}`];
   });
 }
 
 /** What is no trouble, and still to be known. */
-function remarks({ masters, withoutProducer }: Status["lastPass"] & object, style: Style): string[] {
+function remarks(
+  { masters, withoutProducer }: Pick<Pass, "masters" | "withoutProducer">,
+  style: Style,
+): string[] {
   const lines = masters.changes.flatMap(({ haproxy, master, change, failure }) =>
     failure === undefined ? [`master ${master}: ${change} at run time in ${haproxy}`] : [],
   );
@@ -149,9 +173,9 @@ export function renderDisplaced(nodes: readonly Displaced[]): string {
 /** A lookup; from the daemon it is the node's whole story. */
 export function renderLookup(found: Lookup & Partial<Story>, style: Style): string {
   const { certname, desired, file, live, health = [], home, moves = [] } = found;
-  const since = desired.since ? ` since ${desired.since}` : "";
-  const failed = ({ code, message }: { code: string; message: string }) =>
-    `${style.bad("failed")}: ${code}: ${message}`;
+  const since = desired.since ? ` since ${localTime(desired.since)}` : "";
+  const failed = ({ code, message }: { code: string; message: string }, where = "") =>
+    `${style.bad("failed")}: ${code}: ${withoutPlace(message, where)}`;
   const why = desired.failure
     ? failed(desired.failure)
     : desired.master === undefined
@@ -162,7 +186,7 @@ export function renderLookup(found: Lookup & Partial<Story>, style: Style): stri
   for (const { haproxy, master, failure } of live) {
     const isDown = health.some((seen) => seen.haproxy === haproxy && !seen.up);
     const where = `${master ?? "not in it"}${isDown ? `, which is ${style.warn("down")} there` : ""}`;
-    rows.push([haproxy, failure ? failed(failure) : where]);
+    rows.push([haproxy, failure ? failed(failure, haproxy) : where]);
   }
   if (desired.unroutableProducer) {
     const producer = shown(desired.unroutableProducer);
@@ -175,7 +199,7 @@ export function renderLookup(found: Lookup & Partial<Story>, style: Style): stri
   if (home)
     rows.push(["home", `${home}, which it left while that was down: sasori rebalance brings it back`]);
   for (const { at, from, to } of moves.slice(0, MAX_MOVES)) {
-    rows.push([style.dim(at), `${from ?? "(new)"} → ${to ?? "(removed)"}`]);
+    rows.push([style.dim(localTime(at)), `${from ?? "(new)"} → ${to ?? "(removed)"}`]);
   }
   return [style.bold(certname), ...table(rows.map((row) => ["", ...row]))].join("\n");
 }
@@ -191,13 +215,17 @@ const STATE_COLOURS = {
 /** The state in one sentence, each target, and every trouble with what to do about it. */
 export function renderStatus(status: Status, style: Style): string {
   const { lastPass, state, summary, version, startedAt, lastGoodPoll, targets, troubles } = status;
-  const lines = [`${style[STATE_COLOURS[state]](state)}: ${summary}`];
+  const lines = [`${style[STATE_COLOURS[state]](state)}: ${prose(summary)}`];
   const about = targets.map((target) => ["", target.kind, target.target, stateOf(target, style)]);
-  about.push(["", "sasori", `${version}, up since ${startedAt}`]);
-  about.push(["", "PuppetDB", lastGoodPoll === null ? "not read yet" : `last read ${lastGoodPoll}`]);
+  about.push(["", "sasori", `${version}, up since ${localTime(startedAt)}`]);
+  about.push([
+    "",
+    "PuppetDB",
+    lastGoodPoll === null ? "not read yet" : `last read ${ago(lastGoodPoll, Date.now())}`,
+  ]);
   if (lastPass) {
     const { kind, outcome, startedAt: at, durationMs } = lastPass;
-    about.push(["", "last pass", `${kind}, ${outcome}, ${at}, ${seconds(durationMs)}`]);
+    about.push(["", "last pass", `${kind}, ${outcome}, ${ago(at, Date.now())}, ${seconds(durationMs)}`]);
   }
   lines.push(...table(about));
   if (troubles.length > 0) lines.push("", ...troubleLines(troubles, style));

@@ -40,6 +40,10 @@ export const MAX_COMMAND_BYTES = 8 * 1024;
 const END_OF_REPLY = "\n> ";
 const PAYLOAD_PROMPTS = /^(?:\+ )+/;
 
+// HAProxy's master process (option -S) has a command line of its own, whose prompt comes before any answer and never
+// as ours: "master> Unknown command, but maybe one of the following ...". It waits for more, and so would we.
+const MASTER_PROMPT = /^\n?master> /;
+
 /** A line, and for `add map` what follows it. */
 export interface Command {
   command: string;
@@ -186,6 +190,12 @@ export class RuntimeSession {
 
   #take(text: string): void {
     this.#received += text;
+    if (this.#isOpening && MASTER_PROMPT.test(this.#received)) {
+      const what = "this is the socket of HAProxy's master process, which has no maps";
+      const remedy = "name the path of a `stats socket` line in SASORI_HAPROXY, not that of the option -S";
+      this.#end(this.#error("HAPROXY_REPLY", `${what}: ${remedy}`));
+      return;
+    }
     let from = 0;
     for (;;) {
       const end = this.#received.indexOf(END_OF_REPLY, from);
@@ -232,15 +242,29 @@ export class RuntimeSession {
     return this.#error("HAPROXY_REPLY", `answered ${quote(command)} with ${quote(text, 200)}`);
   }
 
+  /** Not even the first command is answered: whatever came is no answer of HAProxy's. */
+  get #isOpening(): boolean {
+    return this.#waiting[0]?.command === "prompt";
+  }
+
+  #noHaproxy(): SasoriError {
+    const what = `no HAProxy answers there but ${quote(this.#received)}`;
+    return this.#error("HAPROXY_REPLY", `${what}: name HAProxy's \`stats socket\` in SASORI_HAPROXY`);
+  }
+
   #onSilence(): void {
     const current = this.#waiting[0];
     if (current === undefined) return;
-    this.#end(this.#error("HAPROXY_TIMEOUT", `no answer to ${quote(current.command)} for ${STALL_MS} ms`));
+    const silent = `no answer to ${quote(current.command)} for ${STALL_MS / 1_000} s`;
+    const isStrange = this.#isOpening && this.#received !== "";
+    this.#end(isStrange ? this.#noHaproxy() : this.#error("HAPROXY_TIMEOUT", silent));
   }
 
   #closedEarly(): SasoriError {
+    if (this.#isOpening && this.#received !== "") return this.#noHaproxy();
     const current = this.#waiting[0];
-    const missing = `${this.#waiting.length} replies missing, the first to ${quote(current?.command ?? "")}`;
+    const replies = this.#waiting.length === 1 ? "1 reply" : `${this.#waiting.length} replies`;
+    const missing = `${replies} missing, the first to ${quote(current?.command ?? "")}`;
     return this.#error("HAPROXY_UNREACHABLE", `closed the connection, ${missing}`);
   }
 

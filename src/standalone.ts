@@ -2,7 +2,7 @@
 
 import type { Desired, Lookup, Node, Nodes } from "./api-shapes.js";
 import type { Config } from "./config.js";
-import { askDaemon } from "./daemon-client.js";
+import { type Address, askDaemon } from "./daemon-client.js";
 import { toFailure } from "./errors.js";
 import { resolver } from "./fleet.js";
 import { lookUp } from "./lookup.js";
@@ -18,8 +18,15 @@ const PUPPETDB_DEADLINE_MS = 20_000;
 /** Shorter work shows no progress. */
 const PROGRESS_AFTER_MS = 1_000;
 
-/** One pass, by the daemon or else here: then it is a full one, because nobody knows what has changed. */
-export async function runPass(config: Config, wanted: SyncRequest): Promise<SyncReport> {
+/**
+ * One pass, by the daemon or else here: then it is a full one, because nobody knows what has changed. The configuration
+ * is only read where the work is done here.
+ */
+export async function runPass(
+  address: Address,
+  configure: () => Config,
+  wanted: SyncRequest,
+): Promise<SyncReport> {
   const began = Date.now();
   let sync: Sync | undefined;
   const timer = setInterval(() => {
@@ -30,9 +37,9 @@ export async function runPass(config: Config, wanted: SyncRequest): Promise<Sync
     );
   }, 250);
   try {
-    const byDaemon = await askDaemon<SyncReport>(config, "POST", "/api/v1/sync", wanted);
+    const byDaemon = await askDaemon<SyncReport>(address, "POST", "/api/v1/sync", wanted);
     if (byDaemon !== undefined) return byDaemon;
-    const parts = assemble(config);
+    const parts = assemble(configure());
     sync = new Sync(parts);
     // Without what an earlier run has left a pass is still worth more than none.
     await sync

@@ -248,8 +248,11 @@ export class Sync {
       this.#instances.length === 0 || this.#instances.some(({ servers }) => servers !== undefined);
     if (kind === "known" || !isTold) return undefined;
     const ms = kind === "full" ? FETCH_ALL_MS : FETCH_CHANGES_MS;
-    const late = new SasoriError("PUPPETDB_TIMEOUT", `PuppetDB has not answered within ${ms / 1000} s`);
     const { puppetdb } = this.#parts;
+    const late = new SasoriError(
+      "PUPPETDB_TIMEOUT",
+      `${puppetdb.url}: PuppetDB has not answered within ${ms / 1000} s`,
+    );
     const since =
       kind === "changes" && this.#watermark ? this.#watermark.asOf - this.#watermark.overlapMs : undefined;
     try {

@@ -16,7 +16,7 @@ const REMEDIES: Record<ErrorCode, string> = {
   PUPPETDB_UNREACHABLE:
     "start PuppetDB, or correct SASORI_PUPPETDB_URL; the map stays as it is, nothing is lost",
   PUPPETDB_TLS:
-    "check SASORI_PUPPETDB_CERT, _KEY and _CA: who signed them, when they end, and the name in the URL",
+    "what the message says; sasori doctor looks at each certificate; the map stays as it is, nothing is lost",
   PUPPETDB_TIMEOUT: LOOK_AT_PUPPETDB,
   PUPPETDB_STATUS: "what PuppetDB said is in the message; 403: put sasori's certificate on its allowlist",
   PUPPETDB_BODY: `check that SASORI_PUPPETDB_URL leads to PuppetDB and not to something before it; ${LOOK_AT_PUPPETDB}`,
@@ -26,11 +26,13 @@ const REMEDIES: Record<ErrorCode, string> = {
   FILE_READ_ONLY: "make the file system writable; every running HAProxy has the map nevertheless",
   FILE_MOUNTED: "mount the folder of the file, not the file itself: a file is replaced by renaming",
   STATE_FILE:
-    "look at the file that was set aside and register again what it held; sasori goes on with a new one",
-  HAPROXY_UNREACHABLE: "start that HAProxy, or correct SASORI_HAPROXY or its `stats socket` line",
+    "register again what the file that was set aside held, then remove that file; sasori goes on with a new one",
+  HAPROXY_UNREACHABLE:
+    "start that HAProxy, or correct SASORI_HAPROXY or its `stats socket` line; while it runs it goes on with the map it has",
   HAPROXY_TIMEOUT: `${LOOK_AT_HAPROXY}; sasori asks it again each minute`,
-  HAPROXY_PERMISSION: "give its `stats socket` line `level admin`, and let sasori's user open the socket",
-  HAPROXY_REPLY: `what HAProxy said is in the message; ${LOOK_AT_HAPROXY}`,
+  HAPROXY_PERMISSION:
+    "in its `stats socket` line: `level admin`, and sasori's user or group; sasori doctor says which",
+  HAPROXY_REPLY: `what was said there is in the message; check SASORI_HAPROXY, or ${LOOK_AT_HAPROXY}`,
   HAPROXY_MAP: "name the map in HAProxy's configuration, or set SASORI_MAP_NAME",
   HAPROXY_BACKEND: "set SASORI_BACKEND to the backend whose servers are the masters",
   HAPROXY_CHANGED: "find who else writes to this map or reloads this HAProxy; sasori goes on trying",
@@ -56,6 +58,10 @@ export const counted = (value: number, one: string, many = `${one}s`) =>
 /** A name from PuppetDB or HAProxy: as it is, unless it could do something to a terminal. */
 export const shown = (name: string) => (/^[!-~]+$/.test(name) ? name : quote(name));
 
+/** A failure's message where the place is told already: `/run/haproxy.sock: nobody listens there`. */
+export const withoutPlace = (message: string, where: string) =>
+  message.startsWith(`${where}: `) ? message.slice(where.length + 2) : message;
+
 /** What there is to judge. A report of a single pass, or what a daemon knows besides. */
 export interface Situation {
   pass: Omit<SyncReport, "targets"> | undefined;
@@ -71,7 +77,8 @@ export function troublesOf({ pass, targets, puppetdb, stateFile }: Situation): T
   const troubles: Trouble[] = [];
   const failed = (where: string, failure: Failure | undefined, since?: string) => {
     if (failure === undefined) return;
-    const { code, message } = failure;
+    const { code } = failure;
+    const message = withoutPlace(failure.message, where);
     const what = since === undefined ? message : `${message} (since ${since})`;
     troubles.push({ severity: "critical", code, where, what, remedy: remedyFor(code) });
   };
@@ -123,14 +130,18 @@ function downTroubles(targets: Situation["targets"]): Trouble[] {
   for (const { target, servers = [] } of seen) {
     for (const { name, up } of servers) if (!up) where.set(name, [...(where.get(name) ?? []), target]);
   }
+  const isLeft = seen.some(({ servers = [] }) => servers.some(({ up }) => up));
   return Array.from(where, ([master, haproxys]) => {
     const everywhere = haproxys.length === seen.length;
+    const instead = isLeft
+      ? "go to another master, or get 503 where GATEWAY_FALLBACK is off"
+      : "get 503, because no master is up";
     const what = everywhere
-      ? `${master} is down: its nodes' requests go to another master, or wait`
+      ? `${master} is down: requests for its nodes ${instead}`
       : `${master} is down for ${haproxys.join(", ")}, and up for the others`;
     const remedy = everywhere
-      ? "start the master; if it stays away its nodes follow where they check in"
-      : "check the way from that HAProxy to the master";
+      ? "start the master, or see in HAProxy's log why its health check fails; if it stays away its nodes follow where they check in"
+      : "check the way from that HAProxy to the master; HAProxy's log says why its health check fails";
     return warning("down", master, what, remedy);
   });
 }
@@ -191,5 +202,5 @@ export function summarize(
 function headline({ where, what, severity }: Trouble): string {
   const text = what.length > 200 ? `${what.slice(0, 200)}…` : what;
   const place = severity === "critical" && !text.includes(where) ? `${where}: ` : "";
-  return `${place}${text}.`;
+  return `${place}${text}${/[.?!…]$/.test(text) ? "" : "."}`;
 }

@@ -3,6 +3,8 @@
 
 import { execFile } from "node:child_process";
 import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
@@ -178,10 +180,15 @@ describe("help", () => {
       expect({ args, code, stdout }).toEqual({ args, code: 2, stdout: "" });
       expect(stderr).not.toBe("");
     }
-    const { code, stderr } = await run("sasori", ["status"], { SASORI_LISTEN: "nonsense" });
+    const { code, stderr } = await run("sasori", ["config"], { SASORI_LISTEN: "nonsense" });
     expect(code).toBe(2);
     for (const name of ["SASORI_LISTEN", "SASORI_PUPPETDB_URL", "SASORI_MAP_FILE"])
       expect(stderr).toContain(name);
+    for (const env of [{ SASORI_LISTEN: "nonsense" }, { SASORI_LISTN: "127.0.0.1:9180" }]) {
+      const asked = await run("sasori", ["status"], env as Record<string, string>);
+      expect(asked.code).toBe(2);
+      expect(asked.stderr).toContain(Object.keys(env)[0]);
+    }
   });
 });
 
@@ -203,7 +210,7 @@ describe("without a daemon", () => {
       ]) {
         const asked = await sasori(...command);
         expect({ command, code: asked.code, stdout: asked.stdout }).toEqual({ command, code: 1, stdout: "" });
-        expect(asked.stderr).toMatch(/^sasori: DAEMON: .*`sasori serve`\n$/);
+        expect(asked.stderr).toMatch(/^sasori: DAEMON: .*`sasori serve`.*\n$/);
       }
     }));
 
@@ -284,6 +291,45 @@ describe("with a daemon", () => {
       }
     }));
 
+  test("an operator's shell needs to know where it listens, and nothing else", () =>
+    withDesk(3, async ({ lab, env, startDaemon }) => {
+      await startDaemon();
+      const bare = { SASORI_LISTEN: env.SASORI_LISTEN ?? "", TZ: "Asia/Kolkata" };
+      for (const args of [["status"], ["masters"], ["moves"], ["passes"], ["nodes"], ["sync"], ["diff"]]) {
+        const { code, stderr } = await run("sasori", args, bare);
+        expect({ args, code, stderr }).toEqual({ args, code: 0, stderr: "" });
+      }
+      const found = await run("sasori", ["lookup", node(0).toUpperCase()], bare);
+      expect(found.stdout).toMatch(new RegExp(`^${node(0)}\n  desired +master1`));
+      // Times are the reader's, in sentences too; JSON keeps them as they are.
+      await lab.stopPuppetdb();
+      await run("sasori", ["sync"], bare);
+      const inWords = (await run("sasori", ["status"], bare)).stdout;
+      expect(inWords).toContain("PUPPETDB_UNREACHABLE");
+      expect(inWords).not.toMatch(/\dT\d\d:.*Z/);
+      const { troubles } = JSON.parse((await run("sasori", ["status", "--json"], bare)).stdout) as Status;
+      const since = /since (\S+Z)\)/.exec(troubles[0]?.what ?? "")?.[1] ?? "";
+      const there = new Date(Date.parse(since) + 5.5 * 3_600_000).toISOString();
+      expect(inWords).toContain(`(since ${there.slice(0, 19).replace("T", " ")})`);
+    }));
+
+  test("whatever else listens there is named as what it is, and not followed", async () => {
+    const other = createServer((_request, response) => {
+      response.setHeader("content-type", "text/html").end("<html>hello</html>");
+    });
+    await new Promise<void>((resolve) => other.listen(0, "127.0.0.1", resolve));
+    const { port } = other.address() as AddressInfo;
+    try {
+      for (const args of [["status"], ["moves", "--follow"], ["lookup", node(0)], ["sync"]]) {
+        const { code, stderr } = await run("sasori", args, { SASORI_LISTEN: `127.0.0.1:${port}` });
+        expect({ args, code }).toEqual({ args, code: 1 });
+        expect(stderr).toMatch(/^sasori: DAEMON: what listens on .* is no sasori, .*SASORI_LISTEN.*\n$/);
+      }
+    } finally {
+      await new Promise((resolve) => other.close(resolve));
+    }
+  });
+
   test("nodes are listed page by page, whatever their number, and a closed pipe ends it quietly", () =>
     withDesk(3, async ({ lab, sasori, bash, startDaemon }) => {
       const many = Array.from(
@@ -331,7 +377,9 @@ describe("with a daemon", () => {
         await poll().toEqual(expected);
         expect(follow.printed).toContain("the daemon is back");
         const wanted = await sasori("moves", node(2));
-        expect(wanted.stdout).toMatch(new RegExp(`^\\S+Z  ${node(2)}  master3 → master1  registration\\n$`));
+        expect(wanted.stdout).toMatch(
+          new RegExp(`^\\S+ \\S+  ${node(2)}  master3 → master1  registration\\n$`),
+        );
       } finally {
         await follow.end("SIGINT");
       }

@@ -1,12 +1,13 @@
 // The doctor beside real HAProxys: everything well, and then one thing after the other broken. Each is told in words
 // that name the remedy, and nothing is changed by looking.
 
+import { readdirSync, readFileSync } from "node:fs";
 import { chmod, mkdtemp, readdir, readFile, rm, unlink, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { pino } from "pino";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { type Check, runChecks, verdict } from "../src/check.js";
 import { readConfig } from "../src/config.js";
 import { startDaemon } from "../src/daemon.js";
@@ -67,6 +68,12 @@ function finding({ findings }: Diagnosis, check: string, where?: string) {
   expect(found, `${check}: ${JSON.stringify(findings, null, 1)}`).toHaveLength(1);
   return found[0];
 }
+
+/** Every thread of it: they stop one after another. `4711 (haproxy) T ...` */
+const isStopped = (pid: number) =>
+  readdirSync(`/proc/${pid}/task`).every((task) =>
+    readFileSync(`/proc/${pid}/task/${task}/stat`, "utf8").includes(") T "),
+  );
 
 /** What is neither well nor only waiting for something that is broken. */
 const broken = ({ findings }: Diagnosis) =>
@@ -182,6 +189,7 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
       const [well, dead, stalled] = lab.haproxys;
       await dead?.kill();
       process.kill(stalled?.pid ?? 0, "SIGSTOP");
+      await vi.waitUntil(() => isStopped(stalled?.pid ?? 0), { timeout: 5_000 });
       const diagnosis = await examine().finally(() => process.kill(stalled?.pid ?? 0, "SIGCONT"));
       expect(finding(diagnosis, "stats socket", well?.socketPath)?.outcome).toBe("ok");
       expect(finding(diagnosis, "file and live map", well?.socketPath)?.outcome).toBe("ok");

@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import { HaproxyInstance } from "../src/haproxy.js";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
 import { planFromContents } from "../src/plan.js";
+import { RuntimeSession } from "../src/runtime-api.js";
 import { type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 
@@ -53,6 +54,15 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       expect(fingerprint).toEqual(sighting.fingerprint);
       expect(await instance.lookUp("node1.example.com" as Certname, signal())).toBe("master1");
       expect(await instance.lookUp("node2.example.com" as Certname, signal())).toBeUndefined();
+    }));
+
+  test("says at once that the socket is the master process's, which has no maps", () =>
+    withHaproxy({ bin, servers, masterWorker: true }, async ({ masterSocketPath }) => {
+      const endpoint = { name: "master", connect: { path: masterSocketPath } };
+      await expect(RuntimeSession.open(endpoint, AbortSignal.timeout(5_000))).rejects.toMatchObject({
+        code: "HAPROXY_REPLY",
+        message: expect.stringMatching(/master process.*`stats socket`.*SASORI_HAPROXY/),
+      });
     }));
 
   test.each([

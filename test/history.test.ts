@@ -6,6 +6,7 @@ import { type AddressInfo, connect } from "node:net";
 import { setImmediate as breathe } from "node:timers/promises";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import type { Pass } from "../src/api-shapes.js";
 import { EventStream } from "../src/event-stream.js";
 import { History, MAX_MOVES, MAX_PASSES } from "../src/history.js";
 import { NodeList } from "../src/node-list.js";
@@ -117,6 +118,23 @@ describe("the history", () => {
     expect(history.puppetdb).toBeUndefined();
     expect(history.lastGoodPoll).toBe("2026-01-01T00:00:15.000Z");
   });
+});
+
+test("the list of passes and those that are told live agree on which is worth a line, a push alone is", () => {
+  const history = new History();
+  const told: Pass[] = [];
+  history.watch({ moves: () => {}, pass: (pass) => told.push(pass) });
+  const target = { kind: "haproxy", changes: [], learned: 0, drift: 0, durationMs: 1 } as const;
+  const pushed = { ...target, target: "/a.sock", outcome: "applied", add: 3, set: 0, del: 0 } as const;
+  const quiet = { ...target, target: "/b.sock", outcome: "unchanged", add: 0, set: 0, del: 0 } as const;
+  history.takePass(REPORT);
+  history.takePass({ ...REPORT, targets: [pushed, quiet] });
+  history.takePass({ ...REPORT, targets: [quiet] });
+  expect(told.filter(({ listed }) => listed).toReversed()).toEqual(history.passes);
+  expect(history.passes[0]?.targets).toEqual([
+    { target: "/a.sock", outcome: "applied", add: 3, set: 0, del: 0 },
+  ]);
+  expect(told.at(-1)?.listed).toBe(false);
 });
 
 describe("the list of nodes", () => {

@@ -172,6 +172,19 @@ describe("a Runtime API session", () => {
       },
     ));
 
+  test("says what listens there when it is no HAProxy", async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), "sasori-stranger-"));
+    const stranger = net.createServer((socket) => socket.resume().end("HTTP/1.1 400 Bad Request\r\n\r\n"));
+    const endpoint = { name: "stranger", connect: { path: path.join(folder, "socket") } };
+    await new Promise<void>((resolve) => stranger.listen(endpoint.connect.path, resolve));
+    await expect(RuntimeSession.open(endpoint, soon())).rejects.toMatchObject({
+      code: "HAPROXY_REPLY",
+      message: expect.stringMatching(/no HAProxy answers there but "HTTP.*SASORI_HAPROXY/),
+    });
+    await new Promise((resolve) => stranger.close(resolve));
+    await rm(folder, { recursive: true });
+  });
+
   test("names the remedy when nobody is there", async () => {
     const missing = { name: "/nowhere/admin.sock", connect: { path: "/nowhere/admin.sock" } };
     await expect(RuntimeSession.open(missing, soon())).rejects.toMatchObject({

@@ -52,7 +52,8 @@ function renderPass(pass: Pass, longest: number, now: number): Node {
   const spoken = phases
     .filter(({ ms }) => ms >= 1)
     .map(({ phase, ms }) => `${PHASE_WORDS[phase]} ${duration(ms)}`);
-  const failure = pass.source.failure ?? pass.masters.failures[0] ?? pass.journal;
+  const failed = pass.targets.find(({ outcome }) => outcome === "failed");
+  const failure = pass.source.failure ?? failed?.failure ?? pass.masters.failures[0] ?? pass.journal;
   return h(
     "li",
     { "data-key": pass.startedAt, class: pass.outcome },
@@ -78,12 +79,14 @@ function renderPass(pass: Pass, longest: number, now: number): Node {
   );
 }
 
-function wordsOf({ kind, dryRun, outcome, moved, learned }: Pass): string {
-  const changed = moved > 0 ? `${counted(moved, "node")} changed` : "nothing to change";
+function wordsOf({ kind, dryRun, outcome, moved, learned, targets }: Pass): string {
+  const written = targets.filter((target) => target.outcome === "applied").map(({ target }) => target);
+  const pushed = written.length > 0 ? `pushed to ${written.join(", ")}` : "nothing to change";
+  const changed = moved > 0 ? `${counted(moved, "node")} changed` : pushed;
   const words = [
     dryRun ? "dry run" : undefined,
     outcome === "done" ? undefined : outcome,
-    moved > 0 || outcome === "done" ? changed : undefined,
+    moved > 0 || written.length > 0 || outcome === "done" ? changed : undefined,
     learned > 0 ? `${count(learned)} learned` : undefined,
     KIND_WORDS[kind],
   ];

@@ -122,19 +122,6 @@ export function addPass(state: State, pass: Pass): void {
         : status.lastGoodPoll,
     };
   }
-  const [last] = state.passes;
-  const did = pass.moved + pass.learned + pass.masters.changes.length > 0 || pass.approvalUnmatched === true;
-  // A failure that lasts is one thing that happened, not one for each pass.
-  const isNews = did || (last === undefined ? pass.outcome !== "done" : signOf(pass) !== signOf(last));
-  if (isNews && pass.startedAt !== last?.startedAt)
+  if (pass.listed && pass.startedAt !== state.passes[0]?.startedAt)
     state.passes = [pass, ...state.passes].slice(0, MAX_PASSES);
 }
-
-const signOf = ({ outcome, held, source, journal, masters }: Pass) =>
-  [
-    outcome,
-    held?.id,
-    source.failure?.code,
-    journal?.code,
-    ...masters.failures.map(({ code }) => code),
-  ].join();
