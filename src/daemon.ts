@@ -4,6 +4,7 @@
 
 import { once } from "node:events";
 import { isDeepStrictEqual } from "node:util";
+import { setFlagsFromString } from "node:v8";
 import { type Logger, pino } from "pino";
 import type { Status } from "./api-shapes.js";
 import type { Config } from "./config.js";
@@ -29,6 +30,10 @@ const MAX_MOVES_TOLD = 1_000;
 
 /** Runs until SIGTERM or SIGINT. Throws only when it cannot start. */
 export async function serve(config: Config): Promise<void> {
+  // A full reading makes much that is soon forgotten, and V8 lets the heap grow with it rather than collect: with 100,000
+  // nodes four full passes took the process to 360 MB, with these flags to 180 MB, for some 15 % of processor time.
+  setFlagsFromString("--semi-space-growth-factor=1");
+  setFlagsFromString("--optimize-for-size");
   const log = pino({ level: config.logLevel, base: null, timestamp: pino.stdTimeFunctions.isoTime });
   const daemon = await startDaemon(config, log);
   const hangUp = () => daemon.sync({ full: true });
