@@ -22,7 +22,12 @@ export type Row = Record<string, string | number>;
 export interface Bench {
   /** One line for people. */
   what: string;
-  run(context: { signal: AbortSignal; progress: (text: string) => void }): Promise<Row[]>;
+  run(context: {
+    signal: AbortSignal;
+    progress: (text: string) => void;
+    /** Versions of programs that this benchmark alone runs, for its result: `{ puppetdb: "7.12.1" }`. */
+    ran: (versions: Record<string, string>) => void;
+  }): Promise<Row[]>;
 }
 
 const BENCHES: Record<string, Bench> = {
@@ -72,14 +77,22 @@ async function runOne(name: string): Promise<void> {
   if (bench === undefined) return;
   const startedAt = new Date();
   const signal = AbortSignal.any([stop.signal, AbortSignal.timeout(DEADLINE_MS)]);
-  const rows = await bench.run({ signal, progress: (text) => terminal.waiting(`${name}: ${text}`) });
+  const versions = {};
+  const rows = await bench.run({
+    signal,
+    progress: (text) => terminal.waiting(`${name}: ${text}`),
+    ran: (more) => Object.assign(versions, more),
+  });
   const seconds = Math.round((Date.now() - startedAt.getTime()) / 1000);
   terminal.print(`${name}: ${bench.what} (${seconds} s)\n`);
   const columns = Object.keys(rows[0] ?? {});
   const cells = rows.map((row) => columns.map((column) => String(row[column])));
   terminal.print(`${formatTable([columns, ...cells]).join("\n")}\n`);
+  const on = { ...machine(), ...versions };
+  const told = Object.entries(on).map(([what, value]) => `${what} ${value}`);
+  terminal.print(`On: ${told.join("; ")}\n`);
   await mkdir(RESULTS, { recursive: true });
-  const result = { name, what: bench.what, at: startedAt.toISOString(), seconds, machine: machine(), rows };
+  const result = { name, what: bench.what, at: startedAt.toISOString(), seconds, machine: on, rows };
   await writeFile(path.join(RESULTS, `${name}.json`), `${JSON.stringify(result, undefined, 2)}\n`);
 }
 
@@ -94,6 +107,6 @@ function machine() {
       .map(({ version }) => version)
       .join(", "),
     /** Of the minute before the end of the run: the bench itself needs both cores. */
-    load: os.loadavg()[0],
+    load: Number((os.loadavg()[0] ?? 0).toFixed(1)),
   };
 }

@@ -31,8 +31,8 @@ type Progress = (text: string) => void;
 
 export const fanout: Bench = {
   what: `one sasori to many HAProxys: until the last one has ${MOVED} moved nodes; medians`,
-  run: ({ signal, progress }) =>
-    withFleet(progress, async (puppetdb) => {
+  run: ({ signal, progress, ran }) =>
+    withFleet({ progress, ran }, async (puppetdb) => {
       const rows: Row[] = [];
       for (const count of HAPROXYS) rows.push(await feedMany(puppetdb, count, signal, progress));
       return rows;
@@ -41,8 +41,8 @@ export const fanout: Bench = {
 
 export const fanin: Bench = {
   what: "many sasoris on one PuppetDB, nothing moves: what it spends on them, and how long a pass takes",
-  run: ({ signal, progress }) =>
-    withFleet(progress, async (puppetdb) => {
+  run: ({ signal, progress, ran }) =>
+    withFleet({ progress, ran }, async (puppetdb) => {
       progress(`PuppetDB alone for ${LOOK_SECONDS} s`);
       const idle = await loadPerMinute(puppetdb, LOOK_SECONDS, signal);
       const rows: Row[] = [];
@@ -125,12 +125,13 @@ function askedByMany(
       daemons.push(
         await startSasori(stage, `sasori${index}`, {
           SASORI_PUPPETDB_URL: puppetdb.url,
+          SASORI_HAPROXY: "none",
           SASORI_SCHEDULE: "*/5 * * * * *",
           SASORI_FULL_SCHEDULE: NEVER,
         }),
       );
     }
-    for (const daemon of daemons.slice(0, 1)) await warmUp(daemon);
+    for (const daemon of daemons) await warmUp(daemon);
     progress(`${count} sasoris on one PuppetDB for ${LOOK_SECONDS} s`);
     const cpu = () => daemons.reduce((sum, { pid }) => sum + cpuMs(pid), 0);
     const before = cpu();

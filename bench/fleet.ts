@@ -3,6 +3,7 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import type { PuppetdbServer } from "../test/support/puppetdb-server.js";
+import type { Bench } from "./bench.js";
 import { type Daemon, MASTERS, round, SIZES, withPuppetdb } from "./daemon.js";
 import { cpuMs, cpuMsOfTree } from "./stage.js";
 
@@ -21,11 +22,14 @@ const WARM_UP_PASSES = 50;
 
 /** Starts PuppetDB with the fleet in it, lends it to `use`, and ends it in any case. */
 export function withFleet<T>(
-  progress: (text: string) => void,
+  { progress, ran }: Pick<Parameters<Bench["run"]>[0], "progress" | "ran">,
   use: (puppetdb: PuppetdbServer) => Promise<T>,
 ): Promise<T> {
   progress("starting PuppetDB");
   return withPuppetdb(async (puppetdb) => {
+    const answer = await fetch(`${puppetdb.url}/pdb/meta/v1/version`);
+    const { version } = (await answer.json()) as { version: string };
+    ran({ puppetdb: version, postgresql: await puppetdb.sql("SHOW server_version") });
     progress(`filling PuppetDB with ${FLEET} nodes`);
     await puppetdb.reset();
     await puppetdb.fill(FLEET, MASTERS, REPORTS);

@@ -35,8 +35,8 @@ const WAYS: readonly Way[] = [
 
 export const freshness: Bench = {
   what: "from PuppetDB's word, or a registration, to the first request routed right; load on PuppetDB",
-  run: ({ signal, progress }) =>
-    withFleet(progress, async (puppetdb) => {
+  run: ({ signal, progress, ran }) =>
+    withFleet({ progress, ran }, async (puppetdb) => {
       const rows: Row[] = [];
       let idle = 0;
       for (const [index, way] of WAYS.entries()) {

@@ -23,8 +23,8 @@ const READY_DEADLINE_MS = 60_000;
 
 export const rest: Bench = {
   what: "sasori at rest: CPU of an hour, memory; from start to ready with PuppetDB down; medians",
-  run: ({ signal, progress }) =>
-    withFleet(progress, (puppetdb) =>
+  run: ({ signal, progress, ran }) =>
+    withFleet({ progress, ran }, (puppetdb) =>
       Stage.with(signal, async (stage) => {
         const map = path.join(stage.folder, "sasori.map");
         await writeFile(map, "");
