@@ -18,7 +18,7 @@ import type { Check, Finding } from "./check.js";
 import { describeVariables, readAddress, readConfig, showConfig } from "./config.js";
 import { askDaemon, mustAskDaemon } from "./daemon-client.js";
 import { diagnose } from "./doctor.js";
-import { SasoriError, systemCode, toFailure } from "./errors.js";
+import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
 import { renderDiagnosis, renderFinding, renderMasters, renderMove, renderPass } from "./list-text.js";
 import { followMoves, listNodes, query, recentMoves } from "./listing.js";
 import {
@@ -531,8 +531,9 @@ function print<T>(value: T, json: boolean | undefined, render: (value: T) => str
 // `sasori sync --json | head`: whoever reads has seen enough.
 for (const stream of [process.stdout, process.stderr]) {
   stream.on("error", (error) => {
-    if (systemCode(error) !== "EPIPE") throw error;
-    process.exit();
+    if (systemCode(error) === "EPIPE") process.exit();
+    process.stderr.write(`sasori: cannot write its answer: ${reason(error)}\n`);
+    process.exit(EXIT.failed);
   });
 }
 

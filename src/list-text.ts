@@ -18,9 +18,11 @@ export function renderNodes(nodes: readonly Node[], style: Style): string[] {
 }
 
 export function renderMasters({ masters, unroutable, failures }: Masters, style: Style): string {
+  // With SASORI_HAPROXY=none there is no HAProxy to have one.
+  const isAsked = failures.length > 0 || masters.some(({ servers }) => servers.length > 0);
   const rows = masters.flatMap(({ master, nodes, share, servers }) => {
     const about = [style.bold(master), counted(nodes, "node"), `${(share * 100).toFixed(1)} %`];
-    if (servers.length === 0) return [[...about, style.bad("no server in any HAProxy")]];
+    if (servers.length === 0) return [isAsked ? [...about, style.bad("no server in any HAProxy")] : about];
     return servers.map((server, index) => [
       ...(index === 0 ? about : ["", "", ""]),
       loadOf(server, style),

@@ -12,6 +12,7 @@ import { History, MAX_MOVES, MAX_PASSES } from "../src/history.js";
 import { NodeList } from "../src/node-list.js";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
 import type { SyncReport } from "../src/sync-report.js";
+import type { TargetReport } from "../src/tracked-target.js";
 
 const node = (index: number) => `node${index}.example.com` as Certname;
 const AT = "2026-01-01T00:00:00.000Z";
@@ -124,9 +125,12 @@ test("the list of passes and those that are told live agree on which is worth a 
   const history = new History();
   const told: Pass[] = [];
   history.watch({ moves: () => {}, pass: (pass) => told.push(pass) });
-  const target = { kind: "haproxy", changes: [], learned: 0, drift: 0, durationMs: 1 } as const;
-  const pushed = { ...target, target: "/a.sock", outcome: "applied", add: 3, set: 0, del: 0 } as const;
-  const quiet = { ...target, target: "/b.sock", outcome: "unchanged", add: 0, set: 0, del: 0 } as const;
+  const target = (name: string, outcome: "applied" | "unchanged", add: number): TargetReport => {
+    const about = { kind: "haproxy", learned: 0, drift: 0, durationMs: 1 } as const;
+    return { ...about, target: name, outcome, changes: [], add, set: 0, del: 0 };
+  };
+  const pushed = target("/a.sock", "applied", 3);
+  const quiet = target("/b.sock", "unchanged", 0);
   history.takePass(REPORT);
   history.takePass({ ...REPORT, targets: [pushed, quiet] });
   history.takePass({ ...REPORT, targets: [quiet] });

@@ -218,6 +218,27 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
       }),
     ));
 
+  test("shows all of itself while a state file was set aside, and calms down when that is removed", () =>
+    withSite((site) =>
+      withPage(
+        browser,
+        async (page) => {
+          await openedInSync(page, site);
+          await site.sasori.stop();
+          await writeFile(`${site.gateway.haproxy.mapPath}.state.json`, "{broken");
+          await site.sasori.start();
+          await says(page, "Something is broken");
+          await page.getByText("it was set aside as").last().waitFor();
+          await section(page, "Masters").getByText("master3").first().waitFor();
+          const folder = path.dirname(site.gateway.haproxy.mapPath);
+          for (const name of await readdir(folder))
+            if (name.includes(".broken-")) await rm(path.join(folder, name));
+          await says(page, "Everything is in sync");
+        },
+        { allowed: LOST },
+      ),
+    ));
+
   test("lets a held plan through by a button, after it has shown what that means", () =>
     withSite(
       (site) =>

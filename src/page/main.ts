@@ -63,7 +63,11 @@ function render(): void {
   if (document.hidden) return; // Of a hidden tab only the title can be seen.
   for (const [id, part] of Object.entries(PARTS)) {
     const place = document.getElementById(id);
-    if (place !== null) morph(place, part(state));
+    try {
+      if (place !== null) morph(place, part(state));
+    } catch (error) {
+      reportError(error); // In the console; the other parts are still to be seen.
+    }
   }
   document.documentElement.dataset.link = state.link.kind;
   plot.update(state);

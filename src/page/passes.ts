@@ -14,7 +14,7 @@ const PHASE_WORDS = {
   file: "writing the file",
   push: "pushing to HAProxy",
 };
-const KIND_WORDS = { known: "without PuppetDB", changes: undefined, full: "everything read" };
+const KIND_WORDS = { known: "without PuppetDB", changes: undefined, full: "full" };
 
 export function renderPasses(state: State): Node[] {
   const now = nowOf(state);

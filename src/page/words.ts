@@ -54,7 +54,7 @@ export const prose = (text: string, now: number) =>
     "bdi",
     { class: "name" },
     text
-      .split(/(\d{4}-\d\d-\d\dT[\d:.]{8,15}Z)/)
+      .split(/(\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z)/)
       .map((part, index) => (index % 2 === 1 ? moment(part, clock(part, now)) : part)),
   );
 
