@@ -16,7 +16,7 @@ const puppetdb = puppetdbClient(address);
 beforeAll(async () => {
   await puppetdb.reset();
   await puppetdb.fill(NODES, MASTERS);
-}, 120_000);
+}, 240_000);
 
 /** Node to the producer of its factset, read past PuppetDB. */
 async function truth(): Promise<Map<string, string>> {
