@@ -43,6 +43,8 @@ export const fanin: Bench = {
   what: "many sasoris on one PuppetDB, nothing moves: what it spends on them, and how long a pass takes",
   run: ({ signal, progress, ran }) =>
     withFleet({ progress, ran }, async (puppetdb) => {
+      progress("warming up PuppetDB");
+      await warmUp(puppetdb, signal);
       progress(`PuppetDB alone for ${LOOK_SECONDS} s`);
       const idle = await loadPerMinute(puppetdb, LOOK_SECONDS, signal);
       const rows: Row[] = [];
@@ -131,7 +133,6 @@ function askedByMany(
         }),
       );
     }
-    for (const daemon of daemons) await warmUp(daemon);
     progress(`${count} sasoris on one PuppetDB for ${LOOK_SECONDS} s`);
     const cpu = () => daemons.reduce((sum, { pid }) => sum + cpuMs(pid), 0);
     const before = cpu();

@@ -37,6 +37,8 @@ export const freshness: Bench = {
   what: "from PuppetDB's word, or a registration, to the first request routed right; load on PuppetDB",
   run: ({ signal, progress, ran }) =>
     withFleet({ progress, ran }, async (puppetdb) => {
+      progress("warming up PuppetDB");
+      await warmUp(puppetdb, signal);
       const rows: Row[] = [];
       let idle = 0;
       for (const [index, way] of WAYS.entries()) {
@@ -82,7 +84,6 @@ function measure(
       return routed;
     };
     try {
-      await warmUp(sasori);
       progress(`${name}: the load of ${LOAD_SECONDS} s in which nothing moves`);
       const own = cpuMs(sasori.pid);
       let load = await loadPerMinute(puppetdb, LOAD_SECONDS, signal);
