@@ -4,8 +4,8 @@
 import { randomBytes } from "node:crypto";
 import { stat } from "node:fs/promises";
 import { Command, Option } from "commander";
-import { replaceFile } from "../src/atomic-file.js";
 import { reason } from "../src/errors.js";
+import { replaceFile } from "../src/target/atomic-file.js";
 
 /** For sasori only; HAProxy asks nothing that needs it. */
 const TOKEN_MODE = 0o600;

@@ -1,7 +1,7 @@
 // What the demo says: one short aligned line for each thing that happens, and tables.
 // Colours and the line that shows what is waited for appear on a terminal only.
 
-import { type Style, styleFor } from "../src/report-text.js";
+import { type Style, styleFor } from "../src/cli/report-text.js";
 
 export class Terminal {
   readonly style: Style = styleFor(process.stdout, process.env);

@@ -1,4 +1,4 @@
-// How `npm run build` makes dist/page of src/page: three files under names that src/page-files.ts knows, and an icon.
+// How `npm run build` makes dist/page of src/page: three files under names that src/http/page-files.ts knows, and an icon.
 import { fileURLToPath } from "node:url";
 import { defineConfig } from "vite";
 

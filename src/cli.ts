@@ -5,22 +5,9 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { Argument, Command, CommanderError, InvalidArgumentError, Option } from "commander";
-import {
-  type Displaced,
-  type Masters,
-  type Nodes,
-  type Pass,
-  SourceName,
-  type Status,
-  type Story,
-} from "./api-shapes.js";
-import type { Check, Finding } from "./check.js";
-import { describeVariables, readAddress, readConfig, showConfig } from "./config.js";
-import { askDaemon, mustAskDaemon } from "./daemon-client.js";
-import { diagnose } from "./doctor.js";
-import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
-import { renderDiagnosis, renderFinding, renderMasters, renderMove, renderPass } from "./list-text.js";
-import { followMoves, listNodes, query, recentMoves } from "./listing.js";
+import { askDaemon, mustAskDaemon } from "./cli/daemon-client.js";
+import { renderDiagnosis, renderFinding, renderMasters, renderMove, renderPass } from "./cli/list-text.js";
+import { followMoves, listNodes, query, recentMoves } from "./cli/listing.js";
 import {
   completeWords,
   completionScript,
@@ -30,11 +17,7 @@ import {
   manPage,
   SHELLS,
   type Shell,
-} from "./manual.js";
-import { parseCertname } from "./node-map.js";
-import type { SyncRequest } from "./pass-queue.js";
-import { PLAN_ID } from "./plan.js";
-import { PriorityMap } from "./priority.js";
+} from "./cli/manual.js";
 import {
   renderDiff,
   renderDisplaced,
@@ -42,9 +25,26 @@ import {
   renderReport,
   renderStatus,
   styleFor,
-} from "./report-text.js";
-import { lookUpHere, nodesOfFile, runPass } from "./standalone.js";
-import { withoutPlace } from "./troubles.js";
+} from "./cli/report-text.js";
+import { lookUpHere, nodesOfFile, runPass } from "./cli/standalone.js";
+import { describeVariables, readAddress, readConfig, showConfig } from "./config.js";
+import type { Check, Finding } from "./doctor/check.js";
+import { diagnose } from "./doctor/doctor.js";
+import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
+import {
+  type Displaced,
+  type Masters,
+  type Nodes,
+  type Pass,
+  SourceName,
+  type Status,
+  type Story,
+} from "./http/api-shapes.js";
+import { withoutPlace } from "./http/troubles.js";
+import { parseCertname } from "./node-map.js";
+import type { SyncRequest } from "./pass-queue.js";
+import { PLAN_ID } from "./plan.js";
+import { PriorityMap } from "./target/priority.js";
 import { VERSION } from "./version.js";
 
 const EXIT = { done: 0, failed: 1, usage: 2, held: 3 } as const;

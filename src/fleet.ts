@@ -5,8 +5,8 @@
 import type { RemovalLimit } from "./config.js";
 import { type Before, type Certname, isMaster, type Master, NodeMap, type Observation } from "./node-map.js";
 import { judgeRemovals, type Verdict } from "./plan.js";
-import { MAX_REFUSED, type Reading, type Submission } from "./puppetdb.js";
-import type { Contents, Server } from "./target.js";
+import { MAX_REFUSED, type Reading, type Submission } from "./source/puppetdb.js";
+import type { Contents, Server } from "./target/target.js";
 
 /** Finds the HAProxy server of a producer; undefined for a producer that is no master of this HAProxy. */
 export type Resolve = (producer: string) => Master | undefined;

@@ -5,9 +5,9 @@
 import { existsSync } from "node:fs";
 import { readFile, rename } from "node:fs/promises";
 import { z } from "zod";
-import { replaceFile } from "./atomic-file.js";
 import { reason, SasoriError, systemCode } from "./errors.js";
 import { type Certname, isCertname, isMaster, type Master, type Observation } from "./node-map.js";
+import { replaceFile } from "./target/atomic-file.js";
 
 const CertnameShape = z.custom<Certname>((value) => typeof value === "string" && isCertname(value));
 const MasterShape = z.custom<Master>((value) => typeof value === "string" && isMaster(value));

@@ -10,7 +10,7 @@ import { type Failure, reason, SasoriError, toFailure } from "./errors.js";
 import type { Fleet } from "./fleet.js";
 import { isMaster, type Master } from "./node-map.js";
 
-import type { Server } from "./target.js";
+import type { Server } from "./target/target.js";
 
 const LOOKUP_MS = 2_000;
 

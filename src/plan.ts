@@ -12,7 +12,7 @@ import {
   type NodeMap,
   type Observation,
 } from "./node-map.js";
-import type { Contents } from "./target.js";
+import type { Contents } from "./target/target.js";
 
 /** One entry that changes. No `from`: it is added. No `to`: it is removed. */
 export interface Change {

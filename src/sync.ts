@@ -7,16 +7,16 @@ import type { Config } from "./config.js";
 import { within } from "./deadline.js";
 import { type Failure, SasoriError, toFailure } from "./errors.js";
 import { Fleet, type Resolve, resolver } from "./fleet.js";
-import { HaproxyInstance } from "./haproxy.js";
 import { Journal } from "./journal.js";
-import { MapFile } from "./map-file.js";
 import { NewMasters } from "./masters.js";
 import type { Before, Certname, Master, Observation } from "./node-map.js";
 import { PassQueue, type SyncRequest } from "./pass-queue.js";
-import { PuppetDb, type Reading } from "./puppetdb.js";
+import { PuppetDb, type Reading } from "./source/puppetdb.js";
 import { makeReport, type Phase, Phases, type SyncReport } from "./sync-report.js";
-import type { Server } from "./target.js";
-import { type TargetDetail, type TargetState, TrackedTarget } from "./tracked-target.js";
+import { HaproxyInstance } from "./target/haproxy.js";
+import { MapFile } from "./target/map-file.js";
+import type { Server } from "./target/target.js";
+import { type TargetDetail, type TargetState, TrackedTarget } from "./target/tracked-target.js";
 
 /** A look is a handful of lines; HAProxy answers in milliseconds or not at all. */
 const LOOK_MS = 15_000;

@@ -9,7 +9,7 @@ import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { Agent, request } from "undici";
 import { describe, expect, test } from "vitest";
-import { PriorityMap } from "../src/priority.js";
+import { PriorityMap } from "../src/target/priority.js";
 import { type TestMaster, withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries, puppetdbParts } from "./support/parts.js";

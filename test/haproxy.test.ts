@@ -1,8 +1,8 @@
 import { describe, expect, test } from "vitest";
-import { HaproxyInstance } from "../src/haproxy.js";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
 import { planFromContents } from "../src/plan.js";
-import { RuntimeSession } from "../src/runtime-api.js";
+import { HaproxyInstance } from "../src/target/haproxy.js";
+import { RuntimeSession } from "../src/target/runtime-api.js";
 import { type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 

@@ -6,13 +6,13 @@ import { type AddressInfo, connect } from "node:net";
 import { setImmediate as breathe } from "node:timers/promises";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import type { Pass } from "../src/api-shapes.js";
-import { EventStream } from "../src/event-stream.js";
-import { History, MAX_MOVES, MAX_PASSES } from "../src/history.js";
-import { NodeList } from "../src/node-list.js";
+import type { Pass } from "../src/http/api-shapes.js";
+import { EventStream } from "../src/http/event-stream.js";
+import { History, MAX_MOVES, MAX_PASSES } from "../src/http/history.js";
+import { NodeList } from "../src/http/node-list.js";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
 import type { SyncReport } from "../src/sync-report.js";
-import type { TargetReport } from "../src/tracked-target.js";
+import type { TargetReport } from "../src/target/tracked-target.js";
 
 const node = (index: number) => `node${index}.example.com` as Certname;
 const AT = "2026-01-01T00:00:00.000Z";

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { JsonRows } from "../src/json-rows.js";
+import { JsonRows } from "../src/source/json-rows.js";
 
 const URL = "http://puppetdb.example/pdb/query/v4/factsets";
 

@@ -17,9 +17,9 @@ import path from "node:path";
 import { promisify } from "node:util";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { MapFile, MapText } from "../src/map-file.js";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
 import { planFromChanges, planFromContents } from "../src/plan.js";
+import { MapFile, MapText } from "../src/target/map-file.js";
 
 let folder: string;
 beforeEach(async () => {
@@ -224,7 +224,7 @@ describe("the map file on a disk that refuses", () => {
     await writeFile(
       script,
       `import { readdirSync, readFileSync } from "node:fs";
-       import { MapFile } from "${built("map-file")}";
+       import { MapFile } from "${built("target/map-file")}";
        import { NodeMap } from "${built("node-map")}";
        import { planFromContents } from "${built("plan")}";
        const file = new MapFile(process.argv[2] + "/node-master.map");

@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url";
 import type { Browser, Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
-import type { Move } from "../src/api-shapes.js";
+import type { Move } from "../src/http/api-shapes.js";
 import { addMoves, emptyMoveLog, MINUTE_MS, plotOf } from "../src/page/state.js";
 import { findChromium, launchChromium, overflow, withPage } from "./support/browser.js";
 import { Child, freePort } from "./support/child.js";

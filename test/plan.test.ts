@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { type Before, type Certname, type Master, NodeMap, type Source } from "../src/node-map.js";
 import { judgeRemovals, learnedRoutes, planFromChanges, planFromContents } from "../src/plan.js";
-import type { Contents } from "../src/target.js";
+import type { Contents } from "../src/target/target.js";
 
 type Routes = Record<string, string>;
 

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { SasoriError } from "../src/errors.js";
 import { parseCertname } from "../src/node-map.js";
-import { PuppetDb } from "../src/puppetdb.js";
+import { PuppetDb } from "../src/source/puppetdb.js";
 import { makeTlsFiles } from "./support/certificates.js";
 import { freePort } from "./support/child.js";
 import {

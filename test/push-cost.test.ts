@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { PushCost } from "../src/push-cost.js";
+import { PushCost } from "../src/target/push-cost.js";
 
 const sets = (keyed: number, entries = 100_000) => ({ keyed, added: 0, entries });
 

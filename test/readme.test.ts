@@ -32,7 +32,7 @@ describe("the README", () => {
 
   test("names every metric of sasori's own, and no other", () => {
     const declared = unique(
-      Array.from(read("src/metrics.ts").matchAll(/"(sasori_[a-z_]+)"/g), ([, name]) => name ?? ""),
+      Array.from(read("src/http/metrics.ts").matchAll(/"(sasori_[a-z_]+)"/g), ([, name]) => name ?? ""),
     );
     const listed = unique(
       Array.from(chapter("Metrics").matchAll(/`(sasori_[a-z_]+)/g), ([, name]) => name ?? ""),

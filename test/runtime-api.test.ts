@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { MAX_COMMAND_BYTES, payloads, RuntimeSession } from "../src/runtime-api.js";
+import { MAX_COMMAND_BYTES, payloads, RuntimeSession } from "../src/target/runtime-api.js";
 
 const soon = () => AbortSignal.timeout(5_000);
 

@@ -2,7 +2,7 @@
 // Promises: after a loss everything is read again; a loss is known within seconds, also when the connection merely went
 // silent; a burst of events is one round of reads. While the tab is hidden, only the stream goes on.
 
-import type { Instances, Masters, Move, Moves, Nodes, Pass, Status, Story } from "../api-shapes.js";
+import type { Instances, Masters, Move, Moves, Nodes, Pass, Status, Story } from "../http/api-shapes.js";
 import { type Answer, messageOf, Refusal, read } from "./calls.js";
 import {
   addMoves,

@@ -1,7 +1,7 @@
 // The one big line, the figures under it, and what is wrong with its remedies.
 // Promises: what is shown is never older than it looks: without a connection the headline says so.
 
-import type { Pass, Trouble } from "../api-shapes.js";
+import type { Pass, Trouble } from "../http/api-shapes.js";
 import { type Child, h } from "./dom.js";
 import { icon, type Sign } from "./icons.js";
 import { nowOf, plotOf, type State } from "./state.js";

@@ -1,7 +1,7 @@
 // The page: brings state, network and screen together. All listeners are here; what a control does stands in its
 // `data-do`. Rendering is a function of the state, at most some times a second, and not at all in a hidden tab.
 
-import type { Story } from "../api-shapes.js";
+import type { Story } from "../http/api-shapes.js";
 import { Cancelled, change, messageOf, Refusal } from "./calls.js";
 import { askToken, confirm } from "./dialogs.js";
 import { h, morph } from "./dom.js";

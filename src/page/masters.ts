@@ -1,6 +1,6 @@
 // Nodes per master as bars, with each master's health and queue in every HAProxy; the HAProxys themselves.
 
-import type { Instance, Masters, ServerLoad } from "../api-shapes.js";
+import type { Instance, Masters, ServerLoad } from "../http/api-shapes.js";
 import { type Child, h } from "./dom.js";
 import { icon } from "./icons.js";
 import { nowOf, type State } from "./state.js";

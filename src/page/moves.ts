@@ -1,7 +1,7 @@
 // The moves: the last hour as a plot, and the newest as a list.
 
 import uPlot from "uplot";
-import type { Move } from "../api-shapes.js";
+import type { Move } from "../http/api-shapes.js";
 import { type Child, h } from "./dom.js";
 import { icon } from "./icons.js";
 import { MINUTE_MS, nowOf, plotOf, type State } from "./state.js";

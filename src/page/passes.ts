@@ -1,6 +1,6 @@
 // The last passes: what each did, and which phase took how long.
 
-import type { Pass } from "../api-shapes.js";
+import type { Pass } from "../http/api-shapes.js";
 import { h } from "./dom.js";
 import { icon } from "./icons.js";
 import { nowOf, type State } from "./state.js";

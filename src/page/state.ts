@@ -1,7 +1,7 @@
 // What the page knows, and how news changes it. Nothing here touches the screen or the network.
 // Promises: memory is bounded whatever the fleet does: moves are counted per minute, and only the newest are kept.
 
-import type { Instances, Masters, Move, Nodes, Pass, Status, Story } from "../api-shapes.js";
+import type { Instances, Masters, Move, Nodes, Pass, Status, Story } from "../http/api-shapes.js";
 
 export const MINUTE_MS = 60_000;
 /** The plot's minutes: one hour. */

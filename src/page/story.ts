@@ -1,6 +1,6 @@
 // One node: the search for it, and its whole story; the registrations that were made by hand.
 
-import type { Story } from "../api-shapes.js";
+import type { Story } from "../http/api-shapes.js";
 import { type Child, h } from "./dom.js";
 import { icon } from "./icons.js";
 import { renderMoveList } from "./moves.js";

@@ -1,6 +1,6 @@
 // Numbers, times and names as people read them. All pure; times are ISO 8601 and come out in the reader's zone.
 
-import type { Nodes } from "../api-shapes.js";
+import type { Nodes } from "../http/api-shapes.js";
 import { h } from "./dom.js";
 
 const NUMBER = new Intl.NumberFormat("en");

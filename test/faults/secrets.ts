@@ -8,7 +8,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { createServer } from "node:tls";
 import { describe, expect, test } from "vitest";
-import { PuppetDb } from "../../src/puppetdb.js";
+import { PuppetDb } from "../../src/source/puppetdb.js";
 import type { PuppetdbServer } from "../support/puppetdb-server.js";
 import { EMPTY, startScriptedPuppetdb } from "../support/scripted-puppetdb.js";
 import { Arena } from "./arena.js";

@@ -8,7 +8,7 @@ import { connect } from "node:net";
 import { fileURLToPath } from "node:url";
 import { request } from "undici";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
-import type { Diagnosis } from "../../src/doctor.js";
+import type { Diagnosis } from "../../src/doctor/doctor.js";
 import { Child, freePort } from "../support/child.js";
 import { type Gateway, withGateway } from "../support/gateway.js";
 import { haproxyBinaries } from "../support/parts.js";

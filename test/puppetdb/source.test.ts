@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, test } from "vitest";
 import { startPuppetdbStandIn } from "../../demo/puppetdb.js";
 import { parseCertname } from "../../src/node-map.js";
-import { PuppetDb, type Reading, type Submission } from "../../src/puppetdb.js";
+import { PuppetDb, type Reading, type Submission } from "../../src/source/puppetdb.js";
 import { run } from "../support/child.js";
 import { puppetdbParts } from "../support/parts.js";
 import { type PuppetdbClient, puppetdbClient } from "../support/puppetdb-server.js";

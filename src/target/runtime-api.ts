@@ -6,8 +6,8 @@
 
 import net from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Endpoint } from "./config.js";
-import { quote, reason, SasoriError, systemCode } from "./errors.js";
+import type { Endpoint } from "../config.js";
+import { quote, reason, SasoriError, systemCode } from "../errors.js";
 
 /** A reply longer than this is not believed. Dumps of maps are read line by line and are not bound by it. */
 const MAX_REPLY_BYTES = 4 * 1024 * 1024;

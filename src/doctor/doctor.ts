@@ -2,11 +2,11 @@
 // Promises: it changes nothing anywhere, but for a file of its own beside the map that it removes at once.
 // Here is which checks there are; what they look at is in checks-host, checks-puppetdb and checks-haproxy.
 
+import { type Config, readConfig } from "../config.js";
 import { type Check, type Finding, runChecks } from "./check.js";
 import { haproxyChecks, mastersCheck } from "./checks-haproxy.js";
 import { daemonCheck, fileChecks, nodeCheck } from "./checks-host.js";
 import { puppetdbChecks } from "./checks-puppetdb.js";
-import { type Config, readConfig } from "./config.js";
 
 export interface Diagnosis {
   outcome: "ok" | "warning" | "failed" | "misconfigured";

@@ -4,10 +4,10 @@ import { createPrivateKey, X509Certificate } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import net from "node:net";
 import tls from "node:tls";
+import type { Config } from "../config.js";
+import { quote, reason, SasoriError, systemCode } from "../errors.js";
+import { PuppetDb, type Reading } from "../source/puppetdb.js";
 import { type Check, CheckError, type Problem, type Verdict, verdict } from "./check.js";
-import type { Config } from "./config.js";
-import { quote, reason, SasoriError, systemCode } from "./errors.js";
-import { PuppetDb, type Reading } from "./puppetdb.js";
 
 const CONNECT_MS = 5_000;
 /** As a pass waits for changes. */

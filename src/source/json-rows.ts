@@ -3,7 +3,7 @@
 // JSON. An answer that stops early, or goes on after its end, is an error: PuppetDB reports a query that
 // failed in mid-stream as HTTP 200 with a text message glued to half an array.
 
-import { SasoriError } from "./errors.js";
+import { SasoriError } from "../errors.js";
 
 /** PuppetDB's rows are about 120 bytes; anything of this size is not a row that was asked for. */
 const MAX_ROW_CHARACTERS = 64 * 1024;

@@ -3,10 +3,10 @@
 // entry by entry; an unfinished version is dropped; the map is never cleared and refilled.
 
 import path from "node:path";
-import type { Endpoint } from "./config.js";
-import { quote, SasoriError } from "./errors.js";
-import { type Certname, isCertname, isMaster, type Master, type NodeMap } from "./node-map.js";
-import type { Plan } from "./plan.js";
+import type { Endpoint } from "../config.js";
+import { quote, SasoriError } from "../errors.js";
+import { type Certname, isCertname, isMaster, type Master, type NodeMap } from "../node-map.js";
+import type { Plan } from "../plan.js";
 import { type Method, type Push, PushCost } from "./push-cost.js";
 import { type Command, payloads, RuntimeSession } from "./runtime-api.js";
 import type { Applied, Contents, Fingerprint, Server, Sighting, Target } from "./target.js";

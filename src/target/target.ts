@@ -1,7 +1,7 @@
 // What holds the map: the contract that the map file and every HAProxy fulfil.
 
-import type { Certname, Master, NodeMap } from "./node-map.js";
-import type { Plan } from "./plan.js";
+import type { Certname, Master, NodeMap } from "../node-map.js";
+import type { Plan } from "../plan.js";
 
 /**
  * What tells cheaply whether a target is as it was left. `process` changes when another process holds the

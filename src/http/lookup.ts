@@ -1,9 +1,9 @@
 // "Where does this node go, and why?": what sasori wants, what the file says, what each HAProxy holds now.
 
+import { toFailure } from "../errors.js";
+import type { Certname } from "../node-map.js";
+import type { SyncParts } from "../sync.js";
 import type { Desired, Lookup } from "./api-shapes.js";
-import { toFailure } from "./errors.js";
-import type { Certname } from "./node-map.js";
-import type { SyncParts } from "./sync.js";
 
 const LOOKUP_DEADLINE_MS = 10_000;
 

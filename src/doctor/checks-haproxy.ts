@@ -3,17 +3,17 @@
 
 import { readFile, stat } from "node:fs/promises";
 import net from "node:net";
+import type { Config, Endpoint } from "../config.js";
+import { quote, reason, SasoriError, systemCode } from "../errors.js";
+import { resolver } from "../fleet.js";
+import { type Certname, isCertname } from "../node-map.js";
+import type { Submission } from "../source/puppetdb.js";
+import { field, findMap, type MapState, parseServers } from "../target/haproxy.js";
+import { RuntimeSession } from "../target/runtime-api.js";
+import type { Server } from "../target/target.js";
 import { type Check, CheckError, type Problem, verdict } from "./check.js";
 import { type MapFileCheck, whoAmI } from "./checks-host.js";
 import type { NodesCheck } from "./checks-puppetdb.js";
-import type { Config, Endpoint } from "./config.js";
-import { quote, reason, SasoriError, systemCode } from "./errors.js";
-import { resolver } from "./fleet.js";
-import { field, findMap, type MapState, parseServers } from "./haproxy.js";
-import { type Certname, isCertname } from "./node-map.js";
-import type { Submission } from "./puppetdb.js";
-import { RuntimeSession } from "./runtime-api.js";
-import type { Server } from "./target.js";
 
 const SOCKET_MS = 5_000;
 /** A map of a million entries is read in a second. */

@@ -5,8 +5,8 @@
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Dispatcher, request } from "undici";
-import type { Config } from "./config.js";
-import { quote, reason, SasoriError, systemCode } from "./errors.js";
+import type { Config } from "../config.js";
+import { quote, reason, SasoriError, systemCode } from "../errors.js";
 
 /** A full pass over a big fleet takes its time; the daemon has a deadline of its own. */
 const CHANGE_DEADLINE_MS = 15 * 60_000;

@@ -2,10 +2,10 @@
 // and an evening of moves need no memory.
 
 import { once } from "node:events";
-import type { Move, Moves, Nodes } from "./api-shapes.js";
-import type { Config } from "./config.js";
+import type { Config } from "../config.js";
+import { SasoriError } from "../errors.js";
+import type { Move, Moves, Nodes } from "../http/api-shapes.js";
 import { type Address, askDaemon, daemonEvents, mustAskDaemon } from "./daemon-client.js";
-import { SasoriError } from "./errors.js";
 import { renderMove, renderNodes } from "./list-text.js";
 import type { Style } from "./report-text.js";
 import { nodesOfFile } from "./standalone.js";

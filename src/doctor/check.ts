@@ -1,8 +1,8 @@
 // One check of `sasori doctor`, and how many of them are run: what a check may say, and what happens to those that
 // wait for it. Promises: a check's failure or hang never stops another; checks that do not need each other run at once.
 
-import { toFailure } from "./errors.js";
-import { remedyFor } from "./troubles.js";
+import { toFailure } from "../errors.js";
+import { remedyFor } from "../http/troubles.js";
 
 /** What a check without a deadline of its own may take. */
 const CHECK_MS = 10_000;

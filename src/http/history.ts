@@ -2,10 +2,10 @@
 // Promises: bounded, whatever happens; the first filling of the map is no move, what changed while sasori was away is.
 // Pure state: no I/O, no clock.
 
+import type { Failure } from "../errors.js";
+import type { Before, Certname, NodeMap, Source } from "../node-map.js";
+import type { SyncReport } from "../sync-report.js";
 import type { Move, Moves, MovesQuery, Pass } from "./api-shapes.js";
-import type { Failure } from "./errors.js";
-import type { Before, Certname, NodeMap, Source } from "./node-map.js";
-import type { SyncReport } from "./sync-report.js";
 
 export const MAX_MOVES = 10_000;
 export const MAX_PASSES = 100;

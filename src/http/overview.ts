@@ -2,6 +2,10 @@
 // load, the targets, the state of everything. Promises: nothing here changes anything; what an HAProxy does not tell is
 // told as its failure, in its place.
 
+import { toFailure } from "../errors.js";
+import type { Assignment, Certname } from "../node-map.js";
+import type { Sync, SyncParts } from "../sync.js";
+import type { TargetDetail, TargetState } from "../target/tracked-target.js";
 import type {
   Displaced,
   Instance,
@@ -16,13 +20,9 @@ import type {
   Story,
   TargetRow,
 } from "./api-shapes.js";
-import { toFailure } from "./errors.js";
 import type { History } from "./history.js";
 import { lookUp } from "./lookup.js";
 import type { NodeList } from "./node-list.js";
-import type { Assignment, Certname } from "./node-map.js";
-import type { Sync, SyncParts } from "./sync.js";
-import type { TargetDetail, TargetState } from "./tracked-target.js";
 import { summarize, troublesOf } from "./troubles.js";
 
 /** An HAProxy answers a question for its statistics in milliseconds, or it is in trouble. */

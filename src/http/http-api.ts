@@ -11,6 +11,10 @@ import rateLimit from "@fastify/rate-limit";
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { serializerCompiler, validatorCompiler, type ZodTypeProvider } from "fastify-type-provider-zod";
 import { z } from "zod";
+import { type ErrorCode, quote, reason, SasoriError, toFailure } from "../errors.js";
+import { type Certname, parseCertname, parseMaster } from "../node-map.js";
+import type { Resolver } from "../resolve.js";
+import type { Sync } from "../sync.js";
 import {
   CertnameText,
   DisplacedShape,
@@ -27,16 +31,12 @@ import {
   SyncBody,
   SyncReportShape,
 } from "./api-shapes.js";
-import { type ErrorCode, quote, reason, SasoriError, toFailure } from "./errors.js";
 import { type EventStream, MAX_CLIENTS } from "./event-stream.js";
 import type { History } from "./history.js";
 import type { Metrics } from "./metrics.js";
-import { type Certname, parseCertname, parseMaster } from "./node-map.js";
 import { answer, describeApi, PROBLEM, TOKEN } from "./openapi.js";
 import type { Overview } from "./overview.js";
 import { servePage } from "./page-files.js";
-import type { Resolver } from "./resolve.js";
-import type { Sync } from "./sync.js";
 
 /** The largest request is a plan id; nothing needs more. */
 const MAX_BODY_BYTES = 16 * 1024;

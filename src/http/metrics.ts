@@ -3,11 +3,11 @@
 // Labels are bounded: kinds, outcomes, phases, error codes, the configured targets, and HAProxy's servers.
 
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
-import type { Failure } from "./errors.js";
+import type { Failure } from "../errors.js";
+import type { Sync } from "../sync.js";
+import type { SyncReport } from "../sync-report.js";
 import type { EventStream } from "./event-stream.js";
 import type { NodeList } from "./node-list.js";
-import type { Sync } from "./sync.js";
-import type { SyncReport } from "./sync-report.js";
 
 const PASS_SECONDS = [0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300];
 

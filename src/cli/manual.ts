@@ -1,7 +1,7 @@
 // The man page and the shell completion, made of the same definitions of commands as `--help`.
 
 import type { Command } from "commander";
-import type { Variable } from "./config.js";
+import type { Variable } from "../config.js";
 
 /** A command line, and what it is for. */
 export type Example = readonly [line: string, purpose: string];

@@ -30,7 +30,7 @@ const HEADERS = {
 };
 
 /** From dist/src, and from src when the tests run it there. */
-const FOLDERS = ["../page/", "../dist/page/"].map((path) => new URL(path, import.meta.url));
+const FOLDERS = ["../../page/", "../../dist/page/"].map((path) => new URL(path, import.meta.url));
 
 /** Adds the routes. Throws when the page has not been built (`npm run build` does). */
 export function servePage(api: FastifyInstance): void {

@@ -4,11 +4,11 @@
 
 import { readFile } from "node:fs/promises";
 import { isIP } from "node:net";
+import type { Endpoint } from "../config.js";
+import { type Failure, quote, reason, SasoriError, systemCode, toFailure } from "../errors.js";
+import { isCertname } from "../node-map.js";
 import { replaceFile } from "./atomic-file.js";
-import type { Endpoint } from "./config.js";
-import { type Failure, quote, reason, SasoriError, systemCode, toFailure } from "./errors.js";
 import { findMap } from "./haproxy.js";
-import { isCertname } from "./node-map.js";
 import { RuntimeSession } from "./runtime-api.js";
 
 /** HAProxy's range of `set-priority-class`; lower is served first, and whoever is not in the map has 0. */

@@ -8,10 +8,10 @@
 import { readFile, stat } from "node:fs/promises";
 import { Agent, buildConnector, type Dispatcher, request } from "undici";
 import { z } from "zod";
-import type { Config } from "./config.js";
-import { quote, reason, SasoriError, systemCode } from "./errors.js";
+import type { Config } from "../config.js";
+import { quote, reason, SasoriError, systemCode } from "../errors.js";
+import { type Certname, isCertname } from "../node-map.js";
 import { JsonRows } from "./json-rows.js";
-import { type Certname, isCertname } from "./node-map.js";
 
 /**
  * No byte for this long means that PuppetDB hangs. For the latest reports it first hashes all nodes: 5 s with

@@ -5,7 +5,7 @@
 import { randomBytes } from "node:crypto";
 import { type FileHandle, open, readdir, realpath, rename, stat, unlink } from "node:fs/promises";
 import path from "node:path";
-import { reason, SasoriError, systemCode } from "./errors.js";
+import { reason, SasoriError, systemCode } from "../errors.js";
 
 /** A new file is readable by all (HAProxy runs as another user) unless `mode` says otherwise. */
 const NEW_FILE_MODE = 0o644;

@@ -2,8 +2,8 @@
 // Promises: a target that failed or was disturbed is read again; what others wrote to it is offered to be learned
 // before it is overwritten; its failure is its own.
 
-import { type Failure, SasoriError, toFailure } from "./errors.js";
-import type { Before, Master, NodeMap, Observation } from "./node-map.js";
+import { type Failure, SasoriError, toFailure } from "../errors.js";
+import type { Before, Master, NodeMap, Observation } from "../node-map.js";
 import {
   type Change,
   isUndecided,
@@ -12,7 +12,7 @@ import {
   planForNodes,
   planFromChanges,
   planFromContents,
-} from "./plan.js";
+} from "../plan.js";
 import type { Contents, Fingerprint, Server, Sighting, Target } from "./target.js";
 
 /** How many changes a report lists one by one; it always counts all. */

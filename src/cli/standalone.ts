@@ -1,16 +1,16 @@
 // What commands do by themselves where no daemon runs: a pass, a lookup, the nodes of the map file.
 
-import type { Desired, Lookup, Node, Nodes } from "./api-shapes.js";
-import type { Config } from "./config.js";
+import type { Config } from "../config.js";
+import { toFailure } from "../errors.js";
+import { resolver } from "../fleet.js";
+import type { Desired, Lookup, Node, Nodes } from "../http/api-shapes.js";
+import { lookUp } from "../http/lookup.js";
+import { type Certname, isMaster } from "../node-map.js";
+import type { SyncRequest } from "../pass-queue.js";
+import { assemble, Sync, type SyncParts } from "../sync.js";
+import type { SyncReport } from "../sync-report.js";
+import { MapFile } from "../target/map-file.js";
 import { type Address, askDaemon } from "./daemon-client.js";
-import { toFailure } from "./errors.js";
-import { resolver } from "./fleet.js";
-import { lookUp } from "./lookup.js";
-import { MapFile } from "./map-file.js";
-import { type Certname, isMaster } from "./node-map.js";
-import type { SyncRequest } from "./pass-queue.js";
-import { assemble, Sync, type SyncParts } from "./sync.js";
-import type { SyncReport } from "./sync-report.js";
 
 /** For one node. */
 const PUPPETDB_DEADLINE_MS = 20_000;

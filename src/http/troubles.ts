@@ -2,10 +2,10 @@
 // the same of the same trouble. Promises: every error code has a remedy; the worst comes first.
 // Pure: values in, values out.
 
+import { type ErrorCode, type Failure, quote } from "../errors.js";
+import type { SyncReport } from "../sync-report.js";
+import type { TargetState } from "../target/tracked-target.js";
 import type { Status, Trouble } from "./api-shapes.js";
-import { type ErrorCode, type Failure, quote } from "./errors.js";
-import type { SyncReport } from "./sync-report.js";
-import type { TargetState } from "./tracked-target.js";
 
 const LOOK_AT_HAPROXY = "look at that HAProxy: its log, its load, its `stats socket` line";
 const LOOK_AT_PUPPETDB = "look at PuppetDB and its log; the map stays as it is, nothing is lost";

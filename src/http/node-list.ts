@@ -3,7 +3,7 @@
 // HAProxy's questions have to wait. A walk from page to page meets every node once that is there all the while.
 
 import { setImmediate as breathe } from "node:timers/promises";
-import type { Assignment, Before, Certname, Master, NodeMap, Source } from "./node-map.js";
+import type { Assignment, Before, Certname, Master, NodeMap, Source } from "../node-map.js";
 
 /** How many names are sorted, or looked at, in one go: a few milliseconds. */
 const STEP = 20_000;

@@ -1,11 +1,11 @@
 // What the command line prints of lists, for people: nodes, masters, moves, passes, and what the doctor found.
 // Pure: values in, text out.
 
-import type { Masters, Move, Node, Pass, ServerLoad } from "./api-shapes.js";
-import type { Finding } from "./check.js";
-import type { Diagnosis } from "./doctor.js";
+import type { Finding } from "../doctor/check.js";
+import type { Diagnosis } from "../doctor/doctor.js";
+import type { Masters, Move, Node, Pass, ServerLoad } from "../http/api-shapes.js";
+import { counted, shown, withoutPlace } from "../http/troubles.js";
 import { localTime, number, prose, type Style, seconds, table } from "./report-text.js";
-import { counted, shown, withoutPlace } from "./troubles.js";
 
 export function renderNodes(nodes: readonly Node[], style: Style): string[] {
   return table(

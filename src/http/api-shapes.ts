@@ -3,7 +3,7 @@
 // Nothing here does anything; every time is ISO 8601, every duration in milliseconds.
 
 import { z } from "zod";
-import { PLAN_ID } from "./plan.js";
+import { PLAN_ID } from "../plan.js";
 
 const Time = z.iso.datetime();
 const Count = z.number().int().nonnegative();

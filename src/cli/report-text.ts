@@ -1,11 +1,11 @@
 // What the command line prints for people: short, aligned, saying what changed and what to do about it.
 // Pure: values in, text out.
 
-import type { Displaced, Lookup, Pass, Status, Story, TargetRow, Trouble } from "./api-shapes.js";
-import type { Change } from "./plan.js";
-import type { SyncReport } from "./sync-report.js";
-import type { TargetReport } from "./tracked-target.js";
-import { counted, shown, troublesOfReport, withoutPlace } from "./troubles.js";
+import type { Displaced, Lookup, Pass, Status, Story, TargetRow, Trouble } from "../http/api-shapes.js";
+import { counted, shown, troublesOfReport, withoutPlace } from "../http/troubles.js";
+import type { Change } from "../plan.js";
+import type { SyncReport } from "../sync-report.js";
+import type { TargetReport } from "../target/tracked-target.js";
 
 /** Lists longer than a screen are cut: `--json` has all that the report lists. */
 const MAX_LINES = 25;

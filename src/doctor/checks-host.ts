@@ -5,16 +5,16 @@ import { readFile, rename, stat, statfs, unlink } from "node:fs/promises";
 import { createServer } from "node:net";
 import { userInfo } from "node:os";
 import path from "node:path";
-import type { Status } from "./api-shapes.js";
-import { replaceFile } from "./atomic-file.js";
+import { askDaemon, daemonUrl } from "../cli/daemon-client.js";
+import type { Config, ListenAddress } from "../config.js";
+import { quote, reason, SasoriError, systemCode } from "../errors.js";
+import type { Status } from "../http/api-shapes.js";
+import { parseState, stateProblem } from "../journal.js";
+import type { Certname } from "../node-map.js";
+import { replaceFile } from "../target/atomic-file.js";
+import { MapFile } from "../target/map-file.js";
+import { PriorityMap } from "../target/priority.js";
 import { type Check, CheckError, type Problem, verdict } from "./check.js";
-import type { Config, ListenAddress } from "./config.js";
-import { askDaemon, daemonUrl } from "./daemon-client.js";
-import { quote, reason, SasoriError, systemCode } from "./errors.js";
-import { parseState, stateProblem } from "./journal.js";
-import { MapFile } from "./map-file.js";
-import type { Certname } from "./node-map.js";
-import { PriorityMap } from "./priority.js";
 
 /** package.json's `engines`. */
 const OLDEST_NODE = [20, 18, 1];

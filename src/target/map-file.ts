@@ -3,10 +3,10 @@
 // Format, from HAProxy: "#" in column 1 is a comment; the key ends at the first blank; the rest is the value.
 
 import { readFile, stat } from "node:fs/promises";
+import { reason, SasoriError, systemCode } from "../errors.js";
+import { type Certname, isCertname, isMaster, type NodeMap } from "../node-map.js";
+import type { Plan } from "../plan.js";
 import { removeLeftovers, replaceFile } from "./atomic-file.js";
-import { reason, SasoriError, systemCode } from "./errors.js";
-import { type Certname, isCertname, isMaster, type NodeMap } from "./node-map.js";
-import type { Plan } from "./plan.js";
 import type { Applied, Contents, Fingerprint, Sighting, Target } from "./target.js";
 
 const HEADER =
