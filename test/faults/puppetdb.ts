@@ -157,7 +157,7 @@ export function puppetdbFaults(puppetdb: () => PuppetdbServer): void {
             /has not answered within 15 s/,
             60_000,
           );
-          await arena.untilShown("HAPROXY_TIMEOUT", target, /no answer to "prompt" for 10000 ms/, 60_000);
+          await arena.untilShown("HAPROXY_TIMEOUT", target, /no answer to "prompt" for 10 s/, 60_000);
           await shown;
           await expectServing(arena);
           arena.front.tap = {};
