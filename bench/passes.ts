@@ -12,6 +12,7 @@ import { PuppetDb } from "../src/source/puppetdb.js";
 import { payloads } from "../src/target/runtime-api.js";
 import { freePort } from "../test/support/child.js";
 import { runtimeCommand } from "../test/support/haproxy-server.js";
+import type { PuppetdbServer } from "../test/support/puppetdb-server.js";
 import type { Bench, Row } from "./bench.js";
 import {
   bytesMoved,
@@ -88,15 +89,20 @@ async function timed(work: () => Promise<unknown>): Promise<number> {
   return performance.now() - began;
 }
 
+/** Empties PuppetDB and fills it. */
+async function fillFresh(puppetdb: PuppetdbServer, nodes: number, progress: (text: string) => void) {
+  progress(`filling PuppetDB with ${nodes} nodes`);
+  await puppetdb.reset();
+  await puppetdb.fill(nodes, MASTERS, nodes > 100_000 ? 1 : 5);
+}
+
 export const full: Bench = {
   what: "a full pass into an empty HAProxy beside curl of its queries, a raw socket and dd; ms, medians",
   run: ({ signal, progress }) =>
     withPuppetdb(async (puppetdb) => {
       const rows: Row[] = [];
       for (const nodes of SIZES) {
-        progress(`filling PuppetDB with ${nodes} nodes`);
-        await puppetdb.reset();
-        await puppetdb.fill(nodes, MASTERS, nodes > 100_000 ? 1 : 5);
+        await fillFresh(puppetdb, nodes, progress);
         const urls = await recordQueries(puppetdb.url, (source) => source.readAll(signal));
         const seen = {
           sasori: [] as number[],
@@ -176,9 +182,7 @@ export const changes: Bench = {
     withPuppetdb(async (puppetdb) => {
       const rows: Row[] = [];
       for (const nodes of SIZES) {
-        progress(`filling PuppetDB with ${nodes} nodes`);
-        await puppetdb.reset();
-        await puppetdb.fill(nodes, MASTERS, nodes > 100_000 ? 1 : 5);
+        await fillFresh(puppetdb, nodes, progress);
         // As if a long time had passed since these runs, so that only what moves is news.
         await puppetdb.sql("UPDATE factsets SET timestamp = timestamp - interval '1 hour'");
         await puppetdb.sql(

@@ -77,6 +77,11 @@ export class NodeMap {
     return this.#assignments.get(certname);
   }
 
+  /** The time of something seen or ordered at `now`: newer than what is known, even from a master whose clock is ahead. */
+  timeAfterKnown(certname: Certname, now: number): number {
+    return Math.max(now, (this.get(certname)?.at ?? 0) + 1);
+  }
+
   /** All assignments, in no order that a caller may rely on. */
   assignments(): IterableIterator<Assignment> {
     return this.#assignments.values();

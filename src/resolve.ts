@@ -143,9 +143,7 @@ export class Resolver {
       const master = await Promise.any(
         Array.from(up.values(), (server) => hasNode(server, path, signal)),
       ).catch(() => undefined);
-      // Seen just now, so newer than what is known, even from a master whose clock is ahead.
-      const known = this.#parts.fleet.map.get(certname)?.at ?? 0;
-      const at = Math.max(Date.now(), known + 1);
+      const at = this.#parts.fleet.map.timeAfterKnown(certname, Date.now());
       if (master !== undefined) this.#parts.onObservation({ certname, master, at, source: "learned" });
       return master;
     });

@@ -4,8 +4,8 @@
 import type { Finding } from "../doctor/check.js";
 import type { Diagnosis } from "../doctor/doctor.js";
 import type { Masters, Move, Node, Pass, ServerLoad } from "../http/api-shapes.js";
-import { counted, shown, withoutPlace } from "../http/troubles.js";
-import { localTime, number, prose, type Style, seconds, table } from "./report-text.js";
+import { counted, number, shown, UNROUTABLE_REMEDY, withoutPlace } from "../http/troubles.js";
+import { localTime, prose, type Style, seconds, table } from "./report-text.js";
 
 export function renderNodes(nodes: readonly Node[], style: Style): string[] {
   return table(
@@ -34,7 +34,7 @@ export function renderMasters({ masters, unroutable, failures }: Masters, style:
     lines.push(`${style.warn("no server")}: ${shown(producer)}, ${counted(nodes, "node")}`);
   }
   if (unroutable.length > 0) {
-    lines.push("  → give HAProxy a server of that name or host, or set SASORI_MASTER_ALIASES");
+    lines.push(`  → ${UNROUTABLE_REMEDY}`);
   }
   for (const { haproxy, failure } of failures) {
     lines.push(

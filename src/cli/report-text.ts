@@ -2,7 +2,7 @@
 // Pure: values in, text out.
 
 import type { Displaced, Lookup, Pass, Status, Story, TargetRow, Trouble } from "../http/api-shapes.js";
-import { counted, shown, troublesOfReport, withoutPlace } from "../http/troubles.js";
+import { counted, number, shown, troublesOfReport, withoutPlace } from "../http/troubles.js";
 import type { Change } from "../plan.js";
 import type { SyncReport } from "../sync-report.js";
 import type { TargetReport } from "../target/tracked-target.js";
@@ -30,7 +30,6 @@ export function styleFor(
   return { bold: paint(1), dim: paint(2), good: paint(32), bad: paint(31), warn: paint(33) };
 }
 
-export const number = (value: number) => value.toLocaleString("en-US");
 export const seconds = (ms: number) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
 
 const two = (value: number) => String(value).padStart(2, "0");

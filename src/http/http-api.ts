@@ -260,8 +260,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
         const names = [...new Set(known)].join(", ");
         throw new SasoriError("USAGE", `HAProxy has no server ${quote(master)} (it has: ${names})`);
       }
-      // Ordered now, so newer than what is known, even from a master whose clock is ahead.
-      const at = Math.max(Date.now(), (sync.fleet.map.get(certname)?.at ?? 0) + 1);
+      const at = sync.fleet.map.timeAfterKnown(certname, Date.now());
       await sync.submit({ certname, master, at, source: "registration" });
       const { code, story } = await afterChange(certname);
       return reply.code(code).send(story);

@@ -4,6 +4,7 @@
 
 import { setImmediate as breathe } from "node:timers/promises";
 import type { Assignment, Before, Certname, Master, NodeMap, Source } from "../node-map.js";
+import { lowerBound } from "../sorted.js";
 
 /** How many names are sorted, or looked at, in one go: a few milliseconds. */
 const STEP = 20_000;
@@ -126,15 +127,8 @@ export class NodeList {
 }
 
 /** The index of the first name behind `name`. */
-function firstBehind(names: readonly string[], name: string): number {
-  let [low, high] = [0, names.length];
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if ((names[middle] as string) <= name) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}
+const firstBehind = (names: readonly string[], name: string): number =>
+  lowerBound(names.length, (at) => (names[at] as string) > name);
 
 /** Two sorted lists as one. */
 function zip<Name extends string>(left: readonly Name[], right: readonly Name[]): Name[] {

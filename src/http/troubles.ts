@@ -44,12 +44,14 @@ const REMEDIES: Record<ErrorCode, string> = {
   INTERNAL: "a mistake of sasori's: please report it with its log; the next pass tries again",
 };
 
+export const UNROUTABLE_REMEDY = "give HAProxy a server of that name or host, or set SASORI_MASTER_ALIASES";
+
 /** What to do about an error. */
 export function remedyFor(code: ErrorCode): string {
   return REMEDIES[code];
 }
 
-const number = (value: number) => value.toLocaleString("en-US");
+export const number = (value: number) => value.toLocaleString("en-US");
 
 /** `1 node`, `1,200 nodes`. */
 export const counted = (value: number, one: string, many = `${one}s`) =>
@@ -158,8 +160,7 @@ function fleetTroubles({ displaced, unroutable, refused }: Omit<SyncReport, "tar
       ([name, count]) => `${shown(name)} ${number(count)}`,
     );
     const what = `${counted(unroutable.nodes, "node")} of producers without a server (${producers.join(", ")})`;
-    const remedy = "give HAProxy a server of that name or host, or set SASORI_MASTER_ALIASES";
-    troubles.push(warning("unroutable", "haproxy", what, remedy));
+    troubles.push(warning("unroutable", "haproxy", what, UNROUTABLE_REMEDY));
   }
   if (refused.count > 0) {
     const names = refused.samples.map((name) => quote(name)).join(", ");

@@ -6,6 +6,7 @@ import { readFile, stat } from "node:fs/promises";
 import { reason, SasoriError, systemCode } from "../errors.js";
 import { type Certname, isCertname, isMaster, type NodeMap } from "../node-map.js";
 import type { Plan } from "../plan.js";
+import { lowerBound } from "../sorted.js";
 import { removeLeftovers, replaceFile } from "./atomic-file.js";
 import type { Applied, Contents, Fingerprint, Sighting, Target } from "./target.js";
 
@@ -172,14 +173,3 @@ export class MapText {
 
 const format = (certnames: readonly Certname[], map: NodeMap): string =>
   certnames.map((certname) => `${certname} ${map.get(certname)?.master}\n`).join("");
-
-/** The first of `length` positions for which this is so, if it is so for all behind it. */
-function lowerBound(length: number, isSo: (at: number) => boolean): number {
-  let [from, to] = [0, length];
-  while (from < to) {
-    const middle = (from + to) >> 1;
-    if (isSo(middle)) to = middle;
-    else from = middle + 1;
-  }
-  return from;
-}
