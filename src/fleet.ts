@@ -89,13 +89,14 @@ export class Fleet {
    */
   noteMoves(changes: Before, isUp: (master: Master) => boolean): void {
     for (const [certname, from] of changes) {
-      const now = this.map.get(certname)?.master;
       const home = this.homes.get(certname);
+      if (from === undefined && home === undefined) continue; // A new node has no home to lose.
+      const now = this.map.get(certname)?.master;
       if (now === from) continue;
-      if (home === undefined) {
-        if (from !== undefined && now !== undefined && !isUp(from)) this.#setHome(certname, from);
-      } else if (now === undefined || now === home || isUp(home)) {
-        this.#setHome(certname, undefined);
+      if (home !== undefined) {
+        if (now === undefined || now === home || isUp(home)) this.#setHome(certname, undefined);
+      } else if (from !== undefined && now !== undefined && !isUp(from)) {
+        this.#setHome(certname, from);
       }
     }
   }

@@ -281,6 +281,7 @@ export class Sync {
     let fetched = false;
     const done = fetching.finally(() => {
       fetched = true;
+      this.#onSubmission = () => {}; // The last one would keep the whole reading in memory until the next pass.
     });
     while (!fetched && !request.dryRun) {
       const submission = new Promise<void>((resolve) => {

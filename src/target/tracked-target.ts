@@ -95,8 +95,9 @@ export class TrackedTarget {
   #comparedAt = 0;
   /** Entries came or went since it was left. */
   #touched = false;
-  /** Nodes that changed since, with what the target still has. */
-  readonly #pending: Before = new Map();
+  /** Nodes that changed since, with what the target still has; shared with the other targets while all have the same. */
+  #pending: Before = new Map();
+  #pendingIsShared = false;
   #failure: Failure | undefined;
   #lastPush: Push | undefined;
   /** A stalled target is left alone until then (`performance.now()`). */
@@ -171,6 +172,14 @@ export class TrackedTarget {
 
   /** Remembers what this target does not have yet. */
   expect(changes: Before): void {
+    if (changes.size === 0) return;
+    if (this.#pending.size === 0) {
+      this.#pending = changes;
+      this.#pendingIsShared = true;
+      return;
+    }
+    if (this.#pendingIsShared) this.#pending = new Map(this.#pending);
+    this.#pendingIsShared = false;
     for (const [certname, master] of changes)
       if (!this.#pending.has(certname)) this.#pending.set(certname, master);
   }
@@ -235,7 +244,7 @@ export class TrackedTarget {
     this.#left = complete ? fingerprint : undefined;
     this.#process = fingerprint.process;
     if (compared && complete) this.#comparedAt = Date.now();
-    this.#pending.clear();
+    this.#pending = new Map();
     this.contents = undefined;
   }
 
@@ -264,8 +273,8 @@ export class TrackedTarget {
     report.add += plan.add.length;
     report.set += plan.set.length;
     report.del += plan.del.length;
-    const room = MAX_LISTED - report.changes.length;
-    report.changes.push(...[...plan.set, ...plan.add, ...plan.del].slice(0, room));
+    for (const changes of [plan.set, plan.add, plan.del])
+      report.changes.push(...changes.slice(0, MAX_LISTED - report.changes.length));
     if (method !== undefined) report.method = method;
   }
 
