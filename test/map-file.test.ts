@@ -94,7 +94,7 @@ describe("the map file", () => {
         }
         const plan = planFromChanges(desired, desired.takeChanges());
         ({ fingerprint } = await file.apply(plan, desired, fingerprint));
-        const anew = [...new MapText(desired).chunks()].join("");
+        const anew = Array.from(new MapText(desired).chunks(), String).join("");
         expect((await readFile(mapPath(), "utf8")) === anew).toBe(true);
       }),
       { numRuns: 100 },

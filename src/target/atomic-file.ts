@@ -18,7 +18,7 @@ const LEFTOVER_AGE_MS = 60 * 60_000;
  */
 export async function replaceFile(
   name: string,
-  chunks: Iterable<string>,
+  chunks: Iterable<string | Buffer>,
   mode = NEW_FILE_MODE,
 ): Promise<void> {
   // A link stays a link: what it points to is replaced.
@@ -52,7 +52,7 @@ export async function removeLeftovers(name: string): Promise<void> {
 
 async function writeWhole(
   file: string,
-  chunks: Iterable<string>,
+  chunks: Iterable<string | Buffer>,
   old: { mode: number; uid?: number; gid?: number },
 ) {
   const handle = await open(file, "wx", old.mode & 0o777);
