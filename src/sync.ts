@@ -267,7 +267,7 @@ export class Sync {
   /** Repairs what differs from what is known, while PuppetDB is asked. Returns how many routes were learned. */
   async #settleKnown(request: SyncRequest, stop: AbortSignal): Promise<number> {
     await this.#each(TARGET_MS, stop, (target, signal) =>
-      target.readIfChanged(request.full === true, signal),
+      target.readIfChanged(request.full === true, this.fleet.map, signal),
     );
     for (const target of this.#targets) this.#inherit(target);
     const learned = this.#learn();

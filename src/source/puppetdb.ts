@@ -64,6 +64,12 @@ export interface Submission {
   receivedAt: number;
 }
 
+/** A set of nodes, wherever their names are kept. */
+export interface Names extends Iterable<Certname> {
+  readonly size: number;
+  has(certname: Certname): boolean;
+}
+
 export interface Reading {
   kind: "full" | "changes";
   /** PuppetDB's clock before the first query ran. */
@@ -71,12 +77,12 @@ export interface Reading {
   /** One entry per node, the newest. */
   submissions: Map<Certname, Submission>;
   /** In a full reading: every active node. */
-  active: Set<Certname> | undefined;
+  active: Names | undefined;
   /** Nodes deactivated or expired, and when; in a reading of changes only when their number changed. */
   inactive: Map<Certname, number>;
   /** Certnames that cannot be map keys, as they came. At most MAX_REFUSED of them. */
   refused: Set<string>;
-  /** Nodes with a row that names no producer or no time. */
+  /** Nodes with nothing but rows that name no producer or no time. */
   withoutProducer: Set<Certname>;
 }
 
@@ -98,6 +104,11 @@ const InactiveRow = z.object({ certname: z.string(), deactivated: Timestamp, exp
 const LATEST = ["=", "latest_report?", true];
 const ACTIVE = ["=", "node_state", "active"];
 const INACTIVE = ["=", "node_state", "inactive"];
+/**
+ * Said outright for a few named nodes: where nothing or "active" is said, PuppetDB looks for these among all nodes (18 ms
+ * with 100,000, 100 ms with a million), otherwise in the index (0.05 ms, 15 ms with its own work).
+ */
+const IN_ANY_STATE = ["=", "node_state", "any"];
 const INACTIVE_NODES = ["extract", ["certname", "deactivated", "expired"], INACTIVE];
 const ACTIVE_COUNT = ["extract", [["function", "count"]], ACTIVE];
 const INACTIVE_COUNT = ["extract", [["function", "count"]], INACTIVE];
@@ -115,6 +126,8 @@ export class PuppetDb {
   #agent: TlsAgent | undefined;
   /** How many inactive nodes there were when they were last listed. */
   #inactive: number | undefined;
+  /** The last full reading has found nodes for which only a catalog can tell. */
+  #hasLoneNodes = true;
 
   constructor(config: Config["puppetdb"]) {
     this.#config = config;
@@ -153,12 +166,11 @@ export class PuppetDb {
    * The names of all active nodes. In most fleets each has facts or a report, and so has been told already: if as many
    * were as there are, the list, a third of all rows, is left out.
    */
-  async #readActive(reading: Reading, count: number, signal: AbortSignal): Promise<Set<Certname>> {
+  async #readActive(reading: Reading, count: number, signal: AbortSignal): Promise<Names> {
     const { submissions, withoutProducer, refused } = reading;
-    const active = new Set(submissions.keys());
-    for (const certname of withoutProducer) active.add(certname);
-    if (active.size + refused.size === count) return active;
-    active.clear();
+    if (submissions.size + withoutProducer.size + refused.size === count)
+      return eitherOf(submissions, withoutProducer);
+    const active = new Set<Certname>();
     await this.#readTogether(reading, signal, (ask) => [
       ask("nodes", ["extract", ["certname"], ACTIVE], ActiveRow, (row) => {
         take(row.certname, reading, (certname) => active.add(certname));
@@ -168,15 +180,11 @@ export class PuppetDb {
   }
 
   /** The newest reports of nodes that have submitted nothing within the last hour: others have no older news. */
-  async #readOlderReports(
-    reading: Reading,
-    active: ReadonlySet<Certname>,
-    now: number,
-    signal: AbortSignal,
-  ): Promise<void> {
+  async #readOlderReports(reading: Reading, active: Names, now: number, signal: AbortSignal): Promise<void> {
     const few = active.size * FEW_LEFT;
+    const { submissions } = reading;
     const silentFor = (ms: number) =>
-      [...active].filter((certname) => (reading.submissions.get(certname)?.at ?? 0) <= now - ms);
+      Array.from(filter(active, (certname) => (submissions.get(certname)?.at ?? 0) <= now - ms));
     const read = (query: Query) =>
       this.#readTogether(reading, signal, (ask) => [
         ask("reports", query, NewestRow, (row) => takeNewest(row, reading)),
@@ -196,14 +204,11 @@ export class PuppetDb {
   }
 
   /** The catalogs of nodes that have neither a factset nor a report: most fleets have no such node. */
-  async #readLoneCatalogs(
-    reading: Reading,
-    active: ReadonlySet<Certname>,
-    signal: AbortSignal,
-  ): Promise<void> {
+  async #readLoneCatalogs(reading: Reading, active: Names, signal: AbortSignal): Promise<void> {
     const { submissions, withoutProducer } = reading;
     const isLone = (certname: Certname) => !submissions.has(certname) && !withoutProducer.has(certname);
-    if (![...active].some(isLone)) return;
+    this.#hasLoneNodes = filter(active, isLone).next().done !== true;
+    if (!this.#hasLoneNodes) return;
     const query = producers(["and", ACTIVE, certnameIn(NEITHER_FACTS_NOR_REPORT)]);
     await this.#readTogether(reading, signal, (ask) => [
       ask("catalogs", query, ProducerRow, (row) => takeProducer(row, "catalog", reading)),
@@ -227,7 +232,15 @@ export class PuppetDb {
       ask("reports", producers(newReports, "receive_time"), ProducerRow, (row) =>
         takeProducer(row, "report", reading),
       ),
-      ask("catalogs", producers(withoutOther), ProducerRow, (row) => takeProducer(row, "catalog", reading)),
+      // The slowest of all (0.25 s in a million nodes), and most fleets have no such node. The first one is found by the
+      // next full reading.
+      ...(this.#hasLoneNodes
+        ? [
+            ask("catalogs", producers(withoutOther), ProducerRow, (row) =>
+              takeProducer(row, "catalog", reading),
+            ),
+          ]
+        : []),
       ask("nodes", INACTIVE_COUNT, CountRow, ({ count }) => {
         inactive = count;
       }),
@@ -253,20 +266,28 @@ export class PuppetDb {
   /** The newest submissions for a few nodes. Throws `PUPPETDB_...`. */
   async readNodes(certnames: readonly Certname[], signal: AbortSignal): Promise<Reading["submissions"]> {
     const reading = emptyReading("changes");
-    const among = (names: readonly Certname[]) => ["and", certnameAmong(names), ACTIVE];
+    const among = (names: readonly Certname[]) => ["and", certnameAmong(names), IN_ANY_STATE];
     const nodes = among(certnames);
     await this.#readTogether(reading, signal, (ask) => [
       ask("factsets", producers(nodes), ProducerRow, (row) => takeProducer(row, "facts", reading)),
       ask("reports", producers(["and", LATEST, nodes]), ProducerRow, (row) =>
         takeProducer(row, "report", reading),
       ),
+      ask("nodes", ["extract", ["certname", "deactivated", "expired"], nodes], InactiveRow, (row) => {
+        if (row.deactivated !== null || row.expired !== null) takeInactive(row, reading);
+      }),
     ]);
-    const others = certnames.filter((certname) => !reading.submissions.has(certname));
-    if (others.length === 0) return reading.submissions;
-    await this.#readTogether(reading, signal, (ask) => [
-      ask("catalogs", producers(among(others)), ProducerRow, (row) => takeProducer(row, "catalog", reading)),
-    ]);
-    return reading.submissions;
+    const { submissions, inactive } = reading;
+    const others = certnames.filter((certname) => !submissions.has(certname) && !inactive.has(certname));
+    if (others.length > 0) {
+      await this.#readTogether(reading, signal, (ask) => [
+        ask("catalogs", producers(among(others)), ProducerRow, (row) =>
+          takeProducer(row, "catalog", reading),
+        ),
+      ]);
+    }
+    for (const certname of inactive.keys()) submissions.delete(certname);
+    return submissions;
   }
 
   /** PuppetDB's own version, such as "7.12.1". Throws `PUPPETDB_...`. */
@@ -460,6 +481,20 @@ const certnameIn = (where: Query): Query => [
   ["from", "nodes", ["extract", "certname", where]],
 ];
 
+/** The names of both, which have none in common; not copied, because there may be a million. */
+const eitherOf = (a: ReadonlyMap<Certname, unknown>, b: ReadonlySet<Certname>): Names => ({
+  size: a.size + b.size,
+  has: (certname) => a.has(certname) || b.has(certname),
+  *[Symbol.iterator]() {
+    yield* a.keys();
+    yield* b;
+  },
+});
+
+function* filter(names: Names, isWanted: (certname: Certname) => boolean): Generator<Certname> {
+  for (const certname of names) if (isWanted(certname)) yield certname;
+}
+
 function emptyReading(kind: Reading["kind"]): Reading {
   return {
     kind,
@@ -499,12 +534,13 @@ function takeSubmission(
 ): void {
   take(name, reading, (certname) => {
     const at = Date.parse(time ?? "");
+    const known = reading.submissions.get(certname);
     if (producer === null || Number.isNaN(at)) {
-      reading.withoutProducer.add(certname);
+      if (known === undefined) reading.withoutProducer.add(certname);
       return;
     }
-    const known = reading.submissions.get(certname);
     if (known !== undefined && known.at >= at) return;
+    if (known === undefined) reading.withoutProducer.delete(certname);
     reading.submissions.set(certname, { certname, producer, at, source, receivedAt });
   });
 }

@@ -8,6 +8,7 @@ import { quote, SasoriError } from "../errors.js";
 import { type Certname, isCertname, isMaster, type Master, type NodeMap } from "../node-map.js";
 import type { Plan } from "../plan.js";
 import { type Method, type Push, PushCost } from "./push-cost.js";
+import { Routes } from "./routes.js";
 import { type Command, payloads, RuntimeSession } from "./runtime-api.js";
 import type { Applied, Contents, Fingerprint, Server, Sighting, Target } from "./target.js";
 
@@ -50,10 +51,10 @@ export class HaproxyInstance implements Target {
   }
 
   /** The whole map. Throws when the reply is not whole: a cut dump never looks like a short map. */
-  read(signal: AbortSignal): Promise<Contents> {
+  read(signal: AbortSignal, desired?: NodeMap): Promise<Contents> {
     return RuntimeSession.with(this.#endpoint, signal, async (session) => {
       const { map: before } = await this.#look(session);
-      const { routes, lines } = await readMap(session, before.id);
+      const { routes, lines } = await readMap(session, `#${before.id}`, desired);
       // Looked at last: what changes after this look changes the fingerprint too.
       const { fingerprint, map } = await this.#look(session);
       // Entries of versions that were never committed count as well. A swap drops them; those that appear later
@@ -345,24 +346,18 @@ function parseLoads(stats: string, servers: readonly Server[]): ServerLoad[] {
 }
 
 /** Lines of `show map`: `0x55ff91de2470 node1.example.com master1`. Lookups use the first of duplicates. */
-async function readMap(session: RuntimeSession, id: string, version?: number) {
-  const routes = new Map<Certname, string>();
-  // The same few masters again and again: one string each, not one per entry.
-  const masters = new Map<string, string>();
+async function readMap(session: RuntimeSession, which: string, desired: NodeMap | undefined) {
+  const routes = new Routes(desired);
   let lines = 0;
-  await session.lines(`show map ${version === undefined ? "" : `@${version} `}#${id}`, (line) => {
+  await session.lines(`show map ${which}`, (line) => {
     lines += 1;
     const keyAt = line.indexOf(" ") + 1;
     const valueAt = line.indexOf(" ", keyAt) + 1;
     if (keyAt === 0 || valueAt === 0) return;
     const key = line.slice(keyAt, valueAt - 1);
-    if (!isCertname(key) || routes.has(key)) return;
-    const text = line.slice(valueAt);
-    const master = masters.get(text) ?? text;
-    masters.set(master, master);
-    routes.set(key, master);
+    if (isCertname(key)) routes.add(key, line.slice(valueAt));
   });
-  return { routes, lines };
+  return { routes: routes.all, lines };
 }
 
 /** Sends commands, and tells how long it paused meanwhile (ms). */
@@ -411,7 +406,7 @@ async function swap(session: RuntimeSession, run: Run, map: MapState, desired: N
 }
 
 async function verifyVersion(session: RuntimeSession, map: MapState, version: number, desired: NodeMap) {
-  const { routes, lines } = await readMap(session, map.id, version);
+  const { routes, lines } = await readMap(session, `@${version} #${map.id}`, desired);
   let right = lines === desired.size && routes.size === desired.size;
   for (const [certname, master] of routes) right &&= desired.get(certname)?.master === master;
   if (right) return;

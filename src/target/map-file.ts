@@ -8,6 +8,7 @@ import { type Certname, isCertname, isMaster, type Master, type NodeMap } from "
 import type { Plan } from "../plan.js";
 import { lowerBound } from "../sorted.js";
 import { removeLeftovers, replaceFile } from "./atomic-file.js";
+import { Routes } from "./routes.js";
 import type { Applied, Contents, Fingerprint, Sighting, Target } from "./target.js";
 
 const HEADER =
@@ -37,18 +38,17 @@ export class MapFile implements Target {
   }
 
   /** A file that does not exist is an empty map: HAProxy and sasori may start in any order. */
-  async read(): Promise<Contents> {
+  async read(_signal?: AbortSignal, desired?: NodeMap): Promise<Contents> {
     const fingerprint = await this.#fingerprint();
-    const routes = new Map<Certname, string>();
+    const routes = new Routes(desired);
     const text = await this.#text();
     let rebuild = text === undefined; // HAProxy does not start without the file, even if it would be empty.
     for (const line of linesOf(text ?? "")) {
       const entry = parseLine(line);
       if (entry === undefined) continue;
-      if (entry === "stray" || routes.has(entry.certname)) rebuild = true;
-      else routes.set(entry.certname, entry.master);
+      if (entry === "stray" || !routes.add(entry.certname, entry.master)) rebuild = true;
     }
-    return { fingerprint, routes, rebuild };
+    return { fingerprint, routes: routes.all, rebuild };
   }
 
   async #text(): Promise<string | undefined> {

@@ -54,7 +54,8 @@ export interface Target {
   readonly name: string;
   readonly kind: "file" | "haproxy";
   look(signal: AbortSignal): Promise<Sighting>;
-  read(signal: AbortSignal): Promise<Contents>;
+  /** Names that `desired` has as well are not held twice: a dump's names keep all of its text in memory. */
+  read(signal: AbortSignal, desired?: NodeMap): Promise<Contents>;
   /** Whether a push of so many changes would replace its map whole, whatever others wrote to it meanwhile. */
   replaces(changes: number, desired: NodeMap): boolean;
   /** Afterwards the target holds `desired`, in one way or another, or the call has failed. */

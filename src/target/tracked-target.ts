@@ -148,11 +148,11 @@ export class TrackedTarget {
   }
 
   /** Reads the target if it is not as it was left, or in any case. */
-  readIfChanged(inAnyCase: boolean, signal: AbortSignal): Promise<void> {
+  readIfChanged(inAnyCase: boolean, desired: NodeMap, signal: AbortSignal): Promise<void> {
     const seen = this.#sighting?.fingerprint;
     if (!inAnyCase && seen !== undefined && this.#left !== undefined && same(seen, this.#left))
       return Promise.resolve();
-    return this.#attempt(() => this.#read(signal));
+    return this.#attempt(() => this.#read(desired, signal));
   }
 
   /**
@@ -163,11 +163,11 @@ export class TrackedTarget {
     const isUnsure = this.target.kind === "haproxy" && this.#left === undefined;
     const replaces = isUnsure || this.target.replaces(this.#pending.size, desired);
     if (!replaces || this.contents !== undefined) return Promise.resolve();
-    return this.#attempt(() => this.#read(signal));
+    return this.#attempt(() => this.#read(desired, signal));
   }
 
-  async #read(signal: AbortSignal): Promise<void> {
-    this.contents = await this.target.read(signal);
+  async #read(desired: NodeMap, signal: AbortSignal): Promise<void> {
+    this.contents = await this.target.read(signal, desired);
   }
 
   /** Remembers what this target does not have yet. */
@@ -225,7 +225,7 @@ export class TrackedTarget {
         if (applied.disturbed && applied.fingerprint.process === seen.process)
           this.report.changedByOthers = true;
         if (!applied.disturbed) return this.#inSync(applied.fingerprint, contents !== undefined, complete);
-        contents = await this.target.read(signal);
+        contents = await this.target.read(signal, desired);
         seen = contents.fingerprint;
         // In the same process, what differs besides may be news: it stays, for the next pass to learn.
         complete = seen.process !== this.#process;
