@@ -9,6 +9,7 @@ import { formatTable, Terminal } from "../demo/terminal.js";
 import { fanin, fanout } from "./fanout.js";
 import { freshness } from "./freshness.js";
 import { healing } from "./healing.js";
+import { instead } from "./instead.js";
 import { lookup } from "./lookup.js";
 import { overload } from "./overload.js";
 import { changes, full } from "./passes.js";
@@ -45,6 +46,7 @@ const BENCHES: Record<string, Bench> = {
   rest,
   fanout,
   fanin,
+  instead,
 };
 const RESULTS = fileURLToPath(new URL("../../bench/results/", import.meta.url));
 

@@ -37,7 +37,8 @@ export function wrkBinary(): string {
   return bin;
 }
 
-function listed(command: string, name: string): string[] {
+/** The paths of the programs of this name that `setup/parts.sh <command>` tells. */
+export function listed(command: string, name: string): string[] {
   const lines = execFileSync(PARTS, [command], { encoding: "utf8" }).split("\n");
   return lines.map((line) => line.split("\t")).flatMap(([part, at]) => (part === name && at ? [at] : []));
 }

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, Chromium,
-# wrk, a library that sets a program's clock; and the tools that judge what deploy/ has: promtool, systemd-analyze,
-# kubectl.
+# wrk, a library that sets a program's clock; the tools that judge what deploy/ has: promtool, systemd-analyze,
+# kubectl; and what sasori is measured against: nginx, and a script's curl, jq and socat.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
 #   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, Chromium, and
 #                            the tools for deploy/
 #   setup/parts.sh wrk       the load generator, for the benchmarks
+#   setup/parts.sh instead   what the benchmark of that name runs: nginx, curl, jq, socat
 #   setup/parts.sh paths     fetches nothing: prints where everything is, for test/support/parts.ts
 #
 # They are the distribution's own packages, unpacked with their dependencies into a private folder. No root is
@@ -23,7 +24,7 @@
 set -euo pipefail
 umask 022
 
-usage="usage: setup/parts.sh haproxy|test|wrk|paths"
+usage="usage: setup/parts.sh haproxy|test|wrk|instead|paths"
 oldest_haproxy=2.6
 
 # Raise the number when a part is unpacked differently: the old ones are then fetched anew.
@@ -31,7 +32,7 @@ recipe=1
 
 # Dependencies that only serve an installed system. apt is told that they are there already: they and what they
 # would draw in (Perl, systemd, 100 MB of LLVM for PostgreSQL's JIT) would be most of the download.
-left_out="adduser ca-certificates-java dbconfig-no-thanks debconf debconf-2.0 init-system-helpers locales
+left_out="adduser ca-certificates-java dbconfig-no-thanks debconf debconf-2.0 init-system-helpers iproute2 locales
   libjs-eonasdan-bootstrap-datetimepicker libjs-bootstrap4 libjs-jquery libjs-jquery-hotkeys libjs-moment
   libjs-moment-timezone libjs-mustache libjs-popper.js libjs-rickshaw fonts-glyphicons-halflings
   lsb-base media-types passwd perl perl-base postgresql-client-common postgresql-common postgresql-common-dev ssl-cert
@@ -77,6 +78,7 @@ packages_of() {
     # The browser without its windows: GTK, CUPS and the rest of a desktop stay out.
     chromium-*) echo "chromium-headless-shell fonts-dejavu-core" ;;
     wrk-*) echo "wrk" ;;
+    instead-*) echo "nginx curl jq socat" ;;
     systemd-*) echo "systemd" ;;
     kubectl-*) echo "kubernetes-client" ;;
     faketime-*) echo "libfaketime" ;;
@@ -89,6 +91,7 @@ paths_of() {
     prometheus-*) printf 'promtool\t%s\n' "$2/usr/bin/promtool" ;;
     chromium-*) printf 'chromium\t%s\n' "$2/usr/lib/chromium/chromium-headless-shell" ;;
     wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
+    instead-*) printf '%s\t%s\n' nginx "$2/usr/sbin/nginx" curl "$2/usr/bin/curl" jq "$2/usr/bin/jq" socat "$2/usr/bin/socat" ;;
     systemd-*) printf 'systemd-analyze\t%s\n' "$2/usr/bin/systemd-analyze" ;;
     kubectl-*) printf 'kubectl\t%s\n' "$2/usr/bin/kubectl" ;;
     faketime-*) printf 'faketime\t%s\n' "$2"/usr/lib/*/faketime/libfaketime.so.1 ;;
@@ -204,7 +207,7 @@ bind_libraries() {
   loader=$(find "$root/usr" -name 'ld-linux*.so.*' -print -quit)
   libs=$(find "$root/usr/lib" -name libc.so.6 -printf '%h' -quit)
   patch=("$loader" --library-path "$libs" "$root/usr/bin/patchelf" --force-rpath)
-  for program in "$root"/usr/{sbin/haproxy,bin/{openssl,wrk,promtool,systemd-analyze},lib/{postgresql/*,jvm/*}/bin/*,lib/chromium/*-shell}; do
+  for program in "$root"/usr/{sbin/{haproxy,nginx},bin/{openssl,wrk,curl,jq,socat,promtool,systemd-analyze},lib/{postgresql/*,jvm/*}/bin/*,lib/chromium/*-shell}; do
     if [ -f "$program" ] && [ ! -L "$program" ] && is_elf "$program"; then
       "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs:$libs/systemd" "$program"
     fi
@@ -322,9 +325,9 @@ case ${1:-} in
     fetch_all $(test_parts)
     print_paths
     ;;
-  wrk)
-    fetch_all "wrk-${puppetdb_suite:-unknown}"
-    paths_of "wrk-$puppetdb_suite" "$parts/wrk-$puppetdb_suite"
+  wrk | instead)
+    fetch_all "$1-${puppetdb_suite:-unknown}"
+    paths_of "$1-$puppetdb_suite" "$parts/$1-$puppetdb_suite"
     ;;
   paths) print_paths ;;
   *) say "$usage"; exit 2 ;;
