@@ -21,19 +21,20 @@ const PIPELINE_DEPTH = 32;
 
 /**
  * HAProxy runs commands on the thread that also serves requests, which wait meanwhile. So a gentle push sends bursts of
- * about this long, and leaves HAProxy alone after each for so many times as long as it took. A push must end all the
+ * about this long, and leaves HAProxy alone after each for so many times as long as it took. What requests feel is the
+ * length of a burst: longer pauses (nine times) made pushes slower and no request faster. A push must end all the
  * same: pauses have a bound each, and in all.
  */
-const BURST_MS = 1;
-const PAUSE_BURSTS = 9;
+const BURST_MS = 0.5;
+const PAUSE_BURSTS = 3;
 const MAX_PAUSE_MS = 100;
-const MAX_PAUSED_MS = 30_000;
+const MAX_PAUSED_MS = 10_000;
 
 /**
- * Upper bound of a command with its payload. It must fit `tune.bufsize` (16384 by default) with room for
- * what HAProxy reserves; on 2.6 a longer line resets the connection.
+ * Upper bound of a command with its payload: 0.3 ms of HAProxy's time. It must fit `tune.bufsize` (16384 by default) with
+ * room for what HAProxy reserves; on 2.6 a longer line resets the connection.
  */
-export const MAX_COMMAND_BYTES = 8 * 1024;
+export const MAX_COMMAND_BYTES = 4 * 1024;
 
 // In prompt mode an answer ends with an empty line and the prompt: "[3]: entry not found.\n\n> ". An answer
 // without text is "\n> ". Each line of a payload is acknowledged by "+ " before that.
