@@ -6,6 +6,7 @@ import { once } from "node:events";
 import { readFile, stat, writeFile } from "node:fs/promises";
 import http from "node:http";
 import net from "node:net";
+import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
 import { PuppetDb } from "../src/source/puppetdb.js";
@@ -27,10 +28,12 @@ import {
   startSasori,
   withPuppetdb,
 } from "./daemon.js";
-import { cpuMs, type Haproxy, median, Stage } from "./stage.js";
+import { childrenOf, cpuMs, type Haproxy, median, Stage } from "./stage.js";
 
 const run = promisify(execFile);
 const CHANGES = [0, 100, 1_000, 10_000];
+const WARM_UP_ROUNDS = 3;
+const CHANGE_ROUNDS = 10;
 
 /** The URLs of the queries that `read` sends to PuppetDB. */
 async function recordQueries(url: string, read: (source: PuppetDb) => Promise<unknown>): Promise<string[]> {
@@ -96,6 +99,21 @@ async function fillFresh(puppetdb: PuppetdbServer, nodes: number, progress: (tex
   await puppetdb.fill(nodes, MASTERS, nodes > 100_000 ? 1 : 5);
 }
 
+/** Where PuppetDB runs: beside sasori, or as on a machine of its own. */
+const PLACES = ["the same cores", "a core of its own"] as const;
+
+/** Binds PuppetDB to one core, and this process with all that it starts from now on to the others; or nothing at all. */
+async function place(puppetdb: PuppetdbServer, where: (typeof PLACES)[number]): Promise<void> {
+  const last = os.cpus().length - 1;
+  const pids = puppetdb.pids();
+  const bind = (cores: string, ...bound: number[]) =>
+    Promise.all(bound.map((pid) => run("taskset", ["-apc", cores, String(pid)])));
+  const isApart = where === "a core of its own";
+  await bind(isApart ? `1-${last}` : `0-${last}`, process.pid);
+  const postgres = [pids.postgres, ...childrenOf(pids.postgres)];
+  await bind(isApart ? "0" : `0-${last}`, pids.puppetdb, ...postgres);
+}
+
 export const full: Bench = {
   what: "a full pass into an empty HAProxy beside curl of its queries, a raw socket and dd; ms, medians",
   run: ({ signal, progress }) =>
@@ -104,40 +122,44 @@ export const full: Bench = {
       for (const nodes of SIZES) {
         await fillFresh(puppetdb, nodes, progress);
         const urls = await recordQueries(puppetdb.url, (source) => source.readAll(signal));
-        const seen = {
-          sasori: [] as number[],
-          ratio: [] as number[],
-          curl: [] as number[],
-          memory: [] as number[],
-        };
-        const parts = { push: [] as number[], dd: [] as number[], fetch: [] as number[] };
-        // The first turn warms PuppetDB and the disk up, and does not count.
-        for (let turn = 0; turn <= ROUNDS; turn += 1) {
-          progress(`${nodes} nodes, round ${turn} of ${ROUNDS}`);
-          const once = await fullRound(puppetdb.url, urls, signal);
-          if (turn === 0) continue;
-          seen.sasori.push(once.sasori);
-          seen.ratio.push(once.sasori / (once.curl + once.push + once.dd));
-          seen.memory.push(once.memory);
-          seen.curl.push(once.curl);
-          parts.push.push(once.push);
-          parts.dd.push(once.dd);
-          parts.fetch.push(once.fetch);
+        for (const where of PLACES) {
+          await place(puppetdb, where);
+          const say = (text: string) => progress(`${nodes} nodes, PuppetDB on ${where}, ${text}`);
+          rows.push({ nodes, "PuppetDB on": where, ...(await fullRounds(puppetdb.url, urls, signal, say)) });
         }
-        rows.push({
-          nodes,
-          "sasori ms": round(median(seen.sasori)),
-          "of which PuppetDB": round(median(parts.fetch)),
-          "curl ms": round(median(seen.curl)),
-          "raw push ms": round(median(parts.push)),
-          "dd ms": round(median(parts.dd)),
-          "of the limit": round(median(seen.ratio), 2),
-          "peak MiB": Math.max(...seen.memory),
-        });
+        await place(puppetdb, "the same cores");
       }
       return rows;
     }),
 };
+
+async function fullRounds(
+  url: string,
+  urls: readonly string[],
+  signal: AbortSignal,
+  say: (text: string) => void,
+): Promise<Row> {
+  const seen: Awaited<ReturnType<typeof fullRound>>[] = [];
+  // The first turns warm PuppetDB and the disk up, and do not count.
+  for (let turn = -WARM_UP_ROUNDS + 1; turn <= ROUNDS; turn += 1) {
+    say(turn > 0 ? `round ${turn} of ${ROUNDS}` : "warming up");
+    const round = await fullRound(url, urls, signal);
+    if (turn > 0) seen.push(round);
+  }
+  const of = (measure: (round: (typeof seen)[number]) => number) => median(seen.map(measure));
+  return {
+    "sasori ms": round(of(({ sasori }) => sasori)),
+    "of which PuppetDB": round(of(({ fetch }) => fetch)),
+    "curl ms": round(of(({ curl }) => curl)),
+    "raw push ms": round(of(({ push }) => push)),
+    "dd ms": round(of(({ dd }) => dd)),
+    "of the limit": round(
+      of(({ sasori, curl, push, dd }) => sasori / (curl + push + dd)),
+      2,
+    ),
+    "peak MiB": Math.max(...seen.map(({ memory }) => memory)),
+  };
+}
 
 async function fullRound(url: string, urls: readonly string[], signal: AbortSignal) {
   return Stage.with(signal, async (stage) => {
@@ -217,8 +239,8 @@ async function changeRounds(
     const rows: Row[] = [];
     for (const moved of CHANGES.filter((count) => count * 10 <= nodes)) {
       const seen = { cpu: [] as number[], bytes: [] as number[], ms: [] as number[], curl: [] as number[] };
-      for (let turn = 1; turn <= ROUNDS; turn += 1) {
-        progress(`${nodes} nodes, ${moved} moved, round ${turn} of ${ROUNDS}`);
+      for (let turn = 1; turn <= CHANGE_ROUNDS; turn += 1) {
+        progress(`${nodes} nodes, ${moved} moved, round ${turn} of ${CHANGE_ROUNDS}`);
         await moveNodes(puppetdb, moved);
         // What moved is told again for as long as the readings overlap: until there is nothing new.
         const [cpu, bytes] = [cpuMs(sasori.pid), bytesMoved(sasori.pid)];
@@ -238,7 +260,8 @@ async function changeRounds(
         nodes,
         moved,
         "pass ms": round(median(seen.ms)),
-        "sasori CPU ms": round(median(seen.cpu)),
+        // Linux counts it in steps of 10 ms, and the cleaning of memory comes in one pass of several.
+        "sasori CPU ms": round(seen.cpu.reduce((sum, ms) => sum + ms, 0) / seen.cpu.length),
         "kB moved": round(median(seen.bytes) / 1000),
         "of it the file": round(file / 1000),
         "PuppetDB alone ms": round(median(seen.curl)),

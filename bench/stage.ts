@@ -163,8 +163,7 @@ export function cpuMs(pid: number): number {
 
 /** The same with its children, those that have ended too. */
 export function cpuMsOfTree(pid: number): number {
-  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").map(Number);
-  const living = children.map((child) => {
+  const living = childrenOf(pid).map((child) => {
     try {
       return cpuMs(child);
     } catch {
@@ -174,6 +173,10 @@ export function cpuMsOfTree(pid: number): number {
   // Read last: what ended meanwhile is in here.
   const [own = 0, ended = 0] = cpuTimes(pid);
   return [own, ended, ...living].reduce((sum, ms) => sum + ms, 0);
+}
+
+export function childrenOf(pid: number): number[] {
+  return readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").map(Number);
 }
 
 function cpuTimes(pid: number): number[] {
