@@ -19,7 +19,7 @@ import type { SyncRequest } from "./pass-queue.js";
 import { Resolver } from "./resolve.js";
 import { Schedule } from "./schedule.js";
 import { assemble, Sync } from "./sync.js";
-import type { SyncReport } from "./sync-report.js";
+import { changedAnything, type SyncReport } from "./sync-report.js";
 import { VERSION } from "./version.js";
 
 /** What a pass under way may take to finish on SIGTERM; with the rest of the shutdown it stays below 10 s. */
@@ -157,17 +157,28 @@ function tellEvents(history: History, events: EventStream, overview: Overview, l
   });
 }
 
-/** One line per pass: the counts of its report. The level says whether somebody has to look at it. */
+/**
+ * One line per pass: the counts of its report. The level says whether somebody has to look at it; a look at PuppetDB that
+ * found nothing is for `debug`, because there is one every few seconds.
+ */
 function logPass(log: Logger, report: SyncReport): void {
-  const others = report.targets.some(({ changedByOthers }) => changedByOthers);
-  const level = report.outcome === "failed" ? "error" : report.outcome === "held" || others ? "warn" : "info";
+  log[levelOf(report)](lineOf(report), `pass ${report.outcome}`);
+}
+
+function levelOf(report: SyncReport): "error" | "warn" | "info" | "debug" {
+  if (report.outcome === "failed") return "error";
+  if (report.outcome === "held" || report.targets.some(({ changedByOthers }) => changedByOthers))
+    return "warn";
+  return report.kind === "full" || changedAnything(report) ? "info" : "debug";
+}
+
+function lineOf(report: SyncReport) {
   const { phasesMs, targets, refused, withoutProducer, ...counts } = report;
-  const line = {
+  return {
     ...counts,
     phasesMs,
     refused: refused.count,
     withoutProducer: withoutProducer.count,
     targets: targets.map(({ changes: _changes, kind: _kind, ...counts }) => counts),
   };
-  log[level](line, `pass ${report.outcome}`);
 }

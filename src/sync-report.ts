@@ -96,6 +96,18 @@ export function makeReport(facts: PassFacts): SyncReport {
   };
 }
 
+/** Whether a pass changed anything anywhere; one that only brought a restarted HAProxy up to date did. */
+export const changedAnything = ({
+  moved,
+  learned,
+  masters,
+  approvalUnmatched,
+  targets,
+}: SyncReport): boolean =>
+  moved + learned + masters.changes.length > 0 ||
+  approvalUnmatched === true ||
+  targets.some(({ outcome }) => outcome === "applied");
+
 function sourceReport(reading: Reading | Failure | undefined): SyncReport["source"] {
   if (reading === undefined) return { outcome: "not asked", submissions: 0 };
   if ("code" in reading) return { outcome: "failed", submissions: 0, failure: reading };

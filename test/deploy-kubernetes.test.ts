@@ -222,7 +222,7 @@ describe.skipIf(kubectl === undefined)("a pod", () => {
         const ready = () => pod.probe("haproxy", "readinessProbe");
         // PuppetDB is empty, and sasori has said so: HAProxy is alive, but not for clients.
         const passes = () => pod.printed.split('"msg":"pass done"').length - 1;
-        await expect.poll(passes, { timeout: 10_000 }).toBeGreaterThan(1);
+        await expect.poll(passes, { timeout: 10_000 }).toBeGreaterThan(0);
         expect([await pod.probe("haproxy", "livenessProbe"), await ready()]).toEqual([200, 503]);
         await move("node1.example.com", "master2");
         await pod.untilReady();

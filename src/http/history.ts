@@ -4,7 +4,7 @@
 
 import type { Failure } from "../errors.js";
 import type { Before, Certname, NodeMap, Source } from "../node-map.js";
-import type { SyncReport } from "../sync-report.js";
+import { changedAnything, type SyncReport } from "../sync-report.js";
 import type { Move, Moves, MovesQuery, Pass } from "./api-shapes.js";
 
 export const MAX_MOVES = 10_000;
@@ -85,7 +85,7 @@ export class History {
     }
     // A failure that lasts is one thing that happened, not one for each pass.
     const sign = signOf(report);
-    const pass = toPass(report, did(report) || sign !== this.#lastSign);
+    const pass = toPass(report, changedAnything(report) || sign !== this.#lastSign);
     this.#lastSign = sign;
     this.lastPass = pass;
     if (pass.listed) this.#passes.push(pass);
@@ -126,12 +126,6 @@ function toPass({ targets, ...report }: SyncReport, listed: boolean): Pass {
   );
   return { listed, ...report, targets: shown };
 }
-
-/** Whether a pass changed anything anywhere; one that only brought a restarted HAProxy up to date did. */
-const did = ({ moved, learned, masters, approvalUnmatched, targets }: SyncReport): boolean =>
-  moved + learned + masters.changes.length > 0 ||
-  approvalUnmatched === true ||
-  targets.some(({ outcome }) => outcome === "applied");
 
 /** What went wrong in a pass; the next one with the same is no news. */
 function signOf({ outcome, held, source, journal, masters, targets }: SyncReport): string {
