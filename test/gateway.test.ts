@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 import { Agent, request } from "undici";
 import { describe, expect, test } from "vitest";
 import { PriorityMap } from "../src/target/priority.js";
-import { type TestMaster, withGateway } from "./support/gateway.js";
+import { hold, withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries, puppetdbParts } from "./support/parts.js";
 
@@ -574,16 +574,6 @@ function sayTo(name: string, text: string): Promise<string> {
     client.on("error", () => undefined); // Reset: then it has nothing more to say.
     client.on("close", () => resolve(answer));
   });
-}
-
-/** Lets the master's requests wait until the returned function is called. */
-function hold(master: TestMaster | undefined): () => void {
-  let release = () => {};
-  if (master === undefined) throw new Error("no master");
-  master.hold = new Promise((resolve) => {
-    release = resolve;
-  });
-  return release;
 }
 
 async function withPriorityMap(use: (file: string) => Promise<void>): Promise<void> {

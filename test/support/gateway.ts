@@ -87,6 +87,16 @@ export async function startMaster(name: string): Promise<TestMaster> {
   return master;
 }
 
+/** Lets the master's requests wait until the returned function is called. */
+export function hold(master: TestMaster | undefined): () => void {
+  let release = () => {};
+  if (master === undefined) throw new Error("no master");
+  master.hold = new Promise((resolve) => {
+    release = resolve;
+  });
+  return release;
+}
+
 export interface Gateway {
   haproxy: HaproxyServer;
   masters: TestMaster[];
