@@ -1,6 +1,7 @@
 // What a push costs, and what requests feel of it. For each HAProxy and size of map: incremental commands, a versioned
 // swap, and what sasori does, once it knows this HAProxy; then wrk's p99 while each of three ways pushes again and
-// again, beside an idle round of the same length just before it. The plot shows the last.
+// again: to another HAProxy ("elsewhere"), which shows what sharing the machine does, and to the one that is asked
+// ("here"), beside an idle round of the same length. The plot shows the last.
 
 import { writeFile } from "node:fs/promises";
 import net from "node:net";
@@ -87,38 +88,45 @@ async function rawCommands(socketPath: string, commands: Iterable<string>): Prom
   return replies;
 }
 
-const rawSets = (haproxy: Haproxy, map: string, plan: Changes) =>
+/** A running HAProxy with a map, and sasori's part that pushes to it. */
+interface Gateway {
+  haproxy: Haproxy;
+  map: string;
+  fleet: Fleet;
+  instance: HaproxyInstance;
+}
+
+const rawSets = ({ haproxy, map }: Gateway, plan: Changes) =>
   rawCommands(
     haproxy.socket,
     plan.set.map(({ certname, to }) => `set map ${map} ${certname} ${to}\n`),
   );
 
-async function rawSwap(haproxy: Haproxy, map: string, desired: NodeMap): Promise<void> {
+/** The whole map as it is now. */
+async function rawSwap({ haproxy, map, fleet }: Gateway): Promise<void> {
   const reply = await rawCommands(haproxy.socket, [`prepare map ${map}\n`]);
   const version = /New version created: (\d+)/.exec(reply)?.[1];
   const command = `add map @${version} ${map}`;
-  const lines = Array.from(desired.assignments(), ({ certname, master }) => `${certname} ${master}`);
+  const lines = Array.from(fleet.map.assignments(), ({ certname, master }) => `${certname} ${master}`);
   const pieces = Array.from(payloads(lines, command.length), (payload) => `${command} <<\n${payload}\n`);
   await rawCommands(haproxy.socket, pieces);
   await rawCommands(haproxy.socket, [`commit map @${version} ${map}\n`]);
 }
 
-async function withMap<T>(
-  { bin }: HaproxyBinary,
-  size: number,
-  signal: AbortSignal,
-  use: (haproxy: Haproxy, map: string, fleet: Fleet, instance: HaproxyInstance) => Promise<T>,
-): Promise<T> {
-  return Stage.with(signal, async (stage) => {
-    const map = path.join(stage.folder, "nodes.map");
-    const fleet = new Fleet(size);
-    await writeFile(map, fleet.text());
-    const haproxy = await stage.haproxy("haproxy", bin, (port, socket) =>
-      lookupConfig(map, port, socket, ["nbthread 1"]),
-    );
-    const endpoint = { name: haproxy.socket, connect: { path: haproxy.socket } };
-    return use(haproxy, map, fleet, new HaproxyInstance(endpoint, { backend: "puppet", mapFile: map }));
-  });
+async function startGateway(stage: Stage, name: string, bin: string, size: number): Promise<Gateway> {
+  const map = path.join(stage.folder, `${name}.map`);
+  const fleet = new Fleet(size);
+  await writeFile(map, fleet.text());
+  const haproxy = await stage.haproxy(name, bin, (port, socket) =>
+    lookupConfig(map, port, socket, ["nbthread 1"]),
+  );
+  const endpoint = { name: haproxy.socket, connect: { path: haproxy.socket } };
+  return {
+    haproxy,
+    map,
+    fleet,
+    instance: new HaproxyInstance(endpoint, { backend: "puppet", mapFile: map }),
+  };
 }
 
 async function timed(work: () => Promise<unknown>): Promise<number> {
@@ -128,7 +136,7 @@ async function timed(work: () => Promise<unknown>): Promise<number> {
 }
 
 /** As sasori pushes, without the read that goes before it. Returns the method. */
-async function push(instance: HaproxyInstance, fleet: Fleet, plan: Plan, signal: AbortSignal) {
+async function push({ instance, fleet }: Gateway, plan: Plan, signal: AbortSignal) {
   const { fingerprint } = await instance.look(signal);
   const { method, disturbed } = await instance.apply(plan, fleet.map, fingerprint, signal);
   if (disturbed) throw new Error("somebody else pushes to this HAProxy");
@@ -150,29 +158,31 @@ export const pushes: Bench = {
 };
 
 async function pushRows(
-  binary: HaproxyBinary,
+  { version, bin }: HaproxyBinary,
   size: number,
   signal: AbortSignal,
   say: (text: string) => void,
 ): Promise<Row[]> {
-  return withMap(binary, size, signal, async (haproxy, map, fleet, instance) => {
+  return Stage.with(signal, async (stage) => {
+    const gateway = await startGateway(stage, "haproxy", bin, size);
+    const { fleet } = gateway;
     const rows: Row[] = [];
     const rounds = size > 100_000 ? 3 : ROUNDS;
     for (const share of SHARES) {
       const moved = Math.max(1, Math.round(size * share));
       // Before 2.9 a command scans the map: these would take minutes and show nothing new.
-      const isSlow = binary.version < "2.9" && moved * size > 5e8;
+      const isSlow = version < "2.9" && moved * size > 5e8;
       const seen = { sets: [] as number[], swap: [] as number[], sasori: [] as number[] };
       let method = "";
       for (let turn = 0; turn <= rounds; turn += 1) {
         say(`${moved} moved, round ${turn} of ${rounds}`);
         const first = fleet.move(moved);
-        const sets = isSlow ? Number.NaN : await timed(() => rawSets(haproxy, map, first));
+        const sets = isSlow ? Number.NaN : await timed(() => rawSets(gateway, first));
         fleet.move(moved);
-        const swap = await timed(() => rawSwap(haproxy, map, fleet.map));
+        const swap = await timed(() => rawSwap(gateway));
         const plan = fleet.move(moved);
         const sasori = await timed(async () => {
-          method = await push(instance, fleet, plan, signal);
+          method = await push(gateway, plan, signal);
         });
         if (turn === 0) continue;
         seen.sets.push(sets);
@@ -181,7 +191,7 @@ async function pushRows(
       }
       const better = Math.min(...[median(seen.sets), median(seen.swap)].filter((ms) => !Number.isNaN(ms)));
       rows.push({
-        haproxy: binary.version,
+        haproxy: version,
         entries: size,
         moved,
         "set map ms": isSlow ? "-" : round(median(seen.sets), 1),
@@ -197,74 +207,36 @@ async function pushRows(
 
 interface Way {
   name: string;
-  push: (
-    haproxy: Haproxy,
-    map: string,
-    fleet: Fleet,
-    instance: HaproxyInstance,
-    signal: AbortSignal,
-  ) => Promise<unknown>;
+  push: (gateway: Gateway, signal: AbortSignal) => Promise<unknown>;
 }
 
 const WAYS: readonly Way[] = [
-  { name: "set map", push: (haproxy, map, fleet) => rawSets(haproxy, map, fleet.move(TRAFFIC_MOVED)) },
+  { name: "set map", push: (gateway) => rawSets(gateway, gateway.fleet.move(TRAFFIC_MOVED)) },
   {
     name: "swap",
-    push: (haproxy, map, fleet) => {
-      fleet.move(TRAFFIC_MOVED);
-      return rawSwap(haproxy, map, fleet.map);
+    push: (gateway) => {
+      gateway.fleet.move(TRAFFIC_MOVED);
+      return rawSwap(gateway);
     },
   },
-  {
-    name: "sasori",
-    push: (_haproxy, _map, fleet, instance, signal) =>
-      push(instance, fleet, fleet.move(TRAFFIC_MOVED), signal),
-  },
+  { name: "sasori", push: (gateway, signal) => push(gateway, gateway.fleet.move(TRAFFIC_MOVED), signal) },
 ];
+
+const SITUATIONS = ["idle", "elsewhere", "here"] as const;
+type Seen = Record<(typeof SITUATIONS)[number], { p99: number; failed: number; pushes: number }[]>;
 
 export const traffic: Bench = {
   what: `p99 of requests while ${TRAFFIC_MOVED} of ${TRAFFIC_MAP} nodes move, again and again, beside idle`,
   async run({ signal, progress }) {
     const rows: Row[] = [];
-    for (const binary of haproxyBinaries()) {
-      await withMap(binary, TRAFFIC_MAP, signal, async (haproxy, map, fleet, instance) => {
+    for (const { version, bin } of haproxyBinaries()) {
+      await Stage.with(signal, async (stage) => {
+        const here = await startGateway(stage, "here", bin, TRAFFIC_MAP);
+        const elsewhere = await startGateway(stage, "elsewhere", bin, TRAFFIC_MAP);
         for (const way of WAYS) {
-          const seen = {
-            idle: [] as number[],
-            busy: [] as number[],
-            ratio: [] as number[],
-            pushes: 0,
-            failed: 0,
-          };
-          // The first push teaches sasori this HAProxy, and does not count.
-          await way.push(haproxy, map, fleet, instance, signal);
-          for (let turn = 1; turn <= ROUNDS; turn += 1) {
-            progress(`HAProxy ${binary.version}, ${way.name}, round ${turn} of ${ROUNDS}`);
-            const idle = await wrk(haproxy.port, { seconds: TRAFFIC_SECONDS }, signal);
-            let over = false;
-            const asking = wrk(haproxy.port, { seconds: TRAFFIC_SECONDS }, signal).finally(() => {
-              over = true;
-            });
-            asking.catch(() => undefined);
-            while (!over) {
-              await way.push(haproxy, map, fleet, instance, signal);
-              seen.pushes += 1;
-            }
-            const busy = await asking;
-            seen.idle.push(idle.p99);
-            seen.busy.push(busy.p99);
-            seen.ratio.push(busy.p99 / idle.p99);
-            seen.failed += busy.failed;
-          }
-          rows.push({
-            haproxy: binary.version,
-            way: way.name,
-            "p99 idle µs": round(median(seen.idle)),
-            "p99 µs": round(median(seen.busy)),
-            "of idle": round(median(seen.ratio), 2),
-            pushes: seen.pushes,
-            failed: seen.failed,
-          });
+          const say = (text: string) => progress(`HAProxy ${version}, ${way.name}, ${text}`);
+          const seen = await felt(way, { idle: undefined, elsewhere, here }, here.haproxy.port, signal, say);
+          rows.push({ haproxy: version, way: way.name, ...trafficFigures(seen) });
         }
       });
     }
@@ -273,16 +245,61 @@ export const traffic: Bench = {
   },
 };
 
+/** What requests to this port feel of pushes to nobody, to another HAProxy, and to their own. */
+async function felt(
+  way: Way,
+  pushedTo: Record<keyof Seen, Gateway | undefined>,
+  port: number,
+  signal: AbortSignal,
+  say: (text: string) => void,
+): Promise<Seen> {
+  const seen: Seen = { idle: [], elsewhere: [], here: [] };
+  // The first push teaches sasori this HAProxy, and does not count.
+  for (const gateway of Object.values(pushedTo)) if (gateway) await way.push(gateway, signal);
+  for (let turn = 1; turn <= ROUNDS; turn += 1) {
+    // There and back, so that nobody always comes first.
+    for (const situation of turn % 2 === 0 ? SITUATIONS : SITUATIONS.toReversed()) {
+      say(`${situation}, round ${turn} of ${ROUNDS}`);
+      let [over, pushes] = [false, 0];
+      const asking = wrk(port, { seconds: TRAFFIC_SECONDS }, signal).finally(() => {
+        over = true;
+      });
+      asking.catch(() => undefined);
+      for (const gateway = pushedTo[situation]; gateway && !over; pushes += 1)
+        await way.push(gateway, signal);
+      const { p99, failed } = await asking;
+      seen[situation].push({ p99, failed, pushes });
+    }
+  }
+  return seen;
+}
+
+function trafficFigures({ idle, elsewhere, here }: Seen): Row {
+  const middle = (rounds: Seen["idle"]) => round(median(rounds.map(({ p99 }) => p99)));
+  /** Of rounds that are neighbours in time. */
+  const ratio = (rounds: Seen["idle"], to: Seen["idle"]) =>
+    round(median(rounds.map(({ p99 }, index) => p99 / (to[index]?.p99 ?? Number.NaN))), 2);
+  return {
+    "p99 idle µs": middle(idle),
+    "elsewhere µs": middle(elsewhere),
+    "here µs": middle(here),
+    "here of idle": ratio(here, idle),
+    "here of elsewhere": ratio(here, elsewhere),
+    "pushes here": here.reduce((sum, { pushes }) => sum + pushes, 0),
+    failed: [...idle, ...elsewhere, ...here].reduce((sum, { failed }) => sum + failed, 0),
+  };
+}
+
 /** Bars on a logarithmic scale, one group for each HAProxy: how many times the idle p99. */
 function plot(rows: readonly Row[]): string {
   const colours: Record<string, string> = { "set map": "#c0392b", swap: "#d99a1c", sasori: "#1f7a4d" };
   const [left, bottom, height, width, gap] = [60, 230, 180, 50, 40];
-  const most = Math.max(10, ...rows.map((row) => Number(row["of idle"])));
+  const most = Math.max(10, ...rows.map((row) => Number(row["here of idle"])));
   const y = (ratio: number) =>
     round(bottom - (height * Math.log10(Math.max(1, ratio))) / Math.log10(most), 1);
   const bars = rows.map((row, index) => {
     const x = left + 20 + index * width + Math.floor(index / WAYS.length) * gap;
-    const ratio = Number(row["of idle"]);
+    const ratio = Number(row["here of idle"]);
     const label =
       index % WAYS.length === 1
         ? `<text x="${x + width / 2}" y="${bottom + 34}">HAProxy ${row.haproxy}</text>`

@@ -29,8 +29,8 @@ const ROUND_SECONDS = 1;
 const ROUNDS = 7;
 
 const GATEWAY_CORE = "cpu-map 1/1 0";
-const ONE_CORE = ["nbthread 1", GATEWAY_CORE];
-const OTHER_CORE = "1";
+export const ONE_CORE = ["nbthread 1", GATEWAY_CORE];
+export const OTHER_CORE = "1";
 
 interface Places {
   port: number;
