@@ -172,19 +172,14 @@ export class Sync {
 
       clock.begin("fetch");
       const fetching = this.#fetch(kind, stop);
-      const learned = await this.#settleKnown(request, stop);
+      await this.#settleKnown(request, stop);
       const reading = await this.#whileFetching(fetching, request, stop);
 
       clock.begin("plan");
       const approvalUnmatched = this.#merge(reading, request);
       const submitted = this.#takeSubmitted(request);
-      const desired = this.fleet.map;
-      await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeReplacing(desired, signal));
-      const learnedMore = this.#learn();
-      const journal = await this.#saveJournal(request);
       const masters = await this.#settleMasters(request, kind, stop);
-
-      await this.#settle(request, stop, clock);
+      const journal = await this.#settle(request, stop, clock);
       for (const { done } of submitted) done();
       this.served ||= this.#isServed();
       clock.end();
@@ -195,7 +190,7 @@ export class Sync {
         reading,
         fleet: this.fleet,
         targets: this.#targets,
-        learned: learned + learnedMore,
+        learned: this.#instances.reduce((sum, { report }) => sum + report.learned, 0),
         masters,
         approvalUnmatched,
         journal,
@@ -264,16 +259,14 @@ export class Sync {
     }
   }
 
-  /** Repairs what differs from what is known, while PuppetDB is asked. Returns how many routes were learned. */
-  async #settleKnown(request: SyncRequest, stop: AbortSignal): Promise<number> {
+  /** Repairs what differs from what is known, while PuppetDB is asked. */
+  async #settleKnown(request: SyncRequest, stop: AbortSignal): Promise<void> {
     await this.#each(TARGET_MS, stop, (target, signal) =>
       target.readIfChanged(request.full === true, this.fleet.map, signal),
     );
     for (const target of this.#targets) this.#inherit(target);
-    const learned = this.#learn();
-    await this.#saveJournal(request);
-    if (!request.dryRun) await this.#settle(request, stop);
-    return learned;
+    if (request.dryRun) this.#learn();
+    else await this.#settle(request, stop);
   }
 
   /** A registration does not wait for PuppetDB's answer, which may take minutes. */
@@ -291,7 +284,6 @@ export class Sync {
       await Promise.race([done, submission]);
       if (fetched) break;
       const submitted = this.#takeSubmitted(request);
-      await this.#saveJournal(request);
       await this.#settle(request, stop);
       for (const { done } of submitted) done();
     }
@@ -333,17 +325,13 @@ export class Sync {
   }
 
   /** Routes that a HAProxy learned since it was last in sync become observations for all others. */
-  #learn(): number {
+  #learn(): void {
     const names = new Set(this.servers()?.map(({ name }) => name));
-    let learned = 0;
     for (const target of this.#instances) {
       const routes = target.learned(this.fleet.map, (name) => names.has(name));
-      const taken = routes.filter((route) => this.fleet.observe(route)).length;
-      target.report.learned += taken;
-      learned += taken;
+      target.report.learned += routes.filter((route) => this.fleet.observe(route)).length;
     }
     this.#remember();
-    return learned;
   }
 
   /** Tells every target what changed in the fleet, and the fleet which nodes lost their home by it. */
@@ -378,12 +366,19 @@ export class Sync {
     return { changes: settled.flat(), failures };
   }
 
-  // The file first: an HAProxy that restarts in this moment must not load what was just replaced.
-  async #settle({ dryRun }: SyncRequest, stop: AbortSignal, clock?: Phases): Promise<void> {
+  /**
+   * Brings what is known to every target: learns what a push would replace, saves it, and writes the file before any
+   * HAProxy, because one that restarts in this moment must not load what was just replaced. Returns why the state file
+   * could not be written.
+   */
+  async #settle(request: SyncRequest, stop: AbortSignal, clock?: Phases): Promise<Failure | undefined> {
     const desired = this.fleet.map;
-    if (dryRun) {
+    await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeReplacing(desired, signal));
+    this.#learn();
+    const journal = await this.#saveJournal(request);
+    if (request.dryRun) {
       for (const target of this.#targets) target.plan(desired);
-      return;
+      return journal;
     }
     const late = new SasoriError("HAPROXY_TIMEOUT", `gave up on the push after ${TARGET_MS / 1000} s`);
     clock?.begin("file");
@@ -392,6 +387,7 @@ export class Sync {
     await within(TARGET_MS, stop, late, (signal) =>
       Promise.all(this.#instances.map((target) => target.settle(desired, signal))),
     );
+    return journal;
   }
 
   async #saveJournal({ dryRun }: SyncRequest): Promise<Failure | undefined> {

@@ -3,7 +3,8 @@ import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import path from "node:path";
 import { describe, expect, test } from "vitest";
-import type { Certname, Master } from "../src/node-map.js";
+import type { Certname, Master, Observation } from "../src/node-map.js";
+import type { SyncRequest } from "../src/pass-queue.js";
 import type { Sync } from "../src/sync.js";
 import type { SyncReport } from "../src/sync-report.js";
 import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
@@ -33,6 +34,29 @@ async function expectEverywhere(lab: FleetLab, routes: ReadonlyMap<string, strin
 
 const outcomes = (report: SyncReport) => report.targets.map(({ outcome }) => outcome);
 const full = (sync: Sync) => sync.request({ full: true });
+const registration = (certname: string, master: string, at = Date.now()): Observation => ({
+  certname: certname as Certname,
+  master: master as Master,
+  at,
+  source: "registration",
+});
+
+/** A pass that waits for PuppetDB, which never answers. */
+async function passThatHangs(lab: FleetLab, sync: Sync, request: SyncRequest = { full: true }) {
+  await lab.stopPuppetdb();
+  const hanging = createServer().listen(Number(new URL(lab.puppetdb.url).port), "127.0.0.1");
+  await once(hanging, "listening");
+  const pass = sync.request(request);
+  await expect.poll(() => sync.phase).toBe("fetch");
+  return {
+    async end() {
+      await sync.stop(0);
+      hanging.close();
+      return await pass;
+    },
+  };
+}
+
 const setLive = (lab: FleetLab, index: number, certname: string, master: string) => {
   const haproxy = lab.haproxys[index];
   if (haproxy === undefined) throw new Error(`no HAProxy ${index}`);
@@ -415,22 +439,35 @@ describe("a pass", () => {
       const routes = await checkIn(lab, 3);
       const sync = await lab.newSync();
       await sync.request({});
-      await lab.stopPuppetdb();
-      const hanging = createServer().listen(Number(new URL(lab.puppetdb.url).port), "127.0.0.1");
-      await once(hanging, "listening");
-      const pass = full(sync);
-      await expect.poll(() => sync.phase).toBe("fetch");
-      await sync.submit({
-        certname: name(0) as Certname,
-        master: "master3" as Master,
-        at: Date.now(),
-        source: "registration",
-      });
+      const pass = await passThatHangs(lab, sync);
+      await sync.submit(registration(name(0), "master3"));
       expect(sync.phase).toBe("fetch");
       await expectEverywhere(lab, routes.set(name(0), "master3"));
-      await sync.stop(0);
-      await pass;
-      hanging.close();
+      await pass.end();
+    }));
+
+  test("keeps what HAProxy learned unseen when many registrations come while PuppetDB has not answered", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 601);
+      const sync = await lab.newSync();
+      await sync.request({});
+      const pass = await passThatHangs(lab, sync);
+      await setLive(lab, 0, name(600), "master2");
+      const many = Array.from({ length: 600 }, (_, index) => name(index));
+      await Promise.all(many.map((certname) => sync.submit(registration(certname, "master3"))));
+      for (const certname of many) routes.set(certname, "master3");
+      await expectEverywhere(lab, routes.set(name(600), "master2"));
+      await pass.end();
+    }));
+
+  test("brings a registration also to an HAProxy of which only PuppetDB could tell whether it is right", () =>
+    withFleetLab([{ bin, map: [[name(0), "master1"]] }], async (lab) => {
+      await writeFile(lab.mapFile, `${name(0)} master2\n`);
+      const sync = await lab.newSync();
+      const pass = await passThatHangs(lab, sync);
+      await sync.submit(registration(name(0), "master3"));
+      await expectEverywhere(lab, new Map([[name(0), "master3"]]));
+      await pass.end();
     }));
 
   test("routes the nodes of a server that appeared while PuppetDB was down", () =>
@@ -473,12 +510,7 @@ describe("a pass", () => {
       expect([...(await lab.newSync()).fleet.homes]).toEqual([[name(0), "master1"]]);
       await masters[0]?.start();
       await expect.poll(up, { timeout: 10_000 }).toEqual([true, true]);
-      await sync.submit({
-        certname: name(0) as Certname,
-        master: "master1" as Master,
-        at: Date.now() + 1,
-        source: "registration",
-      });
+      await sync.submit(registration(name(0), "master1", Date.now() + 1));
       expect(sync.lastReport).toMatchObject({ displaced: 0 });
       expect((await lab.haproxys[0]?.showMap())?.get(name(0))).toBe("master1");
     });

@@ -156,12 +156,11 @@ export class TrackedTarget {
   }
 
   /**
-   * Reads an HAProxy whose whole map the push will replace, and with it what HAProxy learned unseen, or that is not known
-   * to be right although this pass has settled it before.
+   * Reads an HAProxy whose whole map the push will replace, and with it what HAProxy learned unseen, and a target that is
+   * not known to be right although this pass has settled it before.
    */
   readBeforeReplacing(desired: NodeMap, signal: AbortSignal): Promise<void> {
-    const isUnsure = this.target.kind === "haproxy" && this.#left === undefined;
-    const replaces = isUnsure || this.target.replaces(this.#pending.size, desired);
+    const replaces = this.#left === undefined || this.target.replaces(this.#pending.size, desired);
     if (!replaces || this.contents !== undefined) return Promise.resolve();
     return this.#attempt(() => this.#read(desired, signal));
   }
