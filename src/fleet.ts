@@ -28,25 +28,39 @@ const GUARD_MEMORY_MS = 60 * 60_000;
 const FRESH_MS = 10 * 60_000;
 
 export class Fleet {
-  readonly map = new NodeMap();
+  readonly map: NodeMap;
   /** Nodes whose newest submission came from a producer without a server. An older route is kept. */
-  readonly unroutable = new Map<Certname, Submission>();
+  readonly unroutable: Map<Certname, Submission>;
   /** Registrations and learned routes in force: what PuppetDB does not know yet, and must not be lost. */
-  readonly own = new Map<Certname, Observation>();
+  readonly own: Map<Certname, Observation>;
   /** Displaced nodes, and where they were at home: they left a master while it was down. */
-  readonly homes = new Map<Certname, Master>();
+  readonly homes: Map<Certname, Master>;
   /** Grows with every change of `own` and `homes`. */
   revision = 0;
-  verdict: Verdict = { kind: "allowed" };
+  verdict: Verdict;
   /** The nodes of a held verdict. */
-  #held = new Set<Certname>();
+  #held: Set<Certname>;
   /** Removals of the last hour, but for approved ones; the oldest first. */
-  readonly #removals: { at: number; count: number }[] = [];
+  readonly #removals: { at: number; count: number }[];
   /** Certnames that cannot be map keys, and nodes without a known producer, since the last full reading. */
-  readonly refused = new Set<string>();
-  readonly withoutProducer = new Set<Certname>();
+  readonly refused: Set<string>;
+  readonly withoutProducer: Set<Certname>;
   /** Everything was read at least once: only then is a node that PuppetDB does not list gone. */
-  complete = false;
+  complete: boolean;
+
+  /** Empty, or a copy to try something out on. */
+  constructor(like?: Fleet) {
+    this.map = new NodeMap(like?.map);
+    this.unroutable = new Map(like?.unroutable);
+    this.own = new Map(like?.own);
+    this.homes = new Map(like?.homes);
+    this.verdict = like?.verdict ?? { kind: "allowed" };
+    this.#held = new Set(like === undefined ? [] : like.#held);
+    this.#removals = like === undefined ? [] : [...like.#removals];
+    this.refused = new Set(like?.refused);
+    this.withoutProducer = new Set(like?.withoutProducer);
+    this.complete = like?.complete ?? false;
+  }
 
   /**
    * Takes over what a target holds, for nodes that are not known otherwise: a sasori that starts while PuppetDB is

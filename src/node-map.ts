@@ -66,8 +66,13 @@ export type Assignment = Observation;
 export type Before = Map<Certname, Master | undefined>;
 
 export class NodeMap {
-  readonly #assignments = new Map<Certname, Assignment>();
+  readonly #assignments: Map<Certname, Assignment>;
   #before: Before = new Map();
+
+  /** Begins with what another one holds. */
+  constructor(like?: NodeMap) {
+    this.#assignments = new Map(like === undefined ? [] : like.#assignments);
+  }
 
   get size(): number {
     return this.#assignments.size;

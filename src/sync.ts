@@ -173,34 +173,64 @@ export class Sync {
       clock.begin("fetch");
       const fetching = this.#fetch(kind, stop);
       await this.#settleKnown(request, stop);
-      const reading = await this.#whileFetching(fetching, request, stop);
+      const reading = await this.#whileFetching(fetching, stop);
 
       clock.begin("plan");
-      const approvalUnmatched = this.#merge(reading, request);
-      const submitted = this.#takeSubmitted(request);
-      const masters = await this.#settleMasters(request, kind, stop);
-      const journal = await this.#settle(request, stop, clock);
-      for (const { done } of submitted) done();
-      this.served ||= this.#isServed();
+      const result = request.dryRun
+        ? this.#tryOut(reading)
+        : await this.#carryOut(reading, request.approve, kind, clock, stop);
       clock.end();
+      const learned = this.#instances.reduce((sum, { report }) => sum + report.learned, 0);
       const report = makeReport({
+        ...result,
         request,
         kind,
         clock,
         reading,
-        fleet: this.fleet,
         targets: this.#targets,
-        learned: this.#instances.reduce((sum, { report }) => sum + report.learned, 0),
-        masters,
-        approvalUnmatched,
-        journal,
+        learned,
       });
-      this.lastReport = report;
+      if (!request.dryRun) this.lastReport = report;
       this.#watcher.passed?.(report);
       return report;
     } finally {
       clock.end();
     }
+  }
+
+  /** Takes over what PuppetDB said and what was submitted, and brings it to every target. */
+  async #carryOut(
+    reading: Reading | Failure | undefined,
+    approve: string | undefined,
+    kind: SyncReport["kind"],
+    clock: Phases,
+    stop: AbortSignal,
+  ) {
+    let approvalUnmatched = false;
+    if (isReading(reading)) {
+      const lateMs = this.#merge(this.fleet, reading, approve);
+      this.#watermark = advance(this.#watermark, reading, lateMs);
+      if (reading.kind === "full") this.#serverNames = this.#namesOfServers();
+      const { verdict } = this.fleet;
+      approvalUnmatched = approve !== undefined && !(verdict.kind === "allowed" && verdict.byApproval);
+    }
+    const submitted = this.#takeSubmitted();
+    const masters = await this.#settleMasters(kind, stop);
+    const journal = await this.#settle(stop, clock);
+    for (const { done } of submitted) done();
+    this.served ||= this.#isServed();
+    return { fleet: this.fleet, approvalUnmatched, masters, journal };
+  }
+
+  /** Plans the same with a copy of the fleet, of which nothing stays: a dry run. */
+  #tryOut(reading: Reading | Failure | undefined) {
+    const fleet = new Fleet(this.fleet);
+    for (const { contents } of this.#targets) if (contents !== undefined) fleet.inherit(contents);
+    this.#learn(fleet);
+    if (isReading(reading)) this.#merge(fleet, reading);
+    const changes = fleet.map.takeChanges();
+    for (const target of this.#targets) target.plan(fleet.map, changes);
+    return { fleet, approvalUnmatched: false, masters: NO_MASTERS, journal: undefined };
   }
 
   #isServed(): boolean {
@@ -259,43 +289,38 @@ export class Sync {
     }
   }
 
-  /** Repairs what differs from what is known, while PuppetDB is asked. */
+  /** Repairs what differs from what is known, while PuppetDB is asked. A dry run only reads it. */
   async #settleKnown(request: SyncRequest, stop: AbortSignal): Promise<void> {
     await this.#each(TARGET_MS, stop, (target, signal) =>
       target.readIfChanged(request.full === true, this.fleet.map, signal),
     );
-    for (const target of this.#targets) this.#inherit(target);
-    if (request.dryRun) this.#learn();
-    else await this.#settle(request, stop);
+    if (!request.dryRun) await this.#settle(stop);
   }
 
-  /** A registration does not wait for PuppetDB's answer, which may take minutes. */
-  async #whileFetching<T>(fetching: Promise<T>, request: SyncRequest, stop: AbortSignal): Promise<T> {
+  /** A registration does not wait for PuppetDB's answer, which may take minutes, not even that of a dry run. */
+  async #whileFetching<T>(fetching: Promise<T>, stop: AbortSignal): Promise<T> {
     let fetched = false;
     const done = fetching.finally(() => {
       fetched = true;
       this.#onSubmission = () => {}; // The last one would keep the whole reading in memory until the next pass.
     });
-    while (!fetched && !request.dryRun) {
+    while (!fetched) {
       const submission = new Promise<void>((resolve) => {
         this.#onSubmission = resolve;
         if (this.#submitted.length > 0) resolve();
       });
       await Promise.race([done, submission]);
       if (fetched) break;
-      const submitted = this.#takeSubmitted(request);
-      await this.#settle(request, stop);
+      const submitted = this.#takeSubmitted();
+      await this.#settle(stop);
       for (const { done } of submitted) done();
     }
     return done;
   }
 
-  /**
-   * Takes what was submitted into the fleet, a dry run leaves it for the next pass, and remembers what changed by that
-   * and by the reading before.
-   */
-  #takeSubmitted({ dryRun }: SyncRequest) {
-    const submitted = dryRun ? [] : this.#submitted.splice(0);
+  /** Takes what was submitted into the fleet, and remembers what changed by that and by the reading before. */
+  #takeSubmitted() {
+    const submitted = this.#submitted.splice(0);
     for (const { change } of submitted) change(this.fleet);
     this.#remember((master) => this.#isUp(master));
     return submitted;
@@ -310,28 +335,19 @@ export class Sync {
     this.#remember();
   }
 
-  /** Returns whether the request approves a plan that is not held. */
-  #merge(reading: Reading | Failure | undefined, request: SyncRequest): boolean {
-    let unmatched = false;
-    if (reading !== undefined && !("code" in reading)) {
-      const guard = { limit: this.#parts.config.maxRemoved, approved: request.approve, now: Date.now() };
-      const lateMs = this.fleet.merge(reading, this.resolver(), guard, this.#watermark?.asOf ?? 0);
-      this.#watermark = advance(this.#watermark, reading, lateMs);
-      if (reading.kind === "full") this.#serverNames = this.#namesOfServers();
-      const { verdict } = this.fleet;
-      unmatched = request.approve !== undefined && !(verdict.kind === "allowed" && verdict.byApproval);
-    }
-    return unmatched;
+  /** Returns how late a submission was, see Fleet.merge. */
+  #merge(fleet: Fleet, reading: Reading, approved?: string): number {
+    const guard = { limit: this.#parts.config.maxRemoved, approved, now: Date.now() };
+    return fleet.merge(reading, this.resolver(), guard, this.#watermark?.asOf ?? 0);
   }
 
   /** Routes that a HAProxy learned since it was last in sync become observations for all others. */
-  #learn(): void {
+  #learn(fleet: Fleet): void {
     const names = new Set(this.servers()?.map(({ name }) => name));
     for (const target of this.#instances) {
-      const routes = target.learned(this.fleet.map, (name) => names.has(name));
-      target.report.learned += routes.filter((route) => this.fleet.observe(route)).length;
+      const routes = target.learned(fleet.map, (name) => names.has(name));
+      target.report.learned += routes.filter((route) => fleet.observe(route)).length;
     }
-    this.#remember();
   }
 
   /** Tells every target what changed in the fleet, and the fleet which nodes lost their home by it. */
@@ -349,9 +365,9 @@ export class Sync {
   }
 
   /** Adds and removes servers; what PuppetDB said of their nodes is merged by the next pass, a full one. */
-  async #settleMasters(request: SyncRequest, kind: SyncReport["kind"], stop: AbortSignal) {
+  async #settleMasters(kind: SyncReport["kind"], stop: AbortSignal) {
     const { newMasters, instances } = this.#parts;
-    if (newMasters === undefined || request.dryRun) return NO_MASTERS;
+    if (newMasters === undefined) return NO_MASTERS;
     const told = this.#instances.flatMap(({ reachable, servers }) => (reachable && servers ? [servers] : []));
     const failures = await newMasters.consider(this.fleet, kind === "full", told);
     const late = new SasoriError("HAPROXY_TIMEOUT", "gave up on changing servers");
@@ -367,19 +383,17 @@ export class Sync {
   }
 
   /**
-   * Brings what is known to every target: learns what a push would replace, saves it, and writes the file before any
+   * Brings what is known to every target: takes over what a push would replace, saves it, and writes the file before any
    * HAProxy, because one that restarts in this moment must not load what was just replaced. Returns why the state file
    * could not be written.
    */
-  async #settle(request: SyncRequest, stop: AbortSignal, clock?: Phases): Promise<Failure | undefined> {
+  async #settle(stop: AbortSignal, clock?: Phases): Promise<Failure | undefined> {
     const desired = this.fleet.map;
     await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeReplacing(desired, signal));
-    this.#learn();
-    const journal = await this.#saveJournal(request);
-    if (request.dryRun) {
-      for (const target of this.#targets) target.plan(desired);
-      return journal;
-    }
+    for (const target of this.#targets) this.#inherit(target);
+    this.#learn(this.fleet);
+    this.#remember();
+    const journal = await this.#saveJournal();
     const late = new SasoriError("HAPROXY_TIMEOUT", `gave up on the push after ${TARGET_MS / 1000} s`);
     clock?.begin("file");
     await within(TARGET_MS, stop, late, (signal) => this.#file.settle(desired, signal));
@@ -390,9 +404,9 @@ export class Sync {
     return journal;
   }
 
-  async #saveJournal({ dryRun }: SyncRequest): Promise<Failure | undefined> {
+  async #saveJournal(): Promise<Failure | undefined> {
     const { own, homes, revision } = this.fleet;
-    if (dryRun || revision === this.#savedRevision) return undefined;
+    if (revision === this.#savedRevision) return undefined;
     try {
       await this.#parts.journal.save(own.values(), homes);
       this.#savedRevision = revision;
@@ -402,6 +416,9 @@ export class Sync {
     }
   }
 }
+
+const isReading = (reading: Reading | Failure | undefined): reading is Reading =>
+  reading !== undefined && !("code" in reading);
 
 /** PuppetDB's clock at the last good reading, and how far the next one looks back behind it. */
 function advance(

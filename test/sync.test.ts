@@ -727,6 +727,44 @@ describe("a pass", () => {
       expect(outcomes(await sync.request({}))).toEqual(["applied", "applied"]);
     }));
 
+  test("changes nothing later either: the next look after a dry run finds what it would have found without", () =>
+    withFleetLab([{ bin }, { bin }], async (lab) => {
+      const routes = await checkIn(lab, 20, -20 * MINUTE);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await lab.stopPuppetdb();
+      await lab.startPuppetdb(); // Without node0, as after a purge: only a full reading sees that it is gone.
+      // The first request may still meet a connection that ended with the old process.
+      await lab.run(name(1), "master1").catch(() => undefined);
+      for (let index = 2; index < 20; index += 1)
+        await lab.run(name(index), MASTERS[index % 3] ?? "", -10 * MINUTE);
+      await lab.run(name(1), "master1");
+      await setLive(lab, 0, name(2), "master1");
+      const dry = { dryRun: true, full: true, learned: 1, nodes: 19, moved: 3 };
+      const { dryRun, full, ...seen } = dry;
+      expect(await sync.request({ dryRun, full })).toMatchObject(seen);
+      expect(await sync.request({ known: true })).toMatchObject({ moved: 0, learned: 0, nodes: 20 });
+      await expectEverywhere({ ...lab, haproxys: lab.haproxys.slice(1) }, routes);
+      expect(await sync.request({ dryRun, full })).toMatchObject(seen);
+      expect(await sync.request({})).toMatchObject({ kind: "changes", moved: 1 }); // What the dry run read, too.
+      expect(await sync.request({ full })).toMatchObject({ moved: 2, learned: 1 });
+      routes.delete(name(0));
+      await expectEverywhere(lab, routes.set(name(1), "master1").set(name(2), "master1"));
+    }));
+
+  test("brings a registration to every target while a dry run waits for PuppetDB, with what HAProxy learned", () =>
+    withFleetLab([{ bin }, { bin }], async (lab) => {
+      const routes = await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await setLive(lab, 1, name(1), "master1");
+      const pass = await passThatHangs(lab, sync, { dryRun: true, full: true });
+      await sync.submit(registration(name(0), "master3"));
+      expect(sync.phase).toBe("fetch");
+      await expectEverywhere(lab, routes.set(name(0), "master3").set(name(1), "master1"));
+      await pass.end();
+    }));
+
   test("asked for during a pass is one further pass for all who ask", () =>
     withFleetLab([{ bin }], async (lab) => {
       await checkIn(lab, 3);

@@ -194,11 +194,11 @@ export class TrackedTarget {
     return learnedRoutes(desired, this.#pending, contents, isServer, this.#comparedAt);
   }
 
-  /** Counts what would change, and changes nothing. */
-  plan(desired: NodeMap): void {
+  /** Counts what would change if the fleet had changed by `changes`, and changes nothing. */
+  plan(desired: NodeMap, changes: Before): void {
     const plan = this.contents
       ? planFromContents(desired, this.contents)
-      : planFromChanges(desired, this.#pending);
+      : planFromChanges(desired, new Map([...changes, ...this.#pending]));
     if (plan.kind === "changes" && this.report.failure === undefined) this.#count(plan, "planned");
   }
 
