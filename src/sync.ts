@@ -55,7 +55,7 @@ export function assemble(config: Config): SyncParts {
 
 /** Who wants to know what a Sync does, as it does it. */
 export interface SyncWatcher {
-  /** What changed in the map, each node with what it had before; told before anything else changes. */
+  /** What changed in the map, each node with what it had before; told before anything else changes, and by then every target is to get it. */
   changed?(changes: Before, fleet: Fleet): void;
   /** The report of each pass, before those get it who asked for the pass. */
   passed?(report: SyncReport): void;
@@ -353,9 +353,9 @@ export class Sync {
   /** Tells every target what changed in the fleet, and the fleet which nodes lost their home by it. */
   #remember(isUp?: (master: Master) => boolean): void {
     const changes = this.fleet.map.takeChanges();
-    if (changes.size > 0) this.#watcher.changed?.(changes, this.fleet);
-    if (isUp !== undefined) this.fleet.noteMoves(changes, isUp);
     for (const target of this.#targets) target.expect(changes);
+    if (isUp !== undefined) this.fleet.noteMoves(changes, isUp);
+    if (changes.size > 0) this.#watcher.changed?.(changes, this.fleet);
   }
 
   /** Whether any HAProxy sees the master alive. With none to ask, nobody can say that it is down. */
@@ -392,7 +392,7 @@ export class Sync {
     await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeReplacing(desired, signal));
     for (const target of this.#targets) this.#inherit(target);
     this.#learn(this.fleet);
-    this.#remember();
+    this.#remember((master) => this.#isUp(master));
     const journal = await this.#saveJournal();
     const late = new SasoriError("HAPROXY_TIMEOUT", `gave up on the push after ${TARGET_MS / 1000} s`);
     clock?.begin("file");

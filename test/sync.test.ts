@@ -41,6 +41,10 @@ const registration = (certname: string, master: string, at = Date.now()): Observ
   source: "registration",
 });
 
+const fail = (): never => {
+  throw new Error("broken");
+};
+
 /** A pass that waits for PuppetDB, which never answers. */
 async function passThatHangs(lab: FleetLab, sync: Sync, request: SyncRequest = { full: true }) {
   await lab.stopPuppetdb();
@@ -513,6 +517,17 @@ describe("a pass", () => {
       await sync.submit(registration(name(0), "master1", Date.now() + 1));
       expect(sync.lastReport).toMatchObject({ displaced: 0 });
       expect((await lab.haproxys[0]?.showMap())?.get(name(0))).toBe("master1");
+
+      // Also when HAProxy has learned it, or a person has set it there.
+      await masters[0]?.stop();
+      await expect.poll(up, { timeout: 10_000 }).toEqual([false, true]);
+      await full(sync); // What differs from now on is newer than the registration.
+      await setLive(lab, 0, name(0), "master2");
+      expect(await full(sync)).toMatchObject({ learned: 1, displaced: 1 });
+      await masters[0]?.start();
+      await expect.poll(up, { timeout: 10_000 }).toEqual([true, true]);
+      await setLive(lab, 0, name(0), "master1");
+      expect(await full(sync)).toMatchObject({ learned: 1, displaced: 0 });
     });
     for (const master of masters) await master.stop();
   });
@@ -763,6 +778,19 @@ describe("a pass", () => {
       expect(sync.phase).toBe("fetch");
       await expectEverywhere(lab, routes.set(name(0), "master3").set(name(1), "master1"));
       await pass.end();
+    }));
+
+  test("forgets for no target what changed when the one who is told of it fails", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 3);
+      let isBroken = false;
+      const sync = await lab.newSync({}, { changed: () => (isBroken ? fail() : undefined) });
+      await sync.request({});
+      isBroken = true;
+      await expect(sync.submit(registration(name(0), "master3"))).rejects.toThrow("broken");
+      isBroken = false;
+      await sync.request({});
+      await expectEverywhere(lab, routes.set(name(0), "master3"));
     }));
 
   test("asked for during a pass is one further pass for all who ask", () =>

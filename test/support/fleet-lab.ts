@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { startPuppetdbStandIn } from "../../demo/puppetdb.js";
 import { type Config, readConfig } from "../../src/config.js";
-import { assemble, Sync } from "../../src/sync.js";
+import { assemble, Sync, type SyncWatcher } from "../../src/sync.js";
 import { freePort } from "./child.js";
 import { type HaproxyOptions, type HaproxyServer, startHaproxy } from "./haproxy-server.js";
 import { type PuppetdbClient, puppetdbClient } from "./puppetdb-server.js";
@@ -25,7 +25,7 @@ export interface FleetLab {
   /** What `sasori serve` would read from the environment here, with more variables. */
   config(extra?: Record<string, string>): Config;
   /** A new Sync, as after a restart of sasori; the map file and the state file stay. */
-  newSync(extra?: Record<string, string>): Promise<Sync>;
+  newSync(extra?: Record<string, string>, watcher?: SyncWatcher): Promise<Sync>;
   /** The map file's entries. */
   file(): Promise<Map<string, string>>;
   /** A node's run at a master, `at` milliseconds from now. */
@@ -66,10 +66,10 @@ export async function withFleetLab<T>(
         standIn = await startPuppetdbStandIn({ host: "127.0.0.1", port });
       },
       config,
-      async newSync(extra = {}) {
+      async newSync(extra = {}, watcher = {}) {
         const parts = assemble(config(extra));
         closing.push(() => parts.puppetdb.close());
-        const sync = new Sync(parts);
+        const sync = new Sync(parts, watcher);
         await sync.restore();
         return sync;
       },
