@@ -39,11 +39,11 @@ export function planFromContents(desired: NodeMap, actual: Contents): Plan {
   const add: Change[] = [];
   const set: Change[] = [];
   const del: Change[] = [];
-  for (const { certname, master, source } of desired.assignments()) {
+  for (const assignment of desired.assignments()) {
+    const { certname, master } = assignment;
     const from = actual.routes.get(certname);
     if (from === undefined) add.push({ certname, to: master });
-    // What was only inherited from one target never overrules what another one holds.
-    else if (from !== master && source !== "inherited") set.push({ certname, from, to: master });
+    else if (from !== master && !isUndecided(assignment, from)) set.push({ certname, from, to: master });
   }
   // As many entries as the two have in common means that the target has nothing else.
   if (actual.routes.size > desired.size - add.length) {
@@ -54,26 +54,6 @@ export function planFromContents(desired: NodeMap, actual: Contents): Plan {
   return toPlan(add, set, del, actual.rebuild);
 }
 
-/**
- * Whether the plan above left something as it is because only an inherited route speaks against it: until PuppetDB
- * has decided, the target is not known to be right.
- */
-export function isUndecided(desired: NodeMap, actual: Contents): boolean {
-  for (const { certname, master, source } of desired.assignments()) {
-    if (source !== "inherited") continue;
-    const from = actual.routes.get(certname);
-    if (from !== undefined && from !== master) return true;
-  }
-  return false;
-}
-
-/** Looks only at these nodes: for a target that holds others' news besides what is pending for it. */
-export function planForNodes(desired: NodeMap, nodes: Iterable<Certname>, actual: Contents): Plan {
-  const had: Before = new Map();
-  for (const certname of nodes) had.set(certname, actual.routes.get(certname) as Master | undefined);
-  return planFromChanges(desired, had);
-}
-
 /** Looks only at what changed since the target was in sync: the cost follows the changes, not the fleet. */
 export function planFromChanges(desired: NodeMap, pending: Before): Plan {
   const add: Change[] = [];
@@ -81,12 +61,31 @@ export function planFromChanges(desired: NodeMap, pending: Before): Plan {
   const del: Change[] = [];
   for (const [certname, from] of pending) {
     const to = desired.get(certname)?.master;
-    if (from === to) continue;
+    if (from === to || isUndecided(desired.get(certname), from)) continue;
     if (from === undefined && to !== undefined) add.push({ certname, to });
     else if (from !== undefined && to === undefined) del.push({ certname, from });
     else if (from !== undefined && to !== undefined) set.push({ certname, from, to });
   }
   return toPlan(add, set, del, false);
+}
+
+/** What was only inherited from one target never overrules what another one holds: only PuppetDB can decide. */
+function isUndecided(wanted: Observation | undefined, held: string | undefined): boolean {
+  return wanted?.source === "inherited" && held !== undefined && held !== wanted.master;
+}
+
+/** What the plans above leave as it is until it is decided, with what the target holds: it waits to be pushed. */
+export function undecided(
+  nodes: Iterable<Observation | undefined>,
+  held: ReadonlyMap<Certname, string | undefined>,
+): Before {
+  const left: Before = new Map();
+  for (const wanted of nodes) {
+    if (wanted?.source !== "inherited") continue;
+    const from = held.get(wanted.certname);
+    if (isUndecided(wanted, from)) left.set(wanted.certname, from as Master);
+  }
+  return left;
 }
 
 function toPlan(add: Change[], set: Change[], del: Change[], rebuild: boolean): Plan {
@@ -146,7 +145,7 @@ function planId(certnames: readonly Certname[]): string {
  * Finds the routes that HAProxy learned by itself (a redispatched request found the node elsewhere) or that
  * a person set by hand: the same process holds another value than sasori left there, and nothing newer for
  * that node waits to be pushed (`pending`). They become observations; everything else that differs is drift
- * and is corrected.
+ * and is corrected. What is undecided waits as well, and is no news while it is as it was.
  */
 export function learnedRoutes(
   desired: NodeMap,
@@ -157,7 +156,9 @@ export function learnedRoutes(
 ): Observation[] {
   const learned: Observation[] = [];
   for (const [certname, master] of live.routes) {
-    if (desired.get(certname)?.master === master || pending.has(certname)) continue;
+    const wanted = desired.get(certname);
+    const isOld = wanted?.source === "inherited" ? pending.get(certname) === master : pending.has(certname);
+    if (wanted?.master === master || isOld) continue;
     if (isMaster(master) && isServer(master)) learned.push({ certname, master, at: now, source: "learned" });
   }
   return learned;

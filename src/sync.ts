@@ -236,7 +236,7 @@ export class Sync {
   #isServed(): boolean {
     const known = this.fleet.complete || this.fleet.map.size > 0;
     const live = this.#instances.length > 0 ? this.#instances : [this.#file];
-    return known && live.some(({ state }) => state.inSync);
+    return known && live.some(({ settled }) => settled);
   }
 
   /** The same step for every target at once; one that fails reports it and drops out of the pass. */

@@ -571,6 +571,31 @@ describe("a pass", () => {
       expect(await (await lab.newSync()).request({})).toMatchObject({ outcome: "done", moved: 0 });
     }));
 
+  test("serves, and learns, while only PuppetDB can decide on a node that file and HAProxy disagree on", () => {
+    const map: [string, string][] = [
+      [name(0), "master1"],
+      [name(1), "master1"],
+    ];
+    return withFleetLab([{ bin, map }], async (lab) => {
+      await writeFile(lab.mapFile, `${name(0)} master2\n${name(1)} master1\n`);
+      await lab.stopPuppetdb();
+      const sync = await lab.newSync();
+      await sync.request({});
+      expect(sync.served).toBe(true);
+      await setLive(lab, 0, name(1), "master3");
+      expect(await full(sync)).toMatchObject({ learned: 1 });
+      await setLive(lab, 0, name(0), "master3");
+      expect(await full(sync)).toMatchObject({ learned: 1 });
+      await expectEverywhere(
+        lab,
+        new Map([
+          [name(0), "master3"],
+          [name(1), "master3"],
+        ]),
+      );
+    });
+  });
+
   test("does not remove live routes that only a lost file does not hold", () =>
     withFleetLab([{ bin, map: [[name(0), "master3"]] }], async (lab) => {
       await lab.stopPuppetdb();

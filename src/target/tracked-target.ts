@@ -3,15 +3,14 @@
 // before it is overwritten; its failure is its own.
 
 import { type Failure, SasoriError, toFailure } from "../errors.js";
-import type { Before, Master, NodeMap, Observation } from "../node-map.js";
+import { type Before, type Master, NodeMap, type Observation } from "../node-map.js";
 import {
   type Change,
-  isUndecided,
   learnedRoutes,
   type Plan,
-  planForNodes,
   planFromChanges,
   planFromContents,
+  undecided,
 } from "../plan.js";
 import type { Contents, Fingerprint, Server, Sighting, Target } from "./target.js";
 
@@ -87,10 +86,12 @@ export class TrackedTarget {
   inherited = false;
   /** What was read in this pass and not yet acted upon. */
   contents: Contents | undefined;
+  /** When that reading began (ms since the epoch). */
+  #readAt = 0;
   #sighting: Sighting | undefined;
   /** As it was left; undefined when it must be read: never seen, failed, or disturbed. */
   #left: Fingerprint | undefined;
-  /** The process that was last in sync, and when it was last compared entry by entry (ms since the epoch). */
+  /** The process that was last in sync, and as of when it was last compared entry by entry (ms since the epoch). */
   #process: string | undefined;
   #comparedAt = 0;
   /** Entries came or went since it was left. */
@@ -110,6 +111,11 @@ export class TrackedTarget {
 
   get reachable(): boolean {
     return this.#sighting !== undefined;
+  }
+
+  /** It holds all that is known, though PuppetDB may have to decide on some of it. */
+  get settled(): boolean {
+    return this.#left !== undefined;
   }
 
   get state(): TargetState {
@@ -139,7 +145,6 @@ export class TrackedTarget {
       if (failure?.code === "HAPROXY_TIMEOUT" && performance.now() < this.#retryAt && !insist) {
         throw new SasoriError(failure.code, failure.message);
       }
-      this.#retryAt = performance.now() + STALLED_PAUSE_MS;
       this.#sighting = await this.target.look(signal);
       this.servers = this.#sighting.servers;
       const { process, content } = this.#sighting.fingerprint;
@@ -152,7 +157,9 @@ export class TrackedTarget {
     const seen = this.#sighting?.fingerprint;
     if (!inAnyCase && seen !== undefined && this.#left !== undefined && same(seen, this.#left))
       return Promise.resolve();
-    return this.#attempt(() => this.#read(desired, signal));
+    return this.#attempt(async () => {
+      await this.#read(desired, signal);
+    });
   }
 
   /**
@@ -160,13 +167,20 @@ export class TrackedTarget {
    * not known to be right although this pass has settled it before.
    */
   readBeforeReplacing(desired: NodeMap, signal: AbortSignal): Promise<void> {
-    const replaces = this.#left === undefined || this.target.replaces(this.#pending.size, desired);
-    if (!replaces || this.contents !== undefined) return Promise.resolve();
-    return this.#attempt(() => this.#read(desired, signal));
+    if (this.contents !== undefined) return Promise.resolve();
+    const changes = countOf(planFromChanges(desired, this.#pending));
+    if (this.#left !== undefined && !this.target.replaces(changes, desired)) return Promise.resolve();
+    return this.#attempt(async () => {
+      await this.#read(desired, signal);
+    });
   }
 
-  async #read(desired: NodeMap, signal: AbortSignal): Promise<void> {
-    this.contents = await this.target.read(signal, desired);
+  async #read(desired: NodeMap, signal: AbortSignal): Promise<Contents> {
+    const began = Date.now();
+    const contents = await this.target.read(signal, desired);
+    this.#readAt = began;
+    this.contents = contents;
+    return contents;
   }
 
   /** Remembers what this target does not have yet. */
@@ -205,7 +219,7 @@ export class TrackedTarget {
   /** Plans and applies until the target holds the desired map. */
   settle(desired: NodeMap, signal: AbortSignal): Promise<void> {
     return this.#attempt(async () => {
-      let contents = this.contents;
+      const { contents } = this;
       let seen = contents?.fingerprint ?? this.#left;
       if (seen === undefined) return;
       let plan = contents ? planFromContents(desired, contents) : planFromChanges(desired, this.#pending);
@@ -213,24 +227,20 @@ export class TrackedTarget {
       // An HAProxy that finds nodes which its map does not hold adds them itself.
       if (this.report.drift > 0 || (this.#touched && this.report.learned === 0))
         this.report.changedByOthers = true;
-      // What the file and this HAProxy disagree on is compared again when PuppetDB has spoken.
-      let complete = contents === undefined || !isUndecided(desired, contents);
+      let wanted = desired;
       for (let round = 1; round <= MAX_ROUNDS; round += 1) {
-        if (plan.kind === "unchanged") return this.#inSync(seen, contents !== undefined, complete);
+        if (plan.kind === "unchanged") return this.#inSync(seen, desired, wanted === desired);
         this.#left = undefined; // Whatever happens below, until it is known to be right.
         const began = performance.now();
-        const applied = await this.target.apply(plan, desired, seen, signal);
+        const applied = await this.target.apply(plan, wanted, seen, signal);
         if (applied.method !== undefined) this.#applied(plan, applied.method, performance.now() - began);
         if (applied.disturbed && applied.fingerprint.process === seen.process)
           this.report.changedByOthers = true;
-        if (!applied.disturbed) return this.#inSync(applied.fingerprint, contents !== undefined, complete);
-        contents = await this.target.read(signal, desired);
-        seen = contents.fingerprint;
-        // In the same process, what differs besides may be news: it stays, for the next pass to learn.
-        complete = seen.process !== this.#process;
-        plan = complete
-          ? planFromContents(desired, contents)
-          : planForNodes(desired, this.#pending.keys(), contents);
+        if (!applied.disturbed) return this.#inSync(applied.fingerprint, desired, wanted === desired);
+        const now = await this.#read(desired, signal);
+        seen = now.fingerprint;
+        wanted = this.#withNews(desired);
+        plan = planFromContents(wanted, now);
       }
       throw new SasoriError(
         "HAPROXY_CHANGED",
@@ -239,11 +249,28 @@ export class TrackedTarget {
     });
   }
 
-  #inSync(fingerprint: Fingerprint, compared: boolean, complete: boolean): void {
+  /** The desired map with what this HAProxy learned during the push, which it keeps for the next pass to learn. */
+  #withNews(desired: NodeMap): NodeMap {
+    const names = new Set(this.servers?.map(({ name }) => name));
+    const news = this.learned(desired, (name) => names.has(name));
+    if (news.length === 0) return desired;
+    const wanted = new NodeMap(desired);
+    const taken = news.filter((route) => wanted.observe(route));
+    return taken.length === 0 ? desired : wanted;
+  }
+
+  /** `complete`: it holds nothing that is still to be learned. What is undecided stays pending. */
+  #inSync(fingerprint: Fingerprint, desired: NodeMap, complete: boolean): void {
     this.#left = complete ? fingerprint : undefined;
     this.#process = fingerprint.process;
-    if (compared && complete) this.#comparedAt = Date.now();
-    this.#pending = new Map();
+    if (this.contents !== undefined && complete) this.#comparedAt = this.#readAt;
+    this.#pending = this.contents
+      ? undecided(desired.assignments(), this.contents.routes)
+      : undecided(
+          Array.from(this.#pending.keys(), (certname) => desired.get(certname)),
+          this.#pending,
+        );
+    this.#pendingIsShared = false;
     this.contents = undefined;
   }
 
@@ -287,6 +314,9 @@ export class TrackedTarget {
     } catch (error) {
       this.report.outcome = "failed";
       this.report.failure = this.#failure = toFailure(error);
+      // Not anew while it is left alone.
+      if (this.#failure.code === "HAPROXY_TIMEOUT" && performance.now() >= this.#retryAt)
+        this.#retryAt = performance.now() + STALLED_PAUSE_MS;
       this.#left = this.#sighting = this.contents = undefined;
     } finally {
       this.report.durationMs += Math.round(performance.now() - began);
@@ -309,5 +339,8 @@ export class TrackedTarget {
     };
   }
 }
+
+const countOf = (plan: Plan): number =>
+  plan.kind === "unchanged" ? 0 : plan.add.length + plan.set.length + plan.del.length;
 
 const same = (a: Fingerprint, b: Fingerprint) => a.process === b.process && a.content === b.content;
