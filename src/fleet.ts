@@ -11,7 +11,10 @@ import type { Contents, Server } from "./target/target.js";
 /** Finds the HAProxy server of a producer; undefined for a producer that is no master of this HAProxy. */
 export type Resolve = (producer: string) => Master | undefined;
 
-/** How removals are judged in one pass: the limit, the plan id that a person approved for it, and the time (ms). */
+/**
+ * How removals are judged in one pass: the limit, the plan id that a person approved for it, and the time (ms) on a clock
+ * that nobody sets.
+ */
 export interface Guard {
   limit: RemovalLimit;
   approved?: string | undefined;
@@ -38,8 +41,9 @@ export class Fleet {
   /** Grows with every change of `own` and `homes`. */
   revision = 0;
   verdict: Verdict;
-  /** The nodes of a held verdict. */
+  /** The nodes of a held verdict that are still held, and whether some of them no longer are. */
   #held: Set<Certname>;
+  #heldChanged: boolean;
   /** Removals of the last hour, but for approved ones; the oldest first. */
   readonly #removals: { at: number; count: number }[];
   /** Certnames that cannot be map keys, and nodes without a known producer, since the last full reading. */
@@ -56,6 +60,7 @@ export class Fleet {
     this.homes = new Map(like?.homes);
     this.verdict = like?.verdict ?? { kind: "allowed" };
     this.#held = new Set(like === undefined ? [] : like.#held);
+    this.#heldChanged = like === undefined ? false : like.#heldChanged;
     this.#removals = like === undefined ? [] : [...like.#removals];
     this.refused = new Set(like?.refused);
     this.withoutProducer = new Set(like?.withoutProducer);
@@ -77,6 +82,7 @@ export class Fleet {
   observe(observation: Observation): boolean {
     if (!this.map.observe(observation)) return false;
     const { certname, source } = observation;
+    this.#unhold(certname);
     if (source === "registration" || source === "learned") {
       this.own.set(certname, observation);
       this.revision += 1;
@@ -91,6 +97,16 @@ export class Fleet {
     if (!this.own.has(certname)) return; // PuppetDB has spoken since this was ordered.
     this.#remove(certname);
     if (observation !== undefined) this.observe(observation);
+  }
+
+  /** Its removal waits for approval. */
+  isHeld(certname: Certname): boolean {
+    return this.#held.has(certname);
+  }
+
+  /** What was held is another plan then: the next look at PuppetDB gives it another id. */
+  #unhold(certname: Certname): void {
+    if (this.#held.delete(certname)) this.#heldChanged = true;
   }
 
   #disown(certname: Certname): void {
@@ -149,6 +165,7 @@ export class Fleet {
     const lately = this.#removals.reduce((sum, { count }) => sum + count, 0);
     this.verdict = judgeRemovals(nodes, this.map.size, limit, { approved, lately });
     this.#held = new Set(this.verdict.kind === "held" ? nodes : []);
+    this.#heldChanged = false;
     if (this.verdict.kind === "held" || nodes.length === 0) return;
     const leaving = this.verdict.byApproval
       ? nodes
@@ -158,7 +175,8 @@ export class Fleet {
   }
 
   #isFresh(certname: Certname, { asOf, inactive }: Reading): boolean {
-    return !inactive.has(certname) && asOf - (this.map.get(certname)?.at ?? 0) < FRESH_MS;
+    // A time far ahead is that of a wrong clock.
+    return !inactive.has(certname) && Math.abs(asOf - (this.map.get(certname)?.at ?? 0)) < FRESH_MS;
   }
 
   #takeSubmission(submission: Submission, master: Master | undefined): boolean {
@@ -209,13 +227,13 @@ export class Fleet {
       if (assignment === undefined || back || (this.own.has(certname) && assignment.at >= at)) continue;
       if (!this.#held.has(certname)) news.add(certname);
     }
-    let back = 0;
-    for (const certname of submissions.keys()) if (this.#held.delete(certname)) back += 1;
-    if (news.size === 0 && back === 0) return this.#held.size === 0 ? [] : "as held";
+    for (const certname of submissions.keys()) this.#unhold(certname);
+    if (news.size === 0 && !this.#heldChanged) return this.#held.size === 0 ? [] : "as held";
     return [...this.#held, ...news];
   }
 
   #remove(certname: Certname): void {
+    this.#unhold(certname);
     this.map.remove(certname);
     this.unroutable.delete(certname);
     this.#disown(certname);

@@ -337,7 +337,7 @@ export class Sync {
 
   /** Returns how late a submission was, see Fleet.merge. */
   #merge(fleet: Fleet, reading: Reading, approved?: string): number {
-    const guard = { limit: this.#parts.config.maxRemoved, approved, now: Date.now() };
+    const guard = { limit: this.#parts.config.maxRemoved, approved, now: performance.now() };
     return fleet.merge(reading, this.resolver(), guard, this.#watermark?.asOf ?? 0);
   }
 

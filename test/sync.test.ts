@@ -2,7 +2,7 @@ import { once } from "node:events";
 import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import path from "node:path";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import type { Certname, Master, Observation } from "../src/node-map.js";
 import type { SyncRequest } from "../src/pass-queue.js";
 import type { Sync } from "../src/sync.js";
@@ -281,6 +281,39 @@ describe("a pass", () => {
       await expectEverywhere(lab, routes);
     }));
 
+  test("holds another plan when a held node is registered, and an approval of the old one lets nothing through", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 30);
+      const sync = await lab.newSync();
+      await sync.request({});
+      for (let index = 0; index < 15; index += 1) await lab.puppetdb.deactivateNode(name(index));
+      const { held: old } = await sync.request({});
+      expect(old).toMatchObject({ count: 15 });
+      await sync.submit(registration(name(3), "master3"));
+      expect(sync.fleet.isHeld(name(3) as Certname)).toBe(false);
+      routes.set(name(3), "master3");
+      const changed = await sync.request({ approve: old?.id });
+      expect(changed).toMatchObject({ outcome: "held", approvalUnmatched: true, held: { count: 14 } });
+      await expectEverywhere(lab, routes);
+      expect(await sync.request({ approve: changed.held?.id })).toMatchObject({ outcome: "done" });
+      for (let index = 0; index < 15; index += 1) if (index !== 3) routes.delete(name(index));
+      await expectEverywhere(lab, routes);
+    }));
+
+  test("counts the removals of an hour by a clock that nobody sets", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await checkIn(lab, 30);
+      const sync = await lab.newSync();
+      await sync.request({});
+      for (let index = 0; index < 6; index += 1) await lab.puppetdb.deactivateNode(name(index));
+      expect(await sync.request({})).toMatchObject({ outcome: "done", nodes: 24 });
+      const began = performance.now();
+      const later = vi.spyOn(performance, "now").mockReturnValue(began + 61 * MINUTE);
+      for (let index = 6; index < 12; index += 1) await lab.puppetdb.deactivateNode(name(index));
+      expect(await sync.request({})).toMatchObject({ outcome: "done", nodes: 18 });
+      later.mockRestore();
+    }));
+
   test("removes a few deactivated nodes with the next look for changes", () =>
     withFleetLab([{ bin }], async (lab) => {
       const routes = await checkIn(lab, 10);
@@ -297,6 +330,7 @@ describe("a pass", () => {
       const routes = await checkIn(lab, 20);
       await lab.run("long-ago.example.com", "master1", -60 * MINUTE);
       await lab.run("just-now.example.com", "master1");
+      await lab.run("wrong-clock.example.com", "master1", 24 * 60 * MINUTE);
       const sync = await lab.newSync();
       await sync.request({});
       await lab.stopPuppetdb();

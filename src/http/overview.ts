@@ -96,7 +96,7 @@ export class Overview {
     const assignment = fleet.map.get(certname);
     const producer = fleet.unroutable.get(certname)?.producer;
     const { verdict } = fleet;
-    const held = verdict.kind === "held" && verdict.certnames.includes(certname) ? verdict.id : undefined;
+    const held = verdict.kind === "held" && fleet.isHeld(certname) ? verdict.id : undefined;
     return {
       ...(assignment && { master: assignment.master, source: assignment.source, since: since(assignment) }),
       ...(producer !== undefined && { unroutableProducer: producer }),
