@@ -3,7 +3,7 @@
 // timer holds the controller, and both are gone when the work is.
 
 import { setMaxListeners } from "node:events";
-import type { SasoriError } from "./errors.js";
+import { reason, type SasoriError } from "./errors.js";
 
 /**
  * Runs `use` with a signal that ends after `ms` with `late`, or with `stop`, whatever comes first. What is still under
@@ -27,5 +27,36 @@ export async function within<T>(
     clearTimeout(timer);
     stop?.removeEventListener("abort", onStop);
     controller.abort();
+  }
+}
+
+/**
+ * For work that knows no signal and may never end, such as that of a file system on a network: its end is not waited for
+ * once the signal has ended, and nothing more is begun before it, because each would take a thread of Node for good.
+ */
+export class Patience {
+  #isLost = false;
+
+  /** Throws what `silent` makes of the reason. */
+  async wait<T>(
+    signal: AbortSignal | undefined,
+    silent: (why: string) => SasoriError,
+    work: () => Promise<T>,
+  ): Promise<T> {
+    if (this.#isLost) throw silent("still nothing");
+    if (signal === undefined) return work();
+    return new Promise((resolve, reject) => {
+      const end = () => {
+        this.#isLost = true;
+        reject(silent(reason(signal.reason)));
+      };
+      if (signal.aborted) return reject(silent(reason(signal.reason)));
+      signal.addEventListener("abort", end, { once: true });
+      const ended = () => {
+        this.#isLost = false;
+        signal.removeEventListener("abort", end);
+      };
+      work().then(resolve, reject).finally(ended);
+    });
   }
 }

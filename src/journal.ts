@@ -5,6 +5,7 @@
 import { existsSync } from "node:fs";
 import { readFile, rename } from "node:fs/promises";
 import { z } from "zod";
+import { Patience } from "./deadline.js";
 import { reason, SasoriError, systemCode } from "./errors.js";
 import { type Certname, isCertname, isMaster, type Master, type Observation } from "./node-map.js";
 import { replaceFile } from "./target/atomic-file.js";
@@ -44,6 +45,7 @@ const STATE_FILE_MODE = 0o640;
 
 export class Journal {
   readonly #file: string;
+  readonly #patience = new Patience();
   #written = "";
   #blocked: SasoriError | undefined;
   #aside: { file: string; error: SasoriError } | undefined;
@@ -90,7 +92,11 @@ export class Journal {
   }
 
   /** Throws `FILE_...` as replaceFile does. */
-  async save(observations: Iterable<Observation>, homes: Iterable<[Certname, Master]>): Promise<void> {
+  async save(
+    observations: Iterable<Observation>,
+    homes: Iterable<[Certname, Master]>,
+    signal?: AbortSignal,
+  ): Promise<void> {
     const entries = Array.from(observations, ({ certname, master, at, source }) => ({
       certname,
       master,
@@ -102,7 +108,14 @@ export class Journal {
     const nothing = state.observations.length + state.homes.length === 0;
     if (this.#blocked !== undefined) throw this.#blocked;
     if (text === this.#written || (nothing && this.#written === "")) return;
-    await replaceFile(this.#file, [text], STATE_FILE_MODE);
-    this.#written = text;
+    const silent = (why: string) =>
+      new SasoriError(
+        "FILE_WRITE",
+        `cannot write the state file ${this.#file}: its file system does not answer (${why})`,
+      );
+    await this.#patience.wait(signal, silent, async () => {
+      await replaceFile(this.#file, [text], STATE_FILE_MODE);
+      this.#written = text;
+    });
   }
 }

@@ -18,7 +18,7 @@ import { MapFile } from "./target/map-file.js";
 import type { Server } from "./target/target.js";
 import { type TargetDetail, type TargetState, TrackedTarget } from "./target/tracked-target.js";
 
-/** A look is a handful of lines; HAProxy answers in milliseconds or not at all. */
+/** A look, or what the state file holds, is a handful of lines: HAProxy or the disk answers in milliseconds or not at all. */
 const LOOK_MS = 15_000;
 /** PuppetDB answers what changed in a fraction of a second; a full reading of a million nodes takes a minute. */
 const FETCH_CHANGES_MS = 15_000;
@@ -393,7 +393,7 @@ export class Sync {
     for (const target of this.#targets) this.#inherit(target);
     this.#learn(this.fleet);
     this.#remember((master) => this.#isUp(master));
-    const journal = await this.#saveJournal();
+    const journal = await this.#saveJournal(stop);
     const late = new SasoriError("HAPROXY_TIMEOUT", `gave up on the push after ${TARGET_MS / 1000} s`);
     clock?.begin("file");
     await within(TARGET_MS, stop, late, (signal) => this.#file.settle(desired, signal));
@@ -404,11 +404,12 @@ export class Sync {
     return journal;
   }
 
-  async #saveJournal(): Promise<Failure | undefined> {
+  async #saveJournal(stop: AbortSignal): Promise<Failure | undefined> {
     const { own, homes, revision } = this.fleet;
     if (revision === this.#savedRevision) return undefined;
     try {
-      await this.#parts.journal.save(own.values(), homes);
+      const late = new SasoriError("FILE_WRITE", `gave up after ${LOOK_MS / 1000} s`);
+      await within(LOOK_MS, stop, late, (signal) => this.#parts.journal.save(own.values(), homes, signal));
       this.#savedRevision = revision;
       return undefined;
     } catch (error) {

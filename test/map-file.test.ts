@@ -4,6 +4,7 @@ import {
   chown,
   lstat,
   mkdtemp,
+  open,
   readdir,
   readFile,
   rm,
@@ -189,6 +190,22 @@ describe("the map file", () => {
       undefined,
       undefined,
     ]);
+  });
+
+  test("is not waited for when its file system hangs, nor asked anything more until it has answered", async () => {
+    await promisify(execFile)("mkfifo", [mapPath()]); // To open it takes until somebody else does.
+    const file = new MapFile(mapPath());
+    const stop = new AbortController();
+    const reading = file.read(stop.signal);
+    stop.abort(new Error("gave up"));
+    const silent = { code: "FILE_READ", message: expect.stringContaining("does not answer") };
+    await expect(reading).rejects.toMatchObject(silent);
+    await expect(file.look(new AbortController().signal)).rejects.toMatchObject(silent);
+    const writer = await open(mapPath(), "w");
+    await rm(mapPath());
+    await writeFile(mapPath(), "a m1\n");
+    await writer.close();
+    await expect.poll(async () => (await file.read().catch(() => undefined))?.routes.size).toBe(1);
   });
 
   test("says that the folder is missing", async () => {

@@ -1,7 +1,9 @@
+import { execFile } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { mkdir, open, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import path from "node:path";
+import { promisify } from "node:util";
 import { describe, expect, test, vi } from "vitest";
 import type { Certname, Master, Observation } from "../src/node-map.js";
 import type { SyncRequest } from "../src/pass-queue.js";
@@ -861,6 +863,18 @@ describe("a pass", () => {
       const reports = await Promise.all([first, ...joined]);
       expect(new Set(reports).size).toBe(2);
       expect(reports[1]).toMatchObject({ kind: "full" });
+    }));
+
+  test("ends in time when the map file does not answer", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      await promisify(execFile)("mkfifo", [lab.mapFile]); // To open it hangs, as a network file system may.
+      const pass = sync.request({});
+      await expect.poll(() => sync.phase).toBe("fetch");
+      await sync.stop(0);
+      expect(await pass).toMatchObject({ targets: [{ failure: { code: "FILE_READ" } }, {}] });
+      await (await open(lab.mapFile, "w")).close();
     }));
 
   test("brings back a map file that somebody deleted or edited", () =>

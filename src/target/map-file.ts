@@ -3,6 +3,7 @@
 // Format, from HAProxy: "#" in column 1 is a comment; the key ends at the first blank; the rest is the value.
 
 import { readFile, stat } from "node:fs/promises";
+import { Patience } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
 import { type Certname, isCertname, isMaster, type Master, type NodeMap } from "../node-map.js";
 import type { Plan } from "../plan.js";
@@ -25,6 +26,7 @@ const MAX_PAGE_BYTES = 64 * 1024;
 export class MapFile implements Target {
   readonly kind = "file";
   readonly name: string;
+  readonly #patience = new Patience();
   #lookups: Promise<unknown> = Promise.resolve();
   /** The text as it was written last, and the file's fingerprint then. */
   #written: { text: MapText; content: string } | undefined;
@@ -33,12 +35,17 @@ export class MapFile implements Target {
     this.name = file;
   }
 
-  async look(): Promise<Sighting> {
-    return { fingerprint: await this.#fingerprint(), servers: [], version: "" };
+  async look(signal?: AbortSignal): Promise<Sighting> {
+    const fingerprint = await this.#patience.wait(signal, unread, () => this.#fingerprint());
+    return { fingerprint, servers: [], version: "" };
   }
 
   /** A file that does not exist is an empty map: HAProxy and sasori may start in any order. */
-  async read(_signal?: AbortSignal, desired?: NodeMap): Promise<Contents> {
+  read(signal?: AbortSignal, desired?: NodeMap): Promise<Contents> {
+    return this.#patience.wait(signal, unread, () => this.#read(desired));
+  }
+
+  async #read(desired: NodeMap | undefined): Promise<Contents> {
     const fingerprint = await this.#fingerprint();
     const routes = new Routes(desired);
     const text = await this.#text();
@@ -89,9 +96,11 @@ export class MapFile implements Target {
     return false;
   }
 
-  async apply(plan: Plan, desired: NodeMap, seen: Fingerprint): Promise<Applied> {
-    if (plan.kind === "changes") await this.#replace(plan, desired, seen.content);
-    return { method: "file", fingerprint: await this.#fingerprint(), disturbed: false };
+  apply(plan: Plan, desired: NodeMap, seen: Fingerprint, signal?: AbortSignal): Promise<Applied> {
+    return this.#patience.wait(signal, unwritten, async () => {
+      if (plan.kind === "changes") await this.#replace(plan, desired, seen.content);
+      return { method: "file", fingerprint: await this.#fingerprint(), disturbed: false };
+    });
   }
 
   async #replace(plan: Plan & { kind: "changes" }, desired: NodeMap, content: string): Promise<void> {
@@ -111,6 +120,11 @@ export class MapFile implements Target {
     return { process: "file", content };
   }
 }
+
+const unread = (why: string) =>
+  new SasoriError("FILE_READ", `cannot read the map file: its file system does not answer (${why})`);
+const unwritten = (why: string) =>
+  new SasoriError("FILE_WRITE", `cannot write the map file: its file system does not answer (${why})`);
 
 /** One at a time: a list of a million lines takes 100 MB. */
 function* linesOf(text: string): Generator<string> {
