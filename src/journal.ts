@@ -8,7 +8,7 @@ import { z } from "zod";
 import { Patience } from "./deadline.js";
 import { reason, SasoriError, systemCode } from "./errors.js";
 import { type Certname, isCertname, isMaster, type Master, type Observation } from "./node-map.js";
-import { replaceFile } from "./target/atomic-file.js";
+import { removeLeftovers, replaceFile } from "./target/atomic-file.js";
 
 const CertnameShape = z.custom<Certname>((value) => typeof value === "string" && isCertname(value));
 const MasterShape = z.custom<Master>((value) => typeof value === "string" && isMaster(value));
@@ -62,9 +62,9 @@ export class Journal {
 
   /**
    * Throws `STATE_FILE` when the file cannot be read or understood. It is then set aside under another name, or, if
-   * even that fails, left alone for good.
+   * even that fails or nothing is to be touched, left alone for good.
    */
-  async load(): Promise<State> {
+  async load(untouched = false): Promise<State> {
     try {
       const text = await readFile(this.#file, "utf8");
       const state = parseState(text);
@@ -72,8 +72,12 @@ export class Journal {
       return state;
     } catch (error) {
       if (systemCode(error) === "ENOENT") return { observations: [], homes: [] };
-      throw await this.#setAside(error);
+      throw untouched ? this.#block(error) : await this.#setAside(error);
     }
+  }
+
+  removeLeftovers(): Promise<void> {
+    return removeLeftovers(this.#file);
   }
 
   async #setAside(error: unknown): Promise<SasoriError> {
@@ -82,13 +86,21 @@ export class Journal {
     try {
       await rename(this.#file, aside);
     } catch {
-      const message = `cannot use the state file ${this.#file} (${what}), nor set it aside: registrations and learned routes in it are not in force, and new ones are not kept; let sasori's user read and write it`;
-      this.#blocked = new SasoriError("STATE_FILE", message, { cause: error });
-      return this.#blocked;
+      return this.#block(
+        error,
+        ", nor set it aside",
+        ", and new ones are not kept; let sasori's user read and write it",
+      );
     }
     const message = `${this.#file} is no usable state file (${what}): it was set aside as ${aside}; registrations and learned routes in it are not in force`;
     this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message, { cause: error }) };
     return this.#aside.error;
+  }
+
+  #block(error: unknown, tried = "", remedy = ""): SasoriError {
+    const message = `cannot use the state file ${this.#file} (${stateProblem(error)})${tried}: registrations and learned routes in it are not in force${remedy}`;
+    this.#blocked = new SasoriError("STATE_FILE", message, { cause: error });
+    return this.#blocked;
   }
 
   /** Throws `FILE_...` as replaceFile does. */

@@ -120,10 +120,11 @@ export class Sync {
     return resolver(this.#parts.config.masterAliases, this.servers());
   }
 
-  /** Takes over what an earlier run has left. Throws `STATE_FILE`; sasori can go on without. */
-  async restore(): Promise<void> {
-    await this.#parts.file.removeLeftovers();
-    const { observations, homes } = await this.#parts.journal.load();
+  /** Takes over what an earlier run has left; for a dry run without touching it. Throws `STATE_FILE`; sasori can go on without. */
+  async restore({ dryRun = false }: Pick<SyncRequest, "dryRun"> = {}): Promise<void> {
+    const { file, journal } = this.#parts;
+    if (!dryRun) for (const one of [file, journal]) await one.removeLeftovers();
+    const { observations, homes } = await journal.load(dryRun);
     for (const observation of observations) this.fleet.observe(observation);
     for (const [certname, home] of homes) this.fleet.homes.set(certname, home);
     this.#savedRevision = this.fleet.revision;

@@ -208,6 +208,20 @@ describe("the map file", () => {
     await expect.poll(async () => (await file.read().catch(() => undefined))?.routes.size).toBe(1);
   });
 
+  test("is written also in a folder that sasori may write but not list", async () => {
+    const asRoot = process.getuid?.() === 0; // Who may read everything.
+    if (asRoot) await chown(folder, 65534, 65534);
+    await chmod(folder, 0o300);
+    if (asRoot) process.seteuid?.(65534);
+    try {
+      await bring(new MapFile(mapPath()), fleet({ a: "m1" }));
+    } finally {
+      if (asRoot) process.seteuid?.(0);
+      await chmod(folder, 0o700);
+    }
+    expect(await readFile(mapPath(), "utf8")).toContain("a m1\n");
+  });
+
   test("says that the folder is missing", async () => {
     const file = new MapFile(path.join(folder, "none", "node-master.map"));
     await expect(bring(file, fleet({ a: "m1" }))).rejects.toMatchObject({

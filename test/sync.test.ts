@@ -1,13 +1,13 @@
 import { execFile } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, open, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { mkdir, open, readdir, readFile, rename, rm, utimes, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import path from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, test, vi } from "vitest";
 import type { Certname, Master, Observation } from "../src/node-map.js";
 import type { SyncRequest } from "../src/pass-queue.js";
-import type { Sync } from "../src/sync.js";
+import { assemble, Sync } from "../src/sync.js";
 import type { SyncReport } from "../src/sync-report.js";
 import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
 import { startMaster } from "./support/gateway.js";
@@ -895,5 +895,30 @@ describe("a pass", () => {
         message: expect.stringContaining("set aside as"),
       });
       expect(await (await lab.newSync()).request({})).toMatchObject({ outcome: "done" });
+    }));
+
+  test("touches no file when it starts for a dry run", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const parts = assemble(lab.config());
+      const state = `${lab.mapFile}.state.json`;
+      const leftover = path.join(path.dirname(lab.mapFile), ".nodes.map.killed.tmp");
+      for (const file of [state, leftover]) await writeFile(file, "{ broken");
+      await utimes(leftover, 0, 0);
+      const restored = new Sync(parts).restore({ dryRun: true });
+      await expect(restored).rejects.toMatchObject({ code: "STATE_FILE" });
+      await expect(restored).rejects.not.toThrow("set aside as");
+      for (const file of [state, leftover]) expect(await readFile(file, "utf8")).toBe("{ broken");
+      await parts.puppetdb.close();
+    }));
+
+  test("removes what a killed sasori has left of the state file, wherever that is", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const folder = path.join(path.dirname(lab.mapFile), "state");
+      await mkdir(folder);
+      const leftover = path.join(folder, ".sasori.json.killed.tmp");
+      await writeFile(leftover, "half");
+      await utimes(leftover, 0, 0);
+      await lab.newSync({ SASORI_STATE_FILE: path.join(folder, "sasori.json") });
+      expect(await readdir(folder)).toEqual([]);
     }));
 });

@@ -43,7 +43,7 @@ export async function runPass(
     sync = new Sync(parts);
     // Without what an earlier run has left a pass is still worth more than none.
     await sync
-      .restore()
+      .restore(wanted)
       .catch((error: unknown) => process.stderr.write(`sasori: ${toFailure(error).message}\n`));
     try {
       return await sync.request({ ...wanted, full: true });

@@ -76,14 +76,14 @@ async function keepOwner(handle: FileHandle, old: { uid?: number; gid?: number }
     .catch(() => handle.chown(now.uid, old.gid ?? now.gid).catch(() => undefined));
 }
 
-/** Without this the rename itself may be lost when the machine stops. Some file systems do not offer it. */
+/**
+ * Without this the rename itself may be lost when the machine stops. Some file systems do not offer it, and the folder may
+ * be one that cannot be listed; the new file is in place all the same.
+ */
 async function syncFolder(folder: string): Promise<void> {
-  const handle = await open(folder, "r");
-  try {
-    await handle.sync().catch(() => undefined);
-  } finally {
-    await handle.close();
-  }
+  const handle = await open(folder, "r").catch(() => undefined);
+  await handle?.sync().catch(() => undefined);
+  await handle?.close().catch(() => undefined);
 }
 
 function writeError(file: string, error: unknown): SasoriError {
