@@ -345,10 +345,10 @@ export class Sync {
   /** Routes that a HAProxy learned since it was last in sync become observations for all others. */
   #learn(fleet: Fleet): void {
     const names = new Set(this.servers()?.map(({ name }) => name));
-    for (const target of this.#instances) {
-      const routes = target.learned(fleet.map, (name) => names.has(name));
-      target.report.learned += routes.filter((route) => fleet.observe(route)).length;
-    }
+    // All are asked first: beside what one learned, the old route of another would look like news.
+    const learned = this.#instances.map((target) => target.learned(fleet.map, (name) => names.has(name)));
+    for (const [index, { report }] of this.#instances.entries())
+      report.learned += (learned[index] ?? []).filter((route) => fleet.observe(route)).length;
   }
 
   /** Tells every target what changed in the fleet, and the fleet which nodes lost their home by it. */

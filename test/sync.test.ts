@@ -409,6 +409,20 @@ describe("a pass", () => {
       await expectEverywhere(lab, routes);
     }));
 
+  test("believes the HAProxy that learned a route rather than one that was compared later and has the old one", () =>
+    withFleetLab([{ bin }, { bin }], async (lab) => {
+      const routes = await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      await sync.request({});
+      const socket = lab.haproxys[0]?.socketPath ?? "";
+      await rename(socket, `${socket}.away`);
+      await full(sync);
+      await rename(`${socket}.away`, socket);
+      await setLive(lab, 0, name(0), "master3");
+      expect(await full(sync)).toMatchObject({ learned: 1 });
+      await expectEverywhere(lab, routes.set(name(0), "master3"));
+    }));
+
   test("follows server lines that were renamed or removed in HAProxy", () =>
     withFleetLab(
       [
