@@ -45,17 +45,17 @@ export class Patience {
   ): Promise<T> {
     if (this.#isLost) throw silent("still nothing");
     if (signal === undefined) return work();
+    if (signal.aborted) throw silent(reason(signal.reason));
     return new Promise((resolve, reject) => {
-      const end = () => {
+      const giveUp = () => {
         this.#isLost = true;
         reject(silent(reason(signal.reason)));
       };
-      if (signal.aborted) return reject(silent(reason(signal.reason)));
-      signal.addEventListener("abort", end, { once: true });
       const ended = () => {
         this.#isLost = false;
-        signal.removeEventListener("abort", end);
+        signal.removeEventListener("abort", giveUp);
       };
+      signal.addEventListener("abort", giveUp, { once: true });
       work().then(resolve, reject).finally(ended);
     });
   }

@@ -167,9 +167,9 @@ export class TrackedTarget {
    * not known to be right although this pass has settled it before.
    */
   readBeforeReplacing(desired: NodeMap, signal: AbortSignal): Promise<void> {
-    if (this.contents !== undefined) return Promise.resolve();
-    const changes = countOf(planFromChanges(desired, this.#pending));
-    if (this.#left !== undefined && !this.target.replaces(changes, desired)) return Promise.resolve();
+    const replaces = () => this.target.replaces(countOf(planFromChanges(desired, this.#pending)), desired);
+    const isKnown = this.contents !== undefined || (this.#left !== undefined && !replaces());
+    if (isKnown) return Promise.resolve();
     return this.#attempt(async () => {
       await this.#read(desired, signal);
     });
