@@ -59,6 +59,19 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
     },
   );
 
+  test.each([{}, { GATEWAY_SECRET: "known to few" }])(
+    "does not start with an empty password of the stats page, with %o",
+    (more) => {
+      expect(check(bin, { more: { ...more, STATS_PASSWORD: "" } }).status).not.toBe(0);
+      // HAProxy's conditions would take these for their own syntax.
+      for (const STATS_PASSWORD of ['a,b"c)', "it's", "\\", "a b"])
+        expect(check(bin, { more: { ...more, STATS_PASSWORD } })).toEqual({
+          status: 0,
+          text: expect.anything(),
+        });
+    },
+  );
+
   test("takes no client certificates where it speaks no TLS", () => {
     const { status, text } = check(bin, { more: { GATEWAY_CLIENT_CA: "/etc/ca.pem" } });
     expect(status).not.toBe(0);
