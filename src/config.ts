@@ -262,7 +262,13 @@ export const Env = z.object({
     ),
   SASORI_STATE_FILE: absolutePath
     .optional()
-    .meta(about("registrations and learned routes", "/var/lib/sasori/state.json", "beside the map file")),
+    .meta(
+      about(
+        "registrations and learned routes",
+        "/var/lib/sasori/state.json",
+        "the map file's name and .state.json",
+      ),
+    ),
   SASORI_LOG_LEVEL: z
     .enum(LOG_LEVELS)
     .default("info")
