@@ -1,6 +1,6 @@
 // The configuration: environment variables, checked once, all problems reported together.
 // This schema is the only place that knows a variable's name, meaning, default and form: the README's table,
-// `sasori config` and every message about a wrong value come from it. Nothing else reads process.env.
+// `sasori config` and every message about a wrong value come from it. Nothing else reads a SASORI_ variable.
 
 import { accessSync, constants, statSync } from "node:fs";
 import path from "node:path";
@@ -262,7 +262,13 @@ export const Env = z.object({
     ),
   SASORI_STATE_FILE: absolutePath
     .optional()
-    .meta(about("registrations and learned routes", "/var/lib/sasori/state.json", "beside the map file")),
+    .meta(
+      about(
+        "registrations and learned routes",
+        "/var/lib/sasori/state.json",
+        "the map file's name and .state.json",
+      ),
+    ),
   SASORI_LOG_LEVEL: z
     .enum(LOG_LEVELS)
     .default("info")

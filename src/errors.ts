@@ -40,7 +40,10 @@ export class SasoriError extends Error {
   }
 }
 
-/** What a report says of a failure: the code, and the message with its causes, on one line. */
+/**
+ * What a report says of a failure: the code, and the message, which names the reason by itself: no cause is added. It is
+ * one line, but for `CONFIG_INVALID`, which has one for each problem.
+ */
 export interface Failure {
   code: ErrorCode;
   message: string;

@@ -4,7 +4,10 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import type { IServiceMonitor } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1";
 import type { IDeployment } from "kubernetes-models/apps/v1";
+import type { INetworkPolicy } from "kubernetes-models/networking.k8s.io/v1";
+import type { IService } from "kubernetes-models/v1";
 import { Agent, request } from "undici";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
@@ -117,6 +120,41 @@ describe.skipIf(kubectl === undefined)("the manifests", () => {
     const monitored = find("ServiceMonitor").spec?.selector?.matchLabels as object;
     expect(find("Service", "sasori-metrics").metadata.labels).toMatchObject(monitored);
     expect(find("Service").metadata.labels).not.toMatchObject(monitored);
+  });
+
+  test("name ports that a Service finds: a sidecar's only by number", () => {
+    const named = (podSpec()?.containers ?? []).flatMap(({ ports = [] }) => ports.map(({ name }) => name));
+    const numbers = [...(podSpec()?.containers ?? []), ...(podSpec()?.initContainers ?? [])].flatMap(
+      ({ ports = [] }) => ports.map(({ containerPort }) => containerPort),
+    );
+    const services = manifests.filter(({ kind }) => kind === "Service") as unknown as IService[];
+    const { ingress = [] } = (find("NetworkPolicy") as unknown as INetworkPolicy).spec ?? {};
+    const targets = [
+      ...services.flatMap(({ spec }) => (spec?.ports ?? []).map(({ targetPort }) => targetPort)),
+      ...ingress.flatMap(({ ports = [] }) => ports.map(({ port }) => port)),
+    ];
+    expect(targets).toHaveLength(6);
+    expect([...named, ...numbers]).toEqual(expect.arrayContaining(targets));
+  });
+
+  test("are scraped as the jobs that alerts and dashboard ask for", async () => {
+    const { endpoints = [] } = (find("ServiceMonitor") as unknown as IServiceMonitor).spec;
+    const jobs = endpoints.map(({ port, relabelings = [] }) => [
+      port,
+      relabelings.find(({ targetLabel }) => targetLabel === "job")?.replacement,
+    ]);
+    expect(jobs).toEqual([
+      ["sasori", "sasori"],
+      ["stats", "haproxy"],
+    ]);
+    const read = (name: string) => readFile(path.join(ROOT, "deploy", name), "utf8");
+    const matches = (text: string, pattern: RegExp) => [
+      ...new Set(Array.from(text.matchAll(pattern), ([, job]) => job)),
+    ];
+    const example = await read("prometheus/scrape.example.yml");
+    expect(jobs.map(([, job]) => job)).toEqual(matches(example, /job_name: (\S+)/g));
+    const asked = (await read("prometheus/sasori.rules.yml")) + (await read("grafana/sasori.json"));
+    expect(matches(asked, /\bjob=~?\\?"([^"\\]*)/g)).toEqual(["sasori"]);
   });
 
   test("carry the gateway of this repository, and a version of sasori that there is", async () => {

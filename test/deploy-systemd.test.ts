@@ -109,6 +109,12 @@ describe("systemd", () => {
     }
   });
 
+  test("the gateway's settings leave the password to the operator, and do not set an empty one", async () => {
+    expect(await readFile(path.join(DEPLOY, "gateway.env"), "utf8")).toContain("\n#STATS_PASSWORD=\n");
+    const empty = Object.entries(await environmentOf("gateway.env")).filter(([, value]) => value === "");
+    expect(empty).toEqual([]);
+  });
+
   test.each(haproxyBinaries())(
     "the gateway is a second file of a HAProxy $version that has one",
     async ({ bin }) => {

@@ -59,6 +59,51 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
     },
   );
 
+  test.each([{}, { GATEWAY_SECRET: "known to few" }])(
+    "does not start with an empty password of the stats page, with %o",
+    (more) => {
+      expect(check(bin, { more: { ...more, STATS_PASSWORD: "" } }).status).not.toBe(0);
+      // HAProxy's conditions would take these for their own syntax.
+      for (const STATS_PASSWORD of ['a,b"c)', "it's", "\\", "a b"])
+        expect(check(bin, { more: { ...more, STATS_PASSWORD } })).toEqual({
+          status: 0,
+          text: expect.anything(),
+        });
+    },
+  );
+
+  test("takes the variables of docs/containers.md, and is reached from beyond its container", () => {
+    const yaml = readFileSync(new URL("../docs/containers.md", import.meta.url), "utf8");
+    const [, environment = ""] =
+      /\n {2}haproxy:\n[\s\S]*?\n {4}environment:\n((?: {6}.*\n)+)/.exec(yaml) ?? [];
+    const given = Object.fromEntries(
+      Array.from(environment.matchAll(/^ +(\w+): "?([^"\n]*)/gm), ([, name, value]) => [
+        name ?? "",
+        value ?? "",
+      ]),
+    );
+    expect(given).toMatchObject({
+      GATEWAY_ADDRESS: "0.0.0.0",
+      RESOLVER_ADDRESS: "sasori:9180",
+      GATEWAY_DNS: "on",
+    });
+    const { NODE_MASTER_MAP, HAPROXY_SOCKET, ...more } = given;
+    expect([NODE_MASTER_MAP, HAPROXY_SOCKET]).toEqual([
+      yaml.match(/SASORI_MAP_FILE: (.*)/)?.[1],
+      yaml.match(/SASORI_HAPROXY: (.*)/)?.[1],
+    ]);
+    expect(Object.keys(more)).toEqual(
+      expect.arrayContaining(["STATS_USER", "STATS_PASSWORD", "MASTER1", "MASTER2", "MASTER3"]),
+    );
+    // Names of the example's hosts are nobody's here.
+    const here = Object.entries(more).map(([name, value]) => [
+      name,
+      value.replace(/^[a-z][\w.]+:/, "localhost:"),
+    ]);
+    const { status, text } = check(bin, { more: Object.fromEntries(here) });
+    expect({ status, warnings: text.match(/WARNING|ALERT/g) }).toEqual({ status: 0, warnings: null });
+  });
+
   test("takes no client certificates where it speaks no TLS", () => {
     const { status, text } = check(bin, { more: { GATEWAY_CLIENT_CA: "/etc/ca.pem" } });
     expect(status).not.toBe(0);

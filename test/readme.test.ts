@@ -1,5 +1,5 @@
 // The README is held to the code: every error code and metric is in it, it names none that is not there, and every
-// dependency has its reason.
+// dependency has its reason. So are the gateway's variables, which docs/gateway.md lists.
 
 import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
@@ -60,5 +60,25 @@ describe("the README", () => {
       // Nothing that runs in production runs anything when it is installed.
       if (!dev) expect([place, hasInstallScript]).toEqual([place, undefined]);
     }
+  });
+});
+
+describe("docs/gateway.md", () => {
+  test("names every variable of haproxy.cfg with its default, and no other", () => {
+    const config = read("haproxy/haproxy.cfg").replace(/^ *#.*$/gm, "");
+    const used = [
+      ...config.matchAll(/\$\{(\w+)(?:-([^}]+))?\}|(?:defined\(|presetenv )(\w+)/g),
+      ...read("haproxy/heal.lua").matchAll(/getenv\("(\w+)"\)/g),
+    ];
+    const table = read("docs/gateway.md").split("## Variables\n")[1]?.split("## ")[0] ?? "";
+    const words = (cell = "") => Array.from(cell.matchAll(/`([^`]+)`|none|required/g), ([, word]) => word);
+    const rows = Array.from(table.matchAll(/^\| (`[^|]+) \| ([^|]+) \|/gm)).flatMap(([, names, defaults]) =>
+      words(names).map((name, index) => [name, words(defaults)[index]] as const),
+    );
+    expect(unique(rows.map(([name = ""]) => name))).toEqual(
+      unique(used.map(([, name, , asked]) => name ?? asked ?? "")),
+    );
+    const fallbacks = used.flatMap(([, name, value]) => (value === undefined ? [] : [`${name}=${value}`]));
+    expect(rows.map(([name, value]) => `${name}=${value}`)).toEqual(expect.arrayContaining(fallbacks));
   });
 });
