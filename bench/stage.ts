@@ -15,21 +15,7 @@ const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const HAPROXY_DIR = path.join(ROOT, "haproxy");
 const PARTS = path.join(ROOT, "setup/parts.sh");
 
-/** A HAProxy to measure: its version ("3.0.11") and the path of its program. */
-export interface HaproxyBinary {
-  version: string;
-  bin: string;
-}
-
-/** Everything that setup/parts.sh has fetched for the tests, oldest release first. */
-export function haproxyBinaries(): HaproxyBinary[] {
-  return listed("paths", "haproxy")
-    .map((bin) => {
-      const answer = execFileSync(bin, ["-v"], { encoding: "utf8" });
-      return { version: /version (\d+(?:\.\d+)+)/.exec(answer)?.[1] ?? "?", bin };
-    })
-    .sort((a, b) => a.version.localeCompare(b.version, "en", { numeric: true }));
-}
+export { type HaproxyBinary, haproxyBinaries } from "../test/support/parts.js";
 
 export function wrkBinary(): string {
   const [bin] = listed("wrk", "wrk");
@@ -37,10 +23,15 @@ export function wrkBinary(): string {
   return bin;
 }
 
+/** What `setup/parts.sh <command>` has told. */
+const told = new Map<string, string>();
+
 /** The paths of the programs of this name that `setup/parts.sh <command>` tells. */
 export function listed(command: string, name: string): string[] {
-  const lines = execFileSync(PARTS, [command], { encoding: "utf8" }).split("\n");
-  return lines.map((line) => line.split("\t")).flatMap(([part, at]) => (part === name && at ? [at] : []));
+  const text = told.get(command) ?? execFileSync(PARTS, [command], { encoding: "utf8" });
+  told.set(command, text);
+  const lines = text.split("\n").map((line) => line.split("\t"));
+  return lines.flatMap(([part, at]) => (part === name && at ? [at] : []));
 }
 
 export interface Haproxy {

@@ -13,6 +13,8 @@ import { parseEvents } from "../src/cli/daemon-client.js";
 import type { Move, Nodes, Status } from "../src/http/api-shapes.js";
 import { Child, freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
+import { withGateway } from "./support/gateway.js";
+import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
@@ -395,6 +397,113 @@ describe("with a daemon", () => {
         expect(await onTerminal(command, { NO_COLOR: "1" })).not.toMatch(COLOUR);
       }
     }));
+});
+
+describe("rebalance", () => {
+  test("goes node by node, only to the master that was named, and Ctrl-C leaves the others where they are", () =>
+    withDesk(9, async ({ lab, env, sasori, startDaemon }) => {
+      await startDaemon();
+      const server = (name: string, state: string) =>
+        runtimeCommand(lab.haproxys[0]?.socketPath ?? "", `set server puppet/${name} state ${state}`);
+      for (const master of ["master1", "master2"]) await server(master, "maint");
+      await sasori("sync");
+      for (const index of [0, 1, 3, 4, 6]) await lab.run(node(index), "master3");
+      await sasori("sync");
+      for (const master of ["master1", "master2"]) await server(master, "ready");
+      await sasori("sync");
+      const displaced = async () =>
+        lines((await sasori("rebalance", "--dry-run")).stdout).map((line) => line.split(" ")[0]);
+      expect(await displaced()).toEqual([0, 1, 3, 4, 6].map(node));
+      // The next one would go home in a minute.
+      const args = [CLI, "rebalance", "--master", "master1", "--per-minute", "1"];
+      const slow = new Child(process.execPath, args, { env: { ...PLAIN(), ...env } });
+      try {
+        await expect.poll(() => slow.printed, { timeout: 15_000 }).toBe(`1/3  ${node(0)} → master1\n`);
+      } finally {
+        await slow.end("SIGINT");
+      }
+      expect(slow.printed).not.toContain("brought home");
+      expect(await displaced()).toEqual([1, 3, 4, 6].map(node));
+      const rest = await sasori("rebalance", "--master", "master1", "--per-minute", "60000");
+      expect({ code: rest.code, lines: lines(rest.stdout) }).toEqual({
+        code: 0,
+        lines: [`1/2  ${node(3)} → master1`, `2/2  ${node(6)} → master1`, "2 nodes brought home"],
+      });
+      expect(await displaced()).toEqual([1, 4].map(node));
+      expect((await sasori("rebalance", "--per-minute", "0")).code).toBe(2);
+    }));
+});
+
+describe("priority", () => {
+  test("set, list and unset: the file and every live map agree, also with one that could not be told", async () => {
+    const file = path.join(folder, "priority.map");
+    await writeFile(file, "");
+    const variables = { PRIORITY_MAP: file };
+    await withGateway({ bin, variables }, ({ haproxy: first }) =>
+      withGateway({ bin, variables }, async ({ haproxy: second }) => {
+        const env = {
+          SASORI_PUPPETDB_URL: "http://127.0.0.1:1",
+          SASORI_HAPROXY: `${first.socketPath},${second.socketPath}`,
+          SASORI_MAP_FILE: first.mapPath,
+          SASORI_PRIORITY_FILE: file,
+        };
+        const priority = (...args: string[]) => run("sasori", ["priority", ...args], env);
+        /** As HAProxy and the file list them: key and class. */
+        const entries = (text: string) =>
+          lines(text)
+            .filter((line) => !line.startsWith("#"))
+            .map((line) => line.replace(/^0x\S+ /, ""))
+            .sort();
+        const places = async () => [
+          entries(await readFile(file, "utf8")),
+          ...(await Promise.all(
+            [first, second].map(async ({ socketPath }) =>
+              entries(await runtimeCommand(socketPath, `show map ${file}`)),
+            ),
+          )),
+        ];
+        const everywhere = async (...expected: string[]) =>
+          expect(await places()).toEqual([expected, expected, expected]);
+
+        expect(await priority("list", "--json")).toMatchObject({ code: 0, stdout: "{}\n" });
+        expect(await priority("set", "db1.example.com", "-100")).toEqual({
+          code: 0,
+          stdout: `db1.example.com  -100\n  ${first.socketPath}  told\n  ${second.socketPath}  told\n`,
+          stderr: "",
+        });
+        await everywhere("db1.example.com -100");
+
+        await second.kill();
+        const half = await priority("set", "192.0.2.7", "5");
+        expect(half.code).toBe(1);
+        expect(lines(half.stdout)).toEqual([
+          "192.0.2.7  5",
+          `  ${first.socketPath}  told`,
+          expect.stringContaining(`  ${second.socketPath}  failed: HAPROXY_UNREACHABLE: `),
+        ]);
+        await second.restart();
+        await everywhere("192.0.2.7 5", "db1.example.com -100");
+        expect((await priority("list")).stdout).toBe("db1.example.com  -100\n192.0.2.7  5\n");
+
+        for (const wrong of [
+          ["set", "no;pe", "1"],
+          ["set", "db1.example.com", "2048"],
+          ["set", "db1.example.com", "first"],
+          ["set", "db1.example.com"],
+        ])
+          expect({ wrong, code: (await priority(...wrong)).code }).toEqual({ wrong, code: 2 });
+        const nowhere = { ...env, SASORI_PRIORITY_FILE: "" };
+        expect(await run("sasori", ["priority", "list"], nowhere)).toMatchObject({
+          code: 2,
+          stderr: expect.stringContaining("SASORI_PRIORITY_FILE"),
+        });
+        await everywhere("192.0.2.7 5", "db1.example.com -100");
+
+        expect((await priority("unset", "db1.example.com")).code).toBe(0);
+        await everywhere("192.0.2.7 5");
+      }),
+    );
+  });
 });
 
 describe("completion", () => {

@@ -16,7 +16,7 @@ import { freePort, run } from "./support/child.js";
 import { startMaster, type TestMaster } from "./support/gateway.js";
 import { haproxyBinaries, partIfThere } from "./support/parts.js";
 import { Pod, Service } from "./support/pods.js";
-import { type PuppetdbClient, puppetdbClient } from "./support/puppetdb-server.js";
+import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const MANIFESTS = path.join(ROOT, "deploy/kubernetes");
@@ -217,8 +217,7 @@ async function withFleet(use: (fleet: Fleet) => Promise<void>): Promise<void> {
   const port = await freePort();
   const standIn = await startPuppetdbStandIn({ host: "127.0.0.1", port });
   const url = `http://127.0.0.1:${port}`;
-  const nowhere = { tls: { url, ca: "", cert: "", key: "" }, postgres: { psql: "", port: 0, password: "" } };
-  const puppetdb = puppetdbClient({ url, ...nowhere });
+  const puppetdb = standInClient(url);
   const pods: Pod[] = [];
   const settings = {
     SASORI_PUPPETDB_URL: url,

@@ -7,7 +7,7 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { pino } from "pino";
-import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { readConfig } from "../src/config.js";
 import { startDaemon } from "../src/daemon.js";
 import { type Check, runChecks, verdict } from "../src/doctor/check.js";
@@ -189,7 +189,7 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
       const [well, dead, stalled] = lab.haproxys;
       await dead?.kill();
       process.kill(stalled?.pid ?? 0, "SIGSTOP");
-      await vi.waitUntil(() => isStopped(stalled?.pid ?? 0), { timeout: 5_000 });
+      await expect.poll(() => isStopped(stalled?.pid ?? 0)).toBe(true);
       const diagnosis = await examine().finally(() => process.kill(stalled?.pid ?? 0, "SIGCONT"));
       expect(finding(diagnosis, "stats socket", well?.socketPath)?.outcome).toBe("ok");
       expect(finding(diagnosis, "file and live map", well?.socketPath)?.outcome).toBe("ok");
@@ -243,7 +243,7 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
         SASORI_MAP_FILE: haproxy.mapPath,
       };
       const checked = () => runtimeCommand(haproxy.socketPath, "show servers state sasori");
-      await expect.poll(checked, { timeout: 5_000 }).toMatch(/ sasori 127\.0\.0\.1 0 /); // 0: it is down.
+      await expect.poll(checked).toMatch(/ sasori 127\.0\.0\.1 0 /); // 0: it is down.
       const listen = `127.0.0.1:${sasoriPort}`;
       expect(finding(await diagnose({ ...env, SASORI_LISTEN: listen }, VERSION), "healing")).toMatchObject({
         outcome: "warning",
@@ -255,7 +255,7 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
         pino({ level: "silent" }),
       );
       try {
-        await expect.poll(checked, { timeout: 5_000 }).toMatch(/ sasori 127\.0\.0\.1 2 /);
+        await expect.poll(checked).toMatch(/ sasori 127\.0\.0\.1 2 /);
         const diagnosis = await diagnose({ ...env, SASORI_LISTEN: listen }, VERSION);
         expect(finding(diagnosis, "healing")).toMatchObject({
           outcome: "ok",

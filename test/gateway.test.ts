@@ -292,6 +292,7 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
         ],
       },
       async ({ ask, masters, haproxy }) => {
+        await disableChecks(haproxy.socketPath);
         const release = hold(masters[0]);
         // maxconn 50 are served and maxqueue 100 wait; further ones have no place.
         const waiting = Array.from({ length: 150 }, () => ask(NODE));
@@ -333,19 +334,26 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
           [NODE, "master1"],
           ["node2.example.com", "master2"],
         ],
+        variables: { QUEUE_TIMEOUT: "1m" },
       },
-      async ({ ask, masters }) => {
+      async ({ ask, masters, haproxy }) => {
+        await disableChecks(haproxy.socketPath);
         const release = hold(masters[0]);
-        const burst = Array.from({ length: 600 }, () => ask(NODE));
+        let refused = 0;
+        const burst = Array.from({ length: 600 }, async () => {
+          const answer = await ask(NODE);
+          if (answer.status === 503) refused += 1;
+          return answer;
+        });
         await expect.poll(() => masters[0]?.requests).toBe(50);
         for (let count = 0; count < 50; count += 1) {
           expect((await ask("node2.example.com")).headers.get("x-served-by")).toBe("master2");
         }
+        // 50 are at the master, 100 wait, and it is decided that there is no room for the others.
+        await expect.poll(() => refused).toBe(450);
         release();
         const answers = await Promise.all(burst);
-        const statuses = answers.map(({ status }) => status);
-        expect(new Set(statuses)).toEqual(new Set([200, 503]));
-        expect(statuses.filter((status) => status === 200)).toHaveLength(150);
+        expect(answers.filter(({ status }) => status === 200)).toHaveLength(150);
         for (const answer of answers)
           if (answer.status === 503) expect(answer.headers.get("retry-after")).toBe("1");
         expect(masters[1]?.requests).toBe(50);
@@ -392,44 +400,6 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
       }),
     );
   });
-
-  test("goes on without a failed request but those in flight when a master is killed under load", () =>
-    withGateway(
-      {
-        bin,
-        map: [
-          [NODE, "master1"],
-          ["node2.example.com", "master2"],
-        ],
-      },
-      async ({ ask, masters }) => {
-        const [master] = masters;
-        const answers: number[] = [];
-        let running = true;
-        let underway = 0;
-        const client = async (name: string) => {
-          while (running) {
-            underway += 1;
-            answers.push(
-              await ask(name).then(
-                ({ status }) => status,
-                () => 0,
-              ),
-            );
-            underway -= 1;
-          }
-        };
-        const clients = [NODE, NODE, NODE, NODE, "node2.example.com"].map(client);
-        await expect.poll(() => answers.length).toBeGreaterThan(200);
-        const before = underway;
-        await master?.stop();
-        const stopped = answers.length;
-        await expect.poll(() => answers.length, { timeout: 10_000 }).toBeGreaterThan(stopped + 1_000);
-        running = false;
-        await Promise.all(clients);
-        expect(answers.filter((status) => status !== 200).length).toBeLessThanOrEqual(before);
-      },
-    ));
 
   test("lets a master say 'not mine' by 421 where HAProxy can retry on it", () =>
     withGateway(
@@ -623,17 +593,28 @@ function sayTo(name: string, text: string): Promise<string> {
 
 async function withPriorityMap(use: (file: string) => Promise<void>): Promise<void> {
   const folder = mkdtempSync(path.join(tmpdir(), "sasori-priority-"));
-  writeFileSync(path.join(folder, "priority.map"), "");
-  await use(path.join(folder, "priority.map"));
-  rmSync(folder, { recursive: true });
+  try {
+    writeFileSync(path.join(folder, "priority.map"), "");
+    await use(path.join(folder, "priority.map"));
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+async function withCertificates(use: (files: Certificates) => Promise<void>): Promise<void> {
+  const folder = mkdtempSync(path.join(tmpdir(), "sasori-tls-"));
+  try {
+    await use(makeCertificates(folder));
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 }
 
 /** PEM files: a CA, and certificates of it with their keys for the gateway, for
  * `client.example.com`, and for somebody whose name ends in a line break. */
-async function withCertificates(
-  use: (files: { ca: string; server: string; client: string; broken: string }) => Promise<void>,
-): Promise<void> {
-  const folder = mkdtempSync(path.join(tmpdir(), "sasori-tls-"));
+type Certificates = Record<"ca" | "server" | "client" | "broken", string>;
+
+function makeCertificates(folder: string): Certificates {
   const openssl = (...args: string[]) =>
     execFileSync(puppetdbParts().openssl, args, { cwd: folder, stdio: "pipe" });
   openssl(
@@ -690,8 +671,13 @@ async function withCertificates(
     writeFileSync(path.join(folder, `${name}.pem`), pem.join(""));
   }
   const file = (name: string) => path.join(folder, `${name}.pem`);
-  await use({ ca: file("ca"), server: file("server"), client: file("client"), broken: file("broken") });
-  rmSync(folder, { recursive: true });
+  return { ca: file("ca"), server: file("server"), client: file("client"), broken: file("broken") };
+}
+
+/** The masters live in this process, which a burst keeps too busy to answer HAProxy's checks in time. */
+async function disableChecks(socketPath: string): Promise<void> {
+  for (const name of ["master1", "master2", "master3"])
+    await runtimeCommand(socketPath, `disable health puppet/${name}`);
 }
 
 /** The queue of each server, from `show stat`. */

@@ -10,7 +10,7 @@ import { freePort } from "./support/child.js";
 import { type Gateway, startMaster, withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
-import { type PuppetdbClient, puppetdbClient } from "./support/puppetdb-server.js";
+import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
 
 const node = (index: number) => `node${index}.example.com`;
 const NODE = node(1);
@@ -39,8 +39,7 @@ async function withHealing(options: HealingOptions, use: (lab: Lab) => Promise<v
   const port = await freePort();
   const standIn = await startPuppetdbStandIn({ host: "127.0.0.1", port });
   const url = `http://127.0.0.1:${port}`;
-  const nowhere = { tls: { url, ca: "", cert: "", key: "" }, postgres: { psql: "", port: 0, password: "" } };
-  const puppetdb = puppetdbClient({ url, ...nowhere });
+  const puppetdb = standInClient(url);
   const masters = await Promise.all(["master1", "master2", "master3"].map((name) => startMaster(name)));
   for (const master of masters) master.nodes = new Set();
   const move = (certname: string, to: string) => {
@@ -85,7 +84,7 @@ async function withPair(
     try {
       await expect.poll(async () => (await fetch(`${daemon.url}/readyz`)).status).toBe(200);
       const checked = () => runtimeCommand(gateway.haproxy.socketPath, "show servers state sasori");
-      await expect.poll(checked, { timeout: 5_000 }).toMatch(/ sasori 127\.0\.0\.1 2 /); // 2: it is up.
+      await expect.poll(checked).toMatch(/ sasori 127\.0\.0\.1 2 /); // 2: it is up.
       await use({ ...gateway, daemon });
     } finally {
       await daemon.stop();

@@ -165,3 +165,26 @@ test("tell failures by where and what, targets that lack something, drift, and h
       expect((await scrape())("sasori_held_removals")).toBe(13);
     });
   }));
+
+test("tell displaced nodes, names that cannot be map keys, learned routes, and how long passes take", () =>
+  withFleetLab([{ bin }], async (lab) => {
+    await checkIn(lab, 3);
+    await lab.run("no;pe", "master1", -MINUTE);
+    await withDaemon(lab, async ({ scrape, sync }) => {
+      const [haproxy] = lab.haproxys;
+      const before = await scrape();
+      expect(before("sasori_refused_names")).toBe(1);
+      expect(before("sasori_displaced_nodes")).toBe(0);
+      expect(before("sasori_learned_routes_total")).toBe(0);
+      await runtimeCommand(haproxy?.socketPath ?? "", `set map ${haproxy?.mapPath} ${node(1)} master3`);
+      await runtimeCommand(haproxy?.socketPath ?? "", "set server puppet/master1 state maint");
+      await sync({ full: true });
+      await lab.run(node(0), "master2");
+      await sync();
+      const after = await scrape();
+      expect(after("sasori_learned_routes_total")).toBe(1);
+      expect(after("sasori_displaced_nodes")).toBe(1);
+      expect(after('sasori_pass_duration_seconds_count{kind="full"}')).toBe(2);
+      expect(after('sasori_pass_duration_seconds_count{kind="changes"}')).toBe(1);
+    });
+  }));

@@ -14,7 +14,7 @@ import { findChromium, launchChromium, overflow, withPage } from "./support/brow
 import { Child, freePort } from "./support/child.js";
 import { type Gateway, withGateway } from "./support/gateway.js";
 import { haproxyBinaries } from "./support/parts.js";
-import { type PuppetdbClient, puppetdbClient } from "./support/puppetdb-server.js";
+import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
 
 const CLI = fileURLToPath(new URL("../dist/src/cli.js", import.meta.url));
 const BUILT = fileURLToPath(new URL("../dist/page/", import.meta.url));
@@ -46,11 +46,7 @@ async function withSite(
 ): Promise<void> {
   const port = await freePort();
   let standIn = await startPuppetdbStandIn({ host: "127.0.0.1", port });
-  const nowhere = {
-    tls: { url: "", ca: "", cert: "", key: "" },
-    postgres: { psql: "", port: 0, password: "" },
-  };
-  const client = puppetdbClient({ url: `http://127.0.0.1:${port}`, ...nowhere });
+  const client = standInClient(`http://127.0.0.1:${port}`);
   const bin = haproxyBinaries().at(-1)?.bin ?? "";
   let daemon: Child | undefined;
   try {

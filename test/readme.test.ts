@@ -3,13 +3,9 @@
 
 import { readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
+import { chapter, codesIn, readme } from "./support/readme.js";
 
 const read = (name: string) => readFileSync(new URL(`../${name}`, import.meta.url), "utf8");
-const readme = read("README.md");
-
-/** What stands between two headings of the second level. */
-const chapter = (heading: string) =>
-  readme.split(/^## /m).find((text) => text.startsWith(`${heading}\n`)) ?? "";
 
 const unique = (names: Iterable<string>) => [...new Set(names)].sort();
 
@@ -17,17 +13,7 @@ describe("the README", () => {
   test('names every error code under "When things break", and no other', () => {
     const declared = /export type ErrorCode =([^;]*);/.exec(read("src/errors.ts"))?.[1] ?? "";
     const codes = unique(Array.from(declared.matchAll(/"([A-Z_]+)"/g), ([, code]) => code ?? ""));
-    // `PUPPETDB_UNREACHABLE`, `_TIMEOUT`: the second has the first word of the one before.
-    let family = "";
-    const named = Array.from(
-      chapter("When things break").matchAll(/`(_?[A-Z][A-Z_]+)`/g),
-      ([, name = ""]) => {
-        if (!name.startsWith("_")) family = name.split("_")[0] ?? "";
-        return name.startsWith("_") ? family + name : name;
-      },
-    );
-    const variables = /^SASORI_/;
-    expect(unique(named.filter((name) => !variables.test(name)))).toEqual(codes);
+    expect(codesIn(chapter("When things break"))).toEqual(codes);
   });
 
   test("names every metric of sasori's own, and no other", () => {

@@ -19,8 +19,8 @@ const MAP = "/var/lib/sasori/node-master.map";
 let stack: Stack;
 
 beforeAll(async () => {
-  stack = Stack.create();
-  await stack.remove();
+  stack = await Stack.create();
+  await stack.removeLeftovers();
 });
 afterAll(() => stack.remove());
 

@@ -7,10 +7,14 @@ import { readFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { request } from "undici";
-import { run } from "../support/child.js";
+import { systemCode } from "../../src/errors.js";
+import { isFree, run } from "../support/child.js";
 
 export const REPOSITORY = fileURLToPath(new URL("../..", import.meta.url));
-export const PROJECT = "sasori-test";
+
+const PREFIX = "sasori-test-";
+/** The project, and its image. Another run on this Docker has another one. */
+export const PROJECT = `${PREFIX}${process.pid}`;
 
 /** What docker-compose.yml publishes: the variable for the port, and the port that the README speaks of. */
 const PUBLISHED = {
@@ -69,11 +73,14 @@ export class Stack {
   }
 
   /** On ports above those that the kernel and other tests give away: the last one is only bound minutes from now. */
-  static create(): Stack {
-    const first = FIRST_PORT + Math.floor(Math.random() * PORTS);
-    return new Stack(
-      Object.fromEntries(names.map((name, i) => [name, first + i])) as Record<Service, number>,
-    );
+  static async create(): Promise<Stack> {
+    for (let tries = 0; tries < 100; tries += 1) {
+      const first = FIRST_PORT + Math.floor(Math.random() * PORTS);
+      const ports = Object.fromEntries(names.map((name, index) => [name, first + index]));
+      const free = await Promise.all(Object.values(ports).map(isFree));
+      if (free.every(Boolean)) return new Stack(ports as Record<Service, number>);
+    }
+    throw new Error(`no ${names.length} free ports in a row from ${FIRST_PORT} on`);
   }
 
   url(service: Service): string {
@@ -136,14 +143,48 @@ export class Stack {
     );
   }
 
-  /** Removes whatever there is of it, from an earlier run too. */
-  async remove(): Promise<void> {
-    await this.compose("down", "--volumes", "--remove-orphans", "--timeout", "5");
-    await new Promise((resolve) => execFile("docker", ["image", "rm", PROJECT], resolve));
+  /** Removes whatever there is of it. */
+  async remove(project = PROJECT): Promise<void> {
+    const down = ["down", "--volumes", "--remove-orphans", "--timeout", "5"];
+    await this.compose("--project-name", project, ...down);
+    await new Promise((resolve) => execFile("docker", ["image", "rm", project], resolve));
+  }
+
+  /** Removes what runs have left that were killed: the process that the project is named after is gone. */
+  async removeLeftovers(): Promise<void> {
+    for (const project of await projects()) {
+      const pid = Number(project.slice(PREFIX.length));
+      if (pid !== process.pid && isRunning(pid)) continue;
+      // Another run may be about it too.
+      await this.remove(project).catch((error) => console.warn(`${project} is left: ${error}`));
+    }
   }
 }
 
 const names = Object.keys(PUBLISHED) as Service[];
+
+/** Those of this test on this Docker, of other runs too. */
+async function projects(): Promise<Set<string>> {
+  const label = '{{.Label "com.docker.compose.project"}}';
+  const lists = [
+    ["container", "ls", "--all", "--format", label],
+    ["volume", "ls", "--format", label],
+    ["network", "ls", "--format", label],
+    ["image", "ls", "--format", "{{.Repository}}"],
+  ];
+  const listed = await Promise.all(lists.map((args) => run("docker", args)));
+  const isOurs = new RegExp(`^${PREFIX}\\d+$`);
+  return new Set(listed.flatMap((text) => text.split("\n")).filter((name) => isOurs.test(name)));
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return systemCode(error) !== "ESRCH";
+  }
+}
 
 /** What the engine has of the project: the ids of its containers, volumes or networks. */
 export async function left(kind: "container" | "volume" | "network", more: string[] = []): Promise<string[]> {

@@ -220,15 +220,21 @@ export class Arena {
     return (await fetch(`${this.url}/metrics`)).text();
   }
 
-  /** The value of one metric; 0 when it has none. */
+  /** The value of one sample; throws when there is none. */
   async metric(name: string, labels = ""): Promise<number> {
-    const lines = (await this.metrics()).split("\n");
-    return Number(
-      lines
-        .find((line) => line.startsWith(`${name}${labels} `))
-        ?.split(" ")
-        .at(-1) ?? 0,
-    );
+    const value = await this.#sample(`${name}${labels}`);
+    if (value === undefined) throw new Error(`no sample ${name}${labels} in /metrics`);
+    return value;
+  }
+
+  /** As `metric`, for a counter that is not there until it has counted something: then 0. */
+  async metricOr0(name: string, labels = ""): Promise<number> {
+    return (await this.#sample(`${name}${labels}`)) ?? 0;
+  }
+
+  async #sample(name: string): Promise<number | undefined> {
+    const line = (await this.metrics()).split("\n").find((text) => text.startsWith(`${name} `));
+    return line === undefined ? undefined : Number(line.split(" ").at(-1));
   }
 
   /** Runs `sasori ...` as a person would. */

@@ -25,6 +25,9 @@ const CASES = LONG
   ? { pure: 60_000, replies: 20_000, http: 20_000, names: 3_000 }
   : { pure: 3_000, replies: 600, http: 600, names: 300 };
 
+/** On a busy machine too nothing takes as long, so silence is a fault. */
+const ANSWER_DEADLINE_MS = 10_000;
+
 /** What means something to the Runtime API, the map file, a shell, SQL, JSON or a terminal. */
 const SHARP = [
   ";",
@@ -340,10 +343,9 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
             ];
             const answer = await exchange(arena.port, `${head.join("\r\n")}\r\n\r\n${body}`);
             const status = Number(/^HTTP\/1\.1 (\d{3}) /.exec(answer)?.[1] ?? 0);
-            // 0: hung up on, as on what is no HTTP at all.
+            // None is hung up on, nor left without an answer: that would be 0.
             expect([
-              0, 200, 400, 401, 403, 404, 405, 406, 408, 411, 413, 414, 415, 417, 429, 431, 501, 502, 503,
-              504,
+              200, 400, 401, 403, 404, 405, 406, 408, 411, 413, 414, 415, 417, 429, 431, 501, 502, 503, 504,
             ]).toContain(status);
             if (status === 200 && method !== "OPTIONS") expect(method).toBe("GET");
           });
@@ -543,12 +545,12 @@ frontend nodes
   http-request set-var(txn.master) req.hdr(X-Node-Name),lower,map_str(${map})
 `;
 
-/** Sends bytes to the API and resolves with all that comes back. */
+/** Sends bytes to the API and resolves with all that comes back: nothing when nobody answers in time. */
 function exchange(port: number, bytes: string): Promise<string> {
   return new Promise((resolve) => {
     let answer = "";
     const socket = connect(port, "127.0.0.1", () => socket.write(bytes));
-    socket.setTimeout(3_000, () => socket.destroy());
+    socket.setTimeout(ANSWER_DEADLINE_MS, () => socket.destroy());
     socket.on("data", (chunk: Buffer) => {
       answer = (answer + chunk.toString("latin1")).replace(/^HTTP\/1\.1 100 [\s\S]*?\r\n\r\n/, "");
       // It may wait for the rest of a body that was announced and never comes.

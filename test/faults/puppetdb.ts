@@ -8,7 +8,7 @@ import { startPuppetdbStandIn } from "../../demo/puppetdb.js";
 import type { ErrorCode } from "../../src/errors.js";
 import { freePort, run } from "../support/child.js";
 import { puppetdbParts } from "../support/parts.js";
-import { type PuppetdbClient, type PuppetdbServer, puppetdbClient } from "../support/puppetdb-server.js";
+import { type PuppetdbServer, standInClient } from "../support/puppetdb-server.js";
 import { answer } from "../support/scripted-puppetdb.js";
 import { Arena, LONG, parseMap, sleep } from "./arena.js";
 import type { HttpTap, Rows } from "./fronts.js";
@@ -235,7 +235,7 @@ export function puppetdbFaults(puppetdb: () => PuppetdbServer): void {
         });
 
         const lagging = await startPuppetdbStandIn({ host: "127.0.0.1", port: await freePort() });
-        const client = clientOf(lagging.url);
+        const client = standInClient(lagging.url);
         for (const [certname, producer] of await arena.puppetdbSays()) {
           await client.replaceFacts({ certname, producer, at: new Date(Date.now() - 30 * MINUTE) });
         }
@@ -343,9 +343,4 @@ async function enroll(arena: Arena, name: string): Promise<string[]> {
     await arena.puppetdb.replaceFacts({ certname: node, producer: "master1" });
   }
   return nodes;
-}
-
-function clientOf(url: string): PuppetdbClient {
-  const none = { tls: { url, ca: "", cert: "", key: "" }, postgres: { psql: "", port: 0, password: "" } };
-  return puppetdbClient({ url, ...none });
 }

@@ -1,9 +1,10 @@
 // Vitest's global setup of the fault suite: at the end one table of what all files found, printed and as JSON. A whole
 // run must have seen every error code that the README's "When things break" promises.
 
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { haproxyBinaries } from "../support/parts.js";
+import { chapter, codesIn } from "../support/readme.js";
 import { type Ledger, RESULTS, type Row } from "./ledger.js";
 
 export function setup(): void {
@@ -12,24 +13,35 @@ export function setup(): void {
 }
 
 export function teardown(): void {
-  if (!existsSync(RESULTS)) return;
   const parts = readdirSync(RESULTS)
     .sort()
     .map((name) => JSON.parse(readFileSync(path.join(RESULTS, name), "utf8")) as Ledger);
   const rows = parts.flatMap((part) => part.rows);
   const codes = Object.assign({}, ...parts.map((part) => part.codes)) as Ledger["codes"];
-  if (rows.length === 0) return;
-  console.log(`\n${table(rows)}\n`);
-  const about = {
-    form: process.env.FAULTS_LONG === "yes" ? "long" : "short",
-    haproxy: haproxyBinaries().map(({ version }) => version),
-  };
-  writeFileSync(path.join(RESULTS, "faults.json"), `${JSON.stringify({ ...about, rows, codes }, null, 1)}\n`);
+  if (rows.length > 0) {
+    console.log(`\n${table(rows)}\n`);
+    const about = {
+      form: process.env.FAULTS_LONG === "yes" ? "long" : "short",
+      haproxy: haproxyBinaries().map(({ version }) => version),
+    };
+    const whole = JSON.stringify({ ...about, rows, codes }, null, 1);
+    writeFileSync(path.join(RESULTS, "faults.json"), `${whole}\n`);
+  }
   if (process.env.FAULTS_WHOLE !== "yes") return;
+  const missing = testFiles() - parts.length;
+  if (missing > 0) fail(`${missing} of ${testFiles()} test files have told nothing`);
   const unseen = promisedCodes().filter((code) => !(code in codes));
-  if (unseen.length > 0)
-    throw new Error(`the README promises codes that no fault has shown: ${unseen.join(", ")}`);
+  if (unseen.length > 0) fail(`the README promises codes that no fault has shown: ${unseen.join(", ")}`);
 }
+
+/** Vitest only logs what a teardown throws, and the run would be a good one. */
+function fail(why: string): void {
+  console.error(`FAIL  the fault suite: ${why}`);
+  process.exitCode = 1;
+}
+
+const testFiles = () =>
+  readdirSync(path.resolve("test/faults")).filter((name) => name.endsWith(".test.ts")).length;
 
 function table(rows: readonly Row[]): string {
   const columns = ["fault", "tries", "lost", "misrouted", "failed", "requests", "seconds"] as const;
@@ -50,13 +62,10 @@ function table(rows: readonly Row[]): string {
     .join("\n");
 }
 
-/** Those of the table; below it stand codes of answers, which have tests of their own. */
+/** Those of the table that something outside of sasori causes; below it stand codes of answers, which have tests. */
 function promisedCodes(): string[] {
-  const readme = readFileSync(new URL("../../README.md", import.meta.url), "utf8");
-  const chapter = readme.split(/^## /m).find((text) => text.startsWith("When things break")) ?? "";
-  const rows = chapter.split("\n").filter((line) => line.startsWith("| "));
-  return Array.from(
-    rows.join("\n").matchAll(/`((?:PUPPETDB|HAPROXY|FILE|STATE)_[A-Z_]+)`/g),
-    ([, code = ""]) => code,
-  );
+  const rows = chapter("When things break")
+    .split("\n")
+    .filter((line) => line.startsWith("| "));
+  return codesIn(rows.join("\n")).filter((code) => /^(PUPPETDB|HAPROXY|FILE|STATE)_/.test(code));
 }

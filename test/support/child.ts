@@ -137,7 +137,8 @@ const WORKER = Number(process.env.VITEST_POOL_ID ?? 0);
 /** Somewhere else in each process, for the sake of other runs on this machine. */
 let nextPort = Math.floor(Math.random() * PORTS_PER_WORKER);
 
-function isFree(port: number): Promise<boolean> {
+/** Nobody listens on this port of 127.0.0.1. */
+export function isFree(port: number): Promise<boolean> {
   return new Promise((resolve) => {
     const server = createServer();
     server.once("error", () => resolve(false));

@@ -10,7 +10,7 @@ import { type Config, readConfig } from "../../src/config.js";
 import { assemble, Sync, type SyncWatcher } from "../../src/sync.js";
 import { freePort } from "./child.js";
 import { type HaproxyOptions, type HaproxyServer, startHaproxy } from "./haproxy-server.js";
-import { type PuppetdbClient, puppetdbClient } from "./puppetdb-server.js";
+import { type PuppetdbClient, standInClient } from "./puppetdb-server.js";
 
 export const MASTERS = ["master1", "master2", "master3"];
 
@@ -45,8 +45,7 @@ export async function withFleetLab<T>(
   const servers = MASTERS.map((name, index) => ({ name, port: 18141 + index }));
   const haproxys: HaproxyServer[] = [];
   const url = `http://127.0.0.1:${port}`;
-  const nowhere = { tls: { url, ca: "", cert: "", key: "" }, postgres: { psql: "", port: 0, password: "" } };
-  const puppetdb = puppetdbClient({ url, ...nowhere });
+  const puppetdb = standInClient(url);
   const config = (extra: Record<string, string> = {}) =>
     readConfig({
       SASORI_PUPPETDB_URL: url,

@@ -8,8 +8,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Child, freePort } from "./child.js";
 
-const START_DEADLINE_MS = 10_000;
-const ANSWER_DEADLINE_MS = 2_000;
+const START_DEADLINE_MS = 20_000;
+const ANSWER_DEADLINE_MS = 10_000;
 
 /** What a test may ask for. Everything but `bin` has a default; all ports are on 127.0.0.1. */
 export interface HaproxyOptions {
@@ -56,7 +56,7 @@ export interface HaproxyServer extends HaproxyPlaces {
   showMap(): Promise<Map<string, string>>;
 }
 
-/** Starts a HAProxy; rejects, with what it printed, when it does not answer within 10 s. */
+/** Starts a HAProxy; rejects, with what it printed, when it does not answer within 20 s. */
 export async function startHaproxy(options: HaproxyOptions): Promise<HaproxyServer> {
   const dir = await mkdtemp(join(tmpdir(), "sasori-haproxy-"));
   const places: HaproxyPlaces = {
@@ -141,7 +141,7 @@ export async function withHaproxy<T>(
 /**
  * Sends one line to a stats socket (a path, or a port on 127.0.0.1) and resolves with the whole answer. As plain
  * as can be: it is what our own client is checked against. Rejects on a refused or reset connection and
- * after 2 s of silence.
+ * after 10 s of silence.
  */
 export function runtimeCommand(socket: string | number, line: string): Promise<string> {
   const where: NetConnectOpts =

@@ -120,6 +120,14 @@ export async function startPuppetdb(): Promise<PuppetdbServer> {
   }
 }
 
+/** A client for the stand-in, which has neither TLS nor a database. */
+export const standInClient = (url: string): PuppetdbClient =>
+  puppetdbClient({
+    url,
+    tls: { url, ca: "", cert: "", key: "" },
+    postgres: { psql: "", port: 0, password: "" },
+  });
+
 /** A client for a PuppetDB that somebody else has started, e.g. `puppetdbClient(inject("puppetdb"))`. */
 export function puppetdbClient(address: PuppetdbAddress): PuppetdbClient {
   const { url, postgres } = address;

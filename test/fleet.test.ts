@@ -1,0 +1,64 @@
+// The guard's memory: what has been removed within the hour counts, so that a fleet that vanishes little by little is
+// noticed. Real passes, with a clock that the test moves.
+
+import { afterEach, expect, test, vi } from "vitest";
+import type { SyncReport } from "../src/sync-report.js";
+import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
+
+const FLEET = 400;
+const MINUTE = 60_000;
+const name = (index: number) => `node${index}.example.com`;
+
+afterEach(() => void vi.useRealTimers());
+
+interface Vanishing {
+  /** So many more nodes are deactivated, then a pass. Returns its outcome, and how many are left. */
+  vanish(share: number): Promise<[SyncReport["outcome"], number]>;
+  pass(approve?: string): Promise<SyncReport>;
+}
+
+/** A fleet of which all have run, guarded by the default of 10 %. No HAProxy: the file will do. */
+async function withVanishing(use: (fleet: Vanishing) => Promise<void>): Promise<void> {
+  await withFleetLab([], async (lab: FleetLab) => {
+    for (let index = 0; index < FLEET; index += 1)
+      await lab.run(name(index), MASTERS[index % MASTERS.length] ?? "", -60 * MINUTE);
+    vi.useFakeTimers({ toFake: ["Date", "performance", "hrtime"] });
+    const sync = await lab.newSync();
+    const pass = (approve?: string) => sync.request({ full: true, ...(approve && { approve }) });
+    expect((await pass()).nodes).toBe(FLEET);
+    let gone = 0;
+    await use({
+      pass,
+      async vanish(share) {
+        for (const until = gone + FLEET * share; gone < until; gone += 1)
+          await lab.puppetdb.deactivateNode(name(gone));
+        const { outcome } = await pass();
+        return [outcome, (await lab.file()).size];
+      },
+    });
+  });
+}
+
+test("adds up: of five passes that remove 4 % each those are held for which the hour leaves no room", () =>
+  withVanishing(async ({ vanish, pass }) => {
+    expect(await vanish(0.04)).toEqual(["done", 384]);
+    vi.advanceTimersByTime(40 * MINUTE);
+    expect(await vanish(0.04)).toEqual(["done", 368]);
+    expect(await vanish(0.04)).toEqual(["held", 368]);
+    vi.advanceTimersByTime(21 * MINUTE); // The first is forgotten.
+    expect((await pass()).outcome).toBe("done");
+    expect(await vanish(0.04)).toEqual(["held", 352]);
+    vi.advanceTimersByTime(40 * MINUTE); // The second too.
+    expect(await vanish(0)).toEqual(["done", 336]);
+    expect(await vanish(0.04)).toEqual(["held", 336]);
+  }));
+
+test("does not count what was approved", () =>
+  withVanishing(async ({ vanish, pass }) => {
+    expect(await vanish(0.25)).toEqual(["held", 400]);
+    const { held } = await pass();
+    expect(held).toMatchObject({ count: 100 });
+    expect((await pass(held?.id)).outcome).toBe("done");
+    expect(await vanish(0.05)).toEqual(["done", 280]);
+    expect(await vanish(0.05)).toEqual(["held", 280]);
+  }));
