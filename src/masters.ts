@@ -17,11 +17,11 @@ const LOOKUP_MS = 2_000;
 /** An HAProxy whose servers can be changed at run time. */
 export interface ServerHost {
   readonly name: string;
-  /** Throws `HAPROXY_...`. */
-  addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<void>;
-  enableServer(name: Master, options: string, signal: AbortSignal): Promise<void>;
-  /** Throws `HAPROXY_REPLY` while it still serves requests. */
-  removeServer(name: Master, signal: AbortSignal): Promise<void>;
+  /** Returns the process that has it now. Throws `HAPROXY_...`. */
+  addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<string>;
+  enableServer(name: Master, options: string, signal: AbortSignal): Promise<string>;
+  /** Throws `HAPROXY_REPLY` while it still serves requests, `HAPROXY_CHANGED` when another process answers. */
+  removeServer(name: Master, process: string, signal: AbortSignal): Promise<void>;
 }
 
 export interface MasterChange {
@@ -90,7 +90,7 @@ export class NewMasters {
   async settle(
     host: ServerHost,
     servers: readonly Server[],
-    added: Set<Master>,
+    added: Map<Master, string>,
     signal: AbortSignal,
   ): Promise<MasterChange[]> {
     const has = new Set(servers.map(({ name }) => name));
@@ -107,17 +107,17 @@ export class NewMasters {
     };
     for (const [name, address] of this.#wanted) {
       if (servers.some((server) => isWhole(server, name))) continue;
-      await attempt(name, "added", () =>
-        has.has(name)
-          ? host.enableServer(name, options, signal)
-          : host.addServer(name, address, options, signal),
-      );
-      added.add(name);
+      await attempt(name, "added", async () => {
+        const process = has.has(name)
+          ? await host.enableServer(name, options, signal)
+          : await host.addServer(name, address, options, signal);
+        added.set(name, process);
+      });
     }
-    for (const name of added) {
+    for (const [name, process] of added) {
       if (this.#wanted.has(name)) continue;
-      if (has.has(name)) await attempt(name, "removed", () => host.removeServer(name, signal));
-      else added.delete(name); // It went with the last reload, or with the removal of an earlier pass.
+      if (has.has(name)) await attempt(name, "removed", () => host.removeServer(name, process, signal));
+      else added.delete(name); // By the removal of an earlier pass.
     }
     return changes;
   }

@@ -176,6 +176,19 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       expect(applied.fingerprint.process).not.toBe(before.fingerprint.process);
     }));
 
+  test("removes a server from the process that it was added to, and from no other", () =>
+    withHaproxy({ bin, servers }, async (haproxy) => {
+      const instance = instanceOf(haproxy);
+      const added = await instance.addServer("new" as Master, "127.0.0.1:1", "weight 0", signal());
+      const names = async () => (await instance.look(signal())).servers.map(({ name, up }) => ({ name, up }));
+      const configured = servers.map(({ name }) => ({ name, up: true }));
+      expect(await names()).toEqual([...configured, { name: "new", up: true }]);
+      const elsewhere = instance.removeServer("master1" as Master, "1@1", signal());
+      await expect(elsewhere).rejects.toMatchObject({ code: "HAPROXY_CHANGED" });
+      await instance.removeServer("new" as Master, added, signal());
+      expect(await names()).toEqual(configured);
+    }));
+
   test("works over TCP", () =>
     withHaproxy({ bin, servers, map: entries(fleet(3)), tcpStats: true }, async (haproxy) => {
       const port = haproxy.ports.stats;

@@ -591,6 +591,27 @@ describe("a pass", () => {
       expect((await full(sync)).masters.changes).toEqual([]);
     }));
 
+  test("leaves a server alone that it once added and that the operator has put into the configuration since", () =>
+    withFleetLab([{ bin, masterWorker: true }], async (lab) => {
+      const [haproxy] = lab.haproxys;
+      if (haproxy === undefined) throw new Error("no HAProxy");
+      await lab.run(name(0), "localhost");
+      const sync = await lab.newSync({ SASORI_NEW_MASTERS: "localhost" });
+      expect((await sync.request({})).masters.changes).toMatchObject([{ change: "added" }]);
+      const config = path.join(haproxy.dir, "haproxy.cfg");
+      const lines = (await readFile(config, "utf8")).replace(
+        /^( *server )master1 /m,
+        "$1localhost 127.0.0.1:1\n$&",
+      );
+      await writeFile(config, lines);
+      await haproxy.reload();
+      await lab.run(name(0), "master1", 1_000);
+      const reports = [await full(sync), await full(sync)];
+      expect(reports.flatMap(({ masters }) => masters.changes)).toEqual([]);
+      const state = await runtimeCommand(haproxy.socketPath, "show servers state puppet");
+      expect(/ localhost \S+ [0-3] (\d+) /.exec(state)?.[1]).toBe("0"); // In no maintenance.
+    }));
+
   test("gives a reloaded HAProxy its servers back also when sasori has been restarted meanwhile", () =>
     withFleetLab([{ bin, masterWorker: true }, { bin }], async (lab) => {
       await lab.run(name(0), "localhost");
