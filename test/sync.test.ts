@@ -612,6 +612,27 @@ describe("a pass", () => {
       expect(/ localhost \S+ [0-3] (\d+) /.exec(state)?.[1]).toBe("0"); // In no maintenance.
     }));
 
+  test("keeps the server that it added for a master while nodes that left it dead are at home there", () =>
+    withFleetLab([{ bin, masterWorker: true }], async (lab) => {
+      const [haproxy] = lab.haproxys;
+      await lab.run(name(0), "localhost", -MINUTE);
+      const sync = await lab.newSync({
+        SASORI_NEW_MASTERS: "localhost",
+        SASORI_NEW_MASTER_OPTIONS: "check inter 50ms fall 1",
+      });
+      await sync.request({});
+      await sync.request({});
+      const servers = async () => runtimeCommand(haproxy?.socketPath ?? "", "show servers state puppet");
+      await expect.poll(servers).toMatch(/ localhost \S+ 0 /); // Nobody listens there: it is down.
+      await lab.run(name(0), "master1");
+      const reports = [await sync.request({}), await full(sync), await full(sync)];
+      expect(reports.at(-1)).toMatchObject({ displaced: 1 });
+      expect(reports.flatMap(({ masters }) => masters.changes)).toEqual([]);
+      expect(await servers()).toContain(" localhost ");
+      await haproxy?.reload();
+      expect((await full(sync)).masters.changes).toMatchObject([{ change: "added", master: "localhost" }]);
+    }));
+
   test("gives a reloaded HAProxy its servers back also when sasori has been restarted meanwhile", () =>
     withFleetLab([{ bin, masterWorker: true }, { bin }], async (lab) => {
       await lab.run(name(0), "localhost");
