@@ -16,7 +16,6 @@ import type { Applied, Contents, Fingerprint, Server, Sighting, Target } from ".
 export interface MapState {
   id: string;
   version: number;
-  nextVersion: number;
   entries: number;
 }
 
@@ -209,7 +208,10 @@ export class HaproxyInstance implements Target {
 }
 
 async function enable(session: RuntimeSession, server: string, options: string): Promise<string> {
-  if (/\bcheck\b/.test(options)) await session.run(`enable health ${server}`);
+  // HAProxy leaves both off for a server that is added at run time.
+  const words = options.split(" ");
+  if (words.includes("check")) await session.run(`enable health ${server}`);
+  if (words.includes("agent-check")) await session.run(`enable agent ${server}`);
   await session.run(`enable server ${server}`);
   return processOf(await session.ask("show info"));
 }
@@ -256,16 +258,10 @@ export function field(info: string, name: string): string {
 function parseMaps(listing: string): { name: string; state: MapState }[] {
   const maps = [];
   for (const line of listing.split("\n")) {
-    const match = /^(-?\d+) \((.*?)\) .*curr_ver=(\d+) next_ver=(\d+) entry_cnt=(\d+)/.exec(line);
+    const match = /^(-?\d+) \((.*?)\) .*curr_ver=(\d+) next_ver=\d+ entry_cnt=(\d+)/.exec(line);
     if (match === null) continue;
-    const [, id = "", name = "", version, nextVersion, entries] = match;
-    const state = {
-      id,
-      version: Number(version),
-      nextVersion: Number(nextVersion),
-      entries: Number(entries),
-    };
-    maps.push({ name, state });
+    const [, id = "", name = "", version, entries] = match;
+    maps.push({ name, state: { id, version: Number(version), entries: Number(entries) } });
   }
   return maps;
 }
