@@ -51,7 +51,7 @@ local function to_set(list)
   return names, count
 end
 
--- "known" and the owner, "unknown", or "silent" when sasori gives no answer.
+-- "known" and the owner, "unknown", or "silent" when sasori gives no answer, or none that is certain.
 local function ask_sasori(node, wrong)
   local socket = core.tcp()
   socket:settimeout(DEADLINE_SECONDS)

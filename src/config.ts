@@ -222,7 +222,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "path of a master that answers 200 for a node it has; asked when PuppetDB does not know better than a wrong route",
+        "path of a master that answers 200 for a node it has; asked, by plain HTTP, when PuppetDB does not know better than a wrong route",
         "/nodes/{certname}",
       ),
     ),

@@ -1,27 +1,45 @@
 // Masters that come and go: a producer that appears in PuppetDB gets an HAProxy server at run time, where the
 // operator's pattern allows it, again after each reload, and loses it when no node is left there.
 // Promises: only names that the pattern matches, and no more servers than the limit; servers of HAProxy's own
-// configuration are never touched; one HAProxy's failure never stops another.
+// configuration are never touched; one HAProxy's failure never stops another; a silent resolver holds up no pass.
+// HAProxy does not tell which of its servers were added at run time. So those that an earlier run of sasori has added are
+// neither counted nor removed: they stay until HAProxy's next reload.
 
 import { lookup } from "node:dns/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Config } from "./config.js";
-import { type Failure, reason, SasoriError, toFailure } from "./errors.js";
+import { type Failure, reason, toFailure } from "./errors.js";
 import type { Fleet } from "./fleet.js";
 import { isMaster, type Master } from "./node-map.js";
 
 import type { Server } from "./target/target.js";
 
+/** For all names of a pass together. */
 const LOOKUP_MS = 2_000;
+/** A name that had no address is not looked up again so soon. */
+const REMEMBERED_MS = 60_000;
+
+/** Throws when the name has no address. */
+type LookUp = (name: string) => Promise<{ address: string; family: number }>;
+
+/** A name that is looked up. */
+interface Question {
+  /** The answer, as HAProxy writes the host of an address. */
+  host: string | undefined;
+  /** Why there is none. */
+  why: string;
+  /** When to forget it (`performance.now()`): never before it is answered. */
+  until: number;
+}
 
 /** An HAProxy whose servers can be changed at run time. */
 export interface ServerHost {
   readonly name: string;
-  /** Throws `HAPROXY_...`. */
-  addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<void>;
-  enableServer(name: Master, options: string, signal: AbortSignal): Promise<void>;
-  /** Throws `HAPROXY_REPLY` while it still serves requests. */
-  removeServer(name: Master, signal: AbortSignal): Promise<void>;
+  /** Returns the process that has it now. Throws `HAPROXY_...`. */
+  addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<string>;
+  enableServer(name: Master, options: string, signal: AbortSignal): Promise<string>;
+  /** Throws `HAPROXY_REPLY` while it still serves requests, `HAPROXY_CHANGED` when another process answers. */
+  removeServer(name: Master, process: string, signal: AbortSignal): Promise<void>;
 }
 
 export interface MasterChange {
@@ -33,11 +51,15 @@ export interface MasterChange {
 
 export class NewMasters {
   readonly #options: NonNullable<Config["newMasters"]>;
-  /** The servers that are to exist beside those of the configuration, with their addresses. */
+  readonly #lookUp: LookUp;
+  /** The servers that are to exist beside those of the configuration, with the host of their addresses. */
   readonly #wanted = new Map<Master, string>();
+  /** Names that were asked for and not yet answered, or had no address lately. */
+  readonly #questions = new Map<Master, Question>();
 
-  constructor(options: NonNullable<Config["newMasters"]>) {
+  constructor(options: NonNullable<Config["newMasters"]>, lookUp: LookUp = lookup) {
     this.#options = options;
+    this.#lookUp = lookUp;
   }
 
   /**
@@ -45,25 +67,27 @@ export class NewMasters {
    * after a full reading, because that looks at the whole fleet. Returns why a producer gets none.
    */
   async consider(
-    fleet: Pick<Fleet, "map" | "unroutable">,
+    fleet: Pick<Fleet, "map" | "unroutable" | "homes">,
     full: boolean,
     servers: readonly (readonly Server[])[],
+    stop: AbortSignal,
   ): Promise<Failure[]> {
     const producers = new Set(Array.from(fleet.unroutable.values(), ({ producer }) => producer));
     const masters = new Set<Master>();
-    if (full) for (const { master } of fleet.map.assignments()) masters.add(master);
-    if (full) this.#forgetUnused(masters, producers);
+    if (full) {
+      for (const { master } of fleet.map.assignments()) masters.add(master);
+      for (const home of fleet.homes.values()) masters.add(home); // `sasori rebalance` brings its nodes back.
+      this.#forgetUnused(masters, producers);
+    }
     // A master may have its server in one HAProxy and not, or after a reload no longer, in another.
-    for (const master of masters) {
-      if (!servers.every((list) => list.some((server) => isWhole(server, master)))) producers.add(master);
-    }
-    const failures: Failure[] = [];
-    for (const name of producers) {
-      if (!isMaster(name) || !this.#options.pattern.test(name)) continue;
-      if (this.#wanted.has(name)) continue;
-      await this.#want(name).catch((error: unknown) => failures.push(toFailure(error)));
-    }
-    return failures;
+    const lacking = [...new Set([...this.#wanted.keys(), ...producers, ...masters])].filter(
+      (name) =>
+        isMaster(name) &&
+        this.#options.pattern.test(name) &&
+        !servers.every((list) => list.some((server) => isWhole(server, name))),
+    ) as Master[];
+    await this.#findAddresses(lacking, stop);
+    return lacking.flatMap((name) => this.#want(name) ?? []);
   }
 
   #forgetUnused(masters: ReadonlySet<string>, producers: ReadonlySet<string>): void {
@@ -72,29 +96,68 @@ export class NewMasters {
     }
   }
 
-  async #want(name: Master): Promise<void> {
-    const { limit, port } = this.#options;
-    if (this.#wanted.size >= limit) {
-      const why = `${limit} were added already (SASORI_NEW_MASTER_LIMIT)`;
-      throw new SasoriError("HAPROXY_SERVER", `master ${name} gets no server: ${why}`);
+  /**
+   * HAProxy does not resolve the name of a server that is added at run time. All are looked up side by side, those that
+   * had a server too, because a master that was built anew has another address. An answer that is late is for the next pass.
+   */
+  async #findAddresses(lacking: readonly Master[], stop: AbortSignal): Promise<void> {
+    for (const [name, { until }] of this.#questions)
+      if (until < performance.now()) this.#questions.delete(name);
+    const isNew = (name: Master) => !this.#wanted.has(name);
+    const unasked = lacking.filter((name) => !this.#questions.has(name));
+    const underway = [...this.#questions.values()].filter(({ until }) => until === Number.POSITIVE_INFINITY);
+    const room = Math.max(0, this.#options.limit - this.#wanted.size - underway.length);
+    const asked = [...unasked.filter((name) => !isNew(name)), ...unasked.filter(isNew).slice(0, room)];
+    if (asked.length === 0) return;
+    const late = sleep(LOOKUP_MS, undefined, { ref: false, signal: stop }).catch(() => undefined);
+    await Promise.race([Promise.all(asked.map((name) => this.#ask(name))), late]);
+  }
+
+  async #ask(name: Master): Promise<void> {
+    const question: Question = {
+      host: undefined,
+      why: `no answer within ${LOOKUP_MS} ms`,
+      until: Number.POSITIVE_INFINITY,
+    };
+    this.#questions.set(name, question);
+    try {
+      const { address, family } = await this.#lookUp(name);
+      question.host = family === 6 ? `[${address}]` : address;
+    } catch (error) {
+      question.why = reason(error);
     }
-    // HAProxy does not resolve the name of a server that is added at run time.
-    const { address, family } = await Promise.race([lookup(name), tooLate()]).catch((error: unknown) => {
-      const why = `its name has no address (${reason(error)})`;
-      throw new SasoriError("HAPROXY_SERVER", `master ${name} gets no server: ${why}`, { cause: error });
+    question.until = performance.now() + REMEMBERED_MS;
+  }
+
+  /** Returns why it gets no server; undefined also while it is not known. */
+  #want(name: Master): Failure | undefined {
+    const { limit } = this.#options;
+    const question = this.#questions.get(name);
+    const isNew = !this.#wanted.has(name);
+    const failure = (why: string): Failure => ({
+      code: "HAPROXY_SERVER",
+      message: `master ${name} gets no server: ${why}`,
     });
-    this.#wanted.set(name, `${family === 6 ? `[${address}]` : address}:${port}`);
+    if (isNew && this.#wanted.size >= limit)
+      return failure(`${limit} were added already (SASORI_NEW_MASTER_LIMIT)`);
+    if (question?.host !== undefined) {
+      this.#wanted.set(name, question.host);
+      this.#questions.delete(name);
+      return undefined;
+    }
+    // One that had an address keeps it.
+    return isNew && question ? failure(`its name has no address (${question.why})`) : undefined;
   }
 
   /** Gives one HAProxy the servers that it lacks, and takes those away that `added` earlier and nobody needs. */
   async settle(
     host: ServerHost,
     servers: readonly Server[],
-    added: Set<Master>,
+    added: Map<Master, string>,
     signal: AbortSignal,
   ): Promise<MasterChange[]> {
     const has = new Set(servers.map(({ name }) => name));
-    const { options } = this.#options;
+    const { options, port } = this.#options;
     const changes: MasterChange[] = [];
     const attempt = async (master: Master, change: MasterChange["change"], step: () => Promise<void>) => {
       const done = { haproxy: host.name, master, change };
@@ -105,28 +168,22 @@ export class NewMasters {
         ),
       );
     };
-    for (const [name, address] of this.#wanted) {
+    for (const [name, at] of this.#wanted) {
       if (servers.some((server) => isWhole(server, name))) continue;
-      await attempt(name, "added", () =>
-        has.has(name)
-          ? host.enableServer(name, options, signal)
-          : host.addServer(name, address, options, signal),
-      );
-      added.add(name);
+      await attempt(name, "added", async () => {
+        const process = has.has(name)
+          ? await host.enableServer(name, options, signal)
+          : await host.addServer(name, `${at}:${port}`, options, signal);
+        added.set(name, process);
+      });
     }
-    for (const name of added) {
+    for (const [name, process] of added) {
       if (this.#wanted.has(name)) continue;
-      if (has.has(name)) await attempt(name, "removed", () => host.removeServer(name, signal));
-      else added.delete(name); // It went with the last reload, or with the removal of an earlier pass.
+      if (has.has(name)) await attempt(name, "removed", () => host.removeServer(name, process, signal));
+      else added.delete(name); // By the removal of an earlier pass.
     }
     return changes;
   }
 }
 
 const isWhole = ({ name, halfAdded }: Server, master: Master) => name === master && !halfAdded;
-
-/** `lookup` has no deadline of its own. */
-async function tooLate(): Promise<never> {
-  await sleep(LOOKUP_MS, undefined, { ref: false });
-  throw new Error(`no answer within ${LOOKUP_MS} ms`);
-}

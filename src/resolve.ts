@@ -15,6 +15,10 @@ import type { Server } from "./target/target.js";
 /** HAProxy waits 2 s. */
 const DEADLINE_MS = 1_800;
 const PROBE_DEADLINE_MS = 800;
+const PUPPETDB_DEADLINE_MS = DEADLINE_MS - PROBE_DEADLINE_MS;
+
+/** A person can wait longer. */
+const PATIENT_MS = 15_000;
 
 /** A moved node's requests come in bursts; a route that was right a moment ago may be wrong soon. */
 const REMEMBERED_MS = 3_000;
@@ -58,7 +62,7 @@ export class Resolver {
   readonly #underway = new Map<Certname, Promise<Master | undefined>>();
   /** In the order of their time, so that the first is the oldest. */
   readonly #remembered = new Map<Certname, Answer>();
-  readonly #waiting = new Map<Certname, Waiting[]>();
+  readonly #waiting = new Map<Certname, Waiting>();
   #asking = false;
   #probes = { second: 0, count: 0 };
 
@@ -68,8 +72,8 @@ export class Resolver {
 
   /**
    * The node's master, or undefined when nobody knows one. `wrong` is the master whose answer raised the
-   * question. Throws `BUSY` when too many questions are under way, and `PUPPETDB_...` when PuppetDB could not
-   * be asked and no master was found either.
+   * question. Throws `BUSY` when too many questions are under way, and, when no owner was found, `PUPPETDB_...` if
+   * PuppetDB could not be asked, or `PROBE_TIMEOUT` if a master did not say whether it has the node.
    */
   async owner(certname: Certname, wrong: string | undefined): Promise<Master | undefined> {
     const known = this.#parts.fleet.map.get(certname);
@@ -89,7 +93,8 @@ export class Resolver {
   }
 
   async #ask(certname: Certname, wrong: string | undefined): Promise<Master | undefined> {
-    const observation = await this.askPuppetdb(certname).catch((error: unknown) => error);
+    const observation = await this.#observed(certname).catch((error: unknown) => error);
+    let unanswered = observation instanceof Error ? observation : undefined;
     let owner: Master | undefined;
     let isNews = false;
     if (isObservation(observation)) {
@@ -98,20 +103,51 @@ export class Resolver {
       isNews = owner !== wrong && observation.at > (this.#parts.fleet.map.get(certname)?.at ?? 0);
       if (isNews) this.#parts.onObservation(observation);
     }
-    if (!isNews) owner = (await this.#probe(certname)) ?? owner;
-    if (owner === undefined && observation instanceof Error) throw observation;
+    if (!isNews) {
+      const found = await this.#probe(certname).catch((error: Error) => error);
+      if (found instanceof Error) unanswered ??= found;
+      else owner = found ?? owner;
+    }
+    if (owner === undefined && unanswered !== undefined) throw unanswered;
     this.#remember(certname, owner);
     return owner;
   }
 
   /** PuppetDB's newest observation of a node at a master that HAProxy has. Throws `PUPPETDB_...`. */
-  async askPuppetdb(certname: Certname): Promise<Observation | undefined> {
-    const submission = await new Promise<Submission | undefined>((resolve, reject) => {
-      this.#waiting.set(certname, [...(this.#waiting.get(certname) ?? []), { resolve, reject }]);
-      if (!this.#asking) void this.#askWaiting();
-    });
+  async #observed(certname: Certname): Promise<Observation | undefined> {
+    const submission = await within(
+      PUPPETDB_DEADLINE_MS,
+      undefined,
+      late(PUPPETDB_DEADLINE_MS),
+      (signal) =>
+        new Promise<Submission | undefined>((resolve, reject) => {
+          // Its turn may not have come, behind a question that PuppetDB is slow to answer.
+          const onAbort = () => {
+            this.#waiting.delete(certname);
+            reject(signal.reason);
+          };
+          signal.addEventListener("abort", onAbort, { once: true });
+          this.#waiting.set(certname, { resolve, reject });
+          if (!this.#asking) void this.#askWaiting();
+        }),
+    );
     const master = submission && this.#parts.resolve()(submission.producer);
     return submission && master && { certname, master, at: submission.at, source: submission.source };
+  }
+
+  /**
+   * What takes the place of a registration that ends: PuppetDB's newest observation, undefined for a node that it does not
+   * know. A node whose producer has no server keeps its route. Throws `PUPPETDB_...`.
+   */
+  async withoutRegistration(certname: Certname): Promise<Observation | undefined> {
+    const found = await within(PATIENT_MS, undefined, late(PATIENT_MS), (signal) =>
+      this.#parts.puppetdb.readNodes([certname], signal),
+    );
+    const submission = found.get(certname);
+    if (submission === undefined) return undefined;
+    const { producer, at, source } = submission;
+    const master = this.#parts.resolve()(producer) ?? this.#parts.fleet.map.get(certname)?.master;
+    return master && { certname, master, at, source };
   }
 
   // One question at a time, for all nodes that wait by then: thousands of stale routes are few queries.
@@ -121,28 +157,31 @@ export class Resolver {
       const batch = new Map([...this.#waiting].slice(0, MAX_BATCH));
       for (const certname of batch.keys()) this.#waiting.delete(certname);
       try {
-        const signal = AbortSignal.timeout(DEADLINE_MS - PROBE_DEADLINE_MS);
-        const found = await this.#parts.puppetdb.readNodes([...batch.keys()], signal);
-        for (const [certname, askers] of batch)
-          for (const { resolve } of askers) resolve(found.get(certname));
+        const found = await within(PUPPETDB_DEADLINE_MS, undefined, late(PUPPETDB_DEADLINE_MS), (signal) =>
+          this.#parts.puppetdb.readNodes([...batch.keys()], signal),
+        );
+        for (const [certname, { resolve }] of batch) resolve(found.get(certname));
       } catch (error) {
-        for (const { reject } of [...batch.values()].flat()) reject(error);
+        for (const { reject } of batch.values()) reject(error);
       }
     }
     this.#asking = false;
   }
 
-  /** Asks all masters that are up, at once. The first that has the node wins. */
+  /** Asks all masters that are up, at once. The first that has the node wins. Throws `PROBE_TIMEOUT`. */
   async #probe(certname: Certname): Promise<Master | undefined> {
     const { probePath, servers } = this.#parts;
     if (probePath === undefined || !this.#mayProbe()) return undefined;
     const path = probePath.replaceAll("{certname}", certname);
-    const late = new SasoriError("PROBE_TIMEOUT", "the masters did not answer in time");
-    return within(PROBE_DEADLINE_MS, undefined, late, async (signal) => {
+    const slow = new SasoriError("PROBE_TIMEOUT", "not every master said in time whether it has the node");
+    return within(PROBE_DEADLINE_MS, undefined, slow, async (signal) => {
       const up = new Map(servers().flatMap((server) => (server.up ? [[server.address, server]] : [])));
       const master = await Promise.any(
         Array.from(up.values(), (server) => hasNode(server, path, signal)),
-      ).catch(() => undefined);
+      ).catch(() => {
+        signal.throwIfAborted(); // A master that was too slow may have it.
+        return undefined;
+      });
       const at = this.#parts.fleet.map.timeAfterKnown(certname, Date.now());
       if (master !== undefined) this.#parts.onObservation({ certname, master, at, source: "learned" });
       return master;
@@ -165,6 +204,9 @@ export class Resolver {
     if (oldest !== undefined) this.#remembered.delete(oldest);
   }
 }
+
+const late = (ms: number) =>
+  new SasoriError("PUPPETDB_TIMEOUT", `PuppetDB has not answered within ${ms} ms: it is too slow or hangs`);
 
 function isObservation(value: unknown): value is Observation {
   return typeof value === "object" && value !== null && "master" in value;

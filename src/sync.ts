@@ -370,7 +370,7 @@ export class Sync {
     const { newMasters, instances } = this.#parts;
     if (newMasters === undefined) return NO_MASTERS;
     const told = this.#instances.flatMap(({ reachable, servers }) => (reachable && servers ? [servers] : []));
-    const failures = await newMasters.consider(this.fleet, kind === "full", told);
+    const failures = await newMasters.consider(this.fleet, kind === "full", told, stop);
     const late = new SasoriError("HAPROXY_TIMEOUT", "gave up on changing servers");
     const settled = await within(LOOK_MS, stop, late, (signal) =>
       Promise.all(

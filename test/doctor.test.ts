@@ -387,6 +387,12 @@ describe("the doctor and this machine", () => {
       });
       await writeFile(file, `# comment\n${NODE} high\ndb1 -5\n`);
       expect(finding(await examine({ SASORI_PRIORITY_FILE: file }), "priority file")).toMatchObject({
+        outcome: "failed",
+        detail: expect.stringContaining(`line 2 of ${file} is "${NODE} high"`),
+        remedy: expect.stringContaining("correct the file"),
+      });
+      await writeFile(file, `# comment\n${NODE} 5000\ndb1 -5\n`);
+      expect(finding(await examine({ SASORI_PRIORITY_FILE: file }), "priority file")).toMatchObject({
         outcome: "warning",
         detail: expect.stringContaining(`no class from -2047 to 2047: "${NODE}"`),
       });

@@ -11,7 +11,7 @@ import { Agent, request } from "undici";
 import { describe, expect, test } from "vitest";
 import { PriorityMap } from "../src/target/priority.js";
 import { hold, withGateway } from "./support/gateway.js";
-import { runtimeCommand } from "./support/haproxy-server.js";
+import { runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries, puppetdbParts } from "./support/parts.js";
 
 const CONFIG = fileURLToPath(new URL("../haproxy/haproxy.cfg", import.meta.url));
@@ -361,6 +361,40 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
       },
     ));
 
+  test("knows a node or client by its class however its name was typed", () =>
+    withHaproxy(
+      {
+        bin,
+        config: ({ mapPath, socketPath, ports }) => `global
+  stats socket ${socketPath} level admin
+defaults
+  mode http
+  timeout client 5s
+frontend classes
+  bind 127.0.0.1:${ports.frontend}
+  http-request set-src req.fhdr(x-client)
+  http-request return status 200 hdr x-node %[req.fhdr(x-node-name),lower,map_str_int(${mapPath},0)] hdr x-client %[src,map_str_int(${mapPath},0)]
+`,
+      },
+      async ({ mapPath, socketPath, ports }) => {
+        const priority = new PriorityMap(mapPath, [{ name: "h", connect: { path: socketPath } }]);
+        expect(await priority.change("DB1.Example.com", -5)).toMatchObject({ key: "db1.example.com" });
+        await priority.change("2001:DB8:0:0:0:0:0:A1", -6);
+        await priority.change("::FFFF:192.0.2.1", -7);
+        await priority.change("192.0.2.1", -8);
+        const classes = async (client: string) => {
+          const headers = { "x-node-name": "db1.example.com", "x-client": client };
+          const answer = await fetch(`http://127.0.0.1:${ports.frontend}/`, { headers });
+          return [answer.headers.get("x-node"), answer.headers.get("x-client")];
+        };
+        expect(await classes("2001:db8::a1")).toEqual(["-5", "-6"]);
+        expect(await classes("::ffff:192.0.2.1")).toEqual(["-5", "-7"]);
+        expect(await classes("192.0.2.1")).toEqual(["-5", "-8"]);
+        await priority.change("2001:db8::00a1", undefined);
+        expect(await classes("2001:db8::a1")).toEqual(["-5", "0"]);
+      },
+    ));
+
   test("serves important nodes and clients first, by classes that change at run time", () => {
     const map = ["first", "second", "third"].map((name): [string, string] => [
       `${name}.example.com`,
@@ -590,6 +624,27 @@ function sayTo(name: string, text: string): Promise<string> {
     client.on("close", () => resolve(answer));
   });
 }
+
+describe("the priority map", () => {
+  test.each(["node", "node x", "node 5 x", "  # note", "node 0x10"])(
+    "names a line of the priority map that is no entry (%j), and leaves the file alone",
+    (line) =>
+      withPriorityMap(async (file) => {
+        const text = `# by hand\n\n  first.example.com \t5 \n${line}\n`;
+        writeFileSync(file, text);
+        const priority = new PriorityMap(file, []);
+        const failure = { code: "FILE_READ", message: expect.stringContaining(`line 4 of ${file}`) };
+        await expect(priority.list()).rejects.toMatchObject(failure);
+        await expect(priority.change("other.example.com", 1)).rejects.toMatchObject(failure);
+        expect(readFileSync(file, "utf8")).toBe(text);
+        writeFileSync(file, text.replace(line, "second.example.com +7"));
+        expect([...(await priority.list())]).toEqual([
+          ["first.example.com", 5],
+          ["second.example.com", 7],
+        ]);
+      }),
+  );
+});
 
 async function withPriorityMap(use: (file: string) => Promise<void>): Promise<void> {
   const folder = mkdtempSync(path.join(tmpdir(), "sasori-priority-"));

@@ -176,6 +176,43 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       expect(applied.fingerprint.process).not.toBe(before.fingerprint.process);
     }));
 
+  test("removes a server from the process that it was added to, and from no other", () =>
+    withHaproxy({ bin, servers }, async (haproxy) => {
+      const instance = instanceOf(haproxy);
+      const added = await instance.addServer("new" as Master, "127.0.0.1:1", "weight 0", signal());
+      const names = async () => (await instance.look(signal())).servers.map(({ name, up }) => ({ name, up }));
+      const configured = servers.map(({ name }) => ({ name, up: true }));
+      expect(await names()).toEqual([...configured, { name: "new", up: true }]);
+      const elsewhere = instance.removeServer("master1" as Master, "1@1", signal());
+      await expect(elsewhere).rejects.toMatchObject({ code: "HAPROXY_CHANGED" });
+      await instance.removeServer("new" as Master, added, signal());
+      expect(await names()).toEqual(configured);
+    }));
+
+  // Of check and agent: 2 it is configured, 4 it is enabled, 16 it is an agent.
+  test.each([
+    { options: "weight 0", check: "0", agent: "0" },
+    { options: "weight 0 check inter 1s", check: "6", agent: "0" },
+    { options: "agent-check agent-port 1", check: "0", agent: "22" },
+    { options: "check agent-check agent-port 1", check: "6", agent: "22" },
+  ])("enables a server that was added at run time, and what it is checked by ($options)", (expected) =>
+    withHaproxy({ bin, servers }, async (haproxy) => {
+      await instanceOf(haproxy).addServer("new" as Master, "127.0.0.1:1", expected.options, signal());
+      const state = await runtimeCommand(haproxy.socketPath, "show servers state puppet");
+      const words =
+        state
+          .split("\n")
+          .find((line) => line.includes(" new "))
+          ?.split(" ") ?? [];
+      const [maintenance, check, agent] = [words[6], words[13], words[14]];
+      expect({ maintenance, check, agent }).toEqual({
+        maintenance: "0",
+        check: expected.check,
+        agent: expected.agent,
+      });
+    }),
+  );
+
   test("works over TCP", () =>
     withHaproxy({ bin, servers, map: entries(fleet(3)), tcpStats: true }, async (haproxy) => {
       const port = haproxy.ports.stats;

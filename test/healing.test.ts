@@ -7,7 +7,7 @@ import { startPuppetdbStandIn } from "../demo/puppetdb.js";
 import { readConfig } from "../src/config.js";
 import { type Daemon, startDaemon } from "../src/daemon.js";
 import { freePort } from "./support/child.js";
-import { type Gateway, startMaster, withGateway } from "./support/gateway.js";
+import { type Gateway, hold, startMaster, withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
@@ -197,6 +197,19 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
       await expect.poll(lookup).toMatchObject({ desired: { master: "master2", source: "learned" } });
       lab.move(NODE, "master3");
       expect(routeOf(await lab.ask(NODE))).toEqual({ status: 200, route: "learned", master: "master3" });
+    }));
+
+  test("is not called unknown, and PuppetDB's answer counts, while a master does not say whether it has the node", () =>
+    withHealing({ bin, map, probe: true }, async (lab) => {
+      const release = hold(lab.masters[1]); // Its health check is answered.
+      const resolve = (certname: string) => fetch(`${lab.daemon.url}/api/v1/resolve/${certname}?not=master1`);
+      lab.move(NODE, "nowhere");
+      const [known, unknown] = await Promise.all([resolve(NODE), resolve("other.example.com")]);
+      expect({ status: known.status, owner: await known.text() }).toEqual({ status: 200, owner: "master1" });
+      expect(unknown.status).toBe(504);
+      expect(await unknown.json()).toMatchObject({ title: "PROBE_TIMEOUT" });
+      release();
+      expect((await resolve("other.example.com")).status).toBe(404);
     }));
 
   test("asks nobody a second time when a stand-in for a dead master says 404", () =>

@@ -268,6 +268,20 @@ describe("nodes", () => {
       });
     }));
 
+  test("keep their route when their registration ends and their producer has no server", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await checkIn(lab, 3);
+      await withDaemon(lab, async ({ get, send, sync }) => {
+        await send("PUT", `/api/v1/nodes/${node(0)}`, { master: "master3" });
+        await lab.run(node(0), "puppet9.elsewhere", -MINUTE);
+        expect((await send("DELETE", `/api/v1/nodes/${node(0)}`)).status).toBe(200);
+        const route = { desired: { master: "master3", source: "facts" }, live: [{ master: "master3" }] };
+        expect(await get(`/api/v1/nodes/${node(0)}`)).toMatchObject(route);
+        expect(await sync({ full: true })).toMatchObject({ unroutable: { nodes: 1 }, moved: 0 });
+        expect(await get(`/api/v1/nodes/${node(0)}`)).toMatchObject(route);
+      });
+    }));
+
   test("that are registered while an HAProxy is away are told so: 502, and it is told later", () =>
     withFleetLab([{ bin }, { bin }], async (lab) => {
       await checkIn(lab, 3);

@@ -324,6 +324,26 @@ describe("what PuppetDB may answer instead of rows", () => {
     expect(new Set(reading.active)).toEqual(new Set([NODE]));
     await source.close();
   });
+
+  test("names as long as a row may be are kept by their beginning", async () => {
+    const long = "X".repeat(60_000);
+    const producer_timestamp = "2026-01-01T00:00:00.000Z";
+    const rows = [
+      { certname: long, producer: "master1", producer_timestamp },
+      { certname: NODE, producer: long, producer_timestamp },
+    ];
+    const nodes = [{ certname: NODE, deactivated: null, expired: null, count: 2 }];
+    server.scripts = {
+      factsets: answer(JSON.stringify(rows)),
+      nodes: answer(JSON.stringify(nodes)),
+      other: EMPTY,
+    };
+    const reading = await source.readAll(soon());
+    const beginning = `${"X".repeat(300)}…`;
+    expect(reading.refused).toEqual(new Set([beginning]));
+    expect(reading.submissions.get(NODE)).toMatchObject({ producer: beginning });
+    await source.close();
+  });
 });
 
 describe("credentials", () => {

@@ -713,6 +713,48 @@ describe("a pass", () => {
       expect((await full(sync)).masters.changes).toEqual([]);
     }));
 
+  test("leaves a server alone that it once added and that the operator has put into the configuration since", () =>
+    withFleetLab([{ bin, masterWorker: true }], async (lab) => {
+      const [haproxy] = lab.haproxys;
+      if (haproxy === undefined) throw new Error("no HAProxy");
+      await lab.run(name(0), "localhost");
+      const sync = await lab.newSync({ SASORI_NEW_MASTERS: "localhost" });
+      expect((await sync.request({})).masters.changes).toMatchObject([{ change: "added" }]);
+      const config = path.join(haproxy.dir, "haproxy.cfg");
+      const lines = (await readFile(config, "utf8")).replace(
+        /^( *server )master1 /m,
+        "$1localhost 127.0.0.1:1\n$&",
+      );
+      await writeFile(config, lines);
+      await haproxy.reload();
+      await lab.run(name(0), "master1", 1_000);
+      const reports = [await full(sync), await full(sync)];
+      expect(reports.flatMap(({ masters }) => masters.changes)).toEqual([]);
+      const state = await runtimeCommand(haproxy.socketPath, "show servers state puppet");
+      expect(/ localhost \S+ [0-3] (\d+) /.exec(state)?.[1]).toBe("0"); // In no maintenance.
+    }));
+
+  test("keeps the server that it added for a master while nodes that left it dead are at home there", () =>
+    withFleetLab([{ bin, masterWorker: true }], async (lab) => {
+      const [haproxy] = lab.haproxys;
+      await lab.run(name(0), "localhost", -MINUTE);
+      const sync = await lab.newSync({
+        SASORI_NEW_MASTERS: "localhost",
+        SASORI_NEW_MASTER_OPTIONS: "check inter 50ms fall 1",
+      });
+      await sync.request({});
+      await sync.request({});
+      const servers = async () => runtimeCommand(haproxy?.socketPath ?? "", "show servers state puppet");
+      await expect.poll(servers).toMatch(/ localhost \S+ 0 /); // Nobody listens there: it is down.
+      await lab.run(name(0), "master1");
+      const reports = [await sync.request({}), await full(sync), await full(sync)];
+      expect(reports.at(-1)).toMatchObject({ displaced: 1 });
+      expect(reports.flatMap(({ masters }) => masters.changes)).toEqual([]);
+      expect(await servers()).toContain(" localhost ");
+      await haproxy?.reload();
+      expect((await full(sync)).masters.changes).toMatchObject([{ change: "added", master: "localhost" }]);
+    }));
+
   test("gives a reloaded HAProxy its servers back also when sasori has been restarted meanwhile", () =>
     withFleetLab([{ bin, masterWorker: true }, { bin }], async (lab) => {
       await lab.run(name(0), "localhost");

@@ -200,8 +200,11 @@ function priorityFileCheck(file: string): Check {
         () => true,
         () => false,
       );
-      const entries = [...(await new PriorityMap(file, []).list())];
-      const wrong = entries.filter(([, value]) => !Number.isInteger(value) || Math.abs(value) > 2047);
+      const listed = await new PriorityMap(file, []).list().catch((error: unknown) => {
+        throw new CheckError(reason(error), "correct the file, and let sasori's user read it");
+      });
+      const entries = [...listed];
+      const wrong = entries.filter(([, value]) => Math.abs(value) > 2047);
       const names = wrong.map(([key]) => quote(key)).join(", ");
       return verdict(`${entries.length} entries`, [
         isThere

@@ -281,7 +281,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
     async (request, reply) => {
       const certname = parseCertname(request.params.certname);
       if (!sync.fleet.own.has(certname)) throw httpError(404, `${certname} has no registration`);
-      await sync.withdraw(certname, await resolver.askPuppetdb(certname));
+      await sync.withdraw(certname, await resolver.withoutRegistration(certname));
       const { code, story } = await afterChange(certname);
       return reply.code(code).send(story);
     },
@@ -469,6 +469,7 @@ const STATUS_OF: Partial<Record<ErrorCode, number>> = {
   PUPPETDB_BODY: 502,
   PUPPETDB_TLS: 502,
   PUPPETDB_TIMEOUT: 504,
+  PROBE_TIMEOUT: 504,
 };
 
 function problem(reply: FastifyReply, error: unknown): FastifyReply {

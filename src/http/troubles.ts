@@ -38,7 +38,7 @@ const REMEDIES: Record<ErrorCode, string> = {
   HAPROXY_CHANGED: "find who else writes to this map or reloads this HAProxy; sasori goes on trying",
   HAPROXY_SERVER: "what HAProxy said is in the message; or add the server line to its configuration",
   BUSY: "ask again in a moment",
-  PROBE_TIMEOUT: "look at the masters: none has answered SASORI_PROBE_PATH in time",
+  PROBE_TIMEOUT: "look at the masters: one has not answered SASORI_PROBE_PATH in time",
   DAEMON: "start sasori with `sasori serve`, or correct SASORI_LISTEN",
   STOPPED: "start sasori again: the next pass does what this one has left",
   INTERNAL: "a mistake of sasori's: please report it with its log; the next pass tries again",

@@ -22,6 +22,8 @@ const CONNECT_MS = 5_000;
 
 /** Enough to see what is wrong; a flood of illegal names must not fill the memory. */
 export const MAX_REFUSED = 1_000;
+/** Enough to know it by; Puppet's own names are shorter. */
+const MAX_NAME_CHARACTERS = 300;
 
 const MINUTE_MS = 60_000;
 
@@ -80,7 +82,7 @@ export interface Reading {
   active: Names | undefined;
   /** Nodes deactivated or expired, and when; in a reading of changes only when their number changed. */
   inactive: Map<Certname, number>;
-  /** Certnames that cannot be map keys, as they came. At most MAX_REFUSED of them. */
+  /** Certnames that cannot be map keys, as they came, or their beginning. At most MAX_REFUSED of them. */
   refused: Set<string>;
   /** Nodes with nothing but rows that name no producer or no time. */
   withoutProducer: Set<Certname>;
@@ -509,7 +511,13 @@ function emptyReading(kind: Reading["kind"]): Reading {
 
 function take(name: string, reading: Reading, use: (certname: Certname) => void): void {
   if (isCertname(name)) use(name);
-  else if (reading.refused.size < MAX_REFUSED) reading.refused.add(name);
+  else if (reading.refused.size < MAX_REFUSED) reading.refused.add(cut(name));
+}
+
+/** A slice would keep all of the text in memory: this is a copy. */
+function cut(text: string): string {
+  if (text.length <= MAX_NAME_CHARACTERS) return text;
+  return Buffer.from(`${text.slice(0, MAX_NAME_CHARACTERS)}…`).toString();
 }
 
 function takeProducer(
@@ -541,7 +549,7 @@ function takeSubmission(
     }
     if (known !== undefined && known.at >= at) return;
     if (known === undefined) reading.withoutProducer.delete(certname);
-    reading.submissions.set(certname, { certname, producer, at, source, receivedAt });
+    reading.submissions.set(certname, { certname, producer: cut(producer), at, source, receivedAt });
   });
 }
 

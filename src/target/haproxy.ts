@@ -16,7 +16,6 @@ import type { Applied, Contents, Fingerprint, Server, Sighting, Target } from ".
 export interface MapState {
   id: string;
   version: number;
-  nextVersion: number;
   entries: number;
 }
 
@@ -141,8 +140,8 @@ export class HaproxyInstance implements Target {
     });
   }
 
-  /** Adds a server to the masters' backend; HAProxy forgets it with the next reload. */
-  addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<void> {
+  /** Adds a server to the masters' backend; HAProxy forgets it with the next reload. Returns the process that has it. */
+  addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<string> {
     const server = `${this.#options.backend}/${name}`;
     return RuntimeSession.with(this.#endpoint, signal, async (session) => {
       const reply = await session.ask(`add server ${server} ${address} ${options}`);
@@ -153,20 +152,25 @@ export class HaproxyInstance implements Target {
           `${this.name}: cannot add server ${server}: ${quote(reply, 200)}`,
         );
       }
-      await enable(session, server, options);
+      return enable(session, server, options);
     });
   }
 
   /** Finishes what an `addServer` began that was cut off. */
-  enableServer(name: Master, options: string, signal: AbortSignal): Promise<void> {
+  enableServer(name: Master, options: string, signal: AbortSignal): Promise<string> {
     const server = `${this.#options.backend}/${name}`;
     return RuntimeSession.with(this.#endpoint, signal, (session) => enable(session, server, options));
   }
 
-  /** Removes a server that was added at run time. HAProxy refuses while it has connections. */
-  removeServer(name: Master, signal: AbortSignal): Promise<void> {
+  /**
+   * Removes a server that was added to this process. HAProxy refuses while it has connections. It would remove one of
+   * its configuration as well (2.6, 3.0 and 3.2 do): that is what a server of this name is in any other process.
+   */
+  removeServer(name: Master, process: string, signal: AbortSignal): Promise<void> {
     const server = `${this.#options.backend}/${name}`;
     return RuntimeSession.with(this.#endpoint, signal, async (session) => {
+      if (processOf(await session.ask("show info")) !== process)
+        throw new SasoriError("HAPROXY_CHANGED", `${this.name}: it was reloaded: ${server} is not removed`);
       await session.run(`disable server ${server}`);
       await session.ask(`del server ${server}`);
     });
@@ -181,9 +185,8 @@ export class HaproxyInstance implements Target {
     const map = findMap(maps, this.name, this.#options);
     const version = field(info, "Version");
     this.#costOf(version);
-    const process = `${field(info, "Pid")}@${field(info, "Start_time_sec")}`;
     return {
-      fingerprint: { process, content: `${map.version}:${map.entries}` },
+      fingerprint: { process: processOf(info), content: `${map.version}:${map.entries}` },
       servers: parseServers(state),
       version,
       map,
@@ -204,10 +207,16 @@ export class HaproxyInstance implements Target {
   }
 }
 
-async function enable(session: RuntimeSession, server: string, options: string): Promise<void> {
-  if (/\bcheck\b/.test(options)) await session.run(`enable health ${server}`);
+async function enable(session: RuntimeSession, server: string, options: string): Promise<string> {
+  // HAProxy leaves both off for a server that is added at run time.
+  const words = options.split(" ");
+  if (words.includes("check")) await session.run(`enable health ${server}`);
+  if (words.includes("agent-check")) await session.run(`enable agent ${server}`);
   await session.run(`enable server ${server}`);
+  return processOf(await session.ask("show info"));
 }
+
+const processOf = (info: string) => `${field(info, "Pid")}@${field(info, "Start_time_sec")}`;
 
 /**
  * A map by its name in HAProxy's configuration, or by the base name of the file. Throws `HAPROXY_MAP` when there is
@@ -249,16 +258,10 @@ export function field(info: string, name: string): string {
 function parseMaps(listing: string): { name: string; state: MapState }[] {
   const maps = [];
   for (const line of listing.split("\n")) {
-    const match = /^(-?\d+) \((.*?)\) .*curr_ver=(\d+) next_ver=(\d+) entry_cnt=(\d+)/.exec(line);
+    const match = /^(-?\d+) \((.*?)\) .*curr_ver=(\d+) next_ver=\d+ entry_cnt=(\d+)/.exec(line);
     if (match === null) continue;
-    const [, id = "", name = "", version, nextVersion, entries] = match;
-    const state = {
-      id,
-      version: Number(version),
-      nextVersion: Number(nextVersion),
-      entries: Number(entries),
-    };
-    maps.push({ name, state });
+    const [, id = "", name = "", version, entries] = match;
+    maps.push({ name, state: { id, version: Number(version), entries: Number(entries) } });
   }
   return maps;
 }

@@ -3,7 +3,7 @@
 // does not run reads the file when it starts.
 
 import { readFile } from "node:fs/promises";
-import { isIP } from "node:net";
+import { isIP, SocketAddress } from "node:net";
 import type { Endpoint } from "../config.js";
 import { type Failure, quote, reason, SasoriError, systemCode, toFailure } from "../errors.js";
 import { isCertname } from "../node-map.js";
@@ -35,25 +35,34 @@ export class PriorityMap {
     this.#endpoints = endpoints;
   }
 
-  /** Key to class. A file that does not exist is empty. Throws `FILE_READ`. */
+  /**
+   * Key to class. A file that does not exist is empty. Throws `FILE_READ`, also for a line that is no entry: HAProxy
+   * does not start with it, and whoever wrote it by hand meant something.
+   */
   async list(): Promise<Map<string, number>> {
-    try {
-      const lines = (await readFile(this.#file, "latin1")).split("\n");
-      const entries = lines
-        .filter((line) => line !== "" && !line.startsWith("#"))
-        .map((line) => line.split(/\s+/));
-      return new Map(entries.map(([key = "", value]) => [key, Number(value)]));
-    } catch (error) {
-      if (systemCode(error) === "ENOENT") return new Map();
+    const text = await readFile(this.#file, "latin1").catch((error: unknown) => {
+      if (systemCode(error) === "ENOENT") return "";
       throw new SasoriError("FILE_READ", `cannot read ${this.#file}: ${reason(error)}`, { cause: error });
+    });
+    const entries = new Map<string, number>();
+    for (const [index, line] of text.split("\n").entries()) {
+      if (line.trim() === "" || line.startsWith("#")) continue;
+      const [, key, value] = /^\s*(\S+)\s+([+-]?\d+)\s*$/.exec(line) ?? [];
+      if (key === undefined) {
+        const what = `line ${index + 1} of ${this.#file} is ${quote(line)}`;
+        throw new SasoriError(
+          "FILE_READ",
+          `${what}, no node or address with its class: correct or remove it`,
+        );
+      }
+      entries.set(key, Number(value));
     }
+    return entries;
   }
 
   /** Sets a class, or takes the key out (`undefined`). Throws `USAGE` and what `replaceFile` throws. */
-  async change(key: string, value: number | undefined): Promise<PriorityChange> {
-    if (!isCertname(key) && isIP(key) === 0) {
-      throw new SasoriError("USAGE", `${quote(key)} is neither a certname nor an IP address`);
-    }
+  async change(name: string, value: number | undefined): Promise<PriorityChange> {
+    const key = keyOf(name);
     if (value !== undefined && !(Number.isInteger(value) && Math.abs(value) <= MOST)) {
       throw new SasoriError(
         "USAGE",
@@ -85,4 +94,12 @@ export class PriorityMap {
       if (value !== undefined) await session.run(`${found ? "set" : "add"} map #${id} ${key} ${value}`);
     });
   }
+}
+
+/** As the gateway looks it up: a certname in small letters, an address as HAProxy writes it. Throws `USAGE`. */
+function keyOf(name: string): string {
+  if (isIP(name) === 6) return new SocketAddress({ address: name, family: "ipv6" }).address;
+  const key = name.toLowerCase();
+  if (isCertname(key) || isIP(key) === 4) return key;
+  throw new SasoriError("USAGE", `${quote(name)} is neither a certname nor an IP address`);
 }

@@ -78,8 +78,8 @@ export class TrackedTarget {
   readonly target: Target;
   /** Of the pass under way, or of the last one. */
   report: TargetReport;
-  /** Servers that sasori added to it at run time. */
-  readonly added = new Set<Master>();
+  /** Servers that sasori added to it at run time, and the process that has them. */
+  readonly added = new Map<Master, string>();
   /** As last seen; undefined until then. */
   servers: readonly Server[] | undefined;
   /** What it held before sasori first wrote to it has been taken into account. */
@@ -148,6 +148,8 @@ export class TrackedTarget {
       this.#sighting = await this.target.look(signal);
       this.servers = this.#sighting.servers;
       const { process, content } = this.#sighting.fingerprint;
+      // They went with their process: a server of that name in the next one is the configuration's.
+      for (const [name, of] of this.added) if (of !== process) this.added.delete(name);
       this.#touched = process === this.#left?.process && content !== this.#left.content;
     });
   }
