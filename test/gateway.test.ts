@@ -72,6 +72,10 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
     },
   );
 
+  test("does not start with an empty secret, which every program of this host would know", () => {
+    expect(check(bin, { more: { GATEWAY_SECRET: "" } }).status).not.toBe(0);
+  });
+
   test("takes the variables of docs/containers.md, and is reached from beyond its container", () => {
     const yaml = readFileSync(new URL("../docs/containers.md", import.meta.url), "utf8");
     const [, environment = ""] =

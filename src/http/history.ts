@@ -77,7 +77,7 @@ export class History {
   takePass(report: SyncReport): void {
     const { source, startedAt } = report;
     if (source.outcome === "done") {
-      this.#filled ||= report.kind === "full"; // Also where there was nothing to fill.
+      this.#filled ||= report.kind === "full" && !report.dryRun; // Also where there was nothing to fill.
       this.lastGoodPoll = startedAt;
       this.puppetdb = undefined;
     } else if (source.failure !== undefined) {
