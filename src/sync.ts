@@ -134,9 +134,14 @@ export class Sync {
     return this.#queue.request(request);
   }
 
-  /** Takes an observation made outside of a pass. Resolves when every reachable target has it. */
-  submit(observation: Observation): Promise<void> {
-    return this.#submit((fleet) => fleet.observe(observation));
+  /**
+   * Takes an observation made outside of a pass; one without a time is newer than all that is known when it is taken.
+   * Resolves when every reachable target has it.
+   */
+  submit({ at, ...seen }: Omit<Observation, "at"> & { at?: number }): Promise<void> {
+    return this.#submit((fleet) =>
+      fleet.observe({ ...seen, at: at ?? fleet.map.timeAfterKnown(seen.certname, Date.now()) }),
+    );
   }
 
   /** Ends a registration or learned route; `observation` is what PuppetDB has of the node instead. */

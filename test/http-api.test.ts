@@ -284,6 +284,47 @@ describe("nodes", () => {
         expect((await lab.haproxys[1]?.showMap())?.get(node(0))).toBe("master3");
       });
     }));
+
+  test("that are registered while the file can be read but not written are told so: 502", () =>
+    withFleetLab([], async (lab) => {
+      await lab.run(node(0), "master1", -MINUTE);
+      // The temporary file beside it would have a longer name than a file may have.
+      const mapFile = path.join(path.dirname(lab.mapFile), "m".repeat(250));
+      await writeFile(mapFile, `${node(0)} master1\n`);
+      await withDaemon(
+        lab,
+        async ({ send }) => {
+          const put = await send("PUT", `/api/v1/nodes/${node(0)}`, { master: "master3" });
+          expect(await put.json()).toMatchObject({
+            desired: { master: "master3" },
+            file: { master: "master1" },
+          });
+          expect(put.status).toBe(502);
+          expect((await send("DELETE", `/api/v1/nodes/${node(0)}`)).status).toBe(200);
+        },
+        { SASORI_MAP_FILE: mapFile, SASORI_STATE_FILE: `${lab.mapFile}.state.json` },
+      );
+    }));
+
+  test("go where the last of two registrations says, also those whose master's clock is ahead", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await lab.run(node(0), "master1", 5 * MINUTE);
+      await withDaemon(lab, async ({ url, get }) => {
+        const { hostname, port } = new URL(url);
+        const put = (master: string) => {
+          const body = JSON.stringify({ master });
+          return `PUT /api/v1/nodes/${node(0)} HTTP/1.1\r\nhost: ${hostname}\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n`;
+        };
+        // On one connection they come in this order, and the second before the first is done.
+        const socket = connect(Number(port), hostname);
+        socket.write(`${put("master2")}\r\n{"master":"master2"}`);
+        socket.write(`${put("master3")}connection: close\r\n\r\n{"master":"master3"}`);
+        let answers = "";
+        for await (const chunk of socket) answers += chunk;
+        expect(answers.match(/HTTP\/1.1 200 OK/g)).toHaveLength(2);
+        expect(await get(`/api/v1/nodes/${node(0)}`)).toMatchObject({ desired: { master: "master3" } });
+      });
+    }));
 });
 
 describe("what happened", () => {

@@ -33,6 +33,7 @@ import {
 } from "./api-shapes.js";
 import { type EventStream, MAX_CLIENTS } from "./event-stream.js";
 import type { History } from "./history.js";
+import { lacking } from "./lacking.js";
 import type { Metrics } from "./metrics.js";
 import { answer, describeApi, PROBLEM, TOKEN } from "./openapi.js";
 import type { Overview } from "./overview.js";
@@ -236,8 +237,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
   };
   const afterChange = async (certname: Certname) => {
     const story = await overview.story(certname);
-    const lacking = [story.file, ...story.live].some((target) => "failure" in target);
-    return { code: lacking ? (502 as const) : (200 as const), story };
+    return { code: lacking(story) > 0 ? (502 as const) : (200 as const), story };
   };
   api.put(
     "/api/v1/nodes/:certname",
@@ -260,8 +260,8 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
         const names = [...new Set(known)].join(", ");
         throw new SasoriError("USAGE", `HAProxy has no server ${quote(master)} (it has: ${names})`);
       }
-      const at = sync.fleet.map.timeAfterKnown(certname, Date.now());
-      await sync.submit({ certname, master, at, source: "registration" });
+      // Its time is taken with it: of two registrations under way at once, the later one is newer.
+      await sync.submit({ certname, master, source: "registration" });
       const { code, story } = await afterChange(certname);
       return reply.code(code).send(story);
     },

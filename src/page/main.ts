@@ -2,6 +2,7 @@
 // `data-do`. Rendering is a function of the state, at most some times a second, and not at all in a hidden tab.
 
 import type { Story } from "../http/api-shapes.js";
+import { lacking } from "../http/lacking.js";
 import { Cancelled, change, messageOf, Refusal } from "./calls.js";
 import { askToken, confirm } from "./dialogs.js";
 import { h, morph } from "./dom.js";
@@ -222,9 +223,9 @@ async function approve(): Promise<void> {
 const nodePath = (certname: string) => `nodes/${encodeURIComponent(certname)}`;
 
 /** Its targets that could not be told; the next pass tells them. */
-function untold({ file, live }: Story): string {
-  const failed = [file, ...live].filter((target) => "failure" in target).length;
-  return failed === 0 ? "" : ` ${counted(failed, "target")} could not be told yet; the next pass does it.`;
+function untold(story: Story): string {
+  const untold = lacking(story);
+  return untold === 0 ? "" : ` ${counted(untold, "target")} could not be told yet; the next pass does it.`;
 }
 
 async function register(form: HTMLFormElement): Promise<void> {
