@@ -10,9 +10,10 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { parseEvents } from "../src/cli/daemon-client.js";
-import type { Move, Nodes, Status } from "../src/http/api-shapes.js";
+import type { Move, Nodes, Status, Story } from "../src/http/api-shapes.js";
 import { Child, freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
+import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
@@ -261,6 +262,58 @@ describe("with a daemon", () => {
       const id = /sasori sync --approve ([0-9a-f]{12})/.exec(held.stdout)?.[1] ?? "";
       expect((await sasori("sync", "--approve", id)).code).toBe(0);
       expect((await sasori("nodes")).stderr).toBe("no such node\n");
+    }));
+
+  test("register tells that a target lacks it, and that it is in force", () =>
+    withDesk(3, async ({ lab, env, sasori, startDaemon }) => {
+      env.SASORI_HAPROXY = `${lab.haproxys[0]?.socketPath},${lab.haproxys[0]?.socketPath}.away`;
+      await startDaemon();
+      const told = await sasori("register", node(0), "master2");
+      expect(told).toMatchObject({
+        code: 1,
+        stdout: expect.stringMatching(/desired +master2[\s\S]*\.away +failed: HAPROXY_UNREACHABLE/),
+        stderr: "it is in force; 1 target could not be told yet: the next pass tells it\n",
+      });
+      const ended = await sasori("register", node(0), "--end", "--json");
+      expect({ code: ended.code, desired: (JSON.parse(ended.stdout) as Story).desired }).toMatchObject({
+        code: 1,
+        desired: { master: "master1" },
+      });
+      expect(await sasori("register", node(0), "master9")).toMatchObject({
+        code: 1,
+        stderr: expect.stringMatching(/answered 400: HAProxy has no server "master9"/),
+      });
+    }));
+
+  test("rebalance brings home all that it can: none to a master that is down, and one that lacks it stops no other", () =>
+    withDesk(6, async ({ lab, env, sasori, startDaemon }) => {
+      const socket = lab.haproxys[0]?.socketPath ?? "";
+      env.SASORI_HAPROXY = `${socket},${socket}.away`;
+      await startDaemon();
+      const server = (name: string, state: string) =>
+        runtimeCommand(socket, `set server puppet/${name} state ${state}`);
+      for (const master of ["master1", "master2"]) await server(master, "maint");
+      await sasori("sync");
+      for (const index of [0, 1, 3, 4]) await lab.run(node(index), "master3");
+      await sasori("sync");
+      expect((await sasori("status")).stdout).toContain("4 nodes left master1, master2 while it was down");
+      await server("master1", "ready");
+      const { code, stdout } = await sasori("rebalance", "--per-minute", "6000");
+      expect({ code, lines: lines(stdout) }).toEqual({
+        code: 1,
+        lines: [
+          ...[1, 3].map(
+            (place) =>
+              `${place}/4  ${node(place === 1 ? 0 : 3)} → master1; 1 target could not be told yet: the next pass tells it`,
+          ),
+          "2 nodes brought home",
+          "2 of them not in every target: the next pass tells it",
+          "skipped 2: no HAProxy sees master2 up",
+        ],
+      });
+      expect(lines((await sasori("rebalance", "--dry-run")).stdout)).toHaveLength(2);
+      await server("master2", "ready");
+      expect((await sasori("rebalance", "--per-minute", "6000")).stdout).toContain("2 nodes brought home\n");
     }));
 
   test("every command that prints something prints JSON too", () =>

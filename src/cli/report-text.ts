@@ -162,6 +162,9 @@ export function renderDiff(report: SyncReport, style: Style): string {
   return lines.join("\n");
 }
 
+/** `1 target could not be told yet ...`, of a change that is in force. */
+export const UNTOLD = "could not be told yet: the next pass tells it";
+
 export function renderDisplaced(nodes: readonly Displaced[]): string {
   if (nodes.length === 0) return "no displaced nodes";
   return table(nodes.map(({ certname, home, master }) => [certname, `at ${master}, at home ${home}`])).join(
