@@ -92,9 +92,12 @@ async function answerOf(
   throw Object.assign(error, { statusCode });
 }
 
-function noSasori(url: string, answered: string): SasoriError {
+/** What listens there is another program, which is to be told from a sasori that hangs or is busy. */
+export class NoSasori extends SasoriError {}
+
+function noSasori(url: string, answered: string): NoSasori {
   const remedy = "correct SASORI_LISTEN, or end that program and start `sasori serve`";
-  return new SasoriError("DAEMON", `what listens on ${url} is no sasori, it answered ${answered}: ${remedy}`);
+  return new NoSasori("DAEMON", `what listens on ${url} is no sasori, it answered ${answered}: ${remedy}`);
 }
 
 /** As askDaemon, for what only a running daemon knows. */
