@@ -173,7 +173,7 @@ withExamples(
 ).action(async ({ json, ...wanted }: Output & SyncRequest) => {
   const report = await runPass(address(), configure, wanted);
   print(report, json, (value) => renderReport(value, style));
-  process.exitCode = EXIT[report.outcome];
+  process.exitCode = report.approvalUnmatched ? EXIT.failed : EXIT[report.outcome];
 });
 
 withExamples(
@@ -205,7 +205,7 @@ withExamples(
     (await lookUpHere(configure(), certname));
   print(found, json, (value) => renderLookup(value, style));
   const failed =
-    found.desired.failure !== undefined || found.live.some(({ failure }) => failure !== undefined);
+    [found.desired, ...found.live].some(({ failure }) => failure !== undefined) || "failure" in found.file;
   process.exitCode = failed ? EXIT.failed : EXIT.done;
 });
 

@@ -323,16 +323,16 @@ export class Sync {
     this.#remember();
   }
 
-  /** Returns whether the request approves a plan that is not held. */
+  /** Returns whether the request approves a plan that is not held, as far as can be told: PuppetDB may not be read. */
   #merge(reading: Reading | Failure | undefined, request: SyncRequest): boolean {
-    let unmatched = false;
+    let unmatched = request.approve !== undefined;
     if (reading !== undefined && !("code" in reading)) {
       const guard = { limit: this.#parts.config.maxRemoved, approved: request.approve, now: Date.now() };
       const lateMs = this.fleet.merge(reading, this.resolver(), guard, this.#watermark?.asOf ?? 0);
       this.#watermark = advance(this.#watermark, reading, lateMs);
       if (reading.kind === "full") this.#serverNames = this.#namesOfServers();
       const { verdict } = this.fleet;
-      unmatched = request.approve !== undefined && !(verdict.kind === "allowed" && verdict.byApproval);
+      unmatched &&= !(verdict.kind === "allowed" && verdict.byApproval);
     }
     return unmatched;
   }

@@ -306,6 +306,20 @@ describe("nodes", () => {
       );
     }));
 
+  test("cannot be registered before an HAProxy has told its servers, and that is not the caller's mistake", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await lab.haproxys[0]?.kill();
+      await withDaemon(lab, async ({ send }) =>
+        expect(
+          await problemOf(await send("PUT", `/api/v1/nodes/${node(0)}`, { master: "master2" })),
+        ).toMatchObject({
+          status: 503,
+          title: "HAPROXY_UNREACHABLE",
+          detail: "no HAProxy has told its servers yet: try again when one is up",
+        }),
+      );
+    }));
+
   test("go where the last of two registrations says, also those whose master's clock is ahead", () =>
     withFleetLab([{ bin }], async (lab) => {
       await lab.run(node(0), "master1", 5 * MINUTE);
@@ -837,6 +851,23 @@ describe("events", () => {
           await expect.poll(lost.names).toEqual(["reset", "status"]);
           await lost.close();
         }
+      });
+    }));
+
+  test("tell the state also when only its sentence has changed", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await checkIn(lab, 3);
+      await withDaemon(lab, async ({ url, sync }) => {
+        const listener = await listen(url);
+        await expect.poll(listener.names).toEqual(["status"]);
+        await lab.run("new.example.com", "master1");
+        await sync();
+        await expect.poll(() => listener.names().filter((name) => name === "status")).toHaveLength(2);
+        expect(listener.events.at(-1)?.data).toMatchObject({
+          state: "in sync",
+          summary: expect.stringMatching(/^4 nodes/),
+        });
+        await listener.close();
       });
     }));
 

@@ -256,6 +256,10 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
       const certname = parseCertname(request.params.certname);
       const master = parseMaster(request.body.master);
       const known = sync.servers()?.map(({ name }) => name);
+      if (known?.length === 0) {
+        const what = "no HAProxy has told its servers yet: try again when one is up";
+        throw Object.assign(new SasoriError("HAPROXY_UNREACHABLE", what), { statusCode: 503 });
+      }
       if (known !== undefined && !known.includes(master)) {
         const names = [...new Set(known)].join(", ");
         throw new SasoriError("USAGE", `HAProxy has no server ${quote(master)} (it has: ${names})`);
@@ -392,7 +396,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
         tags,
         summary: "What happens, as it happens: Server-Sent Events `status`, `pass`, `moves`, `reset`",
         description:
-          "`status`: a Status, first and whenever its state or troubles change. `pass`: a Pass that ended. `moves`: an array of Move. `reset`: more happened than is kept or told one by one: read everything again. `Last-Event-ID` brings what was missed.",
+          "`status`: a Status, first and whenever its state, summary or troubles change. `pass`: a Pass that ended. `moves`: an array of Move. `reset`: more happened than is kept or told one by one: read everything again. `Last-Event-ID` brings what was missed.",
         headers: z.object({ "last-event-id": z.string().optional() }),
         response: {
           200: answer("a stream that does not end", z.string(), "text/event-stream"),

@@ -23,7 +23,8 @@ const REMEDIES: Record<ErrorCode, string> = {
   FILE_READ: "let sasori's user read the map file",
   FILE_WRITE: "let sasori's user write the folder of the file",
   FILE_FULL: "free space on that disk; every running HAProxy has the map nevertheless",
-  FILE_READ_ONLY: "make the file system writable; every running HAProxy has the map nevertheless",
+  FILE_READ_ONLY:
+    "let sasori's user write the folder, or make its file system writable; every running HAProxy has the map nevertheless",
   FILE_MOUNTED: "mount the folder of the file, not the file itself: a file is replaced by renaming",
   STATE_FILE:
     "register again what the file that was set aside held, then remove that file; sasori goes on with a new one",

@@ -3,7 +3,7 @@
 // is then done; the token lives as long as this tab's session and goes nowhere else.
 
 /** Longer than any read takes; a pass or a registration may wait for a stalled HAProxy first. */
-const READ_DEADLINE_MS = 8_000;
+export const READ_DEADLINE_MS = 8_000;
 const CHANGE_DEADLINE_MS = 120_000;
 const TOKEN_KEY = "sasori-token";
 
