@@ -3,7 +3,6 @@
 // prints what a SyncReport, a Lookup or a Status says: for people, or with --json for machines.
 // Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 held by the guard.
 
-import { setTimeout as sleep } from "node:timers/promises";
 import { Argument, Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { askDaemon, mustAskDaemon } from "./cli/daemon-client.js";
 import { renderDiagnosis, renderFinding, renderMasters, renderMove, renderPass } from "./cli/list-text.js";
@@ -18,6 +17,7 @@ import {
   SHELLS,
   type Shell,
 } from "./cli/manual.js";
+import { bringHome } from "./cli/rebalance.js";
 import {
   renderDiff,
   renderDisplaced,
@@ -25,6 +25,7 @@ import {
   renderReport,
   renderStatus,
   styleFor,
+  UNTOLD,
 } from "./cli/report-text.js";
 import { lookUpHere, nodesOfFile, runPass } from "./cli/standalone.js";
 import { describeVariables, readAddress, readConfig, showConfig } from "./config.js";
@@ -40,7 +41,8 @@ import {
   type Status,
   type Story,
 } from "./http/api-shapes.js";
-import { withoutPlace } from "./http/troubles.js";
+import { lacking } from "./http/lacking.js";
+import { counted, withoutPlace } from "./http/troubles.js";
 import { parseCertname } from "./node-map.js";
 import type { SyncRequest } from "./pass-queue.js";
 import { PLAN_ID } from "./plan.js";
@@ -171,7 +173,7 @@ withExamples(
 ).action(async ({ json, ...wanted }: Output & SyncRequest) => {
   const report = await runPass(address(), configure, wanted);
   print(report, json, (value) => renderReport(value, style));
-  process.exitCode = EXIT[report.outcome];
+  process.exitCode = report.approvalUnmatched ? EXIT.failed : EXIT[report.outcome];
 });
 
 withExamples(
@@ -203,7 +205,7 @@ withExamples(
     (await lookUpHere(configure(), certname));
   print(found, json, (value) => renderLookup(value, style));
   const failed =
-    found.desired.failure !== undefined || found.live.some(({ failure }) => failure !== undefined);
+    [found.desired, ...found.live].some(({ failure }) => failure !== undefined) || "failure" in found.file;
   process.exitCode = failed ? EXIT.failed : EXIT.done;
 });
 
@@ -338,6 +340,10 @@ withExamples(
     ? await mustAskDaemon<Story>(address(), "DELETE", path)
     : await mustAskDaemon<Story>(address(), "PUT", path, { master });
   print(found, json, (value) => renderLookup(value, style));
+  const lack = lacking(found);
+  if (lack === 0) return;
+  process.stderr.write(`it is in force; ${counted(lack, "target")} ${UNTOLD}\n`);
+  process.exitCode = EXIT.failed;
 });
 
 withExamples(
@@ -363,13 +369,9 @@ withExamples(
   const nodes = all.filter(({ home }) => options.master === undefined || home === options.master);
   if (options.dryRun || options.json) print(nodes, options.json, renderDisplaced);
   if (options.dryRun) return;
-  for (const [index, { certname, home }] of nodes.entries()) {
-    if (index > 0) await sleep(60_000 / perMinute);
-    await mustAskDaemon<Story>(address(), "PUT", `/api/v1/nodes/${certname}`, { master: home });
-    if (!options.json) process.stdout.write(`${index + 1}/${nodes.length}  ${certname} → ${home}\n`);
-  }
-  if (!options.json)
-    process.stdout.write(`${nodes.length === 1 ? "1 node" : `${nodes.length} nodes`} brought home\n`);
+  const tell = (line: string) => (options.json ? process.stderr : process.stdout).write(`${line}\n`);
+  const isDone = await bringHome(address(), nodes, perMinute, tell);
+  process.exitCode = isDone ? EXIT.done : EXIT.failed;
 });
 
 const priority = withExamples(

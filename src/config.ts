@@ -2,7 +2,7 @@
 // This schema is the only place that knows a variable's name, meaning, default and form: the README's table,
 // `sasori config` and every message about a wrong value come from it. Nothing else reads a SASORI_ variable.
 
-import { accessSync, constants, statSync } from "node:fs";
+import { accessSync, constants, readFileSync, statSync } from "node:fs";
 import path from "node:path";
 import { validate as isCron } from "node-cron";
 import { z } from "zod";
@@ -32,6 +32,15 @@ const readable = (file: string, context: z.RefinementCtx): string => {
   }
   return path.resolve(file);
 };
+
+const tokenFile = z.string().transform((name, context): string => {
+  const file = readable(name, context);
+  if (context.issues.length > 0) return file;
+  // What is in it must not stand in a message.
+  if (!/^[\x21-\x7e]+$/.test(readFileSync(file, "latin1").trim()))
+    context.addIssue({ code: "custom", message: "a file with one word of ASCII characters" });
+  return file;
+});
 
 const fail = (context: z.RefinementCtx, expected: string): never => {
   context.addIssue({ code: "custom", message: expected });
@@ -150,9 +159,7 @@ export const Env = z.object({
     .transform(readable)
     .optional()
     .meta(about("the CA that signed PuppetDB's certificate, PEM", "/etc/puppetlabs/puppet/ssl/certs/ca.pem")),
-  SASORI_PUPPETDB_TOKEN_FILE: z
-    .string()
-    .transform(readable)
+  SASORI_PUPPETDB_TOKEN_FILE: tokenFile
     .optional()
     .meta(about("file with an RBAC token, sent as `X-Authentication`", "/etc/sasori/puppetdb.token")),
   SASORI_HAPROXY: endpoints.meta(
@@ -250,9 +257,7 @@ export const Env = z.object({
   SASORI_LISTEN: listenAddress
     .prefault("127.0.0.1:9180")
     .meta(about("address of the HTTP API and metrics", "127.0.0.1:9180", "127.0.0.1:9180")),
-  SASORI_API_TOKEN_FILE: z
-    .string()
-    .transform(readable)
+  SASORI_API_TOKEN_FILE: tokenFile
     .optional()
     .meta(
       about(

@@ -35,12 +35,12 @@ export async function serve(config: Config): Promise<void> {
   setFlagsFromString("--semi-space-growth-factor=1");
   setFlagsFromString("--optimize-for-size");
   const log = pino({ level: config.logLevel, base: null, timestamp: pino.stdTimeFunctions.isoTime });
-  const daemon = await startDaemon(config, log);
-  const hangUp = () => daemon.sync({ full: true });
-  process.on("SIGHUP", hangUp);
+  let daemon: Daemon | undefined;
+  // From the first moment to the last: without a listener it ends the process. The first pass is a full one anyway.
+  process.on("SIGHUP", () => daemon?.sync({ full: true }));
+  daemon = await startDaemon(config, log);
   const [signal] = (await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")])) as [string?];
   log.info({ signal }, "stopping");
-  process.off("SIGHUP", hangUp);
   await daemon.stop();
   log.info("stopped");
 }
@@ -131,7 +131,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
 
 /** Tells those who listen, and the log, what happens: each trouble when it comes and when it has gone. */
 function tellEvents(history: History, events: EventStream, overview: Overview, log: Logger): void {
-  let told: Pick<Status, "state" | "troubles"> = { state: "starting", troubles: [] };
+  let told: Pick<Status, "state" | "summary" | "troubles"> = { state: "starting", summary: "", troubles: [] };
   history.watch({
     moves: (moves, all) => {
       if (all > MAX_MOVES_TOLD) events.publish("reset", {});
@@ -140,8 +140,8 @@ function tellEvents(history: History, events: EventStream, overview: Overview, l
     pass(pass) {
       events.publish("pass", pass);
       const { status } = overview;
-      const { state, troubles } = status;
-      if (state === told.state && isDeepStrictEqual(troubles, told.troubles)) return;
+      const { state, summary, troubles } = status;
+      if (isDeepStrictEqual({ state, summary, troubles }, told)) return;
       events.publish("status", status);
       const isIn = (list: Status["troubles"]) => (one: Status["troubles"][number]) =>
         list.some(({ code, where }) => code === one.code && where === one.where);
@@ -152,7 +152,7 @@ function tellEvents(history: History, events: EventStream, overview: Overview, l
         log[severity === "critical" ? "error" : "warn"](trouble, "trouble");
       for (const { code, where } of told.troubles.filter((one) => !isIn(troubles)(one)))
         log.info({ code, where }, "trouble is over");
-      told = { state, troubles };
+      told = { state, summary, troubles };
     },
   });
 }

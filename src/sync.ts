@@ -135,9 +135,14 @@ export class Sync {
     return this.#queue.request(request);
   }
 
-  /** Takes an observation made outside of a pass. Resolves when every reachable target has it. */
-  submit(observation: Observation): Promise<void> {
-    return this.#submit((fleet) => fleet.observe(observation));
+  /**
+   * Takes an observation made outside of a pass; one without a time is newer than all that is known when it is taken.
+   * Resolves when every reachable target has it.
+   */
+  submit({ at, ...seen }: Omit<Observation, "at"> & { at?: number }): Promise<void> {
+    return this.#submit((fleet) =>
+      fleet.observe({ ...seen, at: at ?? fleet.map.timeAfterKnown(seen.certname, Date.now()) }),
+    );
   }
 
   /** Ends a registration or learned route; `observation` is what PuppetDB has of the node instead. */
@@ -207,13 +212,14 @@ export class Sync {
     clock: Phases,
     stop: AbortSignal,
   ) {
-    let approvalUnmatched = false;
+    // As far as can be told: PuppetDB may not have been read.
+    let approvalUnmatched = approve !== undefined;
     if (isReading(reading)) {
       const lateMs = this.#merge(this.fleet, reading, approve);
       this.#watermark = advance(this.#watermark, reading, lateMs);
       if (reading.kind === "full") this.#serverNames = this.#namesOfServers();
       const { verdict } = this.fleet;
-      approvalUnmatched = approve !== undefined && !(verdict.kind === "allowed" && verdict.byApproval);
+      approvalUnmatched &&= !(verdict.kind === "allowed" && verdict.byApproval);
     }
     const submitted = this.#takeSubmitted();
     const masters = await this.#settleMasters(kind, stop);

@@ -2,7 +2,7 @@
 // daemon and without one.
 
 import { execFile } from "node:child_process";
-import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
@@ -10,7 +10,7 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { parseEvents } from "../src/cli/daemon-client.js";
-import type { Move, Nodes, Status } from "../src/http/api-shapes.js";
+import type { Move, Nodes, Status, Story } from "../src/http/api-shapes.js";
 import { Child, freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
 import { withGateway } from "./support/gateway.js";
@@ -223,7 +223,7 @@ describe("without a daemon", () => {
       expect(well.code).toBe(0);
       expect(well.stdout).not.toMatch(COLOUR);
       expect(well.stdout).toMatch(
-        /^ok {7}Node\.js: [\s\S]*\nwarning {2}daemon http.*\n {9}→ start it: sasori serve\n\n/m,
+        /^(ok {7}Node\.js: |warning {2}Node\.js: run as root)[\s\S]*\nwarning {2}daemon http.*\n {9}→ start it: sasori serve\n\n/m,
       );
       await lab.haproxys[0]?.kill();
       const ill = await sasori("doctor", "--json");
@@ -261,8 +261,64 @@ describe("with a daemon", () => {
       const held = await sasori("status");
       expect(held.code).toBe(3);
       const id = /sasori sync --approve ([0-9a-f]{12})/.exec(held.stdout)?.[1] ?? "";
+      expect(await sasori("sync", "--approve", "000000000000")).toMatchObject({
+        code: 1,
+        stdout: expect.stringContaining("nothing was let through"),
+      });
       expect((await sasori("sync", "--approve", id)).code).toBe(0);
       expect((await sasori("nodes")).stderr).toBe("no such node\n");
+    }));
+
+  test("register tells that a target lacks it, and that it is in force", () =>
+    withDesk(3, async ({ lab, env, sasori, startDaemon }) => {
+      env.SASORI_HAPROXY = `${lab.haproxys[0]?.socketPath},${lab.haproxys[0]?.socketPath}.away`;
+      await startDaemon();
+      const told = await sasori("register", node(0), "master2");
+      expect(told).toMatchObject({
+        code: 1,
+        stdout: expect.stringMatching(/desired +master2[\s\S]*\.away +failed: HAPROXY_UNREACHABLE/),
+        stderr: "it is in force; 1 target could not be told yet: the next pass tells it\n",
+      });
+      const ended = await sasori("register", node(0), "--end", "--json");
+      expect({ code: ended.code, desired: (JSON.parse(ended.stdout) as Story).desired }).toMatchObject({
+        code: 1,
+        desired: { master: "master1" },
+      });
+      expect(await sasori("register", node(0), "master9")).toMatchObject({
+        code: 1,
+        stderr: expect.stringMatching(/answered 400: HAProxy has no server "master9"/),
+      });
+    }));
+
+  test("rebalance brings home all that it can: none to a master that is down, and one that lacks it stops no other", () =>
+    withDesk(6, async ({ lab, env, sasori, startDaemon }) => {
+      const socket = lab.haproxys[0]?.socketPath ?? "";
+      env.SASORI_HAPROXY = `${socket},${socket}.away`;
+      await startDaemon();
+      const server = (name: string, state: string) =>
+        runtimeCommand(socket, `set server puppet/${name} state ${state}`);
+      for (const master of ["master1", "master2"]) await server(master, "maint");
+      await sasori("sync");
+      for (const index of [0, 1, 3, 4]) await lab.run(node(index), "master3");
+      await sasori("sync");
+      expect((await sasori("status")).stdout).toContain("4 nodes left master1, master2 while it was down");
+      await server("master1", "ready");
+      const { code, stdout } = await sasori("rebalance", "--per-minute", "6000");
+      expect({ code, lines: lines(stdout) }).toEqual({
+        code: 1,
+        lines: [
+          ...[1, 3].map(
+            (place) =>
+              `${place}/4  ${node(place === 1 ? 0 : 3)} → master1; 1 target could not be told yet: the next pass tells it`,
+          ),
+          "2 nodes brought home",
+          "2 of them not in every target: the next pass tells it",
+          "skipped 2: no HAProxy sees master2 up",
+        ],
+      });
+      expect(lines((await sasori("rebalance", "--dry-run")).stdout)).toHaveLength(2);
+      await server("master2", "ready");
+      expect((await sasori("rebalance", "--per-minute", "6000")).stdout).toContain("2 nodes brought home\n");
     }));
 
   test("every command that prints something prints JSON too", () =>
@@ -279,6 +335,7 @@ describe("with a daemon", () => {
         ["nodes", "--all"],
         ["masters"],
         ["moves"],
+        ["moves", "--limit", "5000"],
         ["passes"],
         ["register", node(0), "--end"],
         ["rebalance", "--dry-run"],
@@ -313,6 +370,55 @@ describe("with a daemon", () => {
       const since = /since (\S+Z)\)/.exec(troubles[0]?.what ?? "")?.[1] ?? "";
       const there = new Date(Date.parse(since) + 5.5 * 3_600_000).toISOString();
       expect(inWords).toContain(`(since ${there.slice(0, 19).replace("T", " ")})`);
+    }));
+
+  test("a daemon that goes in the middle of a list is a failure, and no half JSON where none has come", async () => {
+    let pages = 0;
+    const daemon = createServer((_request, response) => {
+      if (pages === 0) return void response.destroy();
+      pages -= 1;
+      response.setHeader("content-type", "application/json").setHeader("connection", "close");
+      response.end(JSON.stringify({ nodes: [], next: "node1" }), () => pages === 0 && daemon.close());
+    });
+    await new Promise<void>((resolve) => daemon.listen(0, "127.0.0.1", resolve));
+    const env = { SASORI_LISTEN: `127.0.0.1:${(daemon.address() as AddressInfo).port}` };
+    expect(await run("sasori", ["nodes", "--json"], env)).toMatchObject({ code: 1, stdout: "" });
+    pages = 1;
+    expect(await run("sasori", ["nodes", "--all"], env)).toMatchObject({
+      code: 1,
+      stdout: "",
+      stderr: expect.stringMatching(/^sasori: DAEMON: no daemon answers/),
+    });
+  });
+
+  test("SIGHUP while it starts does not end it", () =>
+    withDesk(3, async ({ env }) => {
+      const fifo = path.join(folder, "state.fifo");
+      expect((await run("mkfifo", [fifo], {})).code).toBe(0);
+      const more = { ...env, SASORI_STATE_FILE: fifo };
+      const daemon = new Child(process.execPath, [CLI, "serve"], { env: { ...PLAIN(), ...more } });
+      try {
+        const state = await open(fifo, "w"); // Done when the daemon reads it.
+        process.kill(daemon.pid, "SIGHUP");
+        await state.close();
+        const ready = async () => (await fetch(`http://${env.SASORI_LISTEN}/readyz`)).ok;
+        await daemon.untilReady(ready, 15_000);
+      } finally {
+        await daemon.end();
+      }
+    }));
+
+  test("lookup says what it knows: the daemon's answer is not PuppetDB's; a file that cannot be read is exit code 1", () =>
+    withDesk(3, async ({ lab, sasori, startDaemon }) => {
+      expect((await sasori("lookup", "nobody")).stdout).toMatch(/desired +no master: PuppetDB has no/);
+      await startDaemon();
+      expect((await sasori("lookup", "nobody")).stdout).toMatch(/desired +not in the map\n/);
+      await rm(lab.mapFile);
+      await mkdir(lab.mapFile);
+      expect(await sasori("lookup", node(0))).toMatchObject({
+        code: 1,
+        stdout: expect.stringMatching(/file +failed: FILE_READ/),
+      });
     }));
 
   test("whatever else listens there is named as what it is, and not followed", async () => {

@@ -148,6 +148,24 @@ describe("the configuration", () => {
     await rm(folder, { recursive: true });
   });
 
+  test("wants a token in a token file, and never says what else is in it", async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), "sasori-config-"));
+    const token = path.join(folder, "token");
+    for (const text of ["", " \n", "two s3cret words", "s3crét"]) {
+      await writeFile(token, text);
+      for (const name of ["SASORI_API_TOKEN_FILE", "SASORI_PUPPETDB_TOKEN_FILE"]) {
+        const found = problems({ ...REQUIRED, [name]: token });
+        expect(found).toEqual([
+          expect.stringMatching(new RegExp(`${name} is .*a file with one word of ASCII characters`)),
+        ]);
+        expect(found.join()).not.toContain("s3cr");
+      }
+    }
+    await writeFile(token, "s3cret\n");
+    expect(problems({ ...REQUIRED, SASORI_API_TOKEN_FILE: token })).toEqual([]);
+    await rm(folder, { recursive: true });
+  });
+
   test("is documented in the README exactly as the schema has it", async () => {
     const readme = await readFile(new URL("../README.md", import.meta.url), "utf8");
     expect(readme).toContain(variablesTable());

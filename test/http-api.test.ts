@@ -298,6 +298,61 @@ describe("nodes", () => {
         expect((await lab.haproxys[1]?.showMap())?.get(node(0))).toBe("master3");
       });
     }));
+
+  test("that are registered while the file can be read but not written are told so: 502", () =>
+    withFleetLab([], async (lab) => {
+      await lab.run(node(0), "master1", -MINUTE);
+      // The temporary file beside it would have a longer name than a file may have.
+      const mapFile = path.join(path.dirname(lab.mapFile), "m".repeat(250));
+      await writeFile(mapFile, `${node(0)} master1\n`);
+      await withDaemon(
+        lab,
+        async ({ send }) => {
+          const put = await send("PUT", `/api/v1/nodes/${node(0)}`, { master: "master3" });
+          expect(await put.json()).toMatchObject({
+            desired: { master: "master3" },
+            file: { master: "master1" },
+          });
+          expect(put.status).toBe(502);
+          expect((await send("DELETE", `/api/v1/nodes/${node(0)}`)).status).toBe(200);
+        },
+        { SASORI_MAP_FILE: mapFile, SASORI_STATE_FILE: `${lab.mapFile}.state.json` },
+      );
+    }));
+
+  test("cannot be registered before an HAProxy has told its servers, and that is not the caller's mistake", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await lab.haproxys[0]?.kill();
+      await withDaemon(lab, async ({ send }) =>
+        expect(
+          await problemOf(await send("PUT", `/api/v1/nodes/${node(0)}`, { master: "master2" })),
+        ).toMatchObject({
+          status: 503,
+          title: "HAPROXY_UNREACHABLE",
+          detail: "no HAProxy has told its servers yet: try again when one is up",
+        }),
+      );
+    }));
+
+  test("go where the last of two registrations says, also those whose master's clock is ahead", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await lab.run(node(0), "master1", 5 * MINUTE);
+      await withDaemon(lab, async ({ url, get }) => {
+        const { hostname, port } = new URL(url);
+        const put = (master: string) => {
+          const body = JSON.stringify({ master });
+          return `PUT /api/v1/nodes/${node(0)} HTTP/1.1\r\nhost: ${hostname}\r\ncontent-type: application/json\r\ncontent-length: ${body.length}\r\n`;
+        };
+        // On one connection they come in this order, and the second before the first is done.
+        const socket = connect(Number(port), hostname);
+        socket.write(`${put("master2")}\r\n{"master":"master2"}`);
+        socket.write(`${put("master3")}connection: close\r\n\r\n{"master":"master3"}`);
+        let answers = "";
+        for await (const chunk of socket) answers += chunk;
+        expect(answers.match(/HTTP\/1.1 200 OK/g)).toHaveLength(2);
+        expect(await get(`/api/v1/nodes/${node(0)}`)).toMatchObject({ desired: { master: "master3" } });
+      });
+    }));
 });
 
 describe("what happened", () => {
@@ -810,6 +865,23 @@ describe("events", () => {
           await expect.poll(lost.names).toEqual(["reset", "status"]);
           await lost.close();
         }
+      });
+    }));
+
+  test("tell the state also when only its sentence has changed", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await checkIn(lab, 3);
+      await withDaemon(lab, async ({ url, sync }) => {
+        const listener = await listen(url);
+        await expect.poll(listener.names).toEqual(["status"]);
+        await lab.run("new.example.com", "master1");
+        await sync();
+        await expect.poll(() => listener.names().filter((name) => name === "status")).toHaveLength(2);
+        expect(listener.events.at(-1)?.data).toMatchObject({
+          state: "in sync",
+          summary: expect.stringMatching(/^4 nodes/),
+        });
+        await listener.close();
       });
     }));
 

@@ -245,6 +245,10 @@ describe("a pass", () => {
       const sync = await lab.newSync();
       await sync.request({});
       await lab.stopPuppetdb();
+      expect(await sync.request({ approve: "000000000000" })).toMatchObject({
+        outcome: "failed",
+        approvalUnmatched: true,
+      });
       await lab.startPuppetdb();
       const held = await full(sync);
       expect(held).toMatchObject({

@@ -67,7 +67,14 @@ async function readToken(file: string): Promise<string> {
   }
 }
 
-/** The answer's JSON. Throws `DAEMON` for one that is no 200 or none of sasori's. */
+/** The daemon understood the question and refuses this one: another may be taken. */
+export const isRefused = (error: unknown): error is SasoriError =>
+  error instanceof SasoriError && (error as { statusCode?: unknown }).statusCode === 400;
+
+/**
+ * The answer's JSON: of a 200, or of a change that is in force and not yet in every target, which is a 502 with the
+ * node's story. Throws `DAEMON` for every other, with its `statusCode`, and for one that is none of sasori's.
+ */
 async function answerOf(
   url: string,
   { statusCode, headers, body }: Dispatcher.ResponseData,
@@ -76,16 +83,21 @@ async function answerOf(
   const text = await body.text();
   const isJson = /\bjson\b/.test(String(headers["content-type"]));
   const answer = isJson ? (JSON.parse(text) as { detail?: unknown }) : undefined;
-  if (answer !== undefined && statusCode === 200) return answer;
+  if (answer !== undefined && (statusCode === 200 || (statusCode === 502 && "certname" in answer)))
+    return answer;
   if (typeof answer?.detail !== "string") throw noSasori(url, `${statusCode} ${quote(text)}`);
   const hint = hasToken ? "the one here is another than the daemon's" : "set it here as it is set there";
   const why = statusCode === 401 ? `${answer.detail}: ${hint}` : answer.detail;
-  throw new SasoriError("DAEMON", `the daemon on ${url} answered ${statusCode}: ${why}`);
+  const error = new SasoriError("DAEMON", `the daemon on ${url} answered ${statusCode}: ${why}`);
+  throw Object.assign(error, { statusCode });
 }
 
-function noSasori(url: string, answered: string): SasoriError {
+/** What listens there is another program, which is to be told from a sasori that hangs or is busy. */
+export class NoSasori extends SasoriError {}
+
+function noSasori(url: string, answered: string): NoSasori {
   const remedy = "correct SASORI_LISTEN, or end that program and start `sasori serve`";
-  return new SasoriError("DAEMON", `what listens on ${url} is no sasori, it answered ${answered}: ${remedy}`);
+  return new NoSasori("DAEMON", `what listens on ${url} is no sasori, it answered ${answered}: ${remedy}`);
 }
 
 /** As askDaemon, for what only a running daemon knows. */

@@ -31,12 +31,15 @@ export async function listNodes(
   const { q, master, source, limit, json } = wanted;
   let printed = 0;
   let next: string | null | undefined;
-  if (json) await write('{"nodes":[');
   while (next !== null && printed < limit) {
+    const isFirst = next === undefined;
     const size = Math.min(PAGE, limit - printed);
-    const asked = { q, master, source, limit: size, cursor: next };
-    const page = await askDaemon<Nodes>(address, "GET", `/api/v1/nodes?${query(asked)}`);
-    const { nodes, next: following } = page ?? (await fromFile(configure, wanted));
+    const path = `/api/v1/nodes?${query({ q, master, source, limit: size, cursor: next })}`;
+    // The file could only begin anew: a daemon that goes in the middle is a failure.
+    const { nodes, next: following } = isFirst
+      ? ((await askDaemon<Nodes>(address, "GET", path)) ?? (await fromFile(configure, wanted)))
+      : await mustAskDaemon<Nodes>(address, "GET", path);
+    if (json && isFirst) await write('{"nodes":[');
     await write(json ? jsonRows(nodes, printed === 0) : lines(renderNodes(nodes, style)));
     printed += nodes.length;
     next = following;
@@ -87,8 +90,14 @@ export async function recentMoves(
   address: Address,
   { certname, master, limit }: MovesWanted,
 ): Promise<Moves> {
-  const asked = query({ certname, master, limit });
-  return mustAskDaemon<Moves>(address, "GET", `/api/v1/moves?${asked}`);
+  const moves: Move[] = [];
+  for (let before: number | undefined; ; ) {
+    const asked = query({ certname, master, before, limit: Math.min(PAGE, limit - moves.length) });
+    const page = await mustAskDaemon<Moves>(address, "GET", `/api/v1/moves?${asked}`);
+    moves.push(...page.moves);
+    if (page.next === null || moves.length >= limit) return { ...page, moves };
+    before = page.next;
+  }
 }
 
 /** Prints the newest moves and then each as it happens, until it is ended. A restart of the daemon is survived. */

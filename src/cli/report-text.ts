@@ -118,8 +118,7 @@ export function renderReport(report: SyncReport, style: Style): string {
   lines.push(`${style.bold(`${kind} pass${dryRun ? " (dry run)" : ""}`)} ${summary}`);
   lines.push(...table(targets.map((target) => ["", ...targetLine(target, style)])));
   lines.push(...troubleLines(troublesOfReport(report), style), ...remarks(report, style));
-  if (report.approvalUnmatched)
-    lines.push(`${style.warn("approval")}: no held plan has this id; nothing was let through`);
+  if (report.approvalUnmatched) lines.push(`${style.warn("approval")}: ${UNMATCHED}`);
   return lines.join("\n");
 }
 
@@ -162,6 +161,12 @@ export function renderDiff(report: SyncReport, style: Style): string {
   return lines.join("\n");
 }
 
+/** What became of an approval that no plan took. */
+const UNMATCHED = "nothing was let through: no held plan has this id, or PuppetDB could not be read";
+
+/** `1 target could not be told yet ...`, of a change that is in force. */
+export const UNTOLD = "could not be told yet: the next pass tells it";
+
 export function renderDisplaced(nodes: readonly Displaced[]): string {
   if (nodes.length === 0) return "no displaced nodes";
   return table(nodes.map(({ certname, home, master }) => [certname, `at ${master}, at home ${home}`])).join(
@@ -171,14 +176,16 @@ export function renderDisplaced(nodes: readonly Displaced[]): string {
 
 /** A lookup; from the daemon it is the node's whole story. */
 export function renderLookup(found: Lookup & Partial<Story>, style: Style): string {
-  const { certname, desired, file, live, health = [], home, moves = [] } = found;
+  const { certname, desired, file, live, health = [], home, moves } = found;
   const since = desired.since ? ` since ${localTime(desired.since)}` : "";
   const failed = ({ code, message }: { code: string; message: string }, where = "") =>
     `${style.bad("failed")}: ${code}: ${withoutPlace(message, where)}`;
   const why = desired.failure
     ? failed(desired.failure)
     : desired.master === undefined
-      ? "no master: PuppetDB has no submission of a routable producer for it"
+      ? moves === undefined // Only a lookup without the daemon asks PuppetDB.
+        ? "no master: PuppetDB has no submission of a routable producer for it"
+        : "not in the map"
       : `${style.bold(desired.master)}, from ${desired.source}${since}`;
   const rows: [string, string][] = [["desired", why]];
   rows.push(["file", "failure" in file ? failed(file.failure) : (file.master ?? "not in it")]);
@@ -197,7 +204,7 @@ export function renderLookup(found: Lookup & Partial<Story>, style: Style): stri
   }
   if (home)
     rows.push(["home", `${home}, which it left while that was down: sasori rebalance brings it back`]);
-  for (const { at, from, to } of moves.slice(0, MAX_MOVES)) {
+  for (const { at, from, to } of moves?.slice(0, MAX_MOVES) ?? []) {
     rows.push([style.dim(localTime(at)), `${from ?? "(new)"} → ${to ?? "(removed)"}`]);
   }
   return [style.bold(certname), ...table(rows.map((row) => ["", ...row]))].join("\n");

@@ -5,7 +5,7 @@ import { readFile, rename, stat, statfs, unlink } from "node:fs/promises";
 import { createServer } from "node:net";
 import { userInfo } from "node:os";
 import path from "node:path";
-import { askDaemon, daemonUrl } from "../cli/daemon-client.js";
+import { askDaemon, daemonUrl, NoSasori } from "../cli/daemon-client.js";
 import type { Config, ListenAddress } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import type { Status } from "../http/api-shapes.js";
@@ -34,6 +34,13 @@ export function nodeCheck(): Check {
       return verdict(`Node.js ${process.versions.node}`, [
         isOld
           ? { outcome: "failed", what: "too old", remedy: `install Node.js ${wanted} or newer` }
+          : undefined,
+        process.geteuid?.() === 0
+          ? {
+              outcome: "warning",
+              what: "run as root: permissions are not checked",
+              remedy: "run it as the daemon's user (docs/debian.md)",
+            }
           : undefined,
       ]);
     },
@@ -226,15 +233,13 @@ function priorityFileCheck(file: string): Check {
   };
 }
 
-/** That it can be read was checked with the configuration. */
+/** That it can be read, and that a token is one, was checked with the configuration. */
 function secretCheck(name: string, file: string): Check {
   return {
     name,
     where: file,
     async look() {
       const { mode } = await stat(file);
-      const isToken = name.endsWith("token");
-      const text = (await readFile(file, "latin1")).trim();
       const problems: (Problem | undefined)[] = [
         (mode & 0o007) === 0
           ? undefined
@@ -242,13 +247,6 @@ function secretCheck(name: string, file: string): Check {
               outcome: "failed",
               what: `every user of this machine may ${(mode & 0o002) === 0 ? "read" : "write"} it`,
               remedy: `chmod o= ${file}`,
-            },
-        !isToken || /^[\x21-\x7e]+$/.test(text)
-          ? undefined
-          : {
-              outcome: "failed",
-              what: "it holds no token",
-              remedy: "write one word of ASCII characters into it",
             },
       ];
       return verdict(`mode ${(mode & 0o777).toString(8)}`, problems);
@@ -264,13 +262,13 @@ export function daemonCheck({ listen, apiTokenFile }: Config, version: string): 
     async look() {
       const address = { listen, apiTokenFile };
       const question = askDaemon<Partial<Status>>(address, "GET", "/api/v1/status", undefined, STATUS_MS);
-      let noSasori = "";
+      let taken = new CheckError("something listens there that ends at once", CHOOSE_ANOTHER);
       const status = await question.catch((error: unknown) => {
-        noSasori = reason(error);
+        taken = takenBy(error);
         return undefined;
       });
       if (status === undefined) {
-        await mustBeFree(listen, noSasori);
+        await mustBeFree(listen, taken);
         const remedy = "start it: sasori serve";
         return verdict("", [{ outcome: "warning", what: "no daemon runs; its address is free", remedy }]);
       }
@@ -288,24 +286,31 @@ export function daemonCheck({ listen, apiTokenFile }: Config, version: string): 
   };
 }
 
-/** Listens for a moment, where nobody should. `noSasori` is why what answers there, if anything, is none. */
-async function mustBeFree({ host, port }: ListenAddress, noSasori: string): Promise<void> {
+const CHOOSE_ANOTHER = "end it, or choose another address in SASORI_LISTEN";
+
+/** Only what answers as another program is no sasori: one that hangs or is busy gives no usable answer either. */
+function takenBy(error: unknown): CheckError {
+  if (error instanceof NoSasori)
+    return new CheckError(`something listens there that is no sasori (${reason(error)})`, CHOOSE_ANOTHER);
+  const what = `something listens there and gives no usable answer: ${reason(error)}`;
+  return new CheckError(what, "look at the daemon's log; restart it if it hangs");
+}
+
+/** Listens for a moment, where nobody should. `taken` says what is there if somebody does. */
+async function mustBeFree({ host, port }: ListenAddress, taken: CheckError): Promise<void> {
   await new Promise<void>((resolve, reject) => {
     const server = createServer();
     server.once("error", reject);
     server.listen({ host, port }, () => server.close(() => resolve()));
   }).catch((error: unknown) => {
     const remedies: Record<string, string> = {
-      EADDRINUSE: "end it, or choose another address in SASORI_LISTEN",
       EADDRNOTAVAIL: "this machine has no such address: correct SASORI_LISTEN",
       ENOTFOUND: "this machine has no such address: correct SASORI_LISTEN",
       EACCES: "ports below 1024 are root's: choose a higher one in SASORI_LISTEN",
     };
     const code = systemCode(error);
-    const what =
-      code === "EADDRINUSE"
-        ? `something listens there that is no sasori (${noSasori})`
-        : `sasori could not listen on it: ${reason(error)}`;
+    if (code === "EADDRINUSE") throw taken;
+    const what = `sasori could not listen on it: ${reason(error)}`;
     throw new CheckError(what, remedies[code] ?? "correct SASORI_LISTEN");
   });
 }

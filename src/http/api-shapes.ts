@@ -304,7 +304,7 @@ export const StatusShape = z.strictObject({
 
 // ---- events (`GET /api/v1/events`, Server-Sent Events)
 // `pass`: a Pass that ended, quiet ones too. `moves`: an array of Move, in the order in which they happened.
-// `status`: a Status, once at the begin and whenever its state or troubles change.
+// `status`: a Status, once at the begin and whenever its state, summary or troubles change.
 // `reset`: what follows `Last-Event-ID` is no longer kept, or more moves happened at once than are told one by one;
 // read everything again.
 

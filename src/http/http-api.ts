@@ -33,6 +33,7 @@ import {
 } from "./api-shapes.js";
 import { type EventStream, MAX_CLIENTS } from "./event-stream.js";
 import type { History } from "./history.js";
+import { lacking } from "./lacking.js";
 import type { Metrics } from "./metrics.js";
 import { answer, describeApi, PROBLEM, TOKEN } from "./openapi.js";
 import type { Overview } from "./overview.js";
@@ -236,8 +237,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
   };
   const afterChange = async (certname: Certname) => {
     const story = await overview.story(certname);
-    const lacking = [story.file, ...story.live].some((target) => "failure" in target);
-    return { code: lacking ? (502 as const) : (200 as const), story };
+    return { code: lacking(story) > 0 ? (502 as const) : (200 as const), story };
   };
   api.put(
     "/api/v1/nodes/:certname",
@@ -256,12 +256,16 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
       const certname = parseCertname(request.params.certname);
       const master = parseMaster(request.body.master);
       const known = sync.servers()?.map(({ name }) => name);
+      if (known?.length === 0) {
+        const what = "no HAProxy has told its servers yet: try again when one is up";
+        throw Object.assign(new SasoriError("HAPROXY_UNREACHABLE", what), { statusCode: 503 });
+      }
       if (known !== undefined && !known.includes(master)) {
         const names = [...new Set(known)].join(", ");
         throw new SasoriError("USAGE", `HAProxy has no server ${quote(master)} (it has: ${names})`);
       }
-      const at = sync.fleet.map.timeAfterKnown(certname, Date.now());
-      await sync.submit({ certname, master, at, source: "registration" });
+      // Its time is taken with it: of two registrations under way at once, the later one is newer.
+      await sync.submit({ certname, master, source: "registration" });
       const { code, story } = await afterChange(certname);
       return reply.code(code).send(story);
     },
@@ -392,7 +396,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
         tags,
         summary: "What happens, as it happens: Server-Sent Events `status`, `pass`, `moves`, `reset`",
         description:
-          "`status`: a Status, first and whenever its state or troubles change. `pass`: a Pass that ended. `moves`: an array of Move. `reset`: more happened than is kept or told one by one: read everything again. `Last-Event-ID` brings what was missed.",
+          "`status`: a Status, first and whenever its state, summary or troubles change. `pass`: a Pass that ended. `moves`: an array of Move. `reset`: more happened than is kept or told one by one: read everything again. `Last-Event-ID` brings what was missed.",
         headers: z.object({ "last-event-id": z.string().optional() }),
         response: {
           200: answer("a stream that does not end", z.string(), "text/event-stream"),

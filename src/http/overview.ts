@@ -59,6 +59,7 @@ export class Overview {
       targets,
       puppetdb: history.puppetdb,
       stateFile: trouble && toFailure(trouble),
+      homes: sync.fleet.homes.values(),
     });
     return {
       ...summarize({ pass, targets }, troubles),

@@ -23,7 +23,8 @@ const REMEDIES: Record<ErrorCode, string> = {
   FILE_READ: "let sasori's user read the map file",
   FILE_WRITE: "let sasori's user write the folder of the file",
   FILE_FULL: "free space on that disk; every running HAProxy has the map nevertheless",
-  FILE_READ_ONLY: "make the file system writable; every running HAProxy has the map nevertheless",
+  FILE_READ_ONLY:
+    "let sasori's user write the folder, or make its file system writable; every running HAProxy has the map nevertheless",
   FILE_MOUNTED: "mount the folder of the file, not the file itself: a file is replaced by renaming",
   STATE_FILE:
     "register again what the file that was set aside held, then remove that file; sasori goes on with a new one",
@@ -72,10 +73,12 @@ export interface Situation {
   puppetdb?: { failure: Failure; since?: string } | undefined;
   /** What could not be taken over from an earlier run. */
   stateFile?: Failure | undefined;
+  /** The master of each displaced node that it left. */
+  homes?: Iterable<string> | undefined;
 }
 
 /** The worst first. */
-export function troublesOf({ pass, targets, puppetdb, stateFile }: Situation): Trouble[] {
+export function troublesOf({ pass, targets, puppetdb, stateFile, homes = [] }: Situation): Trouble[] {
   const troubles: Trouble[] = [];
   const failed = (where: string, failure: Failure | undefined, since?: string) => {
     if (failure === undefined) return;
@@ -95,7 +98,7 @@ export function troublesOf({ pass, targets, puppetdb, stateFile }: Situation): T
   for (const failure of pass?.masters.failures ?? []) failed("masters", failure);
   if (pass !== undefined) troubles.push(...heldTroubles(pass));
   troubles.push(...downTroubles(targets));
-  if (pass !== undefined) troubles.push(...fleetTroubles(pass));
+  if (pass !== undefined) troubles.push(...fleetTroubles(pass, homes));
   return troubles;
 }
 
@@ -148,10 +151,14 @@ function downTroubles(targets: Situation["targets"]): Trouble[] {
   });
 }
 
-function fleetTroubles({ displaced, unroutable, refused }: Omit<SyncReport, "targets">): Trouble[] {
+function fleetTroubles(
+  { displaced, unroutable, refused }: Omit<SyncReport, "targets">,
+  homes: Iterable<string>,
+): Trouble[] {
   const troubles: Trouble[] = [];
   if (displaced > 0) {
-    const what = `${counted(displaced, "node")} left a master while it was down`;
+    const names = [...new Set(homes)].sort().join(", ");
+    const what = `${counted(displaced, "node")} left ${names || "a master"} while it was down`;
     const remedy = "when it is up for good: sasori rebalance --dry-run";
     troubles.push(warning("displaced", "masters", what, remedy));
   }

@@ -2,6 +2,7 @@
 // `data-do`. Rendering is a function of the state, at most some times a second, and not at all in a hidden tab.
 
 import type { Story } from "../http/api-shapes.js";
+import { lacking } from "../http/lacking.js";
 import { Cancelled, change, messageOf, Refusal } from "./calls.js";
 import { askToken, confirm } from "./dialogs.js";
 import { h, morph } from "./dom.js";
@@ -17,7 +18,7 @@ import {
 import { renderInstances, renderMasters } from "./masters.js";
 import { MovesPlot, renderMoves } from "./moves.js";
 import { renderPasses } from "./passes.js";
-import { initialState, type State } from "./state.js";
+import { initialState, type Notice, type State } from "./state.js";
 import { renderFound, renderRegistrations, renderStory } from "./story.js";
 import { count, counted, duration } from "./words.js";
 
@@ -157,14 +158,16 @@ followAddress();
 // ---- what changes something
 
 /** Does it, says how it went, and reads again what it may have changed. */
-async function perform(what: string, call: () => Promise<string>): Promise<boolean> {
+async function perform(what: string, call: () => Promise<string | Notice>): Promise<boolean> {
   if (state.busy !== undefined) return false;
   state.busy = what;
   state.notice = undefined;
   changed();
   try {
-    const notice = { good: true, text: await call() };
+    const told = await call();
+    const notice = typeof told === "string" ? { good: true, text: told } : told;
     state.notice = notice;
+    if (!notice.good) return true;
     window.setTimeout(() => {
       if (state.notice === notice) state.notice = undefined;
     }, NOTICE_MS);
@@ -192,7 +195,7 @@ const sync = (what: string, body: { full?: boolean; approve?: string }) =>
     if (report.approvalUnmatched) {
       throw new Refusal(
         409,
-        "The plan had changed in the meantime. Nothing was removed; look at the new one.",
+        "Nothing was let through: no held plan has this id, or PuppetDB could not be read.",
       );
     }
     const moved = report.moved === 0 ? "nothing to change" : `${counted(report.moved, "node")} changed`;
@@ -201,7 +204,8 @@ const sync = (what: string, body: { full?: boolean; approve?: string }) =>
       failed: "Pass not wholly done, see above",
       held: "Pass done, but for what waits for approval",
     };
-    return `${outcome[report.outcome]}: ${moved}, ${duration(report.durationMs)}.`;
+    const text = `${outcome[report.outcome]}: ${moved}, ${duration(report.durationMs)}.`;
+    return { good: report.outcome !== "failed", text };
   });
 
 async function approve(): Promise<void> {
@@ -222,9 +226,9 @@ async function approve(): Promise<void> {
 const nodePath = (certname: string) => `nodes/${encodeURIComponent(certname)}`;
 
 /** Its targets that could not be told; the next pass tells them. */
-function untold({ file, live }: Story): string {
-  const failed = [file, ...live].filter((target) => "failure" in target).length;
-  return failed === 0 ? "" : ` ${counted(failed, "target")} could not be told yet; the next pass does it.`;
+function untold(story: Story): string {
+  const untold = lacking(story);
+  return untold === 0 ? "" : ` ${counted(untold, "target")} could not be told yet; the next pass does it.`;
 }
 
 async function register(form: HTMLFormElement): Promise<void> {

@@ -33,6 +33,11 @@ export interface MoveLog {
 
 export type Link = { kind: "connecting" } | { kind: "live" } | { kind: "lost"; since: number };
 
+export interface Notice {
+  good: boolean;
+  text: string;
+}
+
 export interface State {
   link: Link;
   /** What to add to this machine's clock to have sasori's. */
@@ -50,7 +55,7 @@ export interface State {
   /** The call that changes something and is under way, such as "sync". */
   busy: string | undefined;
   /** How the last one went. */
-  notice: { good: boolean; text: string } | undefined;
+  notice: Notice | undefined;
 }
 
 export const emptyMoveLog = (wholeSince: number): MoveLog => ({
