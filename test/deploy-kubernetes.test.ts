@@ -184,7 +184,7 @@ describe.skipIf(kubectl === undefined)("the manifests", () => {
     const { data = {} } = find("ConfigMap", "sasori-settings");
     const own = (podSpec()?.initContainers?.[0]?.env ?? []).map(({ name, value }) => [name, value]);
     const file = path.join(folder, "any");
-    await writeFile(file, "");
+    await writeFile(file, "any");
     const env: Record<string, string> = { ...data, ...Object.fromEntries(own) };
     for (const name of ["PUPPETDB_CERT", "PUPPETDB_KEY", "PUPPETDB_CA", "API_TOKEN_FILE"])
       env[`SASORI_${name}`] = file;

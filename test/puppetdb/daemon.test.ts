@@ -316,6 +316,9 @@ describe("moving nodes by hand", () => {
           );
           expect(await masterOf(gateway, NODE)).toBe("master2");
           await first?.start();
+          await expect
+            .poll(async () => (await cli("status")).stdout, { timeout: 20 * SECOND })
+            .not.toContain("down: master1");
           expect(await cli("rebalance")).toMatchObject({
             code: 0,
             stdout: expect.stringContaining("1 node brought home"),
