@@ -11,7 +11,6 @@ import type { Config } from "./config.js";
 import { type Failure, reason, toFailure } from "./errors.js";
 import type { Fleet } from "./fleet.js";
 import { isMaster, type Master } from "./node-map.js";
-
 import type { Server } from "./target/target.js";
 
 /** For all names of a pass together. */

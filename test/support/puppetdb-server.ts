@@ -61,10 +61,10 @@ export interface PuppetdbClient extends PuppetdbAddress {
   /**
    * Adds `count` nodes with a factset, a catalog and `reports` reports each (default: one), by SQL, because that takes
    * seconds where commands take hours: node-0000001.example ..., with `producers` taking turns. The nodes' last runs
-   * are spread over the half hour before, as agents' are, older reports over the days before that; they stand in
-   * the partition of their day, as PuppetDB puts them. Reset it first.
+   * are spread over the half hour before `minutesAgo` (default: now), as agents' are, older reports over the days before
+   * that; they stand in the partition of their day, as PuppetDB puts them. Reset it first.
    */
-  fill(count: number, producers: readonly string[], reports?: number): Promise<void>;
+  fill(count: number, producers: readonly string[], reports?: number, minutesAgo?: number): Promise<void>;
 }
 
 /** A PuppetDB that we run ourselves. */
@@ -223,14 +223,19 @@ export function puppetdbClient(address: PuppetdbAddress): PuppetdbClient {
     async deactivateNode(certname, at = new Date()) {
       await command("deactivate_node", 3, { certname, producer_timestamp: at.toISOString() });
     },
-    async fill(count, producers, reports = 1) {
-      await sql(fillStatements(count, producers, reports));
+    async fill(count, producers, reports = 1, minutesAgo = 0) {
+      await sql(fillStatements(count, producers, reports, minutesAgo));
     },
   };
 }
 
 /** What PuppetDB itself would have written, as far as its queries look at it. */
-function fillStatements(count: number, producers: readonly string[], reports: number): string {
+function fillStatements(
+  count: number,
+  producers: readonly string[],
+  reports: number,
+  minutesAgo: number,
+): string {
   const names = producers.map((name) => `'${name.replaceAll("'", "''")}'`).join(", ");
   const environment = "(SELECT id FROM environments WHERE environment = 'production')";
   const status = "(SELECT id FROM report_statuses WHERE status = 'unchanged')";
@@ -243,7 +248,7 @@ function fillStatements(count: number, producers: readonly string[], reports: nu
     CREATE TEMPORARY TABLE filler ON COMMIT DROP AS
       SELECT n, 'node-' || lpad(n::text, 7, '0') || '.example' AS certname, producers.id AS producer,
              substring(sha224(('node ' || n)::bytea) FOR 20) AS hash, gen_random_uuid() AS run,
-             now() - interval '30 minutes' * random() AS at
+             now() - interval '1 minute' * (${minutesAgo} + 30 * random()) AS at
       FROM generate_series(1, ${count}) AS n
       JOIN producers ON producers.name = (ARRAY[${names}])[1 + n % ${producers.length}];
     INSERT INTO certnames (certname) SELECT certname FROM filler;
