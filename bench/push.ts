@@ -21,7 +21,6 @@ const TRAFFIC_SECONDS = 3;
 const TRAFFIC_MAP = 100_000;
 const TRAFFIC_MOVED = 1_000;
 
-type Changes = Plan & { kind: "changes" };
 const nameOf = (node: number) => `node${node}.example.com` as Certname;
 
 /** A map on a HAProxy, and its next state with some nodes moved. */
@@ -37,7 +36,7 @@ class Fleet {
   }
 
   /** So many nodes, spread over the map, are at another master. */
-  move(count: number): Changes {
+  move(count: number): Plan {
     this.#at += 1;
     const step = Math.max(1, Math.floor(this.size / count));
     for (let moved = 0; moved < count; moved += 1) {
@@ -45,9 +44,7 @@ class Fleet {
       const now = MASTERS.indexOf(this.map.get(nameOf(node))?.master ?? "");
       this.#see(node, MASTERS[(now + 1) % MASTERS.length] ?? "");
     }
-    const plan = planFromChanges(this.map, this.map.takeChanges());
-    if (plan.kind !== "changes") throw new Error("nothing has moved");
-    return plan;
+    return planFromChanges(this.map, this.map.takeChanges());
   }
 
   text(): string {
@@ -96,7 +93,7 @@ interface Gateway {
   instance: HaproxyInstance;
 }
 
-const rawSets = ({ haproxy, map }: Gateway, plan: Changes) =>
+const rawSets = ({ haproxy, map }: Gateway, plan: Plan) =>
   rawCommands(
     haproxy.socket,
     plan.set.map(({ certname, to }) => `set map ${map} ${certname} ${to}\n`),

@@ -145,7 +145,6 @@ export class Fleet {
   merge(reading: Reading, resolve: Resolve, guard: Guard, since: number): number {
     let lateMs = 0;
     for (const submission of reading.submissions.values()) {
-      if (reading.active?.has(submission.certname) === false) continue;
       const news = this.#takeSubmission(submission, resolve(submission.producer));
       if (news && submission.receivedAt > 0) lateMs = Math.max(lateMs, since - submission.receivedAt);
     }

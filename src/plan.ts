@@ -21,77 +21,65 @@ export interface Change {
   to?: Master;
 }
 
-export type Plan =
-  | { kind: "unchanged" }
-  | {
-      kind: "changes";
-      add: Change[];
-      set: Change[];
-      del: Change[];
-      /** The target must be replaced whole, see Contents. */
-      rebuild: boolean;
-    };
-
-const UNCHANGED: Plan = { kind: "unchanged" };
+export interface Plan {
+  kind: "unchanged" | "changes";
+  add: Change[];
+  set: Change[];
+  del: Change[];
+  /** The target must be replaced whole, see Contents. */
+  rebuild: boolean;
+  /** What stays as the target holds it until PuppetDB has decided: it waits to be pushed. */
+  undecided: Before;
+}
 
 /** Compares everything: for a target whose contents were just read. */
 export function planFromContents(desired: NodeMap, actual: Contents): Plan {
-  const add: Change[] = [];
-  const set: Change[] = [];
-  const del: Change[] = [];
-  for (const assignment of desired.assignments()) {
-    const { certname, master } = assignment;
-    const from = actual.routes.get(certname);
-    if (from === undefined) add.push({ certname, to: master });
-    else if (from !== master && !isUndecided(assignment, from)) set.push({ certname, from, to: master });
-  }
+  const plan = emptyPlan();
+  for (const assignment of desired.assignments())
+    planOne(plan, assignment.certname, actual.routes.get(assignment.certname), assignment);
   // As many entries as the two have in common means that the target has nothing else.
-  if (actual.routes.size > desired.size - add.length) {
+  if (actual.routes.size > desired.size - plan.add.length) {
     for (const [certname, from] of actual.routes) {
-      if (desired.get(certname) === undefined) del.push({ certname, from });
+      if (desired.get(certname) === undefined) planOne(plan, certname, from, undefined);
     }
   }
-  return toPlan(add, set, del, actual.rebuild);
+  return settled({ ...plan, rebuild: actual.rebuild });
 }
 
 /** Looks only at what changed since the target was in sync: the cost follows the changes, not the fleet. */
 export function planFromChanges(desired: NodeMap, pending: Before): Plan {
-  const add: Change[] = [];
-  const set: Change[] = [];
-  const del: Change[] = [];
-  for (const [certname, from] of pending) {
-    const to = desired.get(certname)?.master;
-    if (from === to || isUndecided(desired.get(certname), from)) continue;
-    if (from === undefined && to !== undefined) add.push({ certname, to });
-    else if (from !== undefined && to === undefined) del.push({ certname, from });
-    else if (from !== undefined && to !== undefined) set.push({ certname, from, to });
-  }
-  return toPlan(add, set, del, false);
+  const plan = emptyPlan();
+  for (const [certname, from] of pending) planOne(plan, certname, from, desired.get(certname));
+  return settled(plan);
 }
 
-/** What was only inherited from one target never overrules what another one holds: only PuppetDB can decide. */
-function isUndecided(wanted: Observation | undefined, held: string | undefined): boolean {
-  return wanted?.source === "inherited" && held !== undefined && held !== wanted.master;
+const emptyPlan = (): Plan => ({
+  kind: "unchanged",
+  add: [],
+  set: [],
+  del: [],
+  rebuild: false,
+  undecided: new Map(),
+});
+
+/** What has to become of one entry: `from` is what the target holds. */
+function planOne(plan: Plan, certname: Certname, from: string | undefined, wanted: Observation | undefined) {
+  const to = wanted?.master;
+  if (from === to) return;
+  if (from === undefined) plan.add.push({ certname, to: to as Master });
+  else if (to === undefined) plan.del.push({ certname, from });
+  // What was only inherited from one target never overrules what another one holds: only PuppetDB can decide.
+  else if (wanted?.source === "inherited") plan.undecided.set(certname, from as Master);
+  else plan.set.push({ certname, from, to });
 }
 
-/** What the plans above leave as it is until it is decided, with what the target holds: it waits to be pushed. */
-export function undecided(
-  nodes: Iterable<Observation | undefined>,
-  held: ReadonlyMap<Certname, string | undefined>,
-): Before {
-  const left: Before = new Map();
-  for (const wanted of nodes) {
-    if (wanted?.source !== "inherited") continue;
-    const from = held.get(wanted.certname);
-    if (isUndecided(wanted, from)) left.set(wanted.certname, from as Master);
-  }
-  return left;
+function settled(plan: Plan): Plan {
+  const isChanged = plan.rebuild || countOf(plan) > 0;
+  return { ...plan, kind: isChanged ? "changes" : "unchanged" };
 }
 
-function toPlan(add: Change[], set: Change[], del: Change[], rebuild: boolean): Plan {
-  const nothing = add.length + set.length + del.length === 0 && !rebuild;
-  return nothing ? UNCHANGED : { kind: "changes", add, set, del, rebuild };
-}
+/** How many entries it changes. */
+export const countOf = ({ add, set, del }: Plan): number => add.length + set.length + del.length;
 
 /** What the guard says of nodes that PuppetDB no longer lists. `id` names exactly this set of nodes. */
 export type Verdict =

@@ -23,6 +23,14 @@ const ROW = JSON.stringify({
   producer: "master1.example.com",
   producer_timestamp: "2026-01-01T00:00:00.000Z",
 });
+/** What all questions for nodes take: their number, and each one's state. */
+const NODE_ROW = JSON.stringify({ certname: NODE, count: 1, deactivated: null, expired: null });
+/** A fleet of one node. */
+const ONE_NODE: Scripts = {
+  factsets: answer(`[${ROW}]`),
+  nodes: answer(`[${NODE_ROW}]`),
+  other: EMPTY,
+};
 const HTML = "text/html;charset=iso-8859-1";
 const TEXT = "text/plain";
 
@@ -254,7 +262,7 @@ describe("what PuppetDB may answer instead of rows", () => {
   });
 
   test("readings side by side share their connections", async () => {
-    server.scripts = { factsets: answer(`[${ROW}]`), other: EMPTY };
+    server.scripts = ONE_NODE;
     const readings = Array.from({ length: 5 }, () => source.readAll(soon()));
     for (const { submissions } of await Promise.all(readings)) expect(submissions.size).toBe(1);
     await source.close();
@@ -264,7 +272,7 @@ describe("what PuppetDB may answer instead of rows", () => {
   test("asks anew after a failure, with nothing left of it", async () => {
     server.scripts = { factsets: answer("no", 500, TEXT), other: SILENT };
     await failure(source.readAll(soon()));
-    server.scripts = { factsets: answer(`[${ROW}]`), other: EMPTY };
+    server.scripts = ONE_NODE;
     const { submissions } = await source.readAll(soon());
     expect([...submissions.keys()]).toEqual([NODE]);
     await source.close();
@@ -360,8 +368,7 @@ describe("credentials", () => {
     const [key, cert, ca] = await Promise.all(
       [`${name}.key`, `${name}.pem`, "ca.pem"].map((file) => readFile(at(file))),
     );
-    const scripts: Scripts = { factsets: answer(`[${ROW}]`), other: EMPTY };
-    const server = await startScriptedPuppetdb(scripts, {
+    const server = await startScriptedPuppetdb(ONE_NODE, {
       key,
       cert,
       ca,

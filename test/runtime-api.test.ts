@@ -143,7 +143,7 @@ describe("a Runtime API session", () => {
         const commands = Array.from({ length: 500 }, (_, index) => ({
           command: `set map #0 node${index} m1`,
         }));
-        await expect(session.runAll(commands)).rejects.toMatchObject({ code: "HAPROXY_REPLY" });
+        await expect(session.runAll(commands, "at once")).rejects.toMatchObject({ code: "HAPROXY_REPLY" });
         expect(new Set(lines).size).toBe(lines.length);
         expect(lines.length).toBeLessThan(100);
         session.close();

@@ -76,7 +76,7 @@ export interface Reading {
   kind: "full" | "changes";
   /** PuppetDB's clock before the first query ran. */
   asOf: number;
-  /** One entry per node, the newest. */
+  /** One entry per node, the newest; in a full reading of active nodes only. */
   submissions: Map<Certname, Submission>;
   /** In a full reading: every active node. */
   active: Names | undefined;
@@ -156,22 +156,22 @@ export class PuppetDb {
         takeInactive(row, reading);
       }),
     ]);
-    const { asOf } = reading;
-    const active = await this.#readActive(reading, activeCount, signal);
+    const { asOf, submissions, withoutProducer, refused } = reading;
+    // In most fleets each node has facts or a report, and so has been told already: if as many were as there are, the
+    // list of all, a third of all rows, is left out.
+    const told = eitherOf(submissions, withoutProducer);
+    const active = told.size + refused.size === activeCount ? told : await this.#readActive(reading, signal);
     await this.#readOlderReports(reading, active, now, signal);
-    await this.#readLoneCatalogs(reading, active, signal);
+    this.#hasLoneNodes = active !== told && (await this.#readLoneCatalogs(reading, active, signal));
     this.#inactive = inactive;
+    // One may have been deactivated between two answers.
+    if (active !== told)
+      for (const certname of submissions.keys()) if (!active.has(certname)) submissions.delete(certname);
     return { ...reading, asOf, active };
   }
 
-  /**
-   * The names of all active nodes. In most fleets each has facts or a report, and so has been told already: if as many
-   * were as there are, the list, a third of all rows, is left out.
-   */
-  async #readActive(reading: Reading, count: number, signal: AbortSignal): Promise<Names> {
-    const { submissions, withoutProducer, refused } = reading;
-    if (submissions.size + withoutProducer.size + refused.size === count)
-      return eitherOf(submissions, withoutProducer);
+  /** The names of all active nodes. */
+  async #readActive(reading: Reading, signal: AbortSignal): Promise<Names> {
     const active = new Set<Certname>();
     await this.#readTogether(reading, signal, (ask) => [
       ask("nodes", ["extract", ["certname"], ACTIVE], ActiveRow, (row) => {
@@ -205,16 +205,16 @@ export class PuppetDb {
     }
   }
 
-  /** The catalogs of nodes that have neither a factset nor a report: most fleets have no such node. */
-  async #readLoneCatalogs(reading: Reading, active: Names, signal: AbortSignal): Promise<void> {
+  /** The catalogs of nodes that have neither a factset nor a report. Most fleets have no such node: false. */
+  async #readLoneCatalogs(reading: Reading, active: Names, signal: AbortSignal): Promise<boolean> {
     const { submissions, withoutProducer } = reading;
     const isLone = (certname: Certname) => !submissions.has(certname) && !withoutProducer.has(certname);
-    this.#hasLoneNodes = filter(active, isLone).next().done !== true;
-    if (!this.#hasLoneNodes) return;
+    if (filter(active, isLone).next().done === true) return false;
     const query = producers(["and", ACTIVE, certnameIn(NEITHER_FACTS_NOR_REPORT)]);
     await this.#readTogether(reading, signal, (ask) => [
       ask("catalogs", query, ProducerRow, (row) => takeProducer(row, "catalog", reading)),
     ]);
+    return true;
   }
 
   /** What PuppetDB received after `since` (milliseconds, on its clock). Throws `PUPPETDB_...`. */
@@ -547,9 +547,12 @@ function takeSubmission(
       if (known === undefined) reading.withoutProducer.add(certname);
       return;
     }
-    if (known !== undefined && known.at >= at) return;
-    if (known === undefined) reading.withoutProducer.delete(certname);
-    reading.submissions.set(certname, { certname, producer: cut(producer), at, source, receivedAt });
+    if (known === undefined) {
+      reading.withoutProducer.delete(certname);
+      reading.submissions.set(certname, { certname, producer: cut(producer), at, source, receivedAt });
+    } else if (known.at < at) {
+      Object.assign(known, { producer: cut(producer), at, source, receivedAt });
+    }
   });
 }
 

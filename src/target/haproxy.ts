@@ -5,12 +5,27 @@
 import path from "node:path";
 import type { Endpoint } from "../config.js";
 import { quote, SasoriError } from "../errors.js";
-import { type Certname, isCertname, isMaster, type Master, type NodeMap } from "../node-map.js";
+import {
+  type Assignment,
+  type Certname,
+  isCertname,
+  isMaster,
+  type Master,
+  type NodeMap,
+} from "../node-map.js";
 import type { Plan } from "../plan.js";
 import { type Method, type Push, PushCost } from "./push-cost.js";
 import { Routes } from "./routes.js";
-import { type Command, payloads, RuntimeSession } from "./runtime-api.js";
-import type { Applied, Contents, Fingerprint, Server, Sighting, Target } from "./target.js";
+import { type Command, type Pace, payloads, RuntimeSession } from "./runtime-api.js";
+import {
+  type Applied,
+  type Contents,
+  type Fingerprint,
+  isSame,
+  type Server,
+  type Sighting,
+  type Target,
+} from "./target.js";
 
 /** The map as `show map` lists it. `entries` counts those of unfinished versions too. */
 export interface MapState {
@@ -36,6 +51,8 @@ export class HaproxyInstance implements Target {
   readonly #options: HaproxyOptions;
   /** Nobody, not even this sasori, has left an unfinished version there that the next swap must drop. */
   #tidy = false;
+  /** Its map was when it was last looked at. */
+  #isEmpty = false;
   /** Of the version that was last seen. */
   #cost: { version: string; of: PushCost } | undefined;
 
@@ -53,7 +70,7 @@ export class HaproxyInstance implements Target {
   read(signal: AbortSignal, desired?: NodeMap): Promise<Contents> {
     return RuntimeSession.with(this.#endpoint, signal, async (session) => {
       const { map: before } = await this.#look(session);
-      const { routes, lines } = await readMap(session, `#${before.id}`, desired);
+      const { routes, lines } = await readMap(session, `#${before.id}`, "gently", desired);
       // Looked at last: what changes after this look changes the fingerprint too.
       const { fingerprint, map } = await this.#look(session);
       // Entries of versions that were never committed count as well. A swap drops them; those that appear later
@@ -75,7 +92,8 @@ export class HaproxyInstance implements Target {
   }
 
   replaces(changes: number, desired: NodeMap): boolean {
-    if (changes === 0) return false;
+    // What came into an empty map since is noticed by the look before the push.
+    if (changes === 0 || this.#isEmpty) return false;
     const entries = desired.size;
     // Whatever they turn out to be, the cost lies between that of these two.
     const pushes = [
@@ -88,7 +106,7 @@ export class HaproxyInstance implements Target {
   async apply(plan: Plan, desired: NodeMap, seen: Fingerprint, signal: AbortSignal): Promise<Applied> {
     const pushed = await RuntimeSession.with(this.#endpoint, signal, async (session) => {
       const { fingerprint, map, version } = await this.#look(session);
-      if (plan.kind === "unchanged" || !same(fingerprint, seen)) return undefined;
+      if (plan.kind === "unchanged" || !isSame(fingerprint, seen)) return undefined;
       const method = await this.#push(session, map, plan, desired, this.#costOf(version));
       return { method, ...expectedAfter(method, fingerprint, map, plan) };
     });
@@ -104,7 +122,7 @@ export class HaproxyInstance implements Target {
   async #push(
     session: RuntimeSession,
     map: MapState,
-    plan: Plan & { kind: "changes" },
+    plan: Plan,
     desired: NodeMap,
     cost: PushCost,
   ): Promise<Method> {
@@ -112,13 +130,12 @@ export class HaproxyInstance implements Target {
     const push: Push = { keyed, added: plan.add.length, entries: desired.size };
     const method = plan.rebuild ? "swap" : cost.cheaper(push);
     // No request finds its route in an empty map: the sooner it is filled the better.
-    const run =
-      map.entries === 0 ? atOnce(session) : (commands: Iterable<Command>) => session.runGently(commands);
+    const pace = map.entries === 0 ? "at once" : "gently";
     const began = performance.now();
     if (method === "swap") this.#tidy = false; // Until it is committed, its version may be left behind.
     const paused = await (method === "swap"
-      ? swap(session, run, map, desired)
-      : run(changeCommands(map, plan)));
+      ? swap(session, pace, map, plan, desired)
+      : session.runAll(changeCommands(map, plan), pace));
     if (method === "swap") this.#tidy = true;
     cost.learn(method, push, performance.now() - began - paused);
     return method;
@@ -185,6 +202,7 @@ export class HaproxyInstance implements Target {
     const map = findMap(maps, this.name, this.#options);
     const version = field(info, "Version");
     this.#costOf(version);
+    this.#isEmpty = map.entries === 0;
     return {
       fingerprint: { process: processOf(info), content: `${map.version}:${map.entries}` },
       servers: parseServers(state),
@@ -241,8 +259,6 @@ export function findMap(
       : `${where}: HAProxy has several maps of that name (${names}): set SASORI_MAP_NAME to one of them`,
   );
 }
-
-const same = (a: Fingerprint, b: Fingerprint) => a.process === b.process && a.content === b.content;
 
 /** A line of `show info`. */
 export function field(info: string, name: string): string {
@@ -349,31 +365,22 @@ function parseLoads(stats: string, servers: readonly Server[]): ServerLoad[] {
 }
 
 /** Lines of `show map`: `0x55ff91de2470 node1.example.com master1`. Lookups use the first of duplicates. */
-async function readMap(session: RuntimeSession, which: string, desired: NodeMap | undefined) {
+async function readMap(session: RuntimeSession, which: string, pace: Pace, desired: NodeMap | undefined) {
   const routes = new Routes(desired);
   let lines = 0;
-  await session.lines(`show map ${which}`, (line) => {
+  const onLine = (line: string) => {
     lines += 1;
     const keyAt = line.indexOf(" ") + 1;
     const valueAt = line.indexOf(" ", keyAt) + 1;
     if (keyAt === 0 || valueAt === 0) return;
     const key = line.slice(keyAt, valueAt - 1);
     if (isCertname(key)) routes.add(key, line.slice(valueAt));
-  });
+  };
+  await session.lines(`show map ${which}`, onLine, pace);
   return { routes: routes.all, lines };
 }
 
-/** Sends commands, and tells how long it paused meanwhile (ms). */
-type Run = (commands: Iterable<Command>) => Promise<number>;
-
-const atOnce =
-  (session: RuntimeSession): Run =>
-  async (commands) => {
-    await session.runAll(commands);
-    return 0;
-  };
-
-function* changeCommands(map: MapState, plan: Plan & { kind: "changes" }): Generator<Command> {
+function* changeCommands(map: MapState, plan: Plan): Generator<Command> {
   for (const { certname, to } of plan.set) yield { command: `set map #${map.id} ${certname} ${to}` };
   for (const { certname } of plan.del) yield { command: `del map #${map.id} ${certname}` };
   const lines = function* () {
@@ -386,20 +393,31 @@ function* additions(command: string, lines: Iterable<string>): Generator<Command
   for (const payload of payloads(lines, command.length)) yield { command, payload };
 }
 
-/** Returns how long it paused. */
-async function swap(session: RuntimeSession, run: Run, map: MapState, desired: NodeMap): Promise<number> {
+/** Returns how long it paused (ms). */
+async function swap(
+  session: RuntimeSession,
+  pace: Pace,
+  map: MapState,
+  { undecided }: Plan,
+  desired: NodeMap,
+): Promise<number> {
   // New version created: 7
   const prepared = await session.ask(`prepare map #${map.id}`);
   const version = Number(/^New version created: (\d+)$/.exec(prepared)?.[1]);
   if (!Number.isInteger(version)) {
     throw new SasoriError("HAPROXY_REPLY", `"prepare map" answered ${quote(prepared)}`);
   }
+  const wanted = ({ certname, master }: Assignment) => undecided.get(certname) ?? master;
   function* lines() {
-    for (const { certname, master } of desired.assignments()) yield `${certname} ${master}`;
+    for (const assignment of desired.assignments()) yield `${assignment.certname} ${wanted(assignment)}`;
   }
   try {
-    const paused = await run(additions(`add map @${version} #${map.id}`, lines()));
-    await verifyVersion(session, map, version, desired);
+    const paused = await session.runAll(additions(`add map @${version} #${map.id}`, lines()), pace);
+    const { routes, lines: count } = await readMap(session, `@${version} #${map.id}`, pace, desired);
+    let right = count === desired.size && routes.size === desired.size;
+    for (const assignment of desired.assignments())
+      right &&= routes.get(assignment.certname) === wanted(assignment);
+    if (!right) throw notAsSent(version, count, desired.size);
     await session.run(`commit map @${version} #${map.id}`);
     return paused;
   } catch (error) {
@@ -408,19 +426,14 @@ async function swap(session: RuntimeSession, run: Run, map: MapState, desired: N
   }
 }
 
-async function verifyVersion(session: RuntimeSession, map: MapState, version: number, desired: NodeMap) {
-  const { routes, lines } = await readMap(session, `@${version} #${map.id}`, desired);
-  let right = lines === desired.size && routes.size === desired.size;
-  for (const [certname, master] of routes) right &&= desired.get(certname)?.master === master;
-  if (right) return;
-  throw new SasoriError(
+const notAsSent = (version: number, entries: number, sent: number) =>
+  new SasoriError(
     "HAPROXY_CHANGED",
-    `version ${version} of the map holds ${lines} entries, not the ${desired.size} that were sent: it is not committed; is there another writer?`,
+    `version ${version} of the map holds ${entries} entries, not the ${sent} that were sent: it is not committed; is there another writer?`,
   );
-}
 
 /** What the fingerprint must be after the push, if nobody else wrote. After a swap only the process is known. */
-function expectedAfter(method: Method, before: Fingerprint, map: MapState, plan: Plan & { kind: "changes" }) {
+function expectedAfter(method: Method, before: Fingerprint, map: MapState, plan: Plan) {
   const entries = map.entries + plan.add.length - plan.del.length;
   const content = method === "swap" ? undefined : `${map.version}:${entries}`;
   return { process: before.process, content };

@@ -103,7 +103,7 @@ export class MapFile implements Target {
     });
   }
 
-  async #replace(plan: Plan & { kind: "changes" }, desired: NodeMap, content: string): Promise<void> {
+  async #replace(plan: Plan, desired: NodeMap, content: string): Promise<void> {
     const written = this.#written?.content === content ? this.#written.text : undefined;
     this.#written = undefined;
     const changes = [...plan.add, ...plan.set, ...plan.del];

@@ -48,6 +48,9 @@ const PAYLOAD_PROMPTS = /^(?:\+ )+/;
 // as ours: "master> Unknown command, but maybe one of the following ...". It waits for more, and so would we.
 const MASTER_PROMPT = /^\n?master> /;
 
+/** Whether requests are served between the pieces of a long work, or wait until it is done. */
+export type Pace = "gently" | "at once";
+
 /** A line, and for `add map` what follows it. */
 export interface Command {
   command: string;
@@ -57,6 +60,7 @@ export interface Command {
 interface Waiting {
   command: string;
   onLine: ((line: string) => void) | undefined;
+  pace: Pace;
   resolve: (reply: string) => void;
   reject: (error: SasoriError) => void;
 }
@@ -76,7 +80,8 @@ export class RuntimeSession {
     socket.setTimeout(STALL_MS);
     socket.on("data", (text: string) => {
       this.#take(text);
-      if (this.#waiting[0]?.onLine !== undefined) this.#pauseReading();
+      const [current] = this.#waiting;
+      if (current?.onLine !== undefined && current.pace === "gently") this.#pauseReading();
     });
     socket.on("timeout", () => this.#onSilence());
     socket.on("error", (error) => this.#end(unreachable(endpoint, error)));
@@ -129,8 +134,15 @@ export class RuntimeSession {
     if (reply !== "") throw this.#refused(command, reply);
   }
 
-  /** Runs many commands in order, several under way at once. Stops at the first that is refused. */
-  async runAll(commands: Iterable<Command>): Promise<void> {
+  /** Runs many commands in order. Stops at the first that is refused. Returns how long it paused (ms). */
+  async runAll(commands: Iterable<Command>, pace: Pace): Promise<number> {
+    if (pace === "gently") return this.#runGently(commands);
+    await this.#runPipelined(commands);
+    return 0;
+  }
+
+  /** Several are under way at once. */
+  async #runPipelined(commands: Iterable<Command>): Promise<void> {
     const underway: Promise<void>[] = [];
     try {
       for (const { command, payload } of commands) {
@@ -146,8 +158,8 @@ export class RuntimeSession {
     }
   }
 
-  /** The same in bursts, with pauses in which HAProxy serves requests. Returns how long it paused (ms). */
-  async runGently(commands: Iterable<Command>): Promise<number> {
+  /** In bursts, with pauses in which HAProxy serves requests. Returns how long it paused (ms). */
+  async #runGently(commands: Iterable<Command>): Promise<number> {
     let paused = 0;
     let size = 1;
     let burst: Command[] = [];
@@ -155,7 +167,7 @@ export class RuntimeSession {
       burst.push(command);
       if (burst.length < size) continue;
       const began = performance.now();
-      await this.runAll(burst);
+      await this.#runPipelined(burst);
       const took = performance.now() - began;
       if (took > BURST_MS) size = Math.max(1, size >> 1);
       else if (took < BURST_MS / 2) size = Math.min(PIPELINE_DEPTH, size * 2);
@@ -164,7 +176,7 @@ export class RuntimeSession {
       await sleep(Math.min(took * PAUSE_BURSTS, MAX_PAUSE_MS));
       paused += performance.now() - began - took;
     }
-    await this.runAll(burst);
+    await this.#runPipelined(burst);
     return paused;
   }
 
@@ -172,12 +184,13 @@ export class RuntimeSession {
    * Hands a reply to `onLine` line by line, so that a dump of any size needs no memory. Lines of a dump carry
    * no severity: one that does is a refusal, thrown when the reply is whole.
    */
-  async lines(command: string, onLine: (line: string) => void): Promise<void> {
+  async lines(command: string, onLine: (line: string) => void, pace: Pace = "gently"): Promise<void> {
     let refusal: string | undefined;
-    await this.#send(command, undefined, (line) => {
+    const onEach = (line: string) => {
       if (/^\[\d\]: /.test(line)) refusal ??= line;
       else if (refusal === undefined) onLine(line);
-    });
+    };
+    await this.#send(command, undefined, onEach, pace);
     if (refusal !== undefined) throw this.#refused(command, refusal.replace(/^\[\d\]: /, ""));
   }
 
@@ -185,12 +198,17 @@ export class RuntimeSession {
     this.#end(new SasoriError("HAPROXY_UNREACHABLE", `${this.#endpoint.name}: the connection was closed`));
   }
 
-  #send(command: string, payload?: string, onLine?: (line: string) => void): Promise<string> {
+  #send(
+    command: string,
+    payload?: string,
+    onLine?: (line: string) => void,
+    pace: Pace = "at once",
+  ): Promise<string> {
     if (this.#ended !== undefined) return Promise.reject(this.#ended);
     const text = payload === undefined ? `${command}\n` : `${command} <<\n${payload}\n`;
     if (text.length > MAX_COMMAND_BYTES) throw new Error(`command of ${text.length} bytes: ${command}`);
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ command, onLine, resolve, reject });
+      this.#waiting.push({ command, onLine, pace, resolve, reject });
       this.#socket.write(text, "latin1");
     });
   }

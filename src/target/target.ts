@@ -12,6 +12,8 @@ export interface Fingerprint {
   content: string;
 }
 
+export const isSame = (a: Fingerprint, b: Fingerprint) => a.process === b.process && a.content === b.content;
+
 /** What a target holds. */
 export interface Contents {
   fingerprint: Fingerprint;
@@ -56,7 +58,7 @@ export interface Target {
   look(signal: AbortSignal): Promise<Sighting>;
   /** Names that `desired` has as well are not held twice: a dump's names keep all of its text in memory. */
   read(signal: AbortSignal, desired?: NodeMap): Promise<Contents>;
-  /** Whether a push of so many changes would replace its map whole, whatever others wrote to it meanwhile. */
+  /** Whether a push of so many changes would replace what it holds whole, whatever others wrote to it meanwhile. */
   replaces(changes: number, desired: NodeMap): boolean;
   /** Afterwards the target holds `desired`, in one way or another, or the call has failed. */
   apply(plan: Plan, desired: NodeMap, seen: Fingerprint, signal: AbortSignal): Promise<Applied>;

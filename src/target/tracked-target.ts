@@ -6,13 +6,20 @@ import { type Failure, SasoriError, toFailure } from "../errors.js";
 import { type Before, type Master, NodeMap, type Observation } from "../node-map.js";
 import {
   type Change,
+  countOf,
   learnedRoutes,
   type Plan,
   planFromChanges,
   planFromContents,
-  undecided,
 } from "../plan.js";
-import type { Contents, Fingerprint, Server, Sighting, Target } from "./target.js";
+import {
+  type Contents,
+  type Fingerprint,
+  isSame,
+  type Server,
+  type Sighting,
+  type Target,
+} from "./target.js";
 
 /** How many changes a report lists one by one; it always counts all. */
 const MAX_LISTED = 1_000;
@@ -157,7 +164,7 @@ export class TrackedTarget {
   /** Reads the target if it is not as it was left, or in any case. */
   readIfChanged(inAnyCase: boolean, desired: NodeMap, signal: AbortSignal): Promise<void> {
     const seen = this.#sighting?.fingerprint;
-    if (!inAnyCase && seen !== undefined && this.#left !== undefined && same(seen, this.#left))
+    if (!inAnyCase && seen !== undefined && this.#left !== undefined && isSame(seen, this.#left))
       return Promise.resolve();
     return this.#attempt(async () => {
       await this.#read(desired, signal);
@@ -169,8 +176,11 @@ export class TrackedTarget {
    * not known to be right although this pass has settled it before.
    */
   readBeforeReplacing(desired: NodeMap, signal: AbortSignal): Promise<void> {
-    const replaces = () => this.target.replaces(countOf(planFromChanges(desired, this.#pending)), desired);
-    const isKnown = this.contents !== undefined || (this.#left !== undefined && !replaces());
+    const replaces = (changes: number) => this.target.replaces(changes, desired);
+    // To count exactly takes as long as to plan; mostly it is plain without.
+    const willReplace = () =>
+      replaces(this.#pending.size) && replaces(countOf(planFromChanges(desired, this.#pending)));
+    const isKnown = this.contents !== undefined || (this.#left !== undefined && !willReplace());
     if (isKnown) return Promise.resolve();
     return this.#attempt(async () => {
       await this.#read(desired, signal);
@@ -231,14 +241,14 @@ export class TrackedTarget {
         this.report.changedByOthers = true;
       let wanted = desired;
       for (let round = 1; round <= MAX_ROUNDS; round += 1) {
-        if (plan.kind === "unchanged") return this.#inSync(seen, desired, wanted === desired);
+        if (plan.kind === "unchanged") return this.#inSync(seen, plan, wanted === desired);
         this.#left = undefined; // Whatever happens below, until it is known to be right.
         const began = performance.now();
         const applied = await this.target.apply(plan, wanted, seen, signal);
         if (applied.method !== undefined) this.#applied(plan, applied.method, performance.now() - began);
         if (applied.disturbed && applied.fingerprint.process === seen.process)
           this.report.changedByOthers = true;
-        if (!applied.disturbed) return this.#inSync(applied.fingerprint, desired, wanted === desired);
+        if (!applied.disturbed) return this.#inSync(applied.fingerprint, plan, wanted === desired);
         const now = await this.#read(desired, signal);
         seen = now.fingerprint;
         wanted = this.#withNews(desired);
@@ -262,21 +272,16 @@ export class TrackedTarget {
   }
 
   /** `complete`: it holds nothing that is still to be learned. What is undecided stays pending. */
-  #inSync(fingerprint: Fingerprint, desired: NodeMap, complete: boolean): void {
+  #inSync(fingerprint: Fingerprint, { undecided }: Plan, complete: boolean): void {
     this.#left = complete ? fingerprint : undefined;
     this.#process = fingerprint.process;
     if (this.contents !== undefined && complete) this.#comparedAt = this.#readAt;
-    this.#pending = this.contents
-      ? undecided(desired.assignments(), this.contents.routes)
-      : undecided(
-          Array.from(this.#pending.keys(), (certname) => desired.get(certname)),
-          this.#pending,
-        );
+    this.#pending = undecided;
     this.#pendingIsShared = false;
     this.contents = undefined;
   }
 
-  #applied(plan: Plan & { kind: "changes" }, method: string, durationMs: number): void {
+  #applied(plan: Plan, method: string, durationMs: number): void {
     this.#count(plan, "applied", method);
     this.#lastPush = {
       at: new Date().toISOString(),
@@ -289,13 +294,13 @@ export class TrackedTarget {
   }
 
   /** In the process that was left in sync, what differs and does not wait to be pushed was changed by somebody else. */
-  #countDrift({ add, set, del }: Plan & { kind: "changes" }, { fingerprint }: Contents): void {
+  #countDrift({ add, set, del }: Plan, { fingerprint }: Contents): void {
     if (fingerprint.process !== this.#process) return;
     for (const changes of [add, set, del])
       for (const { certname } of changes) if (!this.#pending.has(certname)) this.report.drift += 1;
   }
 
-  #count(plan: Plan & { kind: "changes" }, outcome: "planned" | "applied", method?: string): void {
+  #count(plan: Plan, outcome: "planned" | "applied", method?: string): void {
     const { report } = this;
     report.outcome = outcome;
     report.add += plan.add.length;
@@ -341,8 +346,3 @@ export class TrackedTarget {
     };
   }
 }
-
-const countOf = (plan: Plan): number =>
-  plan.kind === "unchanged" ? 0 : plan.add.length + plan.set.length + plan.del.length;
-
-const same = (a: Fingerprint, b: Fingerprint) => a.process === b.process && a.content === b.content;
