@@ -216,6 +216,30 @@ describe("without a daemon", () => {
       }
     }));
 
+  test("lookup does not call a master unknown that no HAProxy could be asked about", () =>
+    withDesk(3, async ({ lab, env, sasori }) => {
+      await sasori("sync");
+      await lab.haproxys[0]?.kill();
+      const { code, stdout } = await sasori("lookup", node(0));
+      expect(code).toBe(1);
+      const [, desired = "", file, live] = lines(stdout);
+      expect(desired).toMatch(
+        /^ {2}desired +failed: HAPROXY_UNREACHABLE: PuppetDB says master1 \(facts\), but no HAProxy /,
+      );
+      expect(desired).toContain("until one is asked, the map file says where the node goes");
+      expect(file).toMatch(/^ {2}file +master1$/);
+      expect(live).toMatch(/ failed: HAPROXY_UNREACHABLE: nobody listens there/);
+      expect(stdout).not.toContain("no such server");
+      // One that answers and has no such server does not speak for the one that is silent, and one that has it does.
+      await lab.haproxys[0]?.restart();
+      env.SASORI_HAPROXY = `${env.SASORI_HAPROXY},${env.SASORI_HAPROXY}.away`;
+      await lab.run(node(1), "stranger");
+      expect((await sasori("lookup", node(0))).stdout).toMatch(/desired +master1, from facts/);
+      expect((await sasori("lookup", node(1))).stdout).toMatch(
+        /desired +failed: HAPROXY_UNREACHABLE: PuppetDB says stranger .*1 of 2 HAProxys could not be asked .*the others have none/,
+      );
+    }));
+
   test("doctor exits with 0, 1 or 2, and prints findings in their order, or JSON", () =>
     withDesk(3, async ({ lab, sasori, env }) => {
       await sasori("sync");

@@ -6,7 +6,7 @@ import type { SyncParts } from "../sync.js";
 import type { Desired, Lookup } from "./api-shapes.js";
 
 /** The page waits 8 s for a story, which must tell of an HAProxy that hangs. */
-const LOOKUP_DEADLINE_MS = 5_000;
+export const LOOKUP_DEADLINE_MS = 5_000;
 
 /** Never throws: what could not be asked says so in its place. */
 export async function lookUp(
