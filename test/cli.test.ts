@@ -3,7 +3,7 @@
 
 import { execFile } from "node:child_process";
 import { chmod, mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:http";
+import { createServer, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -16,6 +16,7 @@ import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
 import { withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
+import { EMPTY, startScriptedPuppetdb } from "./support/scripted-puppetdb.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const CLI = path.join(ROOT, "dist/src/cli.js");
@@ -214,6 +215,23 @@ describe("without a daemon", () => {
         expect({ command, code: asked.code, stdout: asked.stdout }).toEqual({ command, code: 1, stdout: "" });
         expect(asked.stderr).toMatch(/^sasori: DAEMON: .*`sasori serve`.*\n$/);
       }
+    }));
+
+  test("sync onto a read-only file system is exit code 1, says what to do, and tells every HAProxy all the same", () =>
+    withDesk(3, async ({ lab, env }) => {
+      const maps = path.dirname(lab.mapFile);
+      // In a namespace of its own, as test/map-file.test.ts does.
+      const flags = process.getuid?.() === 0 ? "-m" : "-Urm";
+      const inside = `mount --bind ${maps} ${maps}; mount -o remount,bind,ro ${maps}; exec sasori sync`;
+      const { code, stdout } = await run("unshare", [flags, "sh", "-ec", inside], env);
+      expect(code).toBe(1);
+      expect(stdout).toMatch(
+        new RegExp(
+          `^FILE_READ_ONLY ${lab.mapFile}: .*\n  → let sasori's user write the folder, or make its file system writable;`,
+          "m",
+        ),
+      );
+      expect((await lab.haproxys[0]?.showMap())?.size).toBe(3);
     }));
 
   test("lookup does not call a master unknown that no HAProxy could be asked about", () =>
@@ -431,6 +449,34 @@ describe("with a daemon", () => {
         await daemon.end();
       }
     }));
+
+  test("SIGHUP while it stops neither ends it early nor keeps it: the pass under way is finished", async () => {
+    const held: ServerResponse[] = [];
+    const puppetdb = await startScriptedPuppetdb({ other: (response) => void held.push(response) });
+    const env = {
+      SASORI_PUPPETDB_URL: puppetdb.url,
+      SASORI_HAPROXY: "none",
+      SASORI_MAP_FILE: path.join(folder, "stopped.map"),
+      SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
+      SASORI_SCHEDULE: NEVER,
+      SASORI_FULL_SCHEDULE: NEVER,
+    };
+    const daemon = new Child(process.execPath, [CLI, "serve"], { env: { ...PLAIN(), ...env } });
+    try {
+      await puppetdb.untilAsked("nodes"); // The pass under way.
+      process.kill(daemon.pid, "SIGTERM");
+      await expect.poll(() => daemon.printed).toContain('"msg":"stopping"');
+      process.kill(daemon.pid, "SIGHUP");
+      await expect.poll(() => daemon.printed).toContain("STOPPED");
+      puppetdb.scripts = { other: EMPTY };
+      for (const response of held) EMPTY(response);
+      expect(await daemon.code()).toBe(0);
+      expect(daemon.printed).toMatch(/"msg":"pass done"[\s\S]*"msg":"stopped"/);
+    } finally {
+      await daemon.end();
+      await puppetdb.close();
+    }
+  });
 
   test("lookup says what it knows: the daemon's answer is not PuppetDB's; a file that cannot be read is exit code 1", () =>
     withDesk(3, async ({ lab, sasori, startDaemon }) => {
