@@ -1,8 +1,8 @@
 // "Who has this node now?", asked by HAProxy when a route turned out wrong, with a client waiting for the answer.
 // Answers from what sasori knows newer than that route, else from PuppetDB, for this one node, else by asking the
 // masters themselves. Promises: questions for one node at a time are one question; answers, and that there is
-// none, are remembered for seconds; questions under way are bounded, so that bogus or dying nodes can flood
-// neither PuppetDB nor the masters.
+// none, are remembered for seconds; questions under way and those to the masters are bounded, so that bogus or dying
+// nodes can flood neither PuppetDB nor the masters. What was never asked is neither an answer nor remembered.
 
 import { request } from "undici";
 import { within } from "./deadline.js";
@@ -24,7 +24,7 @@ const PATIENT_MS = 15_000;
 const REMEMBERED_MS = 3_000;
 const MAX_REMEMBERED = 10_000;
 
-/** A probe asks every master, so a flood of bogus names must not become one of probes. */
+/** A probe asks every master, so a flood of bogus names must not become one of probes. What comes beyond is refused too. */
 const MAX_PROBES_PER_SECOND = 100;
 
 /** Nodes asked about at once. What comes beyond is refused, and HAProxy goes on by itself. */
@@ -72,8 +72,9 @@ export class Resolver {
 
   /**
    * The node's master, or undefined when nobody knows one. `wrong` is the master whose answer raised the
-   * question. Throws `BUSY` when too many questions are under way, and, when no owner was found, `PUPPETDB_...` if
-   * PuppetDB could not be asked, or `PROBE_TIMEOUT` if a master did not say whether it has the node.
+   * question. Throws, and HAProxy then looks for the node by itself: `BUSY` when too much is asked at once; when no owner
+   * was found, `PUPPETDB_...` if PuppetDB could not be asked, or `PROBE_TIMEOUT` if a master did not say whether it has
+   * the node.
    */
   async owner(certname: Certname, wrong: string | undefined): Promise<Master | undefined> {
     const known = this.#parts.fleet.map.get(certname);
@@ -85,7 +86,7 @@ export class Resolver {
     const underway = this.#underway.get(certname);
     if (underway !== undefined) return underway;
     if (this.#underway.size >= MAX_UNDERWAY) {
-      throw new SasoriError("BUSY", `${MAX_UNDERWAY} nodes are being looked for: ask again`);
+      throw busy(`${MAX_UNDERWAY} nodes are being looked for`);
     }
     const asked = this.#ask(certname, wrong).finally(() => this.#underway.delete(certname));
     this.#underway.set(certname, asked);
@@ -104,6 +105,11 @@ export class Resolver {
       if (isNews) this.#parts.onObservation(observation);
     }
     if (!isNews) {
+      if (!this.#mayProbe()) {
+        // Nobody was asked: there is nothing to remember, and the master that was wrong is no answer.
+        if (owner !== undefined && owner !== wrong) return owner;
+        throw unanswered ?? busy("too many nodes are being looked for at the masters");
+      }
       const found = await this.#probe(certname).catch((error: Error) => error);
       if (found instanceof Error) unanswered ??= found;
       else owner = found ?? owner;
@@ -171,7 +177,7 @@ export class Resolver {
   /** Asks all masters that are up, at once. The first that has the node wins. Throws `PROBE_TIMEOUT`. */
   async #probe(certname: Certname): Promise<Master | undefined> {
     const { probePath, servers } = this.#parts;
-    if (probePath === undefined || !this.#mayProbe()) return undefined;
+    if (probePath === undefined) return undefined;
     const path = probePath.replaceAll("{certname}", certname);
     const slow = new SasoriError("PROBE_TIMEOUT", "not every master said in time whether it has the node");
     return within(PROBE_DEADLINE_MS, undefined, slow, async (signal) => {
@@ -188,7 +194,9 @@ export class Resolver {
     });
   }
 
+  /** Also where there are no probes: then there is nothing to refuse. */
   #mayProbe(): boolean {
+    if (this.#parts.probePath === undefined) return true;
     const second = Math.floor(performance.now() / 1000);
     if (this.#probes.second !== second) this.#probes = { second, count: 0 };
     this.#probes.count += 1;
@@ -207,6 +215,8 @@ export class Resolver {
 
 const late = (ms: number) =>
   new SasoriError("PUPPETDB_TIMEOUT", `PuppetDB has not answered within ${ms} ms: it is too slow or hangs`);
+
+const busy = (what: string) => new SasoriError("BUSY", `${what}: ask again`);
 
 function isObservation(value: unknown): value is Observation {
   return typeof value === "object" && value !== null && "master" in value;

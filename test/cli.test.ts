@@ -3,7 +3,7 @@
 
 import { execFile } from "node:child_process";
 import { chmod, mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
-import { createServer } from "node:http";
+import { createServer, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -16,6 +16,7 @@ import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
 import { withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
+import { EMPTY, startScriptedPuppetdb } from "./support/scripted-puppetdb.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const CLI = path.join(ROOT, "dist/src/cli.js");
@@ -216,6 +217,47 @@ describe("without a daemon", () => {
       }
     }));
 
+  test("sync onto a read-only file system is exit code 1, says what to do, and tells every HAProxy all the same", () =>
+    withDesk(3, async ({ lab, env }) => {
+      const maps = path.dirname(lab.mapFile);
+      // In a namespace of its own, as test/map-file.test.ts does.
+      const flags = process.getuid?.() === 0 ? "-m" : "-Urm";
+      const inside = `mount --bind ${maps} ${maps}; mount -o remount,bind,ro ${maps}; exec sasori sync`;
+      const { code, stdout } = await run("unshare", [flags, "sh", "-ec", inside], env);
+      expect(code).toBe(1);
+      expect(stdout).toMatch(
+        new RegExp(
+          `^FILE_READ_ONLY ${lab.mapFile}: .*\n  → let sasori's user write the folder, or make its file system writable;`,
+          "m",
+        ),
+      );
+      expect((await lab.haproxys[0]?.showMap())?.size).toBe(3);
+    }));
+
+  test("lookup does not call a master unknown that no HAProxy could be asked about", () =>
+    withDesk(3, async ({ lab, env, sasori }) => {
+      await sasori("sync");
+      await lab.haproxys[0]?.kill();
+      const { code, stdout } = await sasori("lookup", node(0));
+      expect(code).toBe(1);
+      const [, desired = "", file, live] = lines(stdout);
+      expect(desired).toMatch(
+        /^ {2}desired +failed: HAPROXY_UNREACHABLE: PuppetDB says master1 \(facts\), but no HAProxy /,
+      );
+      expect(desired).toContain("until one is asked, the map file says where the node goes");
+      expect(file).toMatch(/^ {2}file +master1$/);
+      expect(live).toMatch(/ failed: HAPROXY_UNREACHABLE: nobody listens there/);
+      expect(stdout).not.toContain("no such server");
+      // One that answers and has no such server does not speak for the one that is silent, and one that has it does.
+      await lab.haproxys[0]?.restart();
+      env.SASORI_HAPROXY = `${env.SASORI_HAPROXY},${env.SASORI_HAPROXY}.away`;
+      await lab.run(node(1), "stranger");
+      expect((await sasori("lookup", node(0))).stdout).toMatch(/desired +master1, from facts/);
+      expect((await sasori("lookup", node(1))).stdout).toMatch(
+        /desired +failed: HAPROXY_UNREACHABLE: PuppetDB says stranger .*1 of 2 HAProxys could not be asked .*the others have none/,
+      );
+    }));
+
   test("doctor exits with 0, 1 or 2, and prints findings in their order, or JSON", () =>
     withDesk(3, async ({ lab, sasori, env }) => {
       await sasori("sync");
@@ -407,6 +449,34 @@ describe("with a daemon", () => {
         await daemon.end();
       }
     }));
+
+  test("SIGHUP while it stops neither ends it early nor keeps it: the pass under way is finished", async () => {
+    const held: ServerResponse[] = [];
+    const puppetdb = await startScriptedPuppetdb({ other: (response) => void held.push(response) });
+    const env = {
+      SASORI_PUPPETDB_URL: puppetdb.url,
+      SASORI_HAPROXY: "none",
+      SASORI_MAP_FILE: path.join(folder, "stopped.map"),
+      SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
+      SASORI_SCHEDULE: NEVER,
+      SASORI_FULL_SCHEDULE: NEVER,
+    };
+    const daemon = new Child(process.execPath, [CLI, "serve"], { env: { ...PLAIN(), ...env } });
+    try {
+      await puppetdb.untilAsked("nodes"); // The pass under way.
+      process.kill(daemon.pid, "SIGTERM");
+      await expect.poll(() => daemon.printed).toContain('"msg":"stopping"');
+      process.kill(daemon.pid, "SIGHUP");
+      await expect.poll(() => daemon.printed).toContain("STOPPED");
+      puppetdb.scripts = { other: EMPTY };
+      for (const response of held) EMPTY(response);
+      expect(await daemon.code()).toBe(0);
+      expect(daemon.printed).toMatch(/"msg":"pass done"[\s\S]*"msg":"stopped"/);
+    } finally {
+      await daemon.end();
+      await puppetdb.close();
+    }
+  });
 
   test("lookup says what it knows: the daemon's answer is not PuppetDB's; a file that cannot be read is exit code 1", () =>
     withDesk(3, async ({ lab, sasori, startDaemon }) => {

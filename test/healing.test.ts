@@ -136,22 +136,34 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
         await lab.puppetdb.replaceFacts({ certname, producer: "master2" });
       }
       const waiting = [...many];
-      const seen: ReturnType<typeof routeOf>[] = [];
+      const seen = new Map<string, ReturnType<typeof routeOf>>();
       const client = async () => {
-        for (let next = waiting.pop(); next; next = waiting.pop()) seen.push(routeOf(await lab.ask(next[0])));
+        for (let next = waiting.pop(); next; next = waiting.pop())
+          seen.set(next[0], routeOf(await lab.ask(next[0])));
       };
       await Promise.all(Array.from({ length: 50 }, client));
-      expect(seen.filter(({ status, master }) => status !== 200 || master !== "master2")).toEqual([]);
-      expect(seen).toHaveLength(500);
+      const failed = [...seen].filter(([, { status, master }]) => status !== 200 || master !== "master2");
+      expect(failed).toEqual([]);
+      expect(seen.size).toBe(500);
       const [wrong = 0, right] = requests(lab);
       // A client that comes after another one's answer has brought news to the map meets no wrong master at all.
       expect(wrong).toBeLessThanOrEqual(500);
       expect(right).toBe(500);
+      // On a busy machine sasori, whose event loop is that of the masters and of all clients here, may say nothing in
+      // time. Then another master was tried, and the map learns from the next request.
+      const stale = async () =>
+        [...(await lab.haproxy.showMap())].flatMap(([name, master]) => (master === "master2" ? [] : [name]));
+      const unlearned = async () =>
+        (await stale()).filter((name) => seen.get(name)?.route !== "redispatched");
+      await expect.poll(unlearned).toEqual([]);
       await expect
-        .poll(async () => new Set((await lab.haproxy.showMap()).values()))
-        .toEqual(new Set(["master2"]));
+        .poll(async () => {
+          for (const name of await stale()) await lab.ask(name);
+          return stale();
+        })
+        .toEqual([]);
     });
-  });
+  }, 90_000);
 
   test("fails no client while 100 nodes move and PuppetDB hears of it later", () => {
     const many = Array.from({ length: 100 }, (_, index): [string, string] => [node(index), "master1"]);

@@ -192,6 +192,24 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
       }),
     ));
 
+  test("says in red that a pass it was asked for has failed somewhere, until the reader has seen it", () =>
+    withSite((site) =>
+      withPage(browser, async (page) => {
+        await openedInSync(page, site);
+        const sync = page.getByRole("button", { name: "Sync now" });
+        await sync.click();
+        await page.locator("#notice p.good").getByText("Pass done: nothing to change").waitFor();
+        await site.gateway.haproxy.kill();
+        await says(page, "Something is broken");
+        await sync.click();
+        const notice = page.locator("#notice p.bad");
+        await notice.getByText("Pass not wholly done, see above").waitFor();
+        expect(await page.locator("#notice p.good").count()).toBe(0);
+        await notice.getByRole("button", { name: "Dismiss" }).click();
+        await notice.waitFor({ state: "detached" });
+      }),
+    ));
+
   test("tells that PuppetDB is down, and that nothing is lost", () =>
     withSite((site) =>
       withPage(browser, async (page) => {

@@ -1,18 +1,26 @@
-// "Who has this node now?", with a PuppetDB that is slow in ways that no real one is on request.
+// "Who has this node now?", with a PuppetDB that is slow in ways that no real one is on request, and with more questions
+// than the masters are to be asked.
 
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
-import { describe, expect, test } from "vitest";
+import { afterEach, describe, expect, test, vi } from "vitest";
 import { SasoriError } from "../src/errors.js";
 import { Fleet } from "../src/fleet.js";
 import type { Certname, Master } from "../src/node-map.js";
 import { Resolver, type ResolverParts } from "../src/resolve.js";
 import type { Submission } from "../src/source/puppetdb.js";
+import type { Server } from "../src/target/target.js";
 
 const A = "a.example.com" as Certname;
 const B = "b.example.com" as Certname;
 
 /** Every producer but `stranger` has a server of its name. */
-function resolverOf(readNodes: ResolverParts["puppetdb"]["readNodes"], fleet = new Fleet()): Resolver {
+function resolverOf(
+  readNodes: ResolverParts["puppetdb"]["readNodes"],
+  fleet = new Fleet(),
+  probe: Partial<ResolverParts> = {},
+): Resolver {
   return new Resolver({
     fleet,
     puppetdb: { readNodes },
@@ -20,6 +28,7 @@ function resolverOf(readNodes: ResolverParts["puppetdb"]["readNodes"], fleet = n
     servers: () => [],
     probePath: undefined,
     onObservation: () => undefined,
+    ...probe,
   });
 }
 
@@ -73,4 +82,51 @@ describe("what takes the place of a registration", () => {
     });
     expect(await resolverOf(async () => new Map(), fleet).withoutRegistration(A)).toBeUndefined();
   });
+});
+
+describe("a node that the masters are not asked about, because they are asked about too many already", () => {
+  afterEach(() => void vi.useRealTimers());
+
+  /** A resolver whose probes of this second are used up, and the masters that it would ask. */
+  async function withNoProbeLeft(
+    owners: Map<Certname, Submission>,
+    use: (resolver: Resolver, fleet: Fleet) => Promise<void>,
+  ): Promise<void> {
+    vi.useFakeTimers({ toFake: ["performance"] });
+    const hasIt = createServer((_request, response) => void response.end());
+    await new Promise<void>((resolve) => hasIt.listen(0, "127.0.0.1", resolve));
+    const address = `127.0.0.1:${(hasIt.address() as AddressInfo).port}`;
+    const servers: Server[] = [];
+    const fleet = new Fleet();
+    const probe = { probePath: "/{certname}", servers: () => servers };
+    const resolver = resolverOf(async () => owners, fleet, probe);
+    try {
+      for (let index = 0; index < 100; index += 1)
+        expect(await resolver.owner(`bogus${index}` as Certname, undefined)).toBeUndefined();
+      servers.push({ name: "master2" as Master, host: "master2", address, up: true });
+      await use(resolver, fleet);
+    } finally {
+      await new Promise((resolve) => hasIt.close(resolve));
+    }
+  }
+
+  test.each([
+    ["PuppetDB does not know it", new Map<Certname, Submission>()],
+    ["PuppetDB knows it where it is not", answerOf(A, "master1")],
+  ])("is neither called unknown nor sent back, and is asked about as soon as that may be: %s", (_, owners) =>
+    withNoProbeLeft(owners, async (resolver) => {
+      for (let count = 0; count < 2; count += 1)
+        await expect(resolver.owner(A, "master1")).rejects.toMatchObject({ code: "BUSY" });
+      vi.advanceTimersByTime(1_000);
+      expect(await resolver.owner(A, "master1")).toBe("master2");
+    }),
+  );
+
+  test("is where PuppetDB says, if that is elsewhere, until the masters can be asked", () =>
+    withNoProbeLeft(answerOf(A, "master3"), async (resolver, fleet) => {
+      fleet.observe({ certname: A, master: "master1" as Master, at: 9, source: "learned" });
+      expect(await resolver.owner(A, "master1")).toBe("master3");
+      vi.advanceTimersByTime(1_000);
+      expect(await resolver.owner(A, "master1")).toBe("master2");
+    }));
 });

@@ -1,12 +1,14 @@
 // What commands do by themselves where no daemon runs: a pass, a lookup, the nodes of the map file.
 
 import type { Config } from "../config.js";
-import { toFailure } from "../errors.js";
+import { type ErrorCode, type Failure, toFailure } from "../errors.js";
 import { resolver } from "../fleet.js";
 import type { Desired, Lookup, Node, Nodes } from "../http/api-shapes.js";
-import { lookUp } from "../http/lookup.js";
+import { LOOKUP_DEADLINE_MS, lookUp } from "../http/lookup.js";
+import { shown } from "../http/troubles.js";
 import { type Certname, isMaster } from "../node-map.js";
 import type { SyncRequest } from "../pass-queue.js";
+import type { Submission } from "../source/puppetdb.js";
 import { assemble, Sync, type SyncParts } from "../sync.js";
 import type { SyncReport } from "../sync-report.js";
 import { MapFile } from "../target/map-file.js";
@@ -70,21 +72,32 @@ async function askPuppetdb(
   { puppetdb, instances }: SyncParts,
   certname: Certname,
 ): Promise<Desired> {
-  const signal = AbortSignal.timeout(PUPPETDB_DEADLINE_MS);
   try {
-    const submission = await puppetdb.readNode(certname, signal);
+    const submission = await puppetdb.readNode(certname, AbortSignal.timeout(PUPPETDB_DEADLINE_MS));
     if (submission === undefined) return {};
+    const { producer, source, at } = submission;
+    const signal = AbortSignal.timeout(LOOKUP_DEADLINE_MS);
     const sightings = await Promise.allSettled(instances.map((instance) => instance.look(signal)));
     const servers = sightings.flatMap((seen) => (seen.status === "fulfilled" ? seen.value.servers : []));
-    const master = resolver(
-      config.masterAliases,
-      instances.length === 0 ? undefined : servers,
-    )(submission.producer);
-    if (master === undefined) return { unroutableProducer: submission.producer };
-    return { master, source: submission.source, since: new Date(submission.at).toISOString() };
+    const master = resolver(config.masterAliases, instances.length === 0 ? undefined : servers)(producer);
+    if (master !== undefined) return { master, source, since: new Date(at).toISOString() };
+    const silent = sightings.flatMap((seen) => (seen.status === "rejected" ? [toFailure(seen.reason)] : []));
+    return silent[0] === undefined
+      ? { unroutableProducer: producer }
+      : { failure: unasked(submission, silent[0].code, silent.length, instances.length) };
   } catch (error) {
     return { failure: toFailure(error) };
   }
+}
+
+/** An HAProxy that could not be asked may have a server for this producer. */
+function unasked({ producer, source }: Submission, code: ErrorCode, silent: number, all: number): Failure {
+  const who =
+    silent === all
+      ? "no HAProxy could be asked which server that is"
+      : `${silent} of ${all} HAProxys could not be asked which server that is, and the others have none`;
+  const remedy = "the reason is below; until one is asked, the map file says where the node goes";
+  return { code, message: `PuppetDB says ${shown(producer)} (${source}), but ${who}: ${remedy}` };
 }
 
 /** What the map file holds, sorted, as the daemon would list it: where each route comes from is not in the file. */

@@ -20,8 +20,8 @@ const REMEDIES: Record<ErrorCode, string> = {
   PUPPETDB_TIMEOUT: LOOK_AT_PUPPETDB,
   PUPPETDB_STATUS: "what PuppetDB said is in the message; 403: put sasori's certificate on its allowlist",
   PUPPETDB_BODY: `check that SASORI_PUPPETDB_URL leads to PuppetDB and not to something before it; ${LOOK_AT_PUPPETDB}`,
-  FILE_READ: "let sasori's user read the map file",
-  FILE_WRITE: "let sasori's user write the folder of the file",
+  FILE_READ: "let sasori's user read the map file, or bring back the file server that it is on",
+  FILE_WRITE: "let sasori's user write the folder of the file, or bring back the file server that it is on",
   FILE_FULL: "free space on that disk; every running HAProxy has the map nevertheless",
   FILE_READ_ONLY:
     "let sasori's user write the folder, or make its file system writable; every running HAProxy has the map nevertheless",
