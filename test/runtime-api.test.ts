@@ -142,6 +142,7 @@ describe("a Runtime API session", () => {
         const session = await RuntimeSession.open(endpoint, soon());
         const commands = Array.from({ length: 500 }, (_, index) => ({
           command: `set map #0 node${index} m1`,
+          workMs: 0,
         }));
         await expect(session.runAll(commands, "at once")).rejects.toMatchObject({ code: "HAPROXY_REPLY" });
         expect(new Set(lines).size).toBe(lines.length);

@@ -131,13 +131,12 @@ export class HaproxyInstance implements Target {
     const method = plan.rebuild ? "swap" : cost.cheaper(push);
     // No request finds its route in an empty map: the sooner it is filled the better.
     const pace = map.entries === 0 ? "at once" : "gently";
-    const began = performance.now();
     if (method === "swap") this.#tidy = false; // Until it is committed, its version may be left behind.
-    const paused = await (method === "swap"
+    const workedMs = await (method === "swap"
       ? swap(session, pace, map, plan, desired)
-      : session.runAll(changeCommands(map, plan), pace));
+      : session.runAll(changeCommands(map, plan, desired, cost), pace));
     if (method === "swap") this.#tidy = true;
-    cost.learn(method, push, performance.now() - began - paused);
+    cost.learn(method, push, workedMs);
     return method;
   }
 
@@ -380,20 +379,23 @@ async function readMap(session: RuntimeSession, which: string, pace: Pace, desir
   return { routes: routes.all, lines };
 }
 
-function* changeCommands(map: MapState, plan: Plan): Generator<Command> {
-  for (const { certname, to } of plan.set) yield { command: `set map #${map.id} ${certname} ${to}` };
-  for (const { certname } of plan.del) yield { command: `del map #${map.id} ${certname}` };
+function* changeCommands(map: MapState, plan: Plan, { size }: NodeMap, cost: PushCost): Generator<Command> {
+  const workMs = cost.keyedMs(size);
+  for (const { certname, to } of plan.set) yield { command: `set map #${map.id} ${certname} ${to}`, workMs };
+  for (const { certname } of plan.del) yield { command: `del map #${map.id} ${certname}`, workMs };
   const lines = function* () {
     for (const { certname, to } of plan.add) yield `${certname} ${to}`;
   };
   yield* additions(`add map #${map.id}`, lines());
 }
 
+/** As large as one burst may be. */
 function* additions(command: string, lines: Iterable<string>): Generator<Command> {
-  for (const payload of payloads(lines, command.length)) yield { command, payload };
+  for (const payload of payloads(lines, command.length))
+    yield { command, payload, workMs: Number.POSITIVE_INFINITY };
 }
 
-/** Returns how long it paused (ms). */
+/** Returns for how long HAProxy worked (ms); reading back is not counted, because others are served meanwhile. */
 async function swap(
   session: RuntimeSession,
   pace: Pace,
@@ -412,14 +414,15 @@ async function swap(
     for (const assignment of desired.assignments()) yield `${assignment.certname} ${wanted(assignment)}`;
   }
   try {
-    const paused = await session.runAll(additions(`add map @${version} #${map.id}`, lines()), pace);
+    const filledMs = await session.runAll(additions(`add map @${version} #${map.id}`, lines()), pace);
     const { routes, lines: count } = await readMap(session, `@${version} #${map.id}`, pace, desired);
     let right = count === desired.size && routes.size === desired.size;
     for (const assignment of desired.assignments())
       right &&= routes.get(assignment.certname) === wanted(assignment);
     if (!right) throw notAsSent(version, count, desired.size);
+    const began = performance.now();
     await session.run(`commit map @${version} #${map.id}`);
-    return paused;
+    return filledMs + performance.now() - began;
   } catch (error) {
     await session.run(`clear map @${version} #${map.id}`).catch(() => undefined); // The first error counts.
     throw error;

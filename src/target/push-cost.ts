@@ -34,11 +34,16 @@ export class PushCost {
     this.#swapped = 3e-3;
   }
 
+  /** What one command on an entry of a map of this size takes (ms). */
+  keyedMs(entries: number): number {
+    return this.#scanned({ keyed: 1, added: 0, entries }) * this.#keyed;
+  }
+
   cheaper(push: Push): Method {
     return this.#expected("incremental", push) <= this.#expected("swap", push) ? "incremental" : "swap";
   }
 
-  /** Takes over what a push took, without its pauses. Half counts the last, half all before it. */
+  /** Takes over for how long a push kept HAProxy at work. Half counts the last, half all before it. */
   learn(method: Method, push: Push, ms: number): void {
     const expected = this.#expected(method, push);
     if (expected < TELLING_MS) return;
