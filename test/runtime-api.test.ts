@@ -135,6 +135,38 @@ describe("a Runtime API session", () => {
       },
     ));
 
+  test.each([
+    { workMs: Number.POSITIVE_INFINITY, most: 1 },
+    { workMs: 0.08, most: 2 },
+    { workMs: 0.005, most: 32 },
+  ])(
+    "has no more under way, pushing gently, than is a burst: $most with $workMs ms each",
+    ({ workMs, most }) => {
+      let [waiting, seen] = [0, 0];
+      const answerLater = (_: string, socket: net.Socket) => {
+        waiting += 1;
+        seen = Math.max(seen, waiting);
+        setImmediate(() => {
+          waiting -= 1;
+          socket.write("\n> ");
+        });
+        return undefined;
+      };
+      return withScript(answerLater, async (endpoint, lines) => {
+        const session = await RuntimeSession.open(endpoint, soon());
+        const commands = Array.from({ length: 70 }, (_, index) => ({
+          command: `set map #0 n${index} m1`,
+          workMs,
+        }));
+        await session.runAll(commands, "gently");
+        expect(lines).toEqual(commands.map(({ command }) => command));
+        expect(seen).toBeGreaterThan(0);
+        expect(seen).toBeLessThanOrEqual(most);
+        session.close();
+      });
+    },
+  );
+
   test("stops sending at the first refusal and repeats nothing", () =>
     withScript(
       (line) => (line.includes("node40 ") ? "[3]: entry not found.\n\n> " : "\n> "),

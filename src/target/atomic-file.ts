@@ -93,7 +93,7 @@ function writeError(file: string, error: unknown): SasoriError {
   const known: Record<string, ["FILE_FULL" | "FILE_READ_ONLY" | "FILE_MOUNTED" | "FILE_WRITE", string]> = {
     ENOSPC: ["FILE_FULL", full],
     EDQUOT: ["FILE_FULL", full],
-    EROFS: ["FILE_READ_ONLY", readOnly],
+    EROFS: ["FILE_READ_ONLY", `the file system of ${folder} is mounted read-only: mount it for writing`],
     EACCES: ["FILE_READ_ONLY", readOnly],
     EPERM: ["FILE_READ_ONLY", readOnly],
     EBUSY: [
