@@ -26,7 +26,7 @@ export interface Route {
 export type Outcome = "right" | "stale" | "lost" | "failed";
 
 export interface Answer {
-  /** When it was asked. */
+  /** When it was due, whenever this thread got to it. */
   at: number;
   ms: number;
   outcome: Outcome;
@@ -94,22 +94,21 @@ async function serve({ port, perSecond, moved, still, watched }: Orders): Promis
   const clients = Array.from({ length: CONNECTIONS }, () => connect(port));
   const answers: Answer[] = [];
   let asked = 0;
-  const askNext = async () => {
+  const askNext = async (at: number) => {
     const index = asked++;
     const turn = Math.floor(index / MOVED_SHARE);
     const route = index % MOVED_SHARE === 0 ? moved[turn % moved.length] : still[index % still.length];
     const client = clients[index % CONNECTIONS];
     if (client === undefined || route === undefined) return;
-    const at = now();
     const outcome = await ask(client, route);
     answers.push({ at, ms: now() - at, outcome });
   };
   for (const client of clients) await Promise.all(still.slice(0, 10).map((route) => ask(client, route)));
   parentPort?.postMessage("warm");
-  const began = performance.now();
+  const began = now();
   const timer = setInterval(() => {
-    const due = ((performance.now() - began) / 1_000) * perSecond;
-    while (asked < due) askNext();
+    const dueAt = () => began + (asked * 1_000) / perSecond;
+    while (dueAt() <= now()) askNext(dueAt());
   }, 1);
   parentPort?.once("message", () => {
     clearInterval(timer);

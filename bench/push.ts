@@ -17,7 +17,8 @@ import { type Haproxy, type HaproxyBinary, haproxyBinaries, median, Stage } from
 
 const PLOT = fileURLToPath(new URL("../../bench/push.svg", import.meta.url));
 const SHARES = [0.0001, 0.001, 0.01, 0.1, 1];
-const TRAFFIC_SECONDS = 3;
+/** Longer than a push takes, so that its commit counts. */
+const TRAFFIC_SECONDS = 5;
 const TRAFFIC_MAP = 100_000;
 const TRAFFIC_MOVED = 1_000;
 
