@@ -476,7 +476,6 @@ describe("the doctor and PuppetDB", () => {
   afterAll(() => rm(dir, { recursive: true }));
 
   const VERSION_ANSWER = answer('{"version":"8.4.1"}');
-  const COUNT = answer('[{"count":0}]');
 
   /** Without HAProxy: the map file only. */
   const examine = async (url: string, extra: Record<string, string> = {}) =>
@@ -503,7 +502,7 @@ describe("the doctor and PuppetDB", () => {
     );
     const tls = { key, cert, ca, requestCert: true, rejectUnauthorized: true };
     const scripted = await startScriptedPuppetdb(
-      { version: VERSION_ANSWER, nodes: answerNodes, other: EMPTY },
+      { version: VERSION_ANSWER, nodes: countNodes(0), other: EMPTY },
       tls,
     );
     try {
@@ -512,11 +511,13 @@ describe("the doctor and PuppetDB", () => {
       await scripted.close();
     }
   }
-  /** `nodes` is asked for a count and for lists: both are right for an empty PuppetDB, in their place. */
-  const answerNodes: Script = (response) => {
-    const query = new URL(response.req.url ?? "", "http://localhost").searchParams.get("query") ?? "";
-    (query.includes("count") ? COUNT : EMPTY)(response);
-  };
+  /** `nodes` is asked for the number of nodes, and for lists of those that the other answers do not tell. */
+  const countNodes =
+    (count: number): Script =>
+    (response) => {
+      const query = new URL(response.req.url ?? "", "http://localhost").searchParams.get("query") ?? "";
+      (query.includes("count") ? answer(JSON.stringify([{ count }])) : EMPTY)(response);
+    };
 
   test("takes certificates that are right, and says until when", async () => {
     const diagnosis = await examineTls("server", files());
@@ -622,7 +623,11 @@ describe("the doctor and PuppetDB", () => {
   });
 
   test("names the other port when there is no TLS on this one, and says when nobody listens", async () => {
-    const plain = await startScriptedPuppetdb({ version: VERSION_ANSWER, nodes: answerNodes, other: EMPTY });
+    const plain = await startScriptedPuppetdb({
+      version: VERSION_ANSWER,
+      nodes: countNodes(0),
+      other: EMPTY,
+    });
     const tls = await examine(plain.url.replace("http:", "https:"), files());
     expect(finding(tls, "PuppetDB")).toMatchObject({
       outcome: "failed",
@@ -647,7 +652,7 @@ describe("the doctor and PuppetDB", () => {
   ])("%s instead of an answer is told with its remedy", async (_, script, detail, remedy) => {
     const scripted = await startScriptedPuppetdb({
       version: VERSION_ANSWER,
-      nodes: answerNodes,
+      nodes: countNodes(0),
       other: script,
     });
     const found = finding(await examine(scripted.url), "PuppetDB's answers");
@@ -672,7 +677,7 @@ describe("the doctor and PuppetDB", () => {
         };
       const scripted = await startScriptedPuppetdb({
         version: VERSION_ANSWER,
-        nodes: dated(answerNodes),
+        nodes: dated(countNodes(1)),
         factsets: dated(answer(row)),
         other: dated(EMPTY),
       });
