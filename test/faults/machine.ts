@@ -64,7 +64,7 @@ export function machineFaults(puppetdb: () => PuppetdbServer): void {
           {
             fault: "the folder is read-only",
             code: "FILE_READ_ONLY",
-            remedy: /not writable for sasori/,
+            remedy: /mounted read-only: mount it for writing/,
             begin: `mount -o remount,bind,ro ${folder}`,
             end: `mount -o remount,bind,rw ${folder}`,
           },
