@@ -107,6 +107,21 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       expect(await haproxy.showMap()).toEqual(entries(fleet(1)));
     }));
 
+  test("leaves what PuppetDB has not decided as it is, also when the whole map is replaced", () =>
+    withHaproxy({ bin, servers, map: [["undecided.example.com", "master2"]] }, async (haproxy) => {
+      await runtimeCommand(haproxy.socketPath, `add map ${haproxy.mapPath} #hash master2`); // Only a swap removes it.
+      const desired = fleet(1);
+      const [certname, master] = ["undecided.example.com" as Certname, "master1" as Master];
+      desired.observe({ certname, master, at: 0, source: "inherited" });
+      expect(await bring(instanceOf(haproxy), desired)).toMatchObject({ method: "swap" });
+      expect(await haproxy.showMap()).toEqual(
+        new Map([
+          ["node0.example.com", "master1"],
+          ["undecided.example.com", "master2"],
+        ]),
+      );
+    }));
+
   test("drops versions that somebody left unfinished", () =>
     withHaproxy({ bin, servers, map: entries(fleet(3)) }, async (haproxy) => {
       for (const version of [1, 2]) {
