@@ -143,7 +143,10 @@ export interface Traffic {
   failed: number;
 }
 
-/** Asks for nodes (their numbers in the format `names`) for so long, by so many connections. Times in microseconds. */
+/**
+ * Asks for nodes (their numbers in the format `names`) for so long, by so many connections; `through` is a command that
+ * starts wrk. Times in microseconds.
+ */
 export async function wrk(
   port: number,
   {
@@ -152,15 +155,20 @@ export async function wrk(
     nodes = 10_000,
     names = "node%d.example.com",
     first = 0,
-  }: { seconds: number; connections?: number; nodes?: number; names?: string; first?: number },
+    through = [],
+  }: {
+    seconds: number;
+    connections?: number;
+    nodes?: number;
+    names?: string;
+    first?: number;
+    through?: readonly string[];
+  },
   signal: AbortSignal,
 ): Promise<Traffic> {
   const args = ["-t1", `-c${connections}`, `-d${seconds}s`, "-s", SCRIPT, `http://127.0.0.1:${port}/`, "--"];
   const options = { signal, timeout: seconds * 1000 + 30_000 };
-  const { stdout } = await promisify(execFile)(
-    wrkBinary(),
-    [...args, String(nodes), names, String(first)],
-    options,
-  );
+  const [command = "", ...rest] = [...through, wrkBinary(), ...args, String(nodes), names, String(first)];
+  const { stdout } = await promisify(execFile)(command, rest, options);
   return JSON.parse(/^\{.*\}$/m.exec(stdout)?.[0] ?? "{}");
 }

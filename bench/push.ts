@@ -1,7 +1,8 @@
 // What a push costs, and what requests feel of it. For each HAProxy and size of map: incremental commands, a versioned
 // swap, and what sasori does, once it knows this HAProxy; then wrk's p99 while each of three ways pushes again and
 // again: to another HAProxy ("elsewhere"), which shows what sharing the machine does, and to the one that is asked
-// ("here"), beside an idle round of the same length. The plot shows the last.
+// ("here"), beside an idle round of the same length. The plot shows the last. The HAProxy that is asked has a core of its
+// own, and the pushes give way to wrk: otherwise wrk waits for its core, and calls that HAProxy's time.
 
 import { writeFile } from "node:fs/promises";
 import net from "node:net";
@@ -12,6 +13,7 @@ import { type Plan, planFromChanges } from "../src/plan.js";
 import { HaproxyInstance } from "../src/target/haproxy.js";
 import { payloads } from "../src/target/runtime-api.js";
 import type { Bench, Row } from "./bench.js";
+import { bind, FIRST_CORE, giveWay, OTHER_CORES, takeBack, WITHOUT_GIVING_WAY } from "./cores.js";
 import { lookupConfig, MASTERS, ROUNDS, round, SIZES, wrk } from "./daemon.js";
 import { type Haproxy, type HaproxyBinary, haproxyBinaries, median, Stage } from "./stage.js";
 
@@ -227,21 +229,36 @@ export const traffic: Bench = {
   what: `p99 of requests while ${TRAFFIC_MOVED} of ${TRAFFIC_MAP} nodes move, again and again, beside idle`,
   async run({ signal, progress }) {
     const rows: Row[] = [];
-    for (const { version, bin } of haproxyBinaries()) {
-      await Stage.with(signal, async (stage) => {
-        const here = await startGateway(stage, "here", bin, TRAFFIC_MAP);
-        const elsewhere = await startGateway(stage, "elsewhere", bin, TRAFFIC_MAP);
-        for (const way of WAYS) {
-          const say = (text: string) => progress(`HAProxy ${version}, ${way.name}, ${text}`);
-          const seen = await felt(way, { idle: undefined, elsewhere, here }, here.haproxy.port, signal, say);
-          rows.push({ haproxy: version, way: way.name, ...trafficFigures(seen) });
-        }
-      });
-    }
+    for (const haproxy of haproxyBinaries()) rows.push(...(await trafficRows(haproxy, signal, progress)));
     await writeFile(PLOT, plot(rows));
     return rows;
   },
 };
+
+function trafficRows(
+  { version, bin }: HaproxyBinary,
+  signal: AbortSignal,
+  progress: (text: string) => void,
+): Promise<Row[]> {
+  return Stage.with(signal, async (stage) => {
+    const here = await startGateway(stage, "here", bin, TRAFFIC_MAP);
+    const elsewhere = await startGateway(stage, "elsewhere", bin, TRAFFIC_MAP);
+    await bind(FIRST_CORE, here.haproxy.pid);
+    await bind(OTHER_CORES, elsewhere.haproxy.pid);
+    await giveWay(OTHER_CORES);
+    try {
+      const rows: Row[] = [];
+      for (const way of WAYS) {
+        const say = (text: string) => progress(`HAProxy ${version}, ${way.name}, ${text}`);
+        const seen = await felt(way, { idle: undefined, elsewhere, here }, here.haproxy.port, signal, say);
+        rows.push({ haproxy: version, way: way.name, ...trafficFigures(seen) });
+      }
+      return rows;
+    } finally {
+      await takeBack();
+    }
+  });
+}
 
 /** What requests to this port feel of pushes to nobody, to another HAProxy, and to their own. */
 async function felt(
@@ -259,9 +276,11 @@ async function felt(
     for (const situation of turn % 2 === 0 ? SITUATIONS : SITUATIONS.toReversed()) {
       say(`${situation}, round ${turn} of ${ROUNDS}`);
       let [over, pushes] = [false, 0];
-      const asking = wrk(port, { seconds: TRAFFIC_SECONDS }, signal).finally(() => {
-        over = true;
-      });
+      const asking = wrk(port, { seconds: TRAFFIC_SECONDS, through: WITHOUT_GIVING_WAY }, signal).finally(
+        () => {
+          over = true;
+        },
+      );
       asking.catch(() => undefined);
       for (const gateway = pushedTo[situation]; gateway && !over; pushes += 1)
         await way.push(gateway, signal);
