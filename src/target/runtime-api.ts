@@ -20,16 +20,15 @@ const STALL_MS = 10_000;
 const PIPELINE_DEPTH = 32;
 
 /**
- * HAProxy runs commands on the thread that also serves requests, which wait meanwhile. So a gentle push sends bursts of
- * about this much work, and leaves HAProxy alone after each for so many times as long, at least a millisecond. Requests
- * feel the length of a burst and, with 2.6, the commit of a swap, which stops them for some 20 ms with 100,000 entries: it
- * must be less than a hundredth of the time, or it is the p99 of requests. With pauses of six bursts a swap took 2.5 s
- * there and p99 was 1.5 to 3 times the idle one, with sixteen it takes 4 to 5 s and p99 is 1.3 to 1.5 times. A push must
- * end all the same: pauses have a bound in all, and each, because a single command that takes long (`set map` with 2.6, 2 to
- * 6 ms) is felt however long the pause behind it.
+ * HAProxy runs commands on the thread that also serves requests, which wait meanwhile. So a push sends bursts of about
+ * this much work, and leaves HAProxy alone after each for so many times as long, at least a millisecond. Requests feel
+ * the length of a burst, and what stops them once, such as the commit of a swap with 2.6: for that "patiently" makes the
+ * push so long that it is less than a hundredth of the time, or it is the p99 of requests (see PushCost.stalls). A push
+ * must end all the same: pauses have a bound in all, and each, because a single command that takes long (`set map` with
+ * 2.6, 2 to 6 ms) is felt however long the pause behind it.
  */
 const BURST_MS = 0.2;
-const PAUSE_BURSTS = 16;
+const PAUSE_BURSTS = { gently: 6, patiently: 16 };
 const MAX_PAUSE_MS = 40;
 const MAX_PAUSED_MS = 10_000;
 
@@ -51,8 +50,8 @@ const PAYLOAD_PROMPTS = /^(?:\+ )+/;
 // as ours: "master> Unknown command, but maybe one of the following ...". It waits for more, and so would we.
 const MASTER_PROMPT = /^\n?master> /;
 
-/** Whether requests are served between the pieces of a long work, or wait until it is done. */
-export type Pace = "gently" | "at once";
+/** Whether requests wait until a long work is done, or are served between its pieces; "patiently" with more room. */
+export type Pace = "at once" | "gently" | "patiently";
 
 /** A line, and for `add map` what follows it. */
 export interface Command {
@@ -88,7 +87,7 @@ export class RuntimeSession {
     socket.on("data", (text: string) => {
       this.#take(text);
       const [current] = this.#waiting;
-      if (current?.onLine !== undefined && current.pace === "gently") this.#pauseReading();
+      if (current?.onLine !== undefined && current.pace !== "at once") this.#pauseReading();
     });
     socket.on("timeout", () => this.#onSilence());
     socket.on("error", (error) => this.#end(unreachable(endpoint, error)));
@@ -148,7 +147,9 @@ export class RuntimeSession {
    * far as can be seen from here: without pauses and the way there and back.
    */
   async runAll(commands: Iterable<Command>, pace: Pace): Promise<number> {
-    return pace === "gently" ? this.#runGently(commands) : this.#runPipelined(commands);
+    return pace === "at once"
+      ? this.#runPipelined(commands)
+      : this.#runInBursts(commands, PAUSE_BURSTS[pace]);
   }
 
   /** Several are under way at once. */
@@ -171,7 +172,7 @@ export class RuntimeSession {
   }
 
   /** In bursts, with pauses in which HAProxy serves requests. */
-  async #runGently(commands: Iterable<Command>): Promise<number> {
+  async #runInBursts(commands: Iterable<Command>, pauseBursts: number): Promise<number> {
     let [worked, pause, paused] = [0, 0, 0];
     for (const burst of bursts(commands)) {
       if (pause > 0 && paused < MAX_PAUSED_MS) {
@@ -181,7 +182,7 @@ export class RuntimeSession {
       }
       const work = await this.#runPipelined(burst);
       worked += work;
-      pause = Math.min(work * PAUSE_BURSTS, MAX_PAUSE_MS);
+      pause = Math.min(work * pauseBursts, MAX_PAUSE_MS);
     }
     return worked;
   }
