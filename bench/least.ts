@@ -11,7 +11,7 @@ import { payloads } from "../src/target/runtime-api.js";
 
 interface Row {
   certname: string;
-  producer: string;
+  producer?: string;
   producer_timestamp?: string;
   max?: string;
 }
@@ -53,6 +53,7 @@ async function readRows(url: string, newest: Map<string, { producer: string; at:
     if (end === 0) continue;
     // "[" or "," stands before each batch.
     for (const row of JSON.parse(`[${text.slice(1, end)}]`) as Row[]) {
+      if (row.producer === undefined) continue; // Of the questions that count, or list inactive nodes.
       const at = Date.parse(row.max ?? row.producer_timestamp ?? "");
       const known = newest.get(row.certname);
       if (known === undefined) newest.set(row.certname, { producer: row.producer, at });
@@ -65,7 +66,6 @@ async function readRows(url: string, newest: Map<string, { producer: string; at:
 async function pass(socket: string, map: string, urls: readonly string[]): Promise<void> {
   const newest = new Map<string, { producer: string; at: number }>();
   await Promise.all(urls.map((url) => readRows(url, newest)));
-  newest.delete(undefined as unknown as string); // The rows that only count.
   const lines = Array.from(newest, ([certname, { producer }]) => `${certname} ${producer}`).sort();
   const file = await open(`${map}.least`, "w");
   await file.writeFile(`${lines.join("\n")}\n`, "latin1");
