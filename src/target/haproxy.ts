@@ -130,8 +130,8 @@ export class HaproxyInstance implements Target {
     const push: Push = { keyed, added: plan.add.length, entries: desired.size };
     const method = plan.rebuild ? "swap" : cost.cheaper(push);
     // No request finds its route in an empty map: the sooner it is filled the better.
-    const unfelt = method === "swap" && cost.stalls ? "patiently" : "gently";
-    const pace = map.entries === 0 ? "at once" : unfelt;
+    const besideRequests = method === "swap" && cost.stalls ? "patiently" : "gently";
+    const pace = map.entries === 0 ? "at once" : besideRequests;
     if (method === "swap") this.#tidy = false; // Until it is committed, its version may be left behind.
     const workedMs = await (method === "swap"
       ? swap(session, pace, map, plan, desired)

@@ -211,13 +211,14 @@ function putLine(page: Page, certname: Certname, master: Master | undefined): vo
   const text = page.bytes.toString("latin1", 0, page.length);
   const { start, end } = findLine(text, certname);
   const line = lineOf(certname, master);
-  if (text.length + line.length - (end - start) > page.bytes.length) {
+  const length = text.length - (end - start) + line.length;
+  if (length > page.bytes.length) {
     Object.assign(page, newPage(text.slice(0, start) + line + text.slice(end)));
     return;
   }
   page.bytes.copyWithin(start + line.length, end, page.length);
   page.bytes.write(line, start, "latin1");
-  page.length += line.length - (end - start);
+  page.length = length;
 }
 
 /** Where the line of this node is, or (an empty range) where it belongs. */

@@ -173,9 +173,10 @@ export class RuntimeSession {
 
   /** In bursts, with pauses in which HAProxy serves requests. */
   async #runInBursts(commands: Iterable<Command>, pauseBursts: number): Promise<number> {
-    let [worked, pause, paused] = [0, 0, 0];
+    let [worked, paused] = [0, 0];
+    let pause: number | undefined; // None before the first burst, and none behind the last.
     for (const burst of bursts(commands)) {
-      if (pause > 0 && paused < MAX_PAUSED_MS) {
+      if (pause !== undefined && paused < MAX_PAUSED_MS) {
         const began = performance.now();
         await sleep(pause);
         paused += performance.now() - began;
