@@ -19,7 +19,7 @@ interface Row {
 /** Makes lines of the map the payloads of an unfinished version. */
 export function readyPayloads(map: string, lines: readonly string[]): string[] {
   const command = `add map @1 ${map}`;
-  return Array.from(payloads(lines, command.length), (payload) => `${command} <<\n${payload}\n`);
+  return Array.from(payloads(lines, command.length, "at once"), (payload) => `${command} <<\n${payload}\n`);
 }
 
 /** Fills a new version of the map with payloads prepared before, commits it, and reads no more than the prompts. */

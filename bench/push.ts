@@ -108,7 +108,10 @@ async function rawSwap({ haproxy, map, fleet }: Gateway): Promise<void> {
   const version = /New version created: (\d+)/.exec(reply)?.[1];
   const command = `add map @${version} ${map}`;
   const lines = Array.from(fleet.map.assignments(), ({ certname, master }) => `${certname} ${master}`);
-  const pieces = Array.from(payloads(lines, command.length), (payload) => `${command} <<\n${payload}\n`);
+  const pieces = Array.from(
+    payloads(lines, command.length, "at once"),
+    (payload) => `${command} <<\n${payload}\n`,
+  );
   await rawCommands(haproxy.socket, pieces);
   await rawCommands(haproxy.socket, [`commit map @${version} ${map}\n`]);
 }

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { MAX_COMMAND_BYTES, payloads, RuntimeSession } from "../src/target/runtime-api.js";
+import { COMMAND_BYTES, payloads, RuntimeSession } from "../src/target/runtime-api.js";
 
 const soon = () => AbortSignal.timeout(5_000);
 
@@ -233,12 +233,13 @@ test("payloads hold every line once, in order, and keep each command within its 
     fc.property(
       fc.array(line, { maxLength: 300 }),
       fc.integer({ min: 5, max: 60 }),
-      (lines, commandBytes) => {
-        const parts = [...payloads(lines, commandBytes)];
+      fc.constantFrom("at once" as const, "gently" as const),
+      (lines, commandBytes, pace) => {
+        const parts = [...payloads(lines, commandBytes, pace)];
         expect(parts.join("")).toBe(lines.map((text) => `${text}\n`).join(""));
         for (const part of parts) {
           expect(part).not.toBe("");
-          expect(commandBytes + ` <<\n${part}\n`.length).toBeLessThanOrEqual(MAX_COMMAND_BYTES);
+          expect(commandBytes + ` <<\n${part}\n`.length).toBeLessThanOrEqual(COMMAND_BYTES[pace]);
         }
       },
     ),

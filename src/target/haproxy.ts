@@ -130,12 +130,11 @@ export class HaproxyInstance implements Target {
     const push: Push = { keyed, added: plan.add.length, entries: desired.size };
     const method = plan.rebuild ? "swap" : cost.cheaper(push);
     // No request finds its route in an empty map: the sooner it is filled the better.
-    const besideRequests = method === "swap" && cost.stalls ? "patiently" : "gently";
-    const pace = map.entries === 0 ? "at once" : besideRequests;
+    const pace = map.entries === 0 ? "at once" : "gently";
     if (method === "swap") this.#tidy = false; // Until it is committed, its version may be left behind.
     const workedMs = await (method === "swap"
       ? swap(session, pace, map, plan, desired)
-      : session.runAll(changeCommands(map, plan, desired, cost), pace));
+      : session.runAll(changeCommands(map, plan, desired, cost, pace), pace));
     if (method === "swap") this.#tidy = true;
     cost.learn(method, push, workedMs);
     return method;
@@ -380,19 +379,25 @@ async function readMap(session: RuntimeSession, which: string, pace: Pace, desir
   return { routes: routes.all, lines };
 }
 
-function* changeCommands(map: MapState, plan: Plan, { size }: NodeMap, cost: PushCost): Generator<Command> {
+function* changeCommands(
+  map: MapState,
+  plan: Plan,
+  { size }: NodeMap,
+  cost: PushCost,
+  pace: Pace,
+): Generator<Command> {
   const workMs = cost.keyedMs(size);
   for (const { certname, to } of plan.set) yield { command: `set map #${map.id} ${certname} ${to}`, workMs };
   for (const { certname } of plan.del) yield { command: `del map #${map.id} ${certname}`, workMs };
   const lines = function* () {
     for (const { certname, to } of plan.add) yield `${certname} ${to}`;
   };
-  yield* additions(`add map #${map.id}`, lines());
+  yield* additions(`add map #${map.id}`, lines(), pace);
 }
 
 /** As large as one burst may be. */
-function* additions(command: string, lines: Iterable<string>): Generator<Command> {
-  for (const payload of payloads(lines, command.length))
+function* additions(command: string, lines: Iterable<string>, pace: Pace): Generator<Command> {
+  for (const payload of payloads(lines, command.length, pace))
     yield { command, payload, workMs: Number.POSITIVE_INFINITY };
 }
 
@@ -415,7 +420,7 @@ async function swap(
     for (const assignment of desired.assignments()) yield `${assignment.certname} ${wanted(assignment)}`;
   }
   try {
-    const filledMs = await session.runAll(additions(`add map @${version} #${map.id}`, lines()), pace);
+    const filledMs = await session.runAll(additions(`add map @${version} #${map.id}`, lines(), pace), pace);
     const { routes, lines: count } = await readMap(session, `@${version} #${map.id}`, pace, desired);
     let right = count === desired.size && routes.size === desired.size;
     for (const assignment of desired.assignments())

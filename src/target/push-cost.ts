@@ -40,15 +40,6 @@ export class PushCost {
     return this.#scanned({ keyed: 1, added: 0, entries }) * this.#keyed;
   }
 
-  /**
-   * Before 2.9 the commit of a swap frees all old entries in one go: 20 to 25 ms with 100,000 in which no request is
-   * answered. With pauses of six bursts a swap took 2.5 s there and p99 was 1.5 to 3 times the idle one in seven runs, with
-   * sixteen it takes 3 to 5 s and p99 was 0.95 to 1.5 times in four runs, 3.2 times in a fifth.
-   */
-  get stalls(): boolean {
-    return this.#scans;
-  }
-
   cheaper(push: Push): Method {
     return this.#expected("incremental", push) <= this.#expected("swap", push) ? "incremental" : "swap";
   }

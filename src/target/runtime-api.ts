@@ -19,27 +19,30 @@ const STALL_MS = 10_000;
 /** Commands that may wait for a reply at once. Enough to hide the round trip, few enough to stay fair. */
 const PIPELINE_DEPTH = 32;
 
+/** Whether requests wait until a long work is done, or are served between its pieces. */
+export type Pace = "at once" | "gently";
+
 /**
- * HAProxy runs commands on the thread that also serves requests, which wait meanwhile. So a push sends bursts of about
- * this much work, and leaves HAProxy alone after each for so many times as long, at least a millisecond. Requests feel
- * the length of a burst, and what stops them once, such as the commit of a swap with 2.6: for that "patiently" makes the
- * push so long that it is less than a hundredth of the time, or it is the p99 of requests (see PushCost.stalls). A push
- * must end all the same: pauses have a bound in all, and each, because a single command that takes long (`set map` with
- * 2.6, 2 to 6 ms) is felt however long the pause behind it.
+ * HAProxy runs commands on the thread that also serves requests, which wait meanwhile. So a push that is to be gentle
+ * sends bursts of at most about this much work, and leaves HAProxy alone after each for so many times as long, at least a
+ * millisecond. A push must end all the same: pauses have a bound in all, which is not reached by a swap of a million, and
+ * each, because a single command that takes long (`set map` with 2.6, 2 to 6 ms) is felt however long the pause behind it.
  */
 const BURST_MS = 0.2;
-const PAUSE_BURSTS = { gently: 6, patiently: 16 };
+const PAUSE_BURSTS = 6;
 const MAX_PAUSE_MS = 40;
-const MAX_PAUSED_MS = 10_000;
+const MAX_PAUSED_MS = 40_000;
+
+/**
+ * Upper bounds of a command with its payload. 1 kB is a burst: 0.05 to 0.14 ms of HAProxy's time. With 2 kB the p99 of
+ * requests to 2.6 was 1.6 to 3.6 times the idle one during swaps without a rest, with 1 kB 1.2 to 1.3 times. At 4 kB most of
+ * what each command costs beside its lines is saved. It must fit `tune.bufsize` (16384 by default) with room for what HAProxy
+ * reserves; on 2.6 a longer line resets the connection.
+ */
+export const COMMAND_BYTES: Record<Pace, number> = { "at once": 4 * 1024, gently: 1024 };
 
 /** A dump comes in pieces of 64 kB, 0.3 ms of HAProxy's time each; it goes on when there is room for the next. */
 const DUMP_PAUSE_MS = 1;
-
-/**
- * Upper bound of a command with its payload: 0.15 ms of HAProxy's time. It must fit `tune.bufsize` (16384 by default) with
- * room for what HAProxy reserves; on 2.6 a longer line resets the connection.
- */
-export const MAX_COMMAND_BYTES = 2 * 1024;
 
 // In prompt mode an answer ends with an empty line and the prompt: "[3]: entry not found.\n\n> ". An answer
 // without text is "\n> ". Each line of a payload is acknowledged by "+ " before that.
@@ -49,9 +52,6 @@ const PAYLOAD_PROMPTS = /^(?:\+ )+/;
 // HAProxy's master process (option -S) has a command line of its own, whose prompt comes before any answer and never
 // as ours: "master> Unknown command, but maybe one of the following ...". It waits for more, and so would we.
 const MASTER_PROMPT = /^\n?master> /;
-
-/** Whether requests wait until a long work is done, or are served between its pieces; "patiently" with more room. */
-export type Pace = "at once" | "gently" | "patiently";
 
 /** A line, and for `add map` what follows it. */
 export interface Command {
@@ -147,9 +147,7 @@ export class RuntimeSession {
    * far as can be seen from here: without pauses and the way there and back.
    */
   async runAll(commands: Iterable<Command>, pace: Pace): Promise<number> {
-    return pace === "at once"
-      ? this.#runPipelined(commands)
-      : this.#runInBursts(commands, PAUSE_BURSTS[pace]);
+    return pace === "at once" ? this.#runPipelined(commands) : this.#runInBursts(commands);
   }
 
   /** Several are under way at once. */
@@ -172,7 +170,7 @@ export class RuntimeSession {
   }
 
   /** In bursts, with pauses in which HAProxy serves requests. */
-  async #runInBursts(commands: Iterable<Command>, pauseBursts: number): Promise<number> {
+  async #runInBursts(commands: Iterable<Command>): Promise<number> {
     let [worked, paused] = [0, 0];
     let pause: number | undefined; // None before the first burst, and none behind the last.
     for (const burst of bursts(commands)) {
@@ -183,7 +181,7 @@ export class RuntimeSession {
       }
       const work = await this.#runPipelined(burst);
       worked += work;
-      pause = Math.min(work * pauseBursts, MAX_PAUSE_MS);
+      pause = Math.min(work * PAUSE_BURSTS, MAX_PAUSE_MS);
     }
     return worked;
   }
@@ -214,7 +212,8 @@ export class RuntimeSession {
   ): Promise<string> {
     if (this.#ended !== undefined) return Promise.reject(this.#ended);
     const text = payload === undefined ? `${command}\n` : `${command} <<\n${payload}\n`;
-    if (text.length > MAX_COMMAND_BYTES) throw new Error(`command of ${text.length} bytes: ${command}`);
+    if (text.length > COMMAND_BYTES["at once"])
+      throw new Error(`command of ${text.length} bytes: ${command}`);
     return new Promise((resolve, reject) => {
       this.#waiting.push({ command, onLine, pace, resolve, reject });
       this.#socket.write(text, "latin1");
@@ -373,12 +372,12 @@ function* bursts(commands: Iterable<Command>): Generator<Command[]> {
 }
 
 /**
- * Cuts lines into payloads for `add map`: each with its final empty line and the command itself stays within
- * MAX_COMMAND_BYTES. Every line must be shorter than that.
+ * Cuts lines into payloads for `add map`, as large as the pace allows: each with its final empty line and the command
+ * itself stays within COMMAND_BYTES. Every line must be shorter than that.
  */
-export function* payloads(lines: Iterable<string>, commandBytes: number): Generator<string> {
+export function* payloads(lines: Iterable<string>, commandBytes: number, pace: Pace): Generator<string> {
   // "<command> <<\n" + payload + "\n"
-  const room = MAX_COMMAND_BYTES - commandBytes - " <<\n\n".length;
+  const room = COMMAND_BYTES[pace] - commandBytes - " <<\n\n".length;
   let payload = "";
   for (const line of lines) {
     if (payload.length + line.length + 1 > room) {
