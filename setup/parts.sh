@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, Chromium,
-# wrk, a library that sets a program's clock; the tools that judge what deploy/ has: promtool, systemd-analyze,
-# kubectl; and what sasori is measured against: nginx, and a script's curl, jq and socat.
+# wrk, zsh and fish, a library that sets a program's clock; the tools that judge what deploy/ has: promtool,
+# systemd-analyze, kubectl; and what sasori is measured against: nginx, and a script's curl, jq and socat.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
 #   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, Chromium, and
@@ -35,8 +35,9 @@ recipe=1
 left_out="adduser ca-certificates-java dbconfig-no-thanks debconf debconf-2.0 init-system-helpers iproute2 locales
   libjs-eonasdan-bootstrap-datetimepicker libjs-bootstrap4 libjs-jquery libjs-jquery-hotkeys libjs-moment
   libjs-moment-timezone libjs-mustache libjs-popper.js libjs-rickshaw fonts-glyphicons-halflings
-  lsb-base media-types passwd perl perl-base postgresql-client-common postgresql-common postgresql-common-dev ssl-cert
-  sysvinit-utils ucf util-linux x11-utils xdg-utils $(printf 'libllvm%s ' {14..25}) libllvm17t64"
+  groff-base lsb-base man-db media-types passwd perl perl-base postgresql-client-common postgresql-common
+  postgresql-common-dev python3 ssl-cert sysvinit-utils ucf util-linux x11-utils xdg-utils
+  $(printf 'libllvm%s ' {14..25}) libllvm17t64"
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "setup/parts.sh: $*"; exit 1; }
@@ -80,6 +81,7 @@ packages_of() {
     wrk-*) echo "wrk" ;;
     instead-*) echo "nginx curl jq socat" ;;
     systemd-*) echo "systemd" ;;
+    shells-*) echo "zsh fish" ;;
     kubectl-*) echo "kubernetes-client" ;;
     faketime-*) echo "libfaketime" ;;
   esac
@@ -93,6 +95,7 @@ paths_of() {
     wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
     instead-*) printf '%s\t%s\n' nginx "$2/usr/sbin/nginx" curl "$2/usr/bin/curl" jq "$2/usr/bin/jq" socat "$2/usr/bin/socat" ;;
     systemd-*) printf 'systemd-analyze\t%s\n' "$2/usr/bin/systemd-analyze" ;;
+    shells-*) printf '%s\t%s\n' zsh "$2/usr/bin/zsh" fish "$2/usr/bin/fish" ;;
     kubectl-*) printf 'kubectl\t%s\n' "$2/usr/bin/kubectl" ;;
     faketime-*) printf 'faketime\t%s\n' "$2"/usr/lib/*/faketime/libfaketime.so.1 ;;
     puppetdb-*)
@@ -207,7 +210,7 @@ bind_libraries() {
   loader=$(find "$root/usr" -name 'ld-linux*.so.*' -print -quit)
   libs=$(find "$root/usr/lib" -name libc.so.6 -printf '%h' -quit)
   patch=("$loader" --library-path "$libs" "$root/usr/bin/patchelf" --force-rpath)
-  for program in "$root"/usr/{sbin/{haproxy,nginx},bin/{openssl,wrk,curl,jq,socat,promtool,systemd-analyze},lib/{postgresql/*,jvm/*}/bin/*,lib/chromium/*-shell}; do
+  for program in "$root"/usr/{sbin/{haproxy,nginx},bin/{openssl,wrk,curl,jq,socat,promtool,systemd-analyze,zsh,fish},lib/{postgresql/*,jvm/*}/bin/*,lib/chromium/*-shell}; do
     if [ -f "$program" ] && [ ! -L "$program" ] && is_elf "$program"; then
       "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs:$libs/systemd" "$program"
     fi
@@ -284,7 +287,7 @@ test_parts() {
   if [ -z "${TEST_HAPROXY_BINS:-${HAPROXY_BIN:-}}" ]; then
     for suite in $haproxy_suites; do echo "haproxy-$suite"; done
   fi
-  for part in puppetdb prometheus systemd faketime; do echo "$part-${puppetdb_suite:-unknown}"; done
+  for part in puppetdb prometheus systemd shells faketime; do echo "$part-${puppetdb_suite:-unknown}"; done
   [ -n "${KUBECTL_BIN:-}" ] || [ -z "$kubectl_suite" ] || echo "kubectl-$kubectl_suite"
   if [ -z "$(own_chromium)" ] && [ -n "$chromium_suite" ]; then echo "chromium-$chromium_suite"; fi
 }

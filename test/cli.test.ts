@@ -10,12 +10,13 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { parseEvents } from "../src/cli/daemon-client.js";
+import { SHELLS, type Shell } from "../src/cli/manual.js";
 import type { Move, Nodes, Status, Story } from "../src/http/api-shapes.js";
 import { Child, freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
 import { withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
-import { haproxyBinaries } from "./support/parts.js";
+import { haproxyBinaries, pathOf } from "./support/parts.js";
 import { EMPTY, startScriptedPuppetdb } from "./support/scripted-puppetdb.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
@@ -682,34 +683,57 @@ describe("priority", () => {
   });
 });
 
+/** What a shell offers in place of the last word, one a line: the command line for that, in bash. */
+const completedBy: Record<Shell, (words: string[]) => string> = {
+  bash: (words) =>
+    `source <(sasori completion bash); COMP_WORDS=(sasori ${quoted(words)}); COMP_CWORD=${words.length}
+     _sasori; printf '%s\\n' "\${COMPREPLY[@]}"`,
+  // Its completion system wants a terminal; this is what it sets and calls.
+  zsh: (words) =>
+    `${pathOf("zsh")} -f -c 'compdef() { :; }; _describe() { printf "%s\\n" "\${(@)\${(P)2}%%:*}"; }
+     source <(sasori completion zsh); words=(sasori "$@"); CURRENT=$#words; _sasori' zsh ${quoted(words)}`,
+  fish: (words) =>
+    `sasori completion fish | ${pathOf("fish")} --no-config -c 'source; complete -C "sasori '"${words.join(" ")}"'"'`,
+};
+
+const quoted = (words: readonly string[]): string => words.map((word) => `"${word}"`).join(" ");
+
 describe("completion", () => {
-  test("bash completes commands, options, masters and certnames, of the daemon or of the map file", () =>
+  test("commands, options, masters and certnames, of the daemon or of the map file", () =>
     withDesk(6, async ({ sasori, bash, startDaemon }) => {
       await sasori("sync");
-      const complete = async (...words: string[]) => {
-        const list = words.map((word) => `"${word}"`).join(" ");
-        const { stdout } = await bash(
-          `source <(sasori completion bash); COMP_WORDS=(sasori ${list}); COMP_CWORD=${words.length}; _sasori; printf '%s\\n' "\${COMPREPLY[@]}"`,
-        );
-        return lines(stdout);
-      };
+      const complete = async (...words: string[]) =>
+        lines((await bash(completedBy.bash(words))).stdout).sort();
       const names = async () => {
         expect(await complete("lookup", "node1")).toEqual([node(1)]);
         expect(await complete("register", node(1), "")).toHaveLength(3);
         expect(await complete("moves", "--master", "master2")).toEqual(["master2"]);
       };
       expect(await complete("st")).toEqual(["status"]);
-      expect(await complete("sync", "--")).toEqual(["--full", "--dry-run", "--approve", "--json"]);
-      expect(await complete("priority", "")).toEqual(["list", "set", "unset"]);
-      expect(await complete("nodes", "--source", "re")).toEqual(["report", "registration"]);
+      expect(await complete("nodes", "--source", "re")).toEqual(["registration", "report"]);
       expect(await complete("status", "")).toEqual([]);
       await names();
       await startDaemon();
       await names();
-      for (const shell of ["zsh", "fish"])
-        expect((await sasori("completion", shell)).stdout).toContain("complete-words");
       expect((await sasori("completion", "tcsh")).code).toBe(2);
     }));
+
+  test.each(SHELLS)("in %s", (shell) =>
+    withDesk(1, async ({ bash }) => {
+      const complete = async (...words: string[]) => {
+        const { stdout } = await bash(completedBy[shell](words));
+        return lines(stdout)
+          .map((line) => line.split("\t")[0])
+          .sort();
+      };
+      expect(await complete("st")).toEqual(["status"]);
+      expect(await complete("sync", "--")).toEqual(["--approve", "--dry-run", "--full", "--json"]);
+      expect(await complete("priority", "")).toEqual(["list", "set", "unset"]);
+      expect(await complete("completion", "")).toEqual(["bash", "fish", "zsh"]);
+      expect(await complete("status", "")).toEqual([]);
+      expect(await complete("")).toContain("lookup");
+    }),
+  );
 });
 
 describe("events", () => {

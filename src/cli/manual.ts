@@ -128,7 +128,7 @@ _sasori() {
 if [ "\${funcstack[1]}" = _sasori ]; then _sasori "$@"; else compdef _sasori sasori; fi
 `,
   fish: `# fish completion of sasori:  sasori completion fish | source
-complete -c sasori -f -a '(sasori complete-words (commandline -opc)[2..-1] (commandline -ct | string collect -a) 2>/dev/null)'
+complete -c sasori -f -a '(sasori complete-words (commandline -opc)[2..-1] "$(commandline -ct)" 2>/dev/null)'
 `,
 } as const;
 
