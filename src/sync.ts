@@ -12,6 +12,7 @@ import { NewMasters } from "./masters.js";
 import type { Before, Certname, Master, Observation } from "./node-map.js";
 import { PassQueue, type SyncRequest } from "./pass-queue.js";
 import { PuppetDb, type Reading } from "./source/puppetdb.js";
+import { advance, type Watermark } from "./source/watermark.js";
 import { makeReport, type Phase, Phases, type SyncReport } from "./sync-report.js";
 import { HaproxyInstance } from "./target/haproxy.js";
 import { MapFile } from "./target/map-file.js";
@@ -25,10 +26,6 @@ const FETCH_CHANGES_MS = 15_000;
 const FETCH_ALL_MS = 10 * 60_000;
 /** A million entries are read or pushed within seconds. */
 const TARGET_MS = 2 * 60_000;
-
-/** A submission may be stored some time after it was received: look back this far, or further when seen. */
-const MIN_OVERLAP_MS = 15_000;
-const MAX_OVERLAP_MS = 15 * 60_000;
 
 const NO_MASTERS: SyncReport["masters"] = { changes: [], failures: [] };
 
@@ -79,7 +76,7 @@ export class Sync {
   /** What was found out or ordered outside of a pass, and who waits for it to be in every target. */
   #submitted: { change: (fleet: Fleet) => void; done: () => void }[] = [];
   #onSubmission = () => {};
-  #watermark: { asOf: number; overlapMs: number } | undefined;
+  #watermark: Watermark | undefined;
   #serverNames = "";
   #savedRevision = 0;
 
@@ -285,11 +282,12 @@ export class Sync {
       "PUPPETDB_TIMEOUT",
       `${puppetdb.url}: PuppetDB has not answered within ${ms / 1000} s`,
     );
-    const since =
-      kind === "changes" && this.#watermark ? this.#watermark.asOf - this.#watermark.overlapMs : undefined;
+    const mark = kind === "changes" ? this.#watermark : undefined;
     try {
       return await within(ms, stop, late, (signal) =>
-        since === undefined ? puppetdb.readAll(signal) : puppetdb.readChanges(since, signal),
+        mark === undefined
+          ? puppetdb.readAll(signal)
+          : puppetdb.readChanges(mark.asOf - mark.overlapMs, signal, mark.inactiveCount),
       );
     } catch (error) {
       return toFailure(error);
@@ -427,15 +425,3 @@ export class Sync {
 
 const isReading = (reading: Reading | Failure | undefined): reading is Reading =>
   reading !== undefined && !("code" in reading);
-
-/** PuppetDB's clock at the last good reading, and how far the next one looks back behind it. */
-function advance(
-  previous: { asOf: number; overlapMs: number } | undefined,
-  { asOf }: Reading,
-  lateMs: number,
-): { asOf: number; overlapMs: number } {
-  // A queue in PuppetDB makes submissions appear late. It grows and shrinks gradually, so twice the worst
-  // lateness of this reading covers the next one, and a full reading covers the rest.
-  const decayed = (previous?.overlapMs ?? 0) * 0.9;
-  return { asOf, overlapMs: Math.min(Math.max(MIN_OVERLAP_MS, 2 * lateMs, decayed), MAX_OVERLAP_MS) };
-}

@@ -888,6 +888,18 @@ describe("a pass", () => {
       await expectEverywhere(lab, routes.set(name(1), "master1").set(name(2), "master1"));
     }));
 
+  test("leaves it to the next look to find a node that was deactivated", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await lab.puppetdb.deactivateNode(name(0));
+      expect(await sync.request({ dryRun: true })).toMatchObject({ moved: 1 });
+      expect(await sync.request({})).toMatchObject({ kind: "changes", moved: 1 });
+      routes.delete(name(0));
+      await expectEverywhere(lab, routes);
+    }));
+
   test("brings a registration to every target while a dry run waits for PuppetDB, with what HAProxy learned", () =>
     withFleetLab([{ bin }, { bin }], async (lab) => {
       const routes = await checkIn(lab, 3);

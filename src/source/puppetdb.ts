@@ -82,6 +82,8 @@ export interface Reading {
   active: Names | undefined;
   /** Nodes deactivated or expired, and when; in a reading of changes only when their number changed. */
   inactive: Map<Certname, number>;
+  /** How many PuppetDB has of them. */
+  inactiveCount: number;
   /** Certnames that cannot be map keys, as they came, or their beginning. At most MAX_REFUSED of them. */
   refused: Set<string>;
   /** Nodes with nothing but rows that name no producer or no time. */
@@ -126,8 +128,6 @@ type Entity = "nodes" | "factsets" | "reports" | "catalogs";
 export class PuppetDb {
   readonly #config: Config["puppetdb"];
   #agent: TlsAgent | undefined;
-  /** How many inactive nodes there were when they were last listed. */
-  #inactive: number | undefined;
   /** The last full reading has found nodes for which only a catalog can tell. */
   #hasLoneNodes = true;
 
@@ -144,7 +144,7 @@ export class PuppetDb {
   async readAll(signal: AbortSignal): Promise<Reading> {
     const reading = emptyReading("full");
     const now = Date.now();
-    let [activeCount, inactive] = [-1, 0];
+    let activeCount = -1;
     await this.#readTogether(reading, signal, (ask) => [
       ask("nodes", ACTIVE_COUNT, CountRow, ({ count }) => {
         activeCount = count;
@@ -152,7 +152,7 @@ export class PuppetDb {
       ask("factsets", producers(ACTIVE), ProducerRow, (row) => takeProducer(row, "facts", reading)),
       ask("reports", newestReports(after(now - RECENT_MS)), NewestRow, (row) => takeNewest(row, reading)),
       ask("nodes", INACTIVE_NODES, InactiveRow, (row) => {
-        inactive += 1;
+        reading.inactiveCount += 1;
         takeInactive(row, reading);
       }),
     ]);
@@ -163,7 +163,6 @@ export class PuppetDb {
     const active = told.size + refused.size === activeCount ? told : await this.#readActive(reading, signal);
     await this.#readOlderReports(reading, active, now, signal);
     this.#hasLoneNodes = active !== told && (await this.#readLoneCatalogs(reading, active, signal));
-    this.#inactive = inactive;
     // One may have been deactivated between two answers.
     if (active !== told)
       for (const certname of submissions.keys()) if (!active.has(certname)) submissions.delete(certname);
@@ -217,8 +216,11 @@ export class PuppetDb {
     return true;
   }
 
-  /** What PuppetDB received after `since` (milliseconds, on its clock). Throws `PUPPETDB_...`. */
-  async readChanges(since: number, signal: AbortSignal): Promise<Reading> {
+  /**
+   * What PuppetDB received after `since` (milliseconds, on its clock). `inactiveBefore` is the `inactiveCount` of the
+   * reading that this one goes on from. Throws `PUPPETDB_...`.
+   */
+  async readChanges(since: number, signal: AbortSignal, inactiveBefore?: number): Promise<Reading> {
     const reading = emptyReading("changes");
     const from = iso(since);
     const newFacts = ["and", [">", "timestamp", from], ACTIVE];
@@ -226,7 +228,6 @@ export class PuppetDb {
     const newReports = ["and", recent, [">", "receive_time", from], ACTIVE];
     const newCatalogs = ["and", [">", "catalog_timestamp", from], NEITHER_FACTS_NOR_REPORT];
     const withoutOther = ["and", ACTIVE, certnameIn(newCatalogs)];
-    let inactive = 0;
     await this.#readTogether(reading, signal, (ask) => [
       ask("factsets", producers(newFacts, "timestamp"), ProducerRow, (row) =>
         takeProducer(row, "facts", reading),
@@ -244,18 +245,17 @@ export class PuppetDb {
           ]
         : []),
       ask("nodes", INACTIVE_COUNT, CountRow, ({ count }) => {
-        inactive = count;
+        reading.inactiveCount = count;
       }),
     ]);
     // PuppetDB cannot compare `deactivated` with a time, so the nodes are listed when their number changed.
     // What two changes at once hide is found by the full read.
-    if (inactive !== this.#inactive) {
+    if (reading.inactiveCount !== inactiveBefore) {
       const { asOf } = reading;
       await this.#readTogether(reading, signal, (ask) => [
         ask("nodes", INACTIVE_NODES, InactiveRow, (row) => takeInactive(row, reading)),
       ]);
       reading.asOf = asOf;
-      this.#inactive = inactive;
     }
     return reading;
   }
@@ -504,6 +504,7 @@ function emptyReading(kind: Reading["kind"]): Reading {
     submissions: new Map(),
     active: undefined,
     inactive: new Map(),
+    inactiveCount: 0,
     refused: new Set(),
     withoutProducer: new Set(),
   };

@@ -1,0 +1,37 @@
+// How far a reading of changes looks back behind the one before it: PuppetDB stamps a submission when it arrives and
+// stores it when its queue gets there, so what is stored now may have been received a while ago.
+// Pure: no I/O, no clock.
+
+import type { Reading } from "./puppetdb.js";
+
+/** What the last good reading has seen, and how far the next one looks back behind it. Times are PuppetDB's clock, ms. */
+export interface Watermark {
+  asOf: number;
+  overlapMs: number;
+  /** When it had received the newest submission that was seen; 0 until a reading of changes has seen one. */
+  newestAt: number;
+  inactiveCount: number;
+}
+
+const MIN_OVERLAP_MS = 15_000;
+const MAX_OVERLAP_MS = 15 * 60_000;
+/** Until it is known how late PuppetDB is: a full reading does not ask when its submissions were received. */
+const FIRST_OVERLAP_MS = 5 * 60_000;
+/** PuppetDB works on several submissions at once: those of about the same time are stored in any order. */
+const DISORDER_MS = 2_000;
+
+/** `lateMs`: how long before `previous.asOf` a submission was received that is new in this reading, see Fleet.merge. */
+export function advance(
+  previous: Watermark | undefined,
+  { asOf, submissions, inactiveCount }: Pick<Reading, "asOf" | "submissions" | "inactiveCount">,
+  lateMs: number,
+): Watermark {
+  let newestAt = previous?.newestAt ?? 0;
+  for (const { receivedAt } of submissions.values()) newestAt = Math.max(newestAt, receivedAt);
+  // While the queue stands still nothing is stored, and all since the newest submission may still come. Otherwise it grows
+  // and shrinks gradually: twice the worst lateness of this reading covers the next one.
+  const silentMs = newestAt === 0 ? FIRST_OVERLAP_MS : asOf - newestAt + DISORDER_MS;
+  const decayedMs = previous?.newestAt ? previous.overlapMs * 0.9 : 0;
+  const overlapMs = Math.min(Math.max(MIN_OVERLAP_MS, silentMs, 2 * lateMs, decayedMs), MAX_OVERLAP_MS);
+  return { asOf, overlapMs, newestAt, inactiveCount };
+}
