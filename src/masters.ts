@@ -63,20 +63,24 @@ export class NewMasters {
 
   /**
    * Decides which producers should have servers, by what PuppetDB said. Whether one is still needed is only asked
-   * after a full reading, because that looks at the whole fleet. Returns why a producer gets none.
+   * after a full reading, because that looks at the whole fleet, and while one of those that were `added` is still there
+   * that was not needed any more. Returns why a producer gets none.
    */
   async consider(
     fleet: Pick<Fleet, "map" | "unroutable" | "homes">,
     full: boolean,
     servers: readonly (readonly Server[])[],
+    added: ReadonlySet<Master>,
     stop: AbortSignal,
   ): Promise<Failure[]> {
     const producers = new Set(Array.from(fleet.unroutable.values(), ({ producer }) => producer));
+    const leaving = [...added].filter((name) => !this.#wanted.has(name));
     const masters = new Set<Master>();
-    if (full) {
+    if (full || leaving.length > 0) {
       for (const { master } of fleet.map.assignments()) masters.add(master);
       for (const home of fleet.homes.values()) masters.add(home); // `sasori rebalance` brings its nodes back.
-      this.#forgetUnused(masters, producers);
+      this.#takeBack(leaving, masters, servers);
+      if (full) this.#forgetUnused(masters, producers);
     }
     // A master may have its server in one HAProxy and not, or after a reload no longer, in another.
     const lacking = [...new Set([...this.#wanted.keys(), ...producers, ...masters])].filter(
@@ -87,6 +91,18 @@ export class NewMasters {
     ) as Master[];
     await this.#findAddresses(lacking, stop);
     return lacking.flatMap((name) => this.#want(name) ?? []);
+  }
+
+  /** HAProxy does not let a server go that still serves a request; meanwhile nodes may have come back to it. */
+  #takeBack(
+    leaving: readonly Master[],
+    masters: ReadonlySet<Master>,
+    servers: readonly (readonly Server[])[],
+  ): void {
+    for (const name of leaving.filter((one) => masters.has(one))) {
+      const server = servers.flat().find((one) => one.name === name);
+      if (server !== undefined) this.#wanted.set(name, hostOf(server.address));
+    }
   }
 
   #forgetUnused(masters: ReadonlySet<string>, producers: ReadonlySet<string>): void {
@@ -184,5 +200,8 @@ export class NewMasters {
     return changes;
   }
 }
+
+/** `host:port` without the port; an IPv6 address keeps its brackets. */
+const hostOf = (address: string) => address.slice(0, address.lastIndexOf(":"));
 
 const isWhole = ({ name, halfAdded }: Server, master: Master) => name === master && !halfAdded;

@@ -3,6 +3,7 @@
 // Promises: while PuppetDB takes its time, what is known goes to targets that lack it; one target's failure never
 // stops another; what was learned is in the state file before it is anywhere else.
 
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Config } from "./config.js";
 import { within } from "./deadline.js";
 import { type Failure, SasoriError, toFailure } from "./errors.js";
@@ -24,8 +25,11 @@ const LOOK_MS = 15_000;
 /** PuppetDB answers what changed in a fraction of a second; a full reading of a million nodes takes a minute. */
 const FETCH_CHANGES_MS = 15_000;
 const FETCH_ALL_MS = 10 * 60_000;
-/** A million entries are read or pushed within seconds. */
+/** Meanwhile the targets are looked at this often: an HAProxy that is restarted does not wait for PuppetDB. */
+const LOOK_AGAIN_MS = 5_000;
+/** A million entries are read within seconds. To push them takes longer where HAProxy is far away. */
 const TARGET_MS = 2 * 60_000;
+const PUSH_MS_PER_ENTRY = 0.2;
 
 const NO_MASTERS: SyncReport["masters"] = { changes: [], failures: [] };
 
@@ -302,7 +306,10 @@ export class Sync {
     if (!request.dryRun) await this.#settle(stop);
   }
 
-  /** A registration does not wait for PuppetDB's answer, which may take minutes, not even that of a dry run. */
+  /**
+   * Neither a registration nor an HAProxy that lacks something waits for PuppetDB's answer, which may take minutes, not even
+   * for that of a dry run.
+   */
   async #whileFetching<T>(fetching: Promise<T>, stop: AbortSignal): Promise<T> {
     let fetched = false;
     const done = fetching.finally(() => {
@@ -314,13 +321,23 @@ export class Sync {
         this.#onSubmission = resolve;
         if (this.#submitted.length > 0) resolve();
       });
-      await Promise.race([done, submission]);
+      const pause = new AbortController();
+      const tick = sleep(LOOK_AGAIN_MS, undefined, { signal: pause.signal }).catch(() => undefined);
+      await Promise.race([done, submission, tick]).finally(() => pause.abort());
       if (fetched) break;
       const submitted = this.#takeSubmitted();
+      if (submitted.length === 0) await this.#lookAgain(stop);
       await this.#settle(stop);
       for (const { done } of submitted) done();
     }
     return done;
+  }
+
+  async #lookAgain(stop: AbortSignal): Promise<void> {
+    await this.#each(LOOK_MS, stop, (target, signal) => target.lookAgain(signal));
+    await this.#each(TARGET_MS, stop, (target, signal) =>
+      target.readIfChanged(false, this.fleet.map, signal),
+    );
   }
 
   /** Takes what was submitted into the fleet, and remembers what changed by that and by the reading before. */
@@ -374,7 +391,8 @@ export class Sync {
     const { newMasters, instances } = this.#parts;
     if (newMasters === undefined) return NO_MASTERS;
     const told = this.#instances.flatMap(({ reachable, servers }) => (reachable && servers ? [servers] : []));
-    const failures = await newMasters.consider(this.fleet, kind === "full", told, stop);
+    const added = new Set(this.#instances.flatMap((instance) => [...instance.added.keys()]));
+    const failures = await newMasters.consider(this.fleet, kind === "full", told, added, stop);
     const late = new SasoriError("HAPROXY_TIMEOUT", "gave up on changing servers");
     const settled = await within(LOOK_MS, stop, late, (signal) =>
       Promise.all(
@@ -403,7 +421,9 @@ export class Sync {
     clock?.begin("file");
     await within(TARGET_MS, stop, late, (signal) => this.#file.settle(desired, signal));
     clock?.begin("push");
-    await within(TARGET_MS, stop, late, (signal) =>
+    const pushMs = TARGET_MS + Math.round(desired.size * PUSH_MS_PER_ENTRY);
+    const latePush = new SasoriError("HAPROXY_TIMEOUT", `gave up on the push after ${pushMs / 1000} s`);
+    await within(pushMs, stop, latePush, (signal) =>
       Promise.all(this.#instances.map((target) => target.settle(desired, signal))),
     );
     return journal;

@@ -142,25 +142,59 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       expect(await haproxy.showMap()).toEqual(entries(fleet(3)));
     }));
 
-  test("drops the version that its own failed swap has left, with the next one", () =>
+  /** A swap of the whole map, as soon as it is filling the new version. */
+  async function swapUnderWay(haproxy: HaproxyServer, desired: NodeMap) {
+    const instance = instanceOf(haproxy);
+    const contents = await instance.read(signal());
+    const plan = { ...planFromContents(desired, contents), kind: "changes" as const, rebuild: true };
+    const cut = new AbortController();
+    const push = instance.apply(plan, desired, contents.fingerprint, cut.signal);
+    push.catch(() => undefined); // It is awaited later.
+    const state = () => runtimeCommand(haproxy.socketPath, "show map");
+    await expect.poll(state, { interval: 1 }).not.toContain(`entry_cnt=${desired.size}`);
+    return { instance, push, cut, state };
+  }
+
+  test("drops the version of its own swap that was cut off, also where the connection has ended", () =>
     withHaproxy({ bin, servers, map: entries(fleet(20_000)) }, async (haproxy) => {
-      const instance = instanceOf(haproxy);
       const desired = fleet(20_000, 0);
-      const contents = await instance.read(signal());
-      const cut = new AbortController();
-      const push = instance.apply(
-        planFromContents(desired, contents),
-        desired,
-        contents.fingerprint,
-        cut.signal,
-      );
-      const filling = () => runtimeCommand(haproxy.socketPath, "show map");
-      await expect.poll(filling, { interval: 1 }).not.toContain("entry_cnt=20000");
+      const { instance, push, cut, state } = await swapUnderWay(haproxy, desired);
       cut.abort(new Error("cut"));
       await expect(push).rejects.toMatchObject({ code: "HAPROXY_TIMEOUT" });
+      await expect.poll(state).toContain("entry_cnt=20000");
+      expect((await instance.read(signal())).rebuild).toBe(false);
       expect(await bring(instance, desired)).toMatchObject({ method: "swap" });
-      expect(await filling()).toContain("entry_cnt=20000");
       expect(await haproxy.showMap()).toEqual(entries(desired));
+    }));
+
+  test("takes a route that HAProxy learns in the new version for what it is, and says so", () =>
+    withHaproxy({ bin, servers, map: entries(fleet(20_000)) }, async (haproxy) => {
+      const desired = fleet(20_000);
+      const { push } = await swapUnderWay(haproxy, desired);
+      // As `http-request set-map` does it: until 3.0 in all versions.
+      await runtimeCommand(haproxy.socketPath, `set map ${haproxy.mapPath} node0.example.com master3`);
+      const { method, disturbed } = await push;
+      expect(method).toBe("swap");
+      const live = await haproxy.showMap();
+      expect(disturbed).toBe(live.get("node0.example.com") === "master3");
+      live.delete("node0.example.com");
+      desired.remove("node0.example.com" as Certname);
+      expect(live).toEqual(entries(desired));
+    }));
+
+  test("pushes to a map that has grown if it is told to insist, and has it read again", () =>
+    withHaproxy({ bin, servers, map: entries(fleet(2_000)) }, async (haproxy) => {
+      const instance = instanceOf(haproxy);
+      const contents = await instance.read(signal());
+      const desired = fleet(2_000, 1_998);
+      const plan = planFromContents(desired, contents);
+      const learned = ["learned.example.com" as Certname, "master1" as Master] as const;
+      await runtimeCommand(haproxy.socketPath, `add map ${haproxy.mapPath} ${learned.join(" ")}`);
+      const apply = (insist: boolean) =>
+        instance.apply(plan, desired, contents.fingerprint, signal(), insist);
+      expect(await apply(false)).toMatchObject({ method: undefined, disturbed: true });
+      expect(await apply(true)).toMatchObject({ method: "incremental", disturbed: true });
+      expect(await haproxy.showMap()).toEqual(entries(desired).set(...learned));
     }));
 
   test("sees that another writer came in between, and pushes nothing on an old plan", () =>

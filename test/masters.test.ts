@@ -7,6 +7,7 @@ import type { Certname, Master } from "../src/node-map.js";
 
 const OPTIONS = { pattern: /^puppet\d+$/, port: 8140, limit: 4, options: "" };
 const NO_SERVERS = [[]];
+const NONE_ADDED = new Set<Master>();
 const never = new AbortController().signal;
 
 /** Each producer has one node and no server. */
@@ -46,7 +47,7 @@ describe("the addresses of new masters", () => {
     });
     const fleet = fleetOf(...masters(100));
     for (let pass = 0; pass < 3; pass += 1) {
-      const failures = await newMasters.consider(fleet, true, NO_SERVERS, never);
+      const failures = await newMasters.consider(fleet, true, NO_SERVERS, NONE_ADDED, never);
       expect(failures).toHaveLength(OPTIONS.limit);
       expect(failures[0]).toMatchObject({
         code: "HAPROXY_SERVER",
@@ -64,9 +65,9 @@ describe("the addresses of new masters", () => {
       return { address: "2001:db8::6", family: 6 };
     });
     const fleet = fleetOf(...masters(7), "elsewhere");
-    await newMasters.consider(fleet, true, NO_SERVERS, never);
+    await newMasters.consider(fleet, true, NO_SERVERS, NONE_ADDED, never);
     expect(await additions(newMasters)).toEqual([]);
-    const failures = await newMasters.consider(fleet, true, NO_SERVERS, never);
+    const failures = await newMasters.consider(fleet, true, NO_SERVERS, NONE_ADDED, never);
     expect(failures.map(({ message }) => message)).toEqual(
       masters(6).map((name) => `master ${name} gets no server: its name has no address (ENOTFOUND)`),
     );
@@ -86,9 +87,9 @@ describe("the addresses of new masters", () => {
       return { address: "192.0.2.1", family: 4 };
     });
     const fleet = fleetOf("puppet1");
-    expect(await newMasters.consider(fleet, true, NO_SERVERS, stop.signal)).toHaveLength(1);
+    expect(await newMasters.consider(fleet, true, NO_SERVERS, NONE_ADDED, stop.signal)).toHaveLength(1);
     answer();
-    await expect.poll(() => newMasters.consider(fleet, true, NO_SERVERS, never)).toEqual([]);
+    await expect.poll(() => newMasters.consider(fleet, true, NO_SERVERS, NONE_ADDED, never)).toEqual([]);
     expect(await additions(newMasters)).toEqual(["puppet1 192.0.2.1:8140"]);
   });
 
@@ -101,7 +102,7 @@ describe("the addresses of new masters", () => {
     });
     const fleet = fleetOf("puppet1");
     for (const host of ["192.0.2.1", "192.0.2.2", "192.0.2.2"]) {
-      expect(await newMasters.consider(fleet, true, NO_SERVERS, never)).toEqual([]);
+      expect(await newMasters.consider(fleet, true, NO_SERVERS, NONE_ADDED, never)).toEqual([]);
       expect(await additions(newMasters)).toEqual([`puppet1 ${host}:8140`]);
     }
   });

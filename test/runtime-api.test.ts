@@ -10,11 +10,13 @@ const soon = () => AbortSignal.timeout(5_000);
 
 /**
  * A scripted stats socket for what a real HAProxy will not do on request. `script` gets each line and returns
- * the reply as it goes over the wire; undefined means to say nothing. The two opening commands are answered.
+ * the reply as it goes over the wire; undefined means to say nothing. The two opening commands are answered. Every reply
+ * takes `awayMs`.
  */
 async function withScript<T>(
   script: (line: string, socket: net.Socket) => string | undefined,
   use: (endpoint: { name: string; connect: { path: string } }, lines: string[]) => Promise<T>,
+  awayMs?: number,
 ): Promise<T> {
   const folder = await mkdtemp(path.join(tmpdir(), "sasori-script-"));
   const lines: string[] = [];
@@ -31,7 +33,9 @@ async function withScript<T>(
         const opening = line === "prompt" || line.startsWith("set severity-output");
         if (!opening) lines.push(line);
         const reply = opening ? "\n> " : script(line, socket);
-        if (reply !== undefined && !socket.destroyed) socket.write(reply);
+        const answer = () => void (reply !== undefined && !socket.destroyed && socket.write(reply));
+        if (awayMs === undefined) answer();
+        else setTimeout(answer, awayMs);
       }
     });
   });
@@ -182,6 +186,31 @@ describe("a Runtime API session", () => {
         session.close();
       },
     ));
+
+  test("does not wait for the reply to each burst of a gentle push where HAProxy is far away", async () => {
+    const awayMs = 25;
+    let [unanswered, most] = [0, 0];
+    const script = () => {
+      unanswered += 1;
+      most = Math.max(most, unanswered);
+      setTimeout(() => {
+        unanswered -= 1;
+      }, awayMs);
+      return "\n> ";
+    };
+    const push = async (endpoint: Parameters<typeof RuntimeSession.open>[0]) => {
+      const session = await RuntimeSession.open(endpoint, soon());
+      const workMs = Number.POSITIVE_INFINITY; // Each is a burst.
+      const commands = Array.from({ length: 30 }, (_, index) => ({
+        command: `del map #0 n${index}`,
+        workMs,
+      }));
+      await session.runAll(commands, "gently");
+      session.close();
+    };
+    await withScript(script, push, awayMs);
+    expect(most).toBeGreaterThan(1);
+  });
 
   test("does not believe a reply that nobody asked for", () =>
     withScript(

@@ -1,7 +1,8 @@
 import { execFile } from "node:child_process";
 import { once } from "node:events";
 import { mkdir, open, readdir, readFile, rename, rm, utimes, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
+import { createServer as createHttpServer, type ServerResponse } from "node:http";
+import { type AddressInfo, createServer } from "node:net";
 import path from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, test, vi } from "vitest";
@@ -717,6 +718,39 @@ describe("a pass", () => {
       expect((await full(sync)).masters.changes).toEqual([]);
     }));
 
+  test("lets nodes come back to a master whose server could not be taken away while it served a request", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const socket = lab.haproxys[0]?.socketPath ?? "";
+      const port = lab.haproxys[0]?.ports.frontend;
+      const held: ServerResponse[] = [];
+      const master = createHttpServer((_, response) => held.push(response)).listen(0, "127.0.0.1");
+      await once(master, "listening");
+      await lab.run(name(0), "master1");
+      await lab.run(name(1), "localhost");
+      const sync = await lab.newSync({
+        SASORI_NEW_MASTERS: "localhost",
+        SASORI_NEW_MASTER_PORT: `${(master.address() as AddressInfo).port}`,
+      });
+      await sync.request({});
+      await sync.request({});
+      const answer = fetch(`http://127.0.0.1:${port}/`, { headers: { "x-node-name": name(1) } });
+      await expect.poll(() => held.length).toBe(1);
+      await lab.run(name(1), "master1", 1_000);
+      expect((await full(sync)).masters.changes).toMatchObject([
+        { change: "removed", failure: { message: expect.stringContaining("connections") } },
+      ]);
+      await lab.run(name(0), "localhost", 1_000);
+      const reports = [await sync.request({}), await full(sync), await full(sync)];
+      held[0]?.end("done");
+      expect((await answer).status).toBe(200);
+      reports.push(await full(sync));
+      expect(reports.flatMap(({ masters }) => masters.changes)).toEqual([]);
+      const state = await runtimeCommand(socket, "show servers state puppet");
+      expect(/ localhost \S+ [0-3] (\d+) /.exec(state)?.[1]).toBe("0"); // In no maintenance.
+      master.closeAllConnections();
+      master.close();
+    }));
+
   test("leaves a server alone that it once added and that the operator has put into the configuration since", () =>
     withFleetLab([{ bin, masterWorker: true }], async (lab) => {
       const [haproxy] = lab.haproxys;
@@ -910,6 +944,19 @@ describe("a pass", () => {
       await sync.submit(registration(name(0), "master3"));
       expect(sync.phase).toBe("fetch");
       await expectEverywhere(lab, routes.set(name(0), "master3").set(name(1), "master1"));
+      await pass.end();
+    }));
+
+  test("gives a HAProxy that is restarted its map while PuppetDB keeps a pass waiting", () =>
+    withFleetLab([{ bin }, { bin }], async (lab) => {
+      const routes = await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      await sync.request({});
+      const pass = await passThatHangs(lab, sync, { full: true });
+      await lab.haproxys[1]?.restart(); // It reads a file of its own, which is empty.
+      expect(await lab.haproxys[1]?.showMap()).toEqual(new Map());
+      await expect.poll(() => lab.haproxys[1]?.showMap(), { timeout: 15_000 }).toEqual(routes);
+      expect(sync.phase).toBe("fetch");
       await pass.end();
     }));
 

@@ -1,6 +1,7 @@
 // One running HAProxy as a target: what it is, what its map holds, and how a plan gets in there.
 // Promises: the live process is asked, never remembered; a version is committed only after it was read back
-// entry by entry; an unfinished version is dropped; the map is never cleared and refilled.
+// entry by entry; an unfinished version is dropped; the map is never cleared and refilled. What HAProxy learns while a
+// version is filled may go with the old one: sasori, which it asked, knows that route and pushes it next.
 
 import path from "node:path";
 import type { Endpoint } from "../config.js";
@@ -37,6 +38,9 @@ export interface MapState {
 interface Look extends Sighting {
   map: MapState;
 }
+
+/** To drop a version that was not finished: HAProxy does it in pieces, some tenths of a second for 100,000 entries. */
+const DROP_MS = 5_000;
 
 export interface HaproxyOptions {
   backend: string;
@@ -103,41 +107,76 @@ export class HaproxyInstance implements Target {
     return pushes.some((push) => this.#cost?.of.cheaper(push) !== "incremental");
   }
 
-  async apply(plan: Plan, desired: NodeMap, seen: Fingerprint, signal: AbortSignal): Promise<Applied> {
+  async apply(
+    plan: Plan,
+    desired: NodeMap,
+    seen: Fingerprint,
+    signal: AbortSignal,
+    insist = false,
+  ): Promise<Applied> {
     const pushed = await RuntimeSession.with(this.#endpoint, signal, async (session) => {
-      const { fingerprint, map, version } = await this.#look(session);
-      if (plan.kind === "unchanged" || !isSame(fingerprint, seen)) return undefined;
-      const method = await this.#push(session, map, plan, desired, this.#costOf(version));
-      return { method, ...expectedAfter(method, fingerprint, map, plan) };
+      const look = await this.#look(session);
+      const { fingerprint, map } = look;
+      const isAsSeen = isSame(fingerprint, seen);
+      const mayPush = isAsSeen || (insist && hasGrown(seen, fingerprint));
+      if (plan.kind === "unchanged" || !mayPush) return undefined;
+      const { method, learned } = await this.#push(session, look, plan, desired);
+      const disturbed = !isAsSeen || learned;
+      return { method, disturbed, ...expectedAfter(method, fingerprint, map, plan) };
     });
     // The session above may have talked to a process that a reload has replaced since: ask on a new one.
     const { fingerprint } = await this.look(signal);
     const asExpected =
       pushed !== undefined &&
+      !pushed.disturbed &&
       fingerprint.process === pushed.process &&
       (pushed.content === undefined || fingerprint.content === pushed.content);
     return { method: pushed?.method, fingerprint, disturbed: !asExpected };
   }
 
+  /** `learned`: the new version holds routes that HAProxy learned while it was filled. */
   async #push(
     session: RuntimeSession,
-    map: MapState,
+    look: Look,
     plan: Plan,
     desired: NodeMap,
-    cost: PushCost,
-  ): Promise<Method> {
+  ): Promise<{ method: Method; learned: boolean }> {
+    const { map } = look;
+    const cost = this.#costOf(look.version);
     const keyed = plan.set.length + plan.del.length;
     const push: Push = { keyed, added: plan.add.length, entries: desired.size };
     const method = plan.rebuild ? "swap" : cost.cheaper(push);
-    // No request finds its route in an empty map: the sooner it is filled the better.
-    const pace = map.entries === 0 ? "at once" : "gently";
-    if (method === "swap") this.#tidy = false; // Until it is committed, its version may be left behind.
-    const workedMs = await (method === "swap"
-      ? swap(session, pace, map, plan, desired)
-      : session.runAll(changeCommands(map, plan, desired, cost, pace), pace));
-    if (method === "swap") this.#tidy = true;
-    cost.learn(method, push, workedMs);
-    return method;
+    // Most requests do not find their route in a map that is mostly empty: the sooner it is filled the better.
+    const pace = map.entries < desired.size / 2 ? "at once" : "gently";
+    if (method === "swap") {
+      const { workedMs, learned } = await this.#swap(session, pace, look, plan, desired);
+      cost.learn(method, push, workedMs);
+      return { method, learned };
+    }
+    cost.learn(method, push, await session.runAll(changeCommands(map, plan, desired, cost, pace), pace));
+    return { method, learned: false };
+  }
+
+  async #swap(session: RuntimeSession, pace: Pace, look: Look, plan: Plan, desired: NodeMap) {
+    const { map, fingerprint } = look;
+    this.#tidy = false; // Until it is committed, its version may be left behind.
+    const version = await prepareVersion(session, map);
+    try {
+      const done = await fillVersion(session, pace, look, version, plan, desired);
+      this.#tidy = true;
+      return done;
+    } catch (error) {
+      await this.#dropVersion(version, map, fingerprint.process);
+      throw error;
+    }
+  }
+
+  /** On a connection of its own, because that of the swap may have ended: what nobody drops stays in HAProxy's memory. */
+  async #dropVersion(version: number, { id }: MapState, process: string): Promise<void> {
+    await RuntimeSession.with(this.#endpoint, AbortSignal.timeout(DROP_MS), async (session) => {
+      if (processOf(await session.ask("show info")) === process)
+        await session.run(`clear map @${version} #${id}`);
+    }).catch(() => undefined); // The error of the swap counts.
   }
 
   #costOf(version: string): PushCost {
@@ -187,8 +226,11 @@ export class HaproxyInstance implements Target {
     return RuntimeSession.with(this.#endpoint, signal, async (session) => {
       if (processOf(await session.ask("show info")) !== process)
         throw new SasoriError("HAPROXY_CHANGED", `${this.name}: it was reloaded: ${server} is not removed`);
-      await session.run(`disable server ${server}`);
-      await session.ask(`del server ${server}`);
+      await session.run(`disable server ${server}`); // Without that it is never removed.
+      await session.ask(`del server ${server}`).catch(async (error: unknown) => {
+        await session.run(`enable server ${server}`);
+        throw error;
+      });
     });
   }
 
@@ -401,45 +443,59 @@ function* additions(command: string, lines: Iterable<string>, pace: Pace): Gener
     yield { command, payload, workMs: Number.POSITIVE_INFINITY };
 }
 
-/** Returns for how long HAProxy worked (ms); reading back is not counted, because others are served meanwhile. */
-async function swap(
-  session: RuntimeSession,
-  pace: Pace,
-  map: MapState,
-  { undecided }: Plan,
-  desired: NodeMap,
-): Promise<number> {
+async function prepareVersion(session: RuntimeSession, map: MapState): Promise<number> {
   // New version created: 7
   const prepared = await session.ask(`prepare map #${map.id}`);
   const version = Number(/^New version created: (\d+)$/.exec(prepared)?.[1]);
-  if (!Number.isInteger(version)) {
-    throw new SasoriError("HAPROXY_REPLY", `"prepare map" answered ${quote(prepared)}`);
-  }
+  if (Number.isInteger(version)) return version;
+  throw new SasoriError("HAPROXY_REPLY", `"prepare map" answered ${quote(prepared)}`);
+}
+
+/**
+ * Fills a version, reads it back and commits it. Returns for how long HAProxy worked (ms): reading back is not counted,
+ * because others are served meanwhile. Until 3.0 HAProxy learns a route in all versions, also in this one (`learned`).
+ */
+async function fillVersion(
+  session: RuntimeSession,
+  pace: Pace,
+  { map, servers }: Look,
+  version: number,
+  { undecided }: Plan,
+  desired: NodeMap,
+): Promise<{ workedMs: number; learned: boolean }> {
+  const names = new Set<string>(servers.map(({ name }) => name));
   const wanted = ({ certname, master }: Assignment) => undecided.get(certname) ?? master;
   function* lines() {
     for (const assignment of desired.assignments()) yield `${assignment.certname} ${wanted(assignment)}`;
   }
-  try {
-    const filledMs = await session.runAll(additions(`add map @${version} #${map.id}`, lines(), pace), pace);
-    const { routes, lines: count } = await readMap(session, `@${version} #${map.id}`, pace, desired);
-    let right = count === desired.size && routes.size === desired.size;
-    for (const assignment of desired.assignments())
-      right &&= routes.get(assignment.certname) === wanted(assignment);
-    if (!right) throw notAsSent(version, count, desired.size);
-    const began = performance.now();
-    await session.run(`commit map @${version} #${map.id}`);
-    return filledMs + performance.now() - began;
-  } catch (error) {
-    await session.run(`clear map @${version} #${map.id}`).catch(() => undefined); // The first error counts.
-    throw error;
+  const filledMs = await session.runAll(additions(`add map @${version} #${map.id}`, lines(), pace), pace);
+  const { routes, lines: count } = await readMap(session, `@${version} #${map.id}`, pace, desired);
+  let right = count === desired.size && routes.size === desired.size;
+  let learned = false;
+  for (const assignment of desired.assignments()) {
+    const master = routes.get(assignment.certname);
+    if (master === wanted(assignment)) continue;
+    if (master !== undefined && names.has(master)) learned = true;
+    else right = false;
   }
+  if (!right) throw notAsSent(version, count, desired.size);
+  const began = performance.now();
+  await session.run(`commit map @${version} #${map.id}`);
+  return { workedMs: filledMs + performance.now() - began, learned };
 }
 
 const notAsSent = (version: number, entries: number, sent: number) =>
   new SasoriError(
     "HAPROXY_CHANGED",
-    `version ${version} of the map holds ${entries} entries, not the ${sent} that were sent: it is not committed; is there another writer?`,
+    `version ${version} of the map holds other entries (${entries}) than the ${sent} that were sent: it is not committed; is there another writer?`,
   );
+
+/** Entries came, and nothing else is seen to have changed. */
+function hasGrown(before: Fingerprint, now: Fingerprint): boolean {
+  const [version, entries] = before.content.split(":");
+  const [versionNow, entriesNow] = now.content.split(":");
+  return before.process === now.process && version === versionNow && Number(entriesNow) > Number(entries);
+}
 
 /** What the fingerprint must be after the push, if nobody else wrote. After a swap only the process is known. */
 function expectedAfter(method: Method, before: Fingerprint, map: MapState, plan: Plan) {

@@ -1,5 +1,5 @@
 // Collects what a target holds, line by line, in as little memory as that takes: a piece cut out of a dump keeps the
-// whole text of the dump in memory, so every string that is known already is used instead.
+// whole text of the dump in memory, so every string that is known already is used instead, and others are copied.
 
 import type { Certname, NodeMap } from "../node-map.js";
 
@@ -17,13 +17,18 @@ export class Routes {
   add(certname: Certname, master: string): boolean {
     if (this.all.has(certname)) return false;
     const known = this.#desired?.get(certname);
-    this.all.set(known?.certname ?? certname, known?.master === master ? known.master : this.#sole(master));
+    this.all.set(
+      known?.certname ?? copyOf(certname),
+      known?.master === master ? known.master : this.#sole(master),
+    );
     return true;
   }
 
   #sole(master: string): string {
-    const sole = this.#masters.get(master) ?? master;
+    const sole = this.#masters.get(master) ?? copyOf(master);
     this.#masters.set(sole, sole);
     return sole;
   }
 }
+
+const copyOf = <Name extends string>(name: Name) => Buffer.from(name, "latin1").toString("latin1") as Name;

@@ -25,13 +25,16 @@ export type Pace = "at once" | "gently";
 /**
  * HAProxy runs commands on the thread that also serves requests, which wait meanwhile. So a push that is to be gentle
  * sends bursts of at most about this much work, and leaves HAProxy alone after each for so many times as long, at least a
- * millisecond. A push must end all the same: pauses have a bound in all, which is not reached by a swap of a million, and
- * each, because a single command that takes long (`set map` with 2.6, 2 to 6 ms) is felt however long the pause behind it.
+ * millisecond. A push must end all the same: pauses have a bound in all, which a swap of some hundred thousand does not
+ * reach, and each, because a single command that takes long (`set map` with 2.6, 2 to 6 ms) is felt however long the pause
+ * behind it.
  */
 const BURST_MS = 0.2;
 const PAUSE_BURSTS = 6;
 const MAX_PAUSE_MS = 40;
 const MAX_PAUSED_MS = 40_000;
+/** A burst waits for the reply to the one before, unless HAProxy is far away: one more is under way for each of these. */
+const FAR_MS = 5;
 
 /**
  * Upper bounds of a command with its payload. 1 kB is a burst: 0.05 to 0.14 ms of HAProxy's time. With 2 kB the p99 of
@@ -171,19 +174,29 @@ export class RuntimeSession {
 
   /** In bursts, with pauses in which HAProxy serves requests. */
   async #runInBursts(commands: Iterable<Command>): Promise<number> {
+    const alone = Math.min(Math.floor(this.#roundTripMs / FAR_MS), PIPELINE_DEPTH);
+    const underway: Promise<number>[] = [];
     let [worked, paused] = [0, 0];
     let pause: number | undefined; // None before the first burst, and none behind the last.
-    for (const burst of bursts(commands)) {
-      if (pause !== undefined && paused < MAX_PAUSED_MS) {
-        const began = performance.now();
-        await sleep(pause);
-        paused += performance.now() - began;
+    try {
+      for (const burst of bursts(commands)) {
+        if (pause !== undefined && paused < MAX_PAUSED_MS) {
+          const began = performance.now();
+          await sleep(pause);
+          paused += performance.now() - began;
+        }
+        const running = this.#runPipelined(burst);
+        running.catch(() => undefined); // It is awaited in its turn; until then a refusal is not "unhandled".
+        underway.push(running);
+        const work: number = underway.length > alone ? ((await underway.shift()) ?? 0) : 0;
+        worked += work;
+        pause = Math.min(work * PAUSE_BURSTS, MAX_PAUSE_MS);
       }
-      const work = await this.#runPipelined(burst);
-      worked += work;
-      pause = Math.min(work * PAUSE_BURSTS, MAX_PAUSE_MS);
+      for (const work of underway) worked += await work;
+      return worked;
+    } finally {
+      await Promise.allSettled(underway);
     }
-    return worked;
   }
 
   /**

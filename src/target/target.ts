@@ -60,6 +60,15 @@ export interface Target {
   read(signal: AbortSignal, desired?: NodeMap): Promise<Contents>;
   /** Whether a push of so many changes would replace what it holds whole, whatever others wrote to it meanwhile. */
   replaces(changes: number, desired: NodeMap): boolean;
-  /** Afterwards the target holds `desired`, in one way or another, or the call has failed. */
-  apply(plan: Plan, desired: NodeMap, seen: Fingerprint, signal: AbortSignal): Promise<Applied>;
+  /**
+   * Afterwards the target holds `desired`, in one way or another, or the call has failed. Nothing is done where the target
+   * is not as it was `seen`, but for entries that came meanwhile if `insist`.
+   */
+  apply(
+    plan: Plan,
+    desired: NodeMap,
+    seen: Fingerprint,
+    signal: AbortSignal,
+    insist?: boolean,
+  ): Promise<Applied>;
 }

@@ -152,13 +152,25 @@ export class TrackedTarget {
       if (failure?.code === "HAPROXY_TIMEOUT" && performance.now() < this.#retryAt && !insist) {
         throw new SasoriError(failure.code, failure.message);
       }
-      this.#sighting = await this.target.look(signal);
-      this.servers = this.#sighting.servers;
-      const { process, content } = this.#sighting.fingerprint;
-      // They went with their process: a server of that name in the next one is the configuration's.
-      for (const [name, of] of this.added) if (of !== process) this.added.delete(name);
-      this.#touched = process === this.#left?.process && content !== this.#left.content;
+      await this.#see(signal);
     });
+  }
+
+  /** As `look`, in a pass that takes long: what it has done so far stays in its report, and one that failed may be back. */
+  async lookAgain(signal: AbortSignal): Promise<void> {
+    if (this.contents !== undefined) return;
+    const { failure, ...report } = this.report;
+    this.report = failure === undefined ? report : { ...report, outcome: "unchanged" };
+    await this.#attempt(() => this.#see(signal));
+  }
+
+  async #see(signal: AbortSignal): Promise<void> {
+    this.#sighting = await this.target.look(signal);
+    this.servers = this.#sighting.servers;
+    const { process, content } = this.#sighting.fingerprint;
+    // They went with their process: a server of that name in the next one is the configuration's.
+    for (const [name, of] of this.added) if (of !== process) this.added.delete(name);
+    this.#touched = process === this.#left?.process && content !== this.#left.content;
   }
 
   /** Reads the target if it is not as it was left, or in any case. */
@@ -240,25 +252,31 @@ export class TrackedTarget {
       if (this.report.drift > 0 || (this.#touched && this.report.learned === 0))
         this.report.changedByOthers = true;
       let wanted = desired;
-      for (let round = 1; round <= MAX_ROUNDS; round += 1) {
-        if (plan.kind === "unchanged") return this.#inSync(seen, plan, wanted === desired);
+      for (let round = 1; plan.kind === "changes"; round += 1) {
+        if (round > MAX_ROUNDS) throw this.#disturbed();
         this.#left = undefined; // Whatever happens below, until it is known to be right.
         const began = performance.now();
-        const applied = await this.target.apply(plan, wanted, seen, signal);
+        // An HAProxy that learns new nodes all the time would never be as it was seen.
+        const applied = await this.target.apply(plan, wanted, seen, signal, round > 1);
         if (applied.method !== undefined) this.#applied(plan, applied.method, performance.now() - began);
-        if (applied.disturbed && applied.fingerprint.process === seen.process)
-          this.report.changedByOthers = true;
         if (!applied.disturbed) return this.#inSync(applied.fingerprint, plan, wanted === desired);
+        const unpushed = applied.method === undefined ? countOf(plan) : 0;
+        const { process } = seen;
         const now = await this.#read(desired, signal);
         seen = now.fingerprint;
         wanted = this.#withNews(desired);
         plan = planFromContents(wanted, now);
+        if (process === seen.process && countOf(plan) > unpushed) this.report.changedByOthers = true;
       }
-      throw new SasoriError(
-        "HAPROXY_CHANGED",
-        `${this.target.name}: it was reloaded or changed by another writer during each of ${MAX_ROUNDS} pushes; the next pass reads it again`,
-      );
+      this.#inSync(seen, plan, wanted === desired);
     });
+  }
+
+  #disturbed(): SasoriError {
+    return new SasoriError(
+      "HAPROXY_CHANGED",
+      `${this.target.name}: it was reloaded or changed by another writer during each of ${MAX_ROUNDS} pushes; the next pass reads it again`,
+    );
   }
 
   /** The desired map with what this HAProxy learned during the push, which it keeps for the next pass to learn. */
