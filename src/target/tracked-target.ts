@@ -146,14 +146,7 @@ export class TrackedTarget {
   async look(insist: boolean, signal: AbortSignal): Promise<void> {
     this.report = this.#newReport();
     this.#sighting = this.contents = undefined;
-    await this.#attempt(async () => {
-      const failure = this.#failure;
-      // Otherwise every pass would be as slow as this target's time-out, for all the others too.
-      if (failure?.code === "HAPROXY_TIMEOUT" && performance.now() < this.#retryAt && !insist) {
-        throw new SasoriError(failure.code, failure.message);
-      }
-      await this.#see(signal);
-    });
+    await this.#attempt(() => this.#see(insist, signal));
   }
 
   /** As `look`, in a pass that takes long: what it has done so far stays in its report, and one that failed may be back. */
@@ -161,10 +154,15 @@ export class TrackedTarget {
     if (this.contents !== undefined) return;
     const { failure, ...report } = this.report;
     this.report = failure === undefined ? report : { ...report, outcome: "unchanged" };
-    await this.#attempt(() => this.#see(signal));
+    await this.#attempt(() => this.#see(false, signal));
   }
 
-  async #see(signal: AbortSignal): Promise<void> {
+  async #see(insist: boolean, signal: AbortSignal): Promise<void> {
+    const failure = this.#failure;
+    // Otherwise every pass would be as slow as this target's time-out, for all the others too.
+    if (failure?.code === "HAPROXY_TIMEOUT" && performance.now() < this.#retryAt && !insist) {
+      throw new SasoriError(failure.code, failure.message);
+    }
     this.#sighting = await this.target.look(signal);
     this.servers = this.#sighting.servers;
     const { process, content } = this.#sighting.fingerprint;
