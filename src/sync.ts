@@ -261,13 +261,15 @@ export class Sync {
 
   /**
    * A full reading is also needed when HAProxy has other servers than before, because submissions are not sent
-   * twice, and at the first contact with an HAProxy, because the guard must judge what it holds.
+   * twice, and at the first contact with an HAProxy, because the guard must judge what it holds. And for an approval:
+   * what is held is remembered, and only a full reading says whether PuppetDB has been restored since.
    */
   #kindOf(request: SyncRequest): SyncReport["kind"] {
     const otherServers = this.#namesOfServers() !== this.#serverNames;
     const firstContact = this.#instances.some(({ reachable, inherited }) => reachable && !inherited);
-    if (request.known && !request.full && !firstContact) return "known";
-    return request.full || otherServers || firstContact || this.#watermark === undefined ? "full" : "changes";
+    const mustRead = request.full || request.approve !== undefined || firstContact;
+    if (request.known && !mustRead) return "known";
+    return mustRead || otherServers || this.#watermark === undefined ? "full" : "changes";
   }
 
   #namesOfServers(): string {

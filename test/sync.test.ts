@@ -307,6 +307,27 @@ describe("a pass", () => {
       await expectEverywhere(lab, routes);
     }));
 
+  test("asks PuppetDB before an approval removes anything: it may have been restored since", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 30, -60 * MINUTE);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await lab.stopPuppetdb();
+      await lab.startPuppetdb();
+      // The first request may still meet a connection that ended with the old process.
+      await lab.run(name(0), "master1", -60 * MINUTE).catch(() => undefined);
+      const { held } = await full(sync);
+      expect(held).toBeDefined();
+      vi.useFakeTimers({ toFake: ["Date"], now: Date.now() - 60 * MINUTE });
+      await checkIn(lab, 30, 0); // The rows of a backup: a look for changes does not see that they are back.
+      vi.useRealTimers();
+      expect((await sync.request({})).held?.id).toBe(held?.id);
+      const report = await sync.request({ approve: held?.id });
+      expect(report).toMatchObject({ kind: "full", approvalUnmatched: true, moved: 0 });
+      expect(report.held).toBeUndefined();
+      await expectEverywhere(lab, routes);
+    }));
+
   test("counts the removals of an hour by a clock that nobody sets", () =>
     withFleetLab([{ bin }], async (lab) => {
       await checkIn(lab, 30);
