@@ -30,6 +30,8 @@ const LOOK_AGAIN_MS = 5_000;
 /** A million entries are read within seconds. To push them takes longer where HAProxy is far away. */
 const TARGET_MS = 2 * 60_000;
 const PUSH_MS_PER_ENTRY = 0.2;
+/** The file is read or written within two seconds at most, or its file system hangs; and every HAProxy waits for it. */
+const FILE_MS = 15_000;
 
 const NO_MASTERS: SyncReport["masters"] = { changes: [], failures: [] };
 
@@ -254,9 +256,15 @@ export class Sync {
     step: (target: TrackedTarget, signal: AbortSignal) => Promise<void>,
   ) {
     const late = new SasoriError("HAPROXY_TIMEOUT", `gave up after ${ms / 1000} s`);
-    await within(ms, stop, late, (signal) =>
-      Promise.all(this.#targets.map((target) => step(target, signal))),
-    );
+    await Promise.all([
+      this.#withFile(stop, step),
+      within(ms, stop, late, (signal) => Promise.all(this.#instances.map((target) => step(target, signal)))),
+    ]);
+  }
+
+  #withFile(stop: AbortSignal, step: (file: TrackedTarget, signal: AbortSignal) => Promise<void>) {
+    const late = new SasoriError("FILE_READ", `gave up after ${FILE_MS / 1000} s`);
+    return within(FILE_MS, stop, late, (signal) => step(this.#file, signal));
   }
 
   /**
@@ -419,13 +427,12 @@ export class Sync {
     this.#learn(this.fleet);
     this.#remember((master) => this.#isUp(master));
     const journal = await this.#saveJournal(stop);
-    const late = new SasoriError("HAPROXY_TIMEOUT", `gave up on the push after ${TARGET_MS / 1000} s`);
     clock?.begin("file");
-    await within(TARGET_MS, stop, late, (signal) => this.#file.settle(desired, signal));
+    await this.#withFile(stop, (file, signal) => file.settle(desired, signal));
     clock?.begin("push");
     const pushMs = TARGET_MS + Math.round(desired.size * PUSH_MS_PER_ENTRY);
-    const latePush = new SasoriError("HAPROXY_TIMEOUT", `gave up on the push after ${pushMs / 1000} s`);
-    await within(pushMs, stop, latePush, (signal) =>
+    const late = new SasoriError("HAPROXY_TIMEOUT", `gave up on the push after ${pushMs / 1000} s`);
+    await within(pushMs, stop, late, (signal) =>
       Promise.all(this.#instances.map((target) => target.settle(desired, signal))),
     );
     return journal;

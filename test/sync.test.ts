@@ -14,6 +14,11 @@ import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
 import { startMaster } from "./support/gateway.js";
 import { type HaproxyPlaces, runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
+import { freeze } from "./support/slow-disk.js";
+
+vi.mock("node:fs/promises", async (original) =>
+  (await import("./support/slow-disk.js")).slowDisk(await original()),
+);
 
 const name = (index: number) => `node${index}.example.com`;
 const MINUTE = 60_000;
@@ -1015,6 +1020,34 @@ describe("a pass", () => {
       await sync.stop(0);
       expect(await pass).toMatchObject({ targets: [{ failure: { code: "FILE_READ" } }, {}] });
       await (await open(lab.mapFile, "w")).close();
+    }));
+
+  test("lets no HAProxy wait long for a file whose file system hangs, and asks it no more until it answers", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const routes = await checkIn(lab, 3);
+      const sync = await lab.newSync();
+      await sync.request({});
+      await lab.run(name(0), "master2");
+      const thaw = freeze(path.dirname(lab.mapFile), "writes");
+      const { setTimeout } = globalThis;
+      vi.spyOn(globalThis, "setTimeout").mockImplementation(((work: () => void, ms = 0, ...args: []) => {
+        const isLong = ms >= 15_000 && ms <= 120_000;
+        return setTimeout(work, isLong ? ms / 50 : ms, ...args);
+      }) as typeof setTimeout);
+      const failure = { code: "FILE_WRITE", message: expect.stringContaining("gave up after 15 s") };
+      expect(await sync.request({})).toMatchObject({ targets: [{ failure }, { outcome: "applied" }] });
+      vi.restoreAllMocks();
+      expect(await lab.haproxys[0]?.showMap()).toEqual(routes.set(name(0), "master2"));
+
+      await lab.run(name(1), "master3");
+      const began = performance.now();
+      expect(await sync.request({})).toMatchObject({
+        targets: [{ outcome: "failed" }, { outcome: "applied" }],
+      });
+      expect(performance.now() - began).toBeLessThan(5_000);
+      thaw();
+      await expect.poll(async () => (await sync.request({})).outcome).toBe("done");
+      await expectEverywhere(lab, routes.set(name(1), "master3"));
     }));
 
   test("brings back a map file that somebody deleted or edited", () =>
