@@ -1,17 +1,20 @@
 // A lookup beside targets that hang: it ends all the same, and says of each what it knows.
 
-import { execFile } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, open, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { promisify } from "node:util";
 import { afterEach, expect, test, vi } from "vitest";
 import { LOOKUP_DEADLINE_MS, lookUp } from "../src/http/lookup.js";
 import type { Certname, Master } from "../src/node-map.js";
 import { HaproxyInstance } from "../src/target/haproxy.js";
 import { MapFile } from "../src/target/map-file.js";
+import { freeze } from "./support/slow-disk.js";
+
+vi.mock("node:fs/promises", async (original) =>
+  (await import("./support/slow-disk.js")).slowDisk(await original()),
+);
 
 const NODE = "node1.example.com" as Certname;
 const DESIRED = { master: "master1" as Master };
@@ -41,7 +44,8 @@ test("an HAProxy, or a file system, that hangs is told as such before the page g
   const mapFile = path.join(folder, "node-master.map");
   const hangs = path.join(folder, "hangs.map");
   await writeFile(mapFile, `${NODE} master1\n`);
-  await promisify(execFile)("mkfifo", [hangs]);
+  await writeFile(hangs, "");
+  const thaw = freeze(hangs, "reads");
   const noAnswer = { code: "HAPROXY_TIMEOUT", message: `${socket}: no answer within 5 s` };
   const live = [{ haproxy: socket, failure: noAnswer }];
   try {
@@ -58,7 +62,7 @@ test("an HAProxy, or a file system, that hangs is told as such before the page g
       live,
     });
   } finally {
-    await (await open(hangs, "r+")).close(); // Whoever waits for a writer goes on.
+    thaw();
     silent.close();
     await rm(folder, { recursive: true });
   }

@@ -1,10 +1,11 @@
 import { execFile } from "node:child_process";
+import { once } from "node:events";
 import {
   chmod,
   chown,
   lstat,
+  mkdir,
   mkdtemp,
-  open,
   readdir,
   readFile,
   rm,
@@ -13,14 +14,20 @@ import {
   utimes,
   writeFile,
 } from "node:fs/promises";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
 import fc from "fast-check";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
 import { planFromChanges, planFromContents } from "../src/plan.js";
 import { MapFile, MapText } from "../src/target/map-file.js";
+import { freeze } from "./support/slow-disk.js";
+
+vi.mock("node:fs/promises", async (original) =>
+  (await import("./support/slow-disk.js")).slowDisk(await original()),
+);
 
 let folder: string;
 beforeEach(async () => {
@@ -193,7 +200,8 @@ describe("the map file", () => {
   });
 
   test("is not waited for when its file system hangs, nor asked anything more until it has answered", async () => {
-    await promisify(execFile)("mkfifo", [mapPath()]); // To open it takes until somebody else does.
+    await writeFile(mapPath(), "a m1\n");
+    const thaw = freeze(mapPath(), "reads");
     const file = new MapFile(mapPath());
     const stop = new AbortController();
     const reading = file.read(stop.signal);
@@ -201,12 +209,30 @@ describe("the map file", () => {
     const silent = { code: "FILE_READ", message: expect.stringContaining("does not answer") };
     await expect(reading).rejects.toMatchObject(silent);
     await expect(file.look(new AbortController().signal)).rejects.toMatchObject(silent);
-    const writer = await open(mapPath(), "w");
-    await rm(mapPath());
-    await writeFile(mapPath(), "a m1\n");
-    await writer.close();
+    thaw();
     await expect.poll(async () => (await file.read().catch(() => undefined))?.routes.size).toBe(1);
   });
+
+  test.each([
+    { what: "a folder", make: () => mkdir(mapPath()) },
+    { what: "a pipe", make: () => promisify(execFile)("mkfifo", [mapPath()]) },
+    { what: "a socket", make: () => once(createServer().listen(mapPath()).unref(), "listening") },
+    { what: "a link that leads back to itself", make: () => symlink(mapPath(), mapPath()) },
+  ])(
+    "is not waited for where there is $what: it says so, and is written when that is gone",
+    async ({ what, make }) => {
+      const file = new MapFile(mapPath());
+      await bring(file, fleet({ a: "m1" }));
+      await rm(mapPath());
+      await make();
+      const refusal = { code: "FILE_READ", message: expect.stringContaining(`it is ${what}`) };
+      await expect(file.read()).rejects.toMatchObject(refusal);
+      await expect(file.lookUp("a" as Certname)).rejects.toThrow("remove it: sasori writes the file anew");
+      await rm(mapPath(), { recursive: true });
+      expect((await bring(file, fleet({ a: "m1" }))).kind).toBe("changes");
+      expect(await file.lookUp("a" as Certname)).toBe("m1");
+    },
+  );
 
   test("is written also in a folder that sasori may write but not list", async () => {
     const asRoot = process.getuid?.() === 0; // Who may read everything.

@@ -2,13 +2,13 @@
 // Promises: the file is always whole (see atomic-file.ts), sorted, and not touched when nothing changed.
 // Format, from HAProxy: "#" in column 1 is a comment; the key ends at the first blank; the rest is the value.
 
-import { readFile, stat } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { Patience } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
 import { type Certname, isCertname, isMaster, type Master, type NodeMap } from "../node-map.js";
 import type { Plan } from "../plan.js";
 import { lowerBound } from "../sorted.js";
-import { removeLeftovers, replaceFile } from "./atomic-file.js";
+import { NotAFile, readWhole, removeLeftovers, replaceFile } from "./atomic-file.js";
 import { Routes } from "./routes.js";
 import type { Applied, Contents, Fingerprint, Sighting, Target } from "./target.js";
 
@@ -62,14 +62,12 @@ export class MapFile implements Target {
 
   async #text(): Promise<string | undefined> {
     try {
-      return await readFile(this.name, "latin1");
+      return await readWhole(this.name, "latin1");
     } catch (error) {
       if (systemCode(error) === "ENOENT") return undefined;
-      throw new SasoriError(
-        "FILE_READ",
-        `cannot read the map file: ${reason(error)}; let sasori's user or group read it`,
-        { cause: error },
-      );
+      throw new SasoriError("FILE_READ", `cannot read the map file: ${reason(error)}; ${remedyFor(error)}`, {
+        cause: error,
+      });
     }
   }
 
@@ -127,6 +125,13 @@ const unread = (why: string) =>
   new SasoriError("FILE_READ", `cannot read the map file: its file system does not answer (${why})`);
 const unwritten = (why: string) =>
   new SasoriError("FILE_WRITE", `cannot write the map file: its file system does not answer (${why})`);
+
+function remedyFor(error: unknown): string {
+  if (error instanceof NotAFile) return "remove it: sasori writes the file anew";
+  if (systemCode(error) === "ELOOP")
+    return "it is a link that leads back to itself; remove it: sasori writes the file anew";
+  return "let sasori's user or group read it";
+}
 
 /** One at a time: a list of a million lines takes 100 MB. */
 function* linesOf(text: string): Generator<string> {
