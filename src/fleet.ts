@@ -30,6 +30,9 @@ const GUARD_MEMORY_MS = 60 * 60_000;
  */
 const FRESH_MS = 10 * 60_000;
 
+/** A time that lies further ahead of PuppetDB's clock is that of a wrong clock. */
+const AHEAD_MS = 10 * 60_000;
+
 export class Fleet {
   readonly map: NodeMap;
   /** Nodes whose newest submission came from a producer without a server. An older route is kept. */
@@ -145,6 +148,7 @@ export class Fleet {
   merge(reading: Reading, resolve: Resolve, guard: Guard, since: number): number {
     let lateMs = 0;
     for (const submission of reading.submissions.values()) {
+      if (reading.kind === "full") this.#correctTime(submission, reading.asOf);
       const news = this.#takeSubmission(submission, resolve(submission.producer));
       if (news && submission.receivedAt > 0) lateMs = Math.max(lateMs, since - submission.receivedAt);
     }
@@ -176,6 +180,27 @@ export class Fleet {
   #isFresh(certname: Certname, { asOf, inactive }: Reading): boolean {
     // A time far ahead is that of a wrong clock.
     return !inactive.has(certname) && Math.abs(asOf - (this.map.get(certname)?.at ?? 0)) < FRESH_MS;
+  }
+
+  /**
+   * A time far ahead would keep its node until then. PuppetDB is believed once it lists nothing as new any more. What was
+   * ordered or learned meanwhile had to be later than the wrong time, and wins over that for as long as it is listed;
+   * then it has the time when it was made, or, where nobody remembers, that of the reading.
+   */
+  #correctTime({ certname, at }: Submission, asOf: number): void {
+    const isWrong = (time = 0) => time > asOf + AHEAD_MS && time > at;
+    if (isWrong(this.unroutable.get(certname)?.at)) this.unroutable.delete(certname);
+    const known = this.map.get(certname);
+    if (known === undefined || !isWrong(known.at)) return;
+    if (!this.own.has(certname)) this.map.redate(certname, at - 1);
+    else if (at <= asOf + AHEAD_MS) this.#redateOwn(certname, Math.min(known.made ?? asOf, asOf));
+  }
+
+  #redateOwn(certname: Certname, at: number): void {
+    const redated = this.map.redate(certname, at);
+    if (redated === undefined) return;
+    this.own.set(certname, redated);
+    this.revision += 1;
   }
 
   #takeSubmission(submission: Submission, master: Master | undefined): boolean {

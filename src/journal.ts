@@ -20,6 +20,7 @@ const StateShape = z.object({
       master: MasterShape,
       at: z.iso.datetime(),
       source: z.enum(["registration", "learned"]),
+      made: z.iso.datetime().optional(),
     }),
   ),
   homes: z.array(z.tuple([CertnameShape, MasterShape])),
@@ -34,7 +35,14 @@ export interface State {
 /** Throws what `stateProblem` puts into words. */
 export function parseState(text: string): State {
   const { observations, homes } = StateShape.parse(JSON.parse(text));
-  return { observations: observations.map((entry) => ({ ...entry, at: Date.parse(entry.at) })), homes };
+  return {
+    observations: observations.map(({ at, made, ...entry }) => ({
+      ...entry,
+      at: Date.parse(at),
+      ...(made !== undefined && { made: Date.parse(made) }),
+    })),
+    homes,
+  };
 }
 
 export const stateProblem = (error: unknown): string =>
@@ -109,11 +117,12 @@ export class Journal {
     homes: Iterable<[Certname, Master]>,
     signal?: AbortSignal,
   ): Promise<void> {
-    const entries = Array.from(observations, ({ certname, master, at, source }) => ({
+    const entries = Array.from(observations, ({ certname, master, at, source, made }) => ({
       certname,
       master,
       at: new Date(at).toISOString(),
       source,
+      ...(made !== undefined && { made: new Date(made).toISOString() }),
     }));
     const state = { version: 1, observations: entries, homes: [...homes] };
     const text = `${JSON.stringify(state, null, 1)}\n`;

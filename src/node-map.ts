@@ -57,6 +57,8 @@ export interface Observation {
   master: Master;
   at: number;
   source: Source;
+  /** When it was really made, where `at` had to be later than a time that was known then. */
+  made?: number;
 }
 
 /** The newest observation of a node. */
@@ -108,6 +110,16 @@ export class NodeMap {
     this.#remember(certname, known.master);
     this.#assignments.set(certname, { ...known, master });
     return true;
+  }
+
+  /** The same observation at another time: the one that it had came from a wrong clock. */
+  redate(certname: Certname, at: number): Observation | undefined {
+    const known = this.#assignments.get(certname);
+    if (known === undefined) return undefined;
+    const { made, ...seen } = known;
+    const redated = { ...seen, at };
+    this.#assignments.set(certname, redated);
+    return redated;
   }
 
   remove(certname: Certname): boolean {

@@ -143,9 +143,11 @@ export class Sync {
    * Resolves when every reachable target has it.
    */
   submit({ at, ...seen }: Omit<Observation, "at"> & { at?: number }): Promise<void> {
-    return this.#submit((fleet) =>
-      fleet.observe({ ...seen, at: at ?? fleet.map.timeAfterKnown(seen.certname, Date.now()) }),
-    );
+    return this.#submit((fleet) => {
+      const now = Date.now();
+      const time = at ?? fleet.map.timeAfterKnown(seen.certname, now);
+      fleet.observe({ ...seen, at: time, ...(time > now && { made: now }) });
+    });
   }
 
   /** Ends a registration or learned route; `observation` is what PuppetDB has of the node instead. */

@@ -419,6 +419,44 @@ describe("a pass", () => {
       await expectEverywhere(lab, routes);
     }));
 
+  test("believes PuppetDB again when it no longer lists what a master submitted whose clock is far ahead", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const year = 365 * 24 * 60 * MINUTE;
+      const sync = await lab.newSync();
+      const wrong = [
+        [0, year], // Repaired in PuppetDB.
+        [1, 5 * MINUTE], // No more than an ordinary clock.
+        [2, year], // Registered since, and repaired with what was submitted before that.
+        [3, year], // Registered since, and repaired with what was submitted after that.
+      ] as const;
+      for (const [index, ahead] of wrong) await lab.run(name(index), "master1", ahead);
+      await sync.request({});
+      for (const index of [2, 3]) {
+        const seen = { certname: name(index) as Certname, master: "master2" as Master };
+        await sync.submit({ ...seen, source: "registration" });
+      }
+      await full(sync);
+      const routes = new Map(wrong.map(([index]) => [name(index), index < 2 ? "master1" : "master2"]));
+      await expectEverywhere(lab, routes); // The registrations are newer than what PuppetDB still has.
+
+      await lab.stopPuppetdb();
+      await lab.startPuppetdb();
+      // The first request may still meet a connection that ended with the old process.
+      await lab.run(name(0), "master3").catch(() => undefined);
+      for (const index of [0, 1, 3]) await lab.run(name(index), "master3", 1);
+      await lab.run(name(2), "master3", -MINUTE);
+      const restarted = await lab.newSync();
+      for (const one of [sync, restarted]) expect(await full(one)).toMatchObject({ outcome: "done" });
+      routes.set(name(0), "master3").set(name(3), "master3");
+      const known = [0, 1].map((index) => sync.fleet.map.get(name(index) as Certname)?.master);
+      expect(known).toEqual(["master3", "master1"]);
+      await expectEverywhere(lab, routes.set(name(1), "master3")); // For a sasori that has just started.
+      expect([...restarted.fleet.own.keys()]).toEqual([name(2)]);
+      await lab.run(name(2), "master1", 1_000);
+      await full(restarted);
+      await expectEverywhere(lab, routes.set(name(2), "master1"));
+    }));
+
   test("lets nothing through on a dry run, whatever is approved or asked at the same time", () =>
     withFleetLab([{ bin }], async (lab) => {
       const routes = await checkIn(lab, 12);
