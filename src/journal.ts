@@ -1,29 +1,37 @@
 // The state file: registrations, learned routes and homes, which neither PuppetDB nor the map file can give back.
 // Promises: written atomically and only when something changed; a file that cannot be read
-// is set aside, never overwritten, and never keeps sasori from starting.
+// is set aside, never overwritten, and never keeps sasori from starting; one bad entry costs that entry.
 
 import { existsSync } from "node:fs";
 import { readFile, rename } from "node:fs/promises";
 import { z } from "zod";
 import { Patience } from "./deadline.js";
 import { reason, SasoriError, systemCode } from "./errors.js";
-import { type Certname, isCertname, isMaster, type Master, type Observation } from "./node-map.js";
+import {
+  type Certname,
+  isCertname,
+  isMaster,
+  LATEST_TIME,
+  type Master,
+  type Observation,
+} from "./node-map.js";
 import { removeLeftovers, replaceFile } from "./target/atomic-file.js";
 
 const CertnameShape = z.custom<Certname>((value) => typeof value === "string" && isCertname(value));
 const MasterShape = z.custom<Master>((value) => typeof value === "string" && isMaster(value));
+const ObservationShape = z.object({
+  certname: CertnameShape,
+  master: MasterShape,
+  at: z.iso.datetime(),
+  source: z.enum(["registration", "learned"]),
+  made: z.iso.datetime().optional(),
+});
+const HomeShape = z.tuple([CertnameShape, MasterShape]);
+/** Its entries are looked at one by one: a bad one is no reason to lose the others. */
 const StateShape = z.object({
   version: z.literal(1),
-  observations: z.array(
-    z.object({
-      certname: CertnameShape,
-      master: MasterShape,
-      at: z.iso.datetime(),
-      source: z.enum(["registration", "learned"]),
-      made: z.iso.datetime().optional(),
-    }),
-  ),
-  homes: z.array(z.tuple([CertnameShape, MasterShape])),
+  observations: z.array(z.unknown()),
+  homes: z.array(z.unknown()),
 });
 
 export interface State {
@@ -32,21 +40,40 @@ export interface State {
   homes: [Certname, Master][];
 }
 
-/** Throws what `stateProblem` puts into words. */
-export function parseState(text: string): State {
+/** `unusable`: entries that are left out, each with its place and what is wrong. Throws what `stateProblem` puts into words. */
+export function parseState(text: string): State & { unusable: string[] } {
   const { observations, homes } = StateShape.parse(JSON.parse(text));
+  const unusable: string[] = [];
+  const usable = <Entry>(list: string, entries: unknown[], shape: z.ZodType<Entry>) =>
+    entries.flatMap((entry, index) => {
+      const { data, error } = shape.safeParse(entry);
+      const [issue] = error?.issues ?? [];
+      if (issue !== undefined)
+        unusable.push([`${list}[${index}]`, ...issue.path].join(".").concat(`: ${issue.message}`));
+      return data === undefined ? [] : [data];
+    });
   return {
-    observations: observations.map(({ at, made, ...entry }) => ({
+    observations: usable("observations", observations, ObservationShape).map(({ at, made, ...entry }) => ({
       ...entry,
       at: Date.parse(at),
       ...(made !== undefined && { made: Date.parse(made) }),
     })),
-    homes,
+    homes: usable("homes", homes, HomeShape),
+    unusable,
   };
 }
 
+/** A few of many, for a message. */
+export const unusableEntries = (unusable: readonly string[]): string => {
+  const [entries, some] = [unusable.length === 1 ? "entry" : "entries", unusable.slice(0, 3).join("; ")];
+  return `${unusable.length} ${entries} (${some}${unusable.length > 3 ? "; …" : ""})`;
+};
+
 export const stateProblem = (error: unknown): string =>
   error instanceof z.ZodError ? z.prettifyError(error) : reason(error);
+
+/** Of what is written here, nothing may be refused when it is read again. */
+const iso = (at: number): string => new Date(Math.min(at, LATEST_TIME)).toISOString();
 
 /** The file holds names of nodes and masters only; still nobody else needs it. */
 const STATE_FILE_MODE = 0o640;
@@ -70,13 +97,15 @@ export class Journal {
 
   /**
    * Throws `STATE_FILE` when the file cannot be read or understood. It is then set aside under another name, or, if
-   * even that fails or nothing is to be touched, left alone for good.
+   * even that fails or nothing is to be touched, left alone for good. Entries that cannot be used are left out; `trouble`
+   * tells of them, and a copy with them is set aside.
    */
   async load(untouched = false): Promise<State> {
     try {
       const text = await readFile(this.#file, "utf8");
-      const state = parseState(text);
+      const { unusable, ...state } = parseState(text);
       this.#written = text;
+      if (unusable.length > 0) await this.#keepCopy(unusable, text, untouched);
       return state;
     } catch (error) {
       if (systemCode(error) === "ENOENT") return { observations: [], homes: [] };
@@ -88,9 +117,29 @@ export class Journal {
     return removeLeftovers(this.#file);
   }
 
+  async #keepCopy(unusable: readonly string[], text: string, untouched: boolean): Promise<void> {
+    const what = `${unusableEntries(unusable)} of the state file ${this.#file} cannot be used and are not in force, the others are`;
+    try {
+      if (untouched) throw new Error("nothing is to be touched");
+      const aside = this.#asideName();
+      await replaceFile(aside, [text], STATE_FILE_MODE);
+      const message = `${what}: a copy with all was set aside as ${aside}`;
+      this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message) };
+    } catch (error) {
+      const remedy = untouched
+        ? ""
+        : `, and new ones are not kept: no copy can be set aside: ${reason(error)}`;
+      this.#blocked = new SasoriError("STATE_FILE", `${what}${remedy}`, { cause: error });
+    }
+  }
+
+  #asideName(): string {
+    return `${this.#file}.broken-${new Date().toISOString().replaceAll(":", "")}`;
+  }
+
   async #setAside(error: unknown): Promise<SasoriError> {
     const what = stateProblem(error);
-    const aside = `${this.#file}.broken-${new Date().toISOString().replaceAll(":", "")}`;
+    const aside = this.#asideName();
     try {
       await rename(this.#file, aside);
     } catch {
@@ -120,9 +169,9 @@ export class Journal {
     const entries = Array.from(observations, ({ certname, master, at, source, made }) => ({
       certname,
       master,
-      at: new Date(at).toISOString(),
+      at: iso(at),
       source,
-      ...(made !== undefined && { made: new Date(made).toISOString() }),
+      ...(made !== undefined && { made: iso(made) }),
     }));
     const state = { version: 1, observations: entries, homes: [...homes] };
     const text = `${JSON.stringify(state, null, 1)}\n`;

@@ -51,6 +51,9 @@ export function parseMaster(text: string): Master {
  */
 export type Source = "facts" | "catalog" | "report" | "registration" | "learned" | "inherited";
 
+/** No clock says so, though PuppetDB takes years up to 9999: what comes after those has no ISO 8601 text of four digits. */
+export const LATEST_TIME = Date.UTC(9000, 0);
+
 /** One node seen at one master. `at` is in milliseconds since the epoch, on the clock of whoever saw it. */
 export interface Observation {
   certname: Certname;

@@ -123,7 +123,10 @@ export class Sync {
     return resolver(this.#parts.config.masterAliases, this.servers());
   }
 
-  /** Takes over what an earlier run has left; for a dry run without touching it. Throws `STATE_FILE`; sasori can go on without. */
+  /**
+   * Takes over what an earlier run has left; for a dry run without touching it. Throws `STATE_FILE` for what could not be
+   * taken over; sasori can go on without.
+   */
   async restore({ dryRun = false }: Pick<SyncRequest, "dryRun"> = {}): Promise<void> {
     const { file, journal } = this.#parts;
     if (!dryRun) for (const one of [file, journal]) await one.removeLeftovers();
@@ -131,6 +134,9 @@ export class Sync {
     for (const observation of observations) this.fleet.observe(observation);
     for (const [certname, home] of homes) this.fleet.homes.set(certname, home);
     this.#savedRevision = this.fleet.revision;
+    if (journal.trouble === undefined) return;
+    this.#savedRevision = -1; // The next pass writes what is usable.
+    throw journal.trouble;
   }
 
   /** Runs a pass or joins the next one. A failed pass does not reject: its report says so. */

@@ -333,6 +333,21 @@ describe("what PuppetDB may answer instead of rows", () => {
     await source.close();
   });
 
+  test("a submission of a time that no clock shows is one without a time", async () => {
+    for (const time of ["9999-12-31T23:59:59.999Z", "yesterday"]) {
+      server.scripts = {
+        ...ONE_NODE,
+        factsets: answer(`[${ROW.replace("2026-01-01T00:00:00.000Z", time)}]`),
+      };
+      const { submissions, withoutProducer } = await source.readAll(soon());
+      expect({ submissions, withoutProducer }).toEqual({
+        submissions: new Map(),
+        withoutProducer: new Set([NODE]),
+      });
+    }
+    await source.close();
+  });
+
   test("names as long as a row may be are kept by their beginning", async () => {
     const long = "X".repeat(60_000);
     const producer_timestamp = "2026-01-01T00:00:00.000Z";

@@ -1107,6 +1107,48 @@ describe("a pass", () => {
       expect(await (await lab.newSync()).request({})).toMatchObject({ outcome: "done" });
     }));
 
+  test("loses only the entry of a state file that it cannot use, tells of it, and keeps a copy", () =>
+    withFleetLab([], async (lab) => {
+      const state = `${lab.mapFile}.state.json`;
+      const entry = (index: number, at: string) => ({
+        certname: name(index),
+        master: "master1",
+        at,
+        source: "registration",
+      });
+      const at = "2026-01-01T00:00:00.000Z";
+      const observations = [entry(0, at), entry(1, "+010000-01-01T00:00:00.000Z"), entry(2, at)];
+      const text = JSON.stringify({ version: 1, observations, homes: [[name(0), "a b"]] });
+      await writeFile(state, text);
+      const parts = assemble(lab.config());
+      const sync = new Sync(parts);
+      const told = expect.stringMatching(
+        /^2 entries \(observations\[1\]\.at: .*; homes\[0\].*\).* set aside as /,
+      );
+      await expect(sync.restore()).rejects.toMatchObject({ code: "STATE_FILE", message: told });
+      expect(parts.journal.trouble).toMatchObject({ message: told });
+      const aside = /set aside as (\S+)/.exec(parts.journal.trouble?.message ?? "")?.[1] ?? "";
+      expect(await readFile(aside, "utf8")).toBe(text);
+      await sync.request({});
+      expect([...sync.fleet.own.keys()]).toEqual([name(0), name(2)]);
+      const restarted = await lab.newSync(); // It finds nothing wrong any more.
+      expect([...restarted.fleet.own.keys()]).toEqual([name(0), name(2)]);
+      await parts.puppetdb.close();
+    }));
+
+  test("writes no state that it could not read again, whatever a master's clock says", () =>
+    withFleetLab([], async (lab) => {
+      for (const [index, time] of ["9999-12-31T23:59:59.999Z", "8999-12-31T23:59:59.999Z"].entries())
+        await lab.puppetdb.replaceFacts({ certname: name(index), producer: "master1", at: new Date(time) });
+      const sync = await lab.newSync();
+      expect(await sync.request({})).toMatchObject({ nodes: 1, withoutProducer: { count: 1 } });
+      for (const index of [0, 1]) {
+        const seen = { certname: name(index) as Certname, master: "master2" as Master };
+        await sync.submit({ ...seen, source: "registration" });
+      }
+      expect((await lab.newSync()).fleet.own.size).toBe(2);
+    }));
+
   test("touches no file when it starts for a dry run", () =>
     withFleetLab([{ bin }], async (lab) => {
       const parts = assemble(lab.config());

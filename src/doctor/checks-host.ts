@@ -9,7 +9,7 @@ import { askDaemon, daemonUrl, NoSasori } from "../cli/daemon-client.js";
 import type { Config, ListenAddress } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import type { Status } from "../http/api-shapes.js";
-import { parseState, stateProblem } from "../journal.js";
+import { parseState, stateProblem, unusableEntries } from "../journal.js";
 import type { Certname } from "../node-map.js";
 import { replaceFile } from "../target/atomic-file.js";
 import { MapFile } from "../target/map-file.js";
@@ -183,10 +183,18 @@ function stateFileCheck(file: string): Check {
         throw cannotRead(file, error);
       }
       try {
-        const { observations, homes } = parseState(text);
+        const { observations, homes, unusable } = parseState(text);
         return verdict(
           `${observations.length} registrations and learned routes, ${homes.length} displaced nodes`,
-          [],
+          unusable.length === 0
+            ? []
+            : [
+                {
+                  outcome: "warning",
+                  what: `${unusableEntries(unusable)} cannot be used`,
+                  remedy: "sasori will set a copy aside when it starts; register lost routes again",
+                },
+              ],
         );
       } catch (error) {
         throw new CheckError(

@@ -10,7 +10,7 @@ import { Agent, buildConnector, type Dispatcher, request } from "undici";
 import { z } from "zod";
 import type { Config } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
-import { type Certname, isCertname } from "../node-map.js";
+import { type Certname, isCertname, LATEST_TIME } from "../node-map.js";
 import { JsonRows } from "./json-rows.js";
 
 /**
@@ -86,7 +86,7 @@ export interface Reading {
   inactiveCount: number;
   /** Certnames that cannot be map keys, as they came, or their beginning. At most MAX_REFUSED of them. */
   refused: Set<string>;
-  /** Nodes with nothing but rows that name no producer or no time. */
+  /** Nodes with nothing but rows that name no producer or no time that a clock may show. */
   withoutProducer: Set<Certname>;
 }
 
@@ -544,7 +544,7 @@ function takeSubmission(
   take(name, reading, (certname) => {
     const at = Date.parse(time ?? "");
     const known = reading.submissions.get(certname);
-    if (producer === null || Number.isNaN(at)) {
+    if (producer === null || !(at < LATEST_TIME)) {
       if (known === undefined) reading.withoutProducer.add(certname);
       return;
     }
