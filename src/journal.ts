@@ -3,7 +3,7 @@
 // is set aside, never overwritten, and never keeps sasori from starting; one bad entry costs that entry.
 
 import { existsSync } from "node:fs";
-import { readFile, rename } from "node:fs/promises";
+import { readFile, rename, stat } from "node:fs/promises";
 import { z } from "zod";
 import { Patience } from "./deadline.js";
 import { reason, SasoriError, systemCode } from "./errors.js";
@@ -78,10 +78,14 @@ const iso = (at: number): string => new Date(Math.min(at, LATEST_TIME)).toISOStr
 /** The file holds names of nodes and masters only; still nobody else needs it. */
 const STATE_FILE_MODE = 0o640;
 
+const MISSING = "missing";
+
 export class Journal {
   readonly #file: string;
   readonly #patience = new Patience();
   #written = "";
+  /** The file as it was left, see #fingerprint. */
+  #left = MISSING;
   #blocked: SasoriError | undefined;
   #aside: { file: string; error: SasoriError } | undefined;
 
@@ -105,6 +109,7 @@ export class Journal {
       const text = await readFile(this.#file, "utf8");
       const { unusable, ...state } = parseState(text);
       this.#written = text;
+      this.#left = await this.#fingerprint();
       if (unusable.length > 0) await this.#keepCopy(unusable, text, untouched);
       return state;
     } catch (error) {
@@ -178,14 +183,31 @@ export class Journal {
     const nothing = state.observations.length + state.homes.length === 0;
     if (this.#blocked !== undefined) throw this.#blocked;
     if (text === this.#written || (nothing && this.#written === "")) return;
-    const silent = (why: string) =>
-      new SasoriError(
-        "FILE_WRITE",
-        `cannot write the state file ${this.#file}: its file system does not answer (${why})`,
-      );
-    await this.#patience.wait(signal, silent, async () => {
+    await this.#patience.wait(signal, this.#silent, async () => {
       await replaceFile(this.#file, [text], STATE_FILE_MODE);
       this.#written = text;
+      this.#left = await this.#fingerprint();
     });
   }
+
+  /** False if somebody deleted or changed the file since: what was in it must be saved again. */
+  async isAsLeft(signal: AbortSignal): Promise<boolean> {
+    if (this.#blocked !== undefined) return true;
+    const found = await this.#patience.wait(signal, this.#silent, () => this.#fingerprint());
+    if (found === this.#left) return true;
+    this.#left = found;
+    this.#written = found === MISSING ? "" : "another's";
+    return false;
+  }
+
+  async #fingerprint(): Promise<string> {
+    const found = await stat(this.#file, { bigint: true }).catch(() => undefined);
+    return found === undefined ? MISSING : `${found.ino}:${found.size}:${found.mtimeNs}`;
+  }
+
+  readonly #silent = (why: string) =>
+    new SasoriError(
+      "FILE_WRITE",
+      `cannot write the state file ${this.#file}: its file system does not answer (${why})`,
+    );
 }

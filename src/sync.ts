@@ -33,6 +33,9 @@ const PUSH_MS_PER_ENTRY = 0.2;
 /** The file is read or written within two seconds at most, or its file system hangs; and every HAProxy waits for it. */
 const FILE_MS = 15_000;
 
+/** No revision: what there is must be saved. */
+const UNSAVED = -1;
+
 const NO_MASTERS: SyncReport["masters"] = { changes: [], failures: [] };
 
 export interface SyncParts {
@@ -135,7 +138,7 @@ export class Sync {
     for (const [certname, home] of homes) this.fleet.homes.set(certname, home);
     this.#savedRevision = this.fleet.revision;
     if (journal.trouble === undefined) return;
-    this.#savedRevision = -1; // The next pass writes what is usable.
+    this.#savedRevision = UNSAVED; // The next pass writes what is usable.
     throw journal.trouble;
   }
 
@@ -234,7 +237,7 @@ export class Sync {
     }
     const submitted = this.#takeSubmitted();
     const masters = await this.#settleMasters(kind, stop);
-    const journal = await this.#settle(stop, clock);
+    const journal = await this.#settle(stop, clock, kind === "full");
     for (const { done } of submitted) done();
     this.served ||= this.#isServed();
     return { fleet: this.fleet, approvalUnmatched, masters, journal };
@@ -426,15 +429,15 @@ export class Sync {
   /**
    * Brings what is known to every target: takes over what a push would replace, saves it, and writes the file before any
    * HAProxy, because one that restarts in this moment must not load what was just replaced. Returns why the state file
-   * could not be written.
+   * could not be written; `checked`: it is also written when somebody else has deleted or changed it.
    */
-  async #settle(stop: AbortSignal, clock?: Phases): Promise<Failure | undefined> {
+  async #settle(stop: AbortSignal, clock?: Phases, checked = false): Promise<Failure | undefined> {
     const desired = this.fleet.map;
     await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeReplacing(desired, signal));
     for (const target of this.#targets) this.#inherit(target);
     this.#learn(this.fleet);
     this.#remember((master) => this.#isUp(master));
-    const journal = await this.#saveJournal(stop);
+    const journal = await this.#saveJournal(stop, checked);
     clock?.begin("file");
     await this.#withFile(stop, (file, signal) => file.settle(desired, signal));
     clock?.begin("push");
@@ -446,12 +449,17 @@ export class Sync {
     return journal;
   }
 
-  async #saveJournal(stop: AbortSignal): Promise<Failure | undefined> {
+  async #saveJournal(stop: AbortSignal, checked: boolean): Promise<Failure | undefined> {
     const { own, homes, revision } = this.fleet;
-    if (revision === this.#savedRevision) return undefined;
+    const { journal } = this.#parts;
+    if (revision === this.#savedRevision && !checked) return undefined;
     try {
       const late = new SasoriError("FILE_WRITE", `gave up after ${LOOK_MS / 1000} s`);
-      await within(LOOK_MS, stop, late, (signal) => this.#parts.journal.save(own.values(), homes, signal));
+      await within(LOOK_MS, stop, late, async (signal) => {
+        if (checked && !(await journal.isAsLeft(signal))) this.#savedRevision = UNSAVED;
+        if (revision === this.#savedRevision) return;
+        await journal.save(own.values(), homes, signal);
+      });
       this.#savedRevision = revision;
       return undefined;
     } catch (error) {

@@ -1136,6 +1136,25 @@ describe("a pass", () => {
       await parts.puppetdb.close();
     }));
 
+  test("writes a state file again that somebody deleted or changed, with the next full pass; none for nothing", () =>
+    withFleetLab([], async (lab) => {
+      await checkIn(lab, 3);
+      const state = `${lab.mapFile}.state.json`;
+      const sync = await lab.newSync();
+      await full(sync);
+      await full(sync);
+      await expect(readFile(state)).rejects.toThrow("ENOENT");
+      await sync.submit(registration(name(0), "master3"));
+      const text = await readFile(state, "utf8");
+      await rm(state);
+      expect(await full(sync)).toMatchObject({ outcome: "done" });
+      expect(await readFile(state, "utf8")).toBe(text);
+      await writeFile(state, "{ broken");
+      expect(await full(sync)).toMatchObject({ outcome: "done" });
+      expect(await readFile(state, "utf8")).toBe(text);
+      expect((await lab.newSync()).fleet.own.size).toBe(1);
+    }));
+
   test("writes no state that it could not read again, whatever a master's clock says", () =>
     withFleetLab([], async (lab) => {
       for (const [index, time] of ["9999-12-31T23:59:59.999Z", "8999-12-31T23:59:59.999Z"].entries())
