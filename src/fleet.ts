@@ -41,14 +41,14 @@ export class Fleet {
   readonly own: Map<Certname, Observation>;
   /** Displaced nodes, and where they were at home: they left a master while it was down. */
   readonly homes: Map<Certname, Master>;
-  /** Grows with every change of `own` and `homes`. */
+  /** Grows with every change of `own`, `homes` and `removals`. */
   revision = 0;
   verdict: Verdict;
   /** The nodes of a held verdict that are still held, and whether some of them no longer are. */
   #held: Set<Certname>;
   #heldChanged: boolean;
-  /** Removals of the last hour, but for approved ones; the oldest first. */
-  readonly #removals: { at: number; count: number }[];
+  /** Removals of the last hour, but for approved ones; the oldest first. `at` as Guard's `now`. */
+  readonly removals: { at: number; count: number }[];
   /** Certnames that cannot be map keys, and nodes without a known producer, since the last full reading. */
   readonly refused: Set<string>;
   readonly withoutProducer: Set<Certname>;
@@ -64,7 +64,7 @@ export class Fleet {
     this.verdict = like?.verdict ?? { kind: "allowed" };
     this.#held = new Set(like === undefined ? [] : like.#held);
     this.#heldChanged = like === undefined ? false : like.#heldChanged;
-    this.#removals = like === undefined ? [] : [...like.#removals];
+    this.removals = like === undefined ? [] : [...like.removals];
     this.refused = new Set(like?.refused);
     this.withoutProducer = new Set(like?.withoutProducer);
     this.complete = like?.complete ?? false;
@@ -164,8 +164,8 @@ export class Fleet {
     // As many may be held as the fleet has nodes: nothing new costs nothing.
     if (gone === "as held" && approved === undefined) return;
     const nodes = gone === "as held" ? [...this.#held] : gone;
-    while ((this.#removals[0]?.at ?? now) < now - GUARD_MEMORY_MS) this.#removals.shift();
-    const lately = this.#removals.reduce((sum, { count }) => sum + count, 0);
+    while ((this.removals[0]?.at ?? now) < now - GUARD_MEMORY_MS) this.removals.shift();
+    const lately = this.removals.reduce((sum, { count }) => sum + count, 0);
     this.verdict = judgeRemovals(nodes, this.map.size, limit, { approved, lately });
     this.#held = new Set(this.verdict.kind === "held" ? nodes : []);
     this.#heldChanged = false;
@@ -174,7 +174,9 @@ export class Fleet {
       ? nodes
       : nodes.filter((certname) => !this.#isFresh(certname, reading));
     for (const certname of leaving) this.#remove(certname);
-    if (!this.verdict.byApproval) this.#removals.push({ at: now, count: leaving.length });
+    if (this.verdict.byApproval || leaving.length === 0) return;
+    this.removals.push({ at: now, count: leaving.length });
+    this.revision += 1;
   }
 
   #isFresh(certname: Certname, { asOf, inactive }: Reading): boolean {

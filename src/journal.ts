@@ -1,4 +1,5 @@
-// The state file: registrations, learned routes and homes, which neither PuppetDB nor the map file can give back.
+// The state file: registrations, learned routes, homes, and what was removed lately, which neither PuppetDB nor the map
+// file can give back.
 // Promises: written atomically and only when something changed; a file that cannot be read
 // is set aside, never overwritten, and never keeps sasori from starting; one bad entry costs that entry.
 
@@ -27,22 +28,29 @@ const ObservationShape = z.object({
   made: z.iso.datetime().optional(),
 });
 const HomeShape = z.tuple([CertnameShape, MasterShape]);
+const RemovalShape = z.object({ at: z.iso.datetime(), count: z.int().positive() });
 /** Its entries are looked at one by one: a bad one is no reason to lose the others. */
 const StateShape = z.object({
   version: z.literal(1),
   observations: z.array(z.unknown()),
   homes: z.array(z.unknown()),
+  removals: z.array(z.unknown()).default([]), // Files of earlier versions have none.
 });
 
 export interface State {
   observations: Observation[];
   /** Where displaced nodes were at home. */
   homes: [Certname, Master][];
+  /** What the guard counts: when (ms since the epoch) how many nodes were removed. */
+  removals: { at: number; count: number }[];
 }
+
+/** The same, as it is kept in memory. */
+type Saved = { [Part in keyof State]: Iterable<State[Part][number]> };
 
 /** `unusable`: entries that are left out, each with its place and what is wrong. Throws what `stateProblem` puts into words. */
 export function parseState(text: string): State & { unusable: string[] } {
-  const { observations, homes } = StateShape.parse(JSON.parse(text));
+  const { observations, homes, removals } = StateShape.parse(JSON.parse(text));
   const unusable: string[] = [];
   const usable = <Entry>(list: string, entries: unknown[], shape: z.ZodType<Entry>) =>
     entries.flatMap((entry, index) => {
@@ -59,6 +67,10 @@ export function parseState(text: string): State & { unusable: string[] } {
       ...(made !== undefined && { made: Date.parse(made) }),
     })),
     homes: usable("homes", homes, HomeShape),
+    removals: usable("removals", removals, RemovalShape).map(({ at, count }) => ({
+      at: Date.parse(at),
+      count,
+    })),
     unusable,
   };
 }
@@ -113,7 +125,7 @@ export class Journal {
       if (unusable.length > 0) await this.#keepCopy(unusable, text, untouched);
       return state;
     } catch (error) {
-      if (systemCode(error) === "ENOENT") return { observations: [], homes: [] };
+      if (systemCode(error) === "ENOENT") return { observations: [], homes: [], removals: [] };
       throw untouched ? this.#block(error) : await this.#setAside(error);
     }
   }
@@ -166,11 +178,7 @@ export class Journal {
   }
 
   /** Throws `FILE_...` as replaceFile does. */
-  async save(
-    observations: Iterable<Observation>,
-    homes: Iterable<[Certname, Master]>,
-    signal?: AbortSignal,
-  ): Promise<void> {
+  async save({ observations, homes, removals }: Saved, signal?: AbortSignal): Promise<void> {
     const entries = Array.from(observations, ({ certname, master, at, source, made }) => ({
       certname,
       master,
@@ -178,9 +186,15 @@ export class Journal {
       source,
       ...(made !== undefined && { made: iso(made) }),
     }));
-    const state = { version: 1, observations: entries, homes: [...homes] };
+    const removed = Array.from(removals, ({ at, count }) => ({ at: iso(at), count }));
+    const state = {
+      version: 1,
+      observations: entries,
+      homes: [...homes],
+      ...(removed.length > 0 && { removals: removed }),
+    };
     const text = `${JSON.stringify(state, null, 1)}\n`;
-    const nothing = state.observations.length + state.homes.length === 0;
+    const nothing = entries.length + state.homes.length + removed.length === 0;
     if (this.#blocked !== undefined) throw this.#blocked;
     if (text === this.#written || (nothing && this.#written === "")) return;
     await this.#patience.wait(signal, this.#silent, async () => {

@@ -133,9 +133,15 @@ export class Sync {
   async restore({ dryRun = false }: Pick<SyncRequest, "dryRun"> = {}): Promise<void> {
     const { file, journal } = this.#parts;
     if (!dryRun) for (const one of [file, journal]) await one.removeLeftovers();
-    const { observations, homes } = await journal.load(dryRun);
+    const { observations, homes, removals } = await journal.load(dryRun);
     for (const observation of observations) this.fleet.observe(observation);
     for (const [certname, home] of homes) this.fleet.homes.set(certname, home);
+    // A clock that was set back since made these times future ones: they count as now.
+    const now = monotonic(Date.now());
+    this.fleet.removals.push(
+      ...removals.map(({ at, count }) => ({ at: Math.min(monotonic(at), now), count })),
+    );
+    this.fleet.removals.sort((a, b) => a.at - b.at);
     this.#savedRevision = this.fleet.revision;
     if (journal.trouble === undefined) return;
     this.#savedRevision = UNSAVED; // The next pass writes what is usable.
@@ -451,6 +457,7 @@ export class Sync {
 
   async #saveJournal(stop: AbortSignal, checked: boolean): Promise<Failure | undefined> {
     const { own, homes, revision } = this.fleet;
+    const removals = this.fleet.removals.map(({ at, count }) => ({ at: at - monotonic(0), count }));
     const { journal } = this.#parts;
     if (revision === this.#savedRevision && !checked) return undefined;
     try {
@@ -458,7 +465,7 @@ export class Sync {
       await within(LOOK_MS, stop, late, async (signal) => {
         if (checked && !(await journal.isAsLeft(signal))) this.#savedRevision = UNSAVED;
         if (revision === this.#savedRevision) return;
-        await journal.save(own.values(), homes, signal);
+        await journal.save({ observations: own.values(), homes, removals }, signal);
       });
       this.#savedRevision = revision;
       return undefined;
@@ -467,6 +474,9 @@ export class Sync {
     }
   }
 }
+
+/** A time (ms since the epoch) on the clock that nobody sets, which knows only this run. */
+const monotonic = (at: number): number => performance.now() - (Date.now() - at);
 
 const isReading = (reading: Reading | Failure | undefined): reading is Reading =>
   reading !== undefined && !("code" in reading);

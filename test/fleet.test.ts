@@ -15,6 +15,8 @@ interface Vanishing {
   /** So many more nodes are deactivated, then a pass. Returns its outcome, and how many are left. */
   vanish(share: number): Promise<[SyncReport["outcome"], number]>;
   pass(approve?: string): Promise<SyncReport>;
+  /** Another sasori goes on, after this one or instead of it. */
+  restart(): Promise<void>;
 }
 
 /** A fleet of which all have run, guarded by the default of 10 %. No HAProxy: the file will do. */
@@ -23,12 +25,15 @@ async function withVanishing(use: (fleet: Vanishing) => Promise<void>): Promise<
     for (let index = 0; index < FLEET; index += 1)
       await lab.run(name(index), MASTERS[index % MASTERS.length] ?? "", -60 * MINUTE);
     vi.useFakeTimers({ toFake: ["Date", "performance", "hrtime"] });
-    const sync = await lab.newSync();
+    let sync = await lab.newSync();
     const pass = (approve?: string) => sync.request({ full: true, ...(approve && { approve }) });
     expect((await pass()).nodes).toBe(FLEET);
     let gone = 0;
     await use({
       pass,
+      async restart() {
+        sync = await lab.newSync();
+      },
       async vanish(share) {
         for (const until = gone + FLEET * share; gone < until; gone += 1)
           await lab.puppetdb.deactivateNode(name(gone));
@@ -61,4 +66,21 @@ test("does not count what was approved", () =>
     expect((await pass(held?.id)).outcome).toBe("done");
     expect(await vanish(0.05)).toEqual(["done", 280]);
     expect(await vanish(0.05)).toEqual(["held", 280]);
+  }));
+
+test("remembers over a restart, whatever has been done to the clock", () =>
+  withVanishing(async ({ vanish, pass, restart }) => {
+    expect(await vanish(0.04)).toEqual(["done", 384]);
+    vi.advanceTimersByTime(40 * MINUTE);
+    expect(await vanish(0.04)).toEqual(["done", 368]);
+    await restart();
+    expect(await vanish(0.04)).toEqual(["held", 368]);
+    vi.advanceTimersByTime(21 * MINUTE); // The first is forgotten.
+    await restart();
+    expect((await pass()).outcome).toBe("done");
+    vi.setSystemTime(Date.now() - 50 * MINUTE);
+    await restart();
+    expect(await vanish(0.04)).toEqual(["held", 352]); // All of it counts as of now.
+    vi.advanceTimersByTime(61 * MINUTE);
+    expect(await vanish(0)).toEqual(["done", 336]);
   }));
