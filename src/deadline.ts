@@ -60,3 +60,50 @@ export class Patience {
     });
   }
 }
+
+/** Lets so many works go on at once; the others wait in line, in the order in which they came. */
+export class Line {
+  #free: number;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(places: number) {
+    this.#free = places;
+  }
+
+  /** Begins `work` when there is a place for it, or at once when its signal ends: the work says by itself that it did. */
+  async join<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T> {
+    const hasPlace = await this.#place(signal);
+    try {
+      return await work();
+    } finally {
+      if (hasPlace) this.#leave();
+    }
+  }
+
+  async #place(signal: AbortSignal): Promise<boolean> {
+    if (this.#free > 0) {
+      this.#free -= 1;
+      return true;
+    }
+    if (signal.aborted) return false;
+    return new Promise((resolve) => {
+      const go = () => {
+        signal.removeEventListener("abort", giveUp);
+        resolve(true);
+      };
+      const giveUp = () => {
+        this.#waiting.splice(this.#waiting.indexOf(go), 1);
+        resolve(false);
+      };
+      signal.addEventListener("abort", giveUp, { once: true });
+      this.#waiting.push(go);
+    });
+  }
+
+  /** A place goes to the next in line, never to one who comes later. */
+  #leave(): void {
+    const next = this.#waiting.shift();
+    if (next === undefined) this.#free += 1;
+    else next();
+  }
+}

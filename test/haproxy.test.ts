@@ -1,4 +1,10 @@
+import { once } from "node:events";
+import { mkdtemp, rm } from "node:fs/promises";
+import net from "node:net";
+import { tmpdir } from "node:os";
+import path from "node:path";
 import { describe, expect, test } from "vitest";
+import { systemCode } from "../src/errors.js";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
 import { planFromContents } from "../src/plan.js";
 import { HaproxyInstance } from "../src/target/haproxy.js";
@@ -54,6 +60,48 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       expect(fingerprint).toEqual(sighting.fingerprint);
       expect(await instance.lookUp("node1.example.com" as Certname, signal())).toBe("master1");
       expect(await instance.lookUp("node2.example.com" as Certname, signal())).toBeUndefined();
+    }));
+
+  test("answers hundreds of questions at once, and leaves connections to passes meanwhile", () =>
+    withHaproxy({ bin, servers, map: entries(fleet(100)) }, async (haproxy) => {
+      const instance = instanceOf(haproxy);
+      const questions = Array.from({ length: 300 }, (_, index) =>
+        index % 3 === 0
+          ? instance.loads(signal())
+          : instance.lookUp(`node${index % 100}.example.com` as Certname, signal()),
+      );
+      const passes = Array.from({ length: 3 }, () => instance.look(signal()));
+      const outcomes = await Promise.allSettled([...passes, ...questions]);
+      expect(outcomes.filter(({ status }) => status === "rejected")).toEqual([]);
+      expect(outcomes[4]).toMatchObject({ value: "master2" });
+    }));
+
+  test("says so when all its connections are in use", () =>
+    withHaproxy({ bin, servers, globalLines: ["stats maxconn 1"] }, async ({ socketPath }) => {
+      const only = net.connect(socketPath);
+      only.write("prompt\n");
+      await once(only, "data"); // It is let in; whoever comes now waits at the door, as long as there is room.
+      const held = [only];
+      const hold = () =>
+        new Promise<string | undefined>((resolve) => {
+          const socket = net.connect(socketPath, () => resolve(undefined));
+          socket.on("error", (error) => resolve(systemCode(error)));
+          held.push(socket);
+        });
+      try {
+        let refused: string | undefined;
+        while (refused === undefined && held.length < 5_000) refused = await hold();
+        expect(refused).toBe("EAGAIN");
+        const endpoint = { name: "full", connect: { path: socketPath } };
+        await expect(RuntimeSession.open(endpoint, signal())).rejects.toMatchObject({
+          code: "HAPROXY_UNREACHABLE",
+          message: expect.stringMatching(
+            /^full: all connections .* in use: who holds them .*`stats maxconn`/,
+          ),
+        });
+      } finally {
+        for (const socket of held) socket.destroy();
+      }
     }));
 
   test("says at once that the socket is the master process's, which has no maps", () =>
@@ -296,4 +344,45 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       message: expect.stringContaining("no such socket"),
     });
   });
+});
+
+test("a silent HAProxy holds two questions at a time; the others end when theirs do, and the next ones have their turn", async () => {
+  const folder = await mkdtemp(path.join(tmpdir(), "sasori-silent-"));
+  const open = new Set<net.Socket>();
+  const silent = net.createServer((socket) => open.add(socket.on("error", () => undefined)));
+  const socketPath = path.join(folder, "admin.sock");
+  await new Promise<void>((resolve) => silent.listen(socketPath, resolve));
+  const instance = new HaproxyInstance(
+    { name: "silent", connect: { path: socketPath } },
+    { backend: "puppet", mapFile: "nodes.map" },
+  );
+  const connections = (count: number) => expect.poll(() => open.size).toBe(count);
+  try {
+    const callers = Array.from({ length: 5 }, () => new AbortController());
+    const questions = callers.map(({ signal }) => instance.lookUp("node1.example.com" as Certname, signal));
+    const ended = questions.map((question) =>
+      expect(question).rejects.toMatchObject({ code: "HAPROXY_TIMEOUT", message: "silent: gone" }),
+    );
+    const end = async (...which: number[]) => {
+      for (const index of which) callers[index]?.abort(new Error("gone"));
+      await Promise.all(which.map((index) => ended[index]));
+    };
+    await connections(2);
+    await end(3); // In the middle of the line.
+    const look = instance.look(signal());
+    look.catch(() => undefined);
+    await connections(3); // The pass has not waited, and whoever left the line has not connected.
+    await end(0, 1);
+    await connections(5);
+    await end(2, 4);
+    const late = new AbortController();
+    const next = instance.lookUp("node1.example.com" as Certname, late.signal);
+    await connections(6);
+    late.abort(new Error("gone"));
+    await expect(next).rejects.toMatchObject({ message: "silent: gone" });
+  } finally {
+    for (const socket of open) socket.destroy();
+    await new Promise((resolve) => silent.close(resolve));
+    await rm(folder, { recursive: true });
+  }
 });

@@ -5,6 +5,7 @@
 
 import path from "node:path";
 import type { Endpoint } from "../config.js";
+import { Line } from "../deadline.js";
 import { quote, SasoriError } from "../errors.js";
 import {
   type Assignment,
@@ -35,6 +36,9 @@ export interface MapState {
   entries: number;
 }
 
+/** Of the connections that HAProxy lets in (`stats maxconn`, 10 unless it is set), for what people and the page ask. */
+const QUESTIONS_AT_ONCE = 2;
+
 interface Look extends Sighting {
   map: MapState;
 }
@@ -53,6 +57,7 @@ export class HaproxyInstance implements Target {
   readonly name: string;
   readonly #endpoint: Endpoint;
   readonly #options: HaproxyOptions;
+  readonly #questions = new Line(QUESTIONS_AT_ONCE);
   /** Nobody, not even this sasori, has left an unfinished version there that the next swap must drop. */
   #tidy = false;
   /** Its map was when it was last looked at. */
@@ -87,7 +92,7 @@ export class HaproxyInstance implements Target {
 
   /** Where a certname leads right now, or undefined. One lookup, not a dump. */
   lookUp(certname: Certname, signal: AbortSignal): Promise<string | undefined> {
-    return RuntimeSession.with(this.#endpoint, signal, async (session) => {
+    return this.#ask(signal, async (session) => {
       const { map } = await this.#look(session);
       // type=str, case=sensitive, found=yes, idx=tree, key="node1", value="master1", type="str"
       const reply = await session.ask(`get map #${map.id} ${certname}`);
@@ -186,7 +191,7 @@ export class HaproxyInstance implements Target {
 
   /** What its statistics say of the masters now. */
   loads(signal: AbortSignal): Promise<ServerLoad[]> {
-    return RuntimeSession.with(this.#endpoint, signal, async (session) => {
+    return this.#ask(signal, async (session) => {
       const [state, stats] = await Promise.all([
         this.#serverState(session),
         session.ask(`show stat ${this.#options.backend} 4 -1`), // 4: servers; -1: all of them
@@ -232,6 +237,11 @@ export class HaproxyInstance implements Target {
         throw error;
       });
     });
+  }
+
+  /** However many ask at once, a pass finds a connection free: it never waits in this line. */
+  #ask<T>(signal: AbortSignal, question: (session: RuntimeSession) => Promise<T>): Promise<T> {
+    return this.#questions.join(signal, () => RuntimeSession.with(this.#endpoint, signal, question));
   }
 
   async #look(session: RuntimeSession): Promise<Look> {

@@ -356,6 +356,9 @@ function abortError(endpoint: Endpoint, signal: AbortSignal): SasoriError {
 
 function unreachable(endpoint: Endpoint, error: Error): SasoriError {
   const remedies: Record<string, string> = {
+    // A local socket does not let a client wait; over TCP it waits, and times out.
+    EAGAIN:
+      "all connections of this socket are in use: who holds them (an exporter, a script, another sasori)? End those, or raise `stats maxconn` (10 unless it is set)",
     ENOENT: "no such socket: is HAProxy running, and does its `stats socket` line name this path?",
     ECONNREFUSED: "nobody listens there: is HAProxy running?",
     EACCES:
