@@ -1,9 +1,10 @@
+import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
 import net from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import fc from "fast-check";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { COMMAND_BYTES, payloads, RuntimeSession } from "../src/target/runtime-api.js";
 
 const soon = () => AbortSignal.timeout(5_000);
@@ -81,6 +82,52 @@ describe("a Runtime API session", () => {
       async (endpoint) => {
         const session = await RuntimeSession.open(endpoint, AbortSignal.timeout(100));
         await expect(session.ask("show info")).rejects.toMatchObject({ code: "HAPROXY_TIMEOUT" });
+      },
+    ));
+
+  test.each([
+    // A name that is being looked for, as long as one likes.
+    { when: "connects", connect: { host: "gateway.example.com", port: 9999, lookup: () => undefined } },
+    { when: "waits for the answer", connect: undefined },
+  ])("says whether HAProxy was silent while it $when", ({ connect }) =>
+    withScript(
+      () => undefined,
+      async (scripted, lines) => {
+        const connecting = vi.spyOn(net, "connect");
+        const endpoint = connect === undefined ? scripted : { name: "scripted", connect };
+        const opening = RuntimeSession.open(endpoint, soon());
+        const socket = connecting.mock.results[0]?.value as net.Socket;
+        connecting.mockRestore();
+        const asked = opening.then((session) => session.ask("show info"));
+        if (connect === undefined) await expect.poll(() => lines).toEqual(["show info"]);
+        socket.emit("timeout"); // What 10 s of silence do.
+        await expect(asked).rejects.toMatchObject({
+          code: "HAPROXY_TIMEOUT",
+          message: expect.stringMatching(
+            connect === undefined
+              ? /^scripted: no answer to "show info" for 10 s$/
+              : /^scripted: no connection within 10 s: .*DNS.*firewall/,
+          ),
+        });
+      },
+    ),
+  );
+
+  test("says of a connection that ends between two commands that it was closed, and counts no replies", () =>
+    withScript(
+      (_line, socket) => void socket.end("one\n\n> "),
+      async (endpoint) => {
+        const connecting = vi.spyOn(net, "connect");
+        const session = await RuntimeSession.open(endpoint, soon());
+        const socket = connecting.mock.results[0]?.value as net.Socket;
+        connecting.mockRestore();
+        const closed = once(socket, "close");
+        expect(await session.ask("show info")).toBe("one");
+        await closed;
+        await expect(session.ask("show info")).rejects.toMatchObject({
+          code: "HAPROXY_UNREACHABLE",
+          message: "scripted: closed the connection: was HAProxy restarted or reloaded?",
+        });
       },
     ));
 

@@ -306,7 +306,9 @@ export class RuntimeSession {
   #onSilence(): void {
     const current = this.#waiting[0];
     if (current === undefined) return;
-    const silent = `no answer to ${quote(current.command)} for ${STALL_MS / 1_000} s`;
+    const silent = this.#socket.connecting
+      ? `no connection within ${STALL_MS / 1_000} s: does the name resolve (DNS), or does a firewall drop it?`
+      : `no answer to ${quote(current.command)} for ${STALL_MS / 1_000} s`;
     const isStrange = this.#isOpening && this.#received !== "";
     this.#end(isStrange ? this.#noHaproxy() : this.#error("HAPROXY_TIMEOUT", silent));
   }
@@ -314,8 +316,10 @@ export class RuntimeSession {
   #closedEarly(): SasoriError {
     if (this.#isOpening && this.#received !== "") return this.#noHaproxy();
     const current = this.#waiting[0];
+    if (current === undefined)
+      return this.#error("HAPROXY_UNREACHABLE", "closed the connection: was HAProxy restarted or reloaded?");
     const replies = this.#waiting.length === 1 ? "1 reply" : `${this.#waiting.length} replies`;
-    const missing = `${replies} missing, the first to ${quote(current?.command ?? "")}`;
+    const missing = `${replies} missing, the first to ${quote(current.command)}`;
     return this.#error("HAPROXY_UNREACHABLE", `closed the connection, ${missing}`);
   }
 
