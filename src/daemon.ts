@@ -1,6 +1,6 @@
 // `sasori serve`: the schedules, the signals and the HTTP API around one Sync.
 // Promises: it starts with PuppetDB or HAProxy down and serves the last good map; SIGHUP is a full pass;
-// SIGTERM ends it within 10 s, with no target half-written.
+// SIGTERM ends it within 10 s, with no target half-written, whatever hangs.
 
 import { once } from "node:events";
 import { isDeepStrictEqual } from "node:util";
@@ -25,6 +25,9 @@ import { VERSION } from "./version.js";
 /** What a pass under way may take to finish on SIGTERM; with the rest of the shutdown it stays below 10 s. */
 const STOP_GRACE_MS = 7_000;
 
+/** When all is done, for the last lines of the log. */
+const LOG_GRACE_MS = 2_000;
+
 /** A burst of more is not told one by one: whoever shows the map reads it again. */
 const MAX_MOVES_TOLD = 1_000;
 
@@ -39,10 +42,13 @@ export async function serve(config: Config): Promise<void> {
   // From the first moment to the last: without a listener it ends the process. The first pass is a full one anyway.
   process.on("SIGHUP", () => daemon?.sync({ full: true }));
   daemon = await startDaemon(config, log);
-  const [signal] = (await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")])) as [string?];
+  const [signal] = (await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")])) as [string];
   log.info({ signal }, "stopping");
   await daemon.stop();
   log.info("stopped");
+  // It ends by itself, with exit code 0, unless a file system or whoever reads the log does not answer. That holds a thread
+  // of Node, for which `process.exit()` would wait too: then only the signal ends it, which nobody catches any more.
+  setTimeout(() => process.kill(process.pid, signal), LOG_GRACE_MS).unref();
 }
 
 export interface Daemon {

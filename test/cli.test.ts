@@ -17,7 +17,7 @@ import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
 import { withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries, pathOf } from "./support/parts.js";
-import { EMPTY, startScriptedPuppetdb } from "./support/scripted-puppetdb.js";
+import { EMPTY, SILENT, startScriptedPuppetdb } from "./support/scripted-puppetdb.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const CLI = path.join(ROOT, "dist/src/cli.js");
@@ -475,6 +475,58 @@ describe("with a daemon", () => {
       expect(daemon.printed).toMatch(/"msg":"pass done"[\s\S]*"msg":"stopped"/);
     } finally {
       await daemon.end();
+      await puppetdb.close();
+    }
+  });
+
+  test.each([
+    { hangs: "PuppetDB, asked for the end of a registration", code: 0 },
+    { hangs: "whoever reads its log", code: -1 },
+    { hangs: "the file system of the map", code: -1 },
+  ])("SIGTERM ends it within 10 s although there hangs $hangs", async ({ hangs, code }) => {
+    const puppetdb = await startScriptedPuppetdb({ other: EMPTY });
+    const place = await mkdtemp(path.join(folder, "stop-"));
+    const [mapFile, log] = [path.join(place, "nodes.map"), path.join(place, "log")];
+    const env = {
+      ...PLAIN(),
+      SASORI_PUPPETDB_URL: puppetdb.url,
+      SASORI_HAPROXY: "none",
+      SASORI_MAP_FILE: mapFile,
+      SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
+      SASORI_SCHEDULE: NEVER,
+      SASORI_FULL_SCHEDULE: NEVER,
+    };
+    // 64 KiB are what a pipe holds; its other end stays open and is not read.
+    const full = `mkfifo ${log}; exec 3<>${log}; head -c 65536 /dev/zero >&3; exec "$@" >&3`;
+    const shell = hangs.includes("log") ? ["-ec", full, "sh"] : ["-ec", 'exec "$@"', "sh"];
+    const daemon = new Child("sh", [...shell, process.execPath, CLI, "serve"], { env });
+    const url = `http://${env.SASORI_LISTEN}`;
+    const story = `${url}/api/v1/nodes/${node(1)}`;
+    const body = JSON.stringify({ master: "master1" });
+    try {
+      await daemon.untilReady(async () => (await fetch(`${url}/readyz`)).ok, 15_000);
+      const headers = { "content-type": "application/json" };
+      expect((await fetch(story, { method: "PUT", headers, body })).status).toBe(200);
+      let asked: Promise<unknown> = Promise.resolve();
+      if (hangs.includes("PuppetDB")) {
+        puppetdb.scripts = { other: SILENT };
+        const before = puppetdb.asked.length;
+        asked = fetch(story, { method: "DELETE" }).catch(() => undefined);
+        await expect.poll(() => puppetdb.asked.length).toBeGreaterThan(before);
+      }
+      if (hangs.includes("map")) {
+        await rm(mapFile);
+        await run("mkfifo", [mapFile], {});
+        expect(await (await fetch(story)).json()).toMatchObject({ file: { failure: { code: "FILE_READ" } } });
+      }
+      const began = performance.now();
+      await daemon.end();
+      expect(performance.now() - began).toBeLessThan(10_000); // By then it would have been killed.
+      expect(await daemon.code()).toBe(code);
+      if (!hangs.includes("log")) expect(daemon.printed).toMatch(/"msg":"stopped"\}\n$/);
+      await asked;
+    } finally {
+      await daemon.end("SIGKILL");
       await puppetdb.close();
     }
   });

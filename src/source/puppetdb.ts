@@ -308,7 +308,8 @@ export class PuppetDb {
   }
 
   async close(): Promise<void> {
-    await this.#agent?.dispatcher.close();
+    // Not `close()`, which waits for the answer of a PuppetDB that may be silent.
+    await this.#agent?.dispatcher.destroy(new SasoriError("STOPPED", "sasori was told to stop"));
     this.#agent = undefined;
   }
 
