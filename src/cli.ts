@@ -19,13 +19,13 @@ import {
 } from "./cli/manual.js";
 import { bringHome } from "./cli/rebalance.js";
 import {
+  lacksInWords,
   renderDiff,
   renderDisplaced,
   renderLookup,
   renderReport,
   renderStatus,
   styleFor,
-  UNTOLD,
 } from "./cli/report-text.js";
 import { lookUpHere, nodesOfFile, runPass } from "./cli/standalone.js";
 import { describeVariables, readAddress, readConfig, showConfig } from "./config.js";
@@ -41,8 +41,7 @@ import {
   type Status,
   type Story,
 } from "./http/api-shapes.js";
-import { lacking } from "./http/lacking.js";
-import { counted, withoutPlace } from "./http/troubles.js";
+import { withoutPlace } from "./http/troubles.js";
 import { parseCertname } from "./node-map.js";
 import type { SyncRequest } from "./pass-queue.js";
 import { PLAN_ID } from "./plan.js";
@@ -340,9 +339,9 @@ withExamples(
     ? await mustAskDaemon<Story>(address(), "DELETE", path)
     : await mustAskDaemon<Story>(address(), "PUT", path, { master });
   print(found, json, (value) => renderLookup(value, style));
-  const lack = lacking(found);
-  if (lack === 0) return;
-  process.stderr.write(`it is in force; ${counted(lack, "target")} ${UNTOLD}\n`);
+  const lacks = lacksInWords(found);
+  if (lacks === "") return;
+  process.stderr.write(`it is in force; ${lacks}\n`);
   process.exitCode = EXIT.failed;
 });
 

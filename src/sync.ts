@@ -77,6 +77,8 @@ export class Sync {
   served = false;
   /** The step of the pass under way, for whoever shows progress. */
   phase: Phase | undefined;
+  /** Why what was learned or ordered is not in the state file, while it is not: a restart would lose it. */
+  unsaved: Failure | undefined;
   readonly #parts: SyncParts;
   readonly #watcher: SyncWatcher;
   readonly #file: TrackedTarget;
@@ -468,10 +470,11 @@ export class Sync {
         await journal.save({ observations: own.values(), homes, removals }, signal);
       });
       this.#savedRevision = revision;
-      return undefined;
+      this.unsaved = undefined;
     } catch (error) {
-      return toFailure(error);
+      this.unsaved = toFailure(error);
     }
+    return this.unsaved;
   }
 }
 

@@ -333,6 +333,34 @@ describe("with a daemon", () => {
       });
     }));
 
+  test("register and rebalance tell that the state file lacks it, and that it is in force", () =>
+    withDesk(3, async ({ lab, env, sasori, startDaemon }) => {
+      env.SASORI_STATE_FILE = path.join(path.dirname(lab.mapFile), "away", "state.json");
+      await startDaemon();
+      const lacks = /it is not in the state file, so a restart .* lose it: .*away does not exist: create it/;
+      expect(await sasori("register", node(0), "master2")).toMatchObject({
+        code: 1,
+        stdout: expect.stringMatching(/desired +master2[\s\S]* master2\n/),
+        stderr: expect.stringMatching(new RegExp(`^it is in force; ${lacks.source}.*\n$`)),
+      });
+      const server = (state: string) =>
+        runtimeCommand(lab.haproxys[0]?.socketPath ?? "", `set server puppet/master2 state ${state}`);
+      await server("maint");
+      await sasori("sync");
+      await lab.run(node(1), "master3");
+      await sasori("sync");
+      await server("ready");
+      const { code, stdout } = await sasori("rebalance");
+      expect({ code, lines: lines(stdout) }).toEqual({
+        code: 1,
+        lines: [
+          expect.stringMatching(new RegExp(`^1/1  ${node(1)} → master2; ${lacks.source}`)),
+          "1 node brought home",
+          "1 of them not in the state file, see above",
+        ],
+      });
+    }));
+
   test("rebalance brings home all that it can: none to a master that is down, and one that lacks it stops no other", () =>
     withDesk(6, async ({ lab, env, sasori, startDaemon }) => {
       const socket = lab.haproxys[0]?.socketPath ?? "";

@@ -2,7 +2,7 @@
 // what is really answered.
 
 import { once } from "node:events";
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -317,6 +317,39 @@ describe("nodes", () => {
           expect((await send("DELETE", `/api/v1/nodes/${node(0)}`)).status).toBe(200);
         },
         { SASORI_MAP_FILE: mapFile, SASORI_STATE_FILE: `${lab.mapFile}.state.json` },
+      );
+    }));
+
+  test("that are registered while the state file cannot be written are told so: 502, until it can be", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await checkIn(lab, 3);
+      const folder = path.join(path.dirname(lab.mapFile), "state");
+      await withDaemon(
+        lab,
+        async ({ get, send, sync }) => {
+          const unsaved = {
+            code: "FILE_WRITE",
+            message: expect.stringMatching(
+              /^it is not in the state file, so a restart .* lose it: .*\/state does not exist: create it/,
+            ),
+          };
+          const change = async (...call: Parameters<typeof send>) => {
+            const response = await send(...call);
+            return { status: response.status, ...((await response.json()) as Story) };
+          };
+          const where = `/api/v1/nodes/${node(0)}`;
+          const put = await change("PUT", where, { master: "master3" });
+          expect(put).toMatchObject({ status: 502, live: [{ master: "master3" }], unsaved });
+          expect(await change("DELETE", where)).toMatchObject({ status: 200 }); // It never was in there.
+          await change("PUT", where, { master: "master2" });
+          await mkdir(folder);
+          expect(await sync()).toMatchObject({ outcome: "done" }); // It tries again by itself.
+          expect(await readFile(path.join(folder, "state.json"), "utf8")).toContain("master2");
+          const late = await change("PUT", where, { master: "master1" });
+          expect({ status: late.status, unsaved: late.unsaved }).toEqual({ status: 200, unsaved: undefined });
+          expect(await get<Story>(where)).not.toHaveProperty("unsaved");
+        },
+        { SASORI_STATE_FILE: path.join(folder, "state.json") },
       );
     }));
 

@@ -6,7 +6,7 @@ import type { Displaced, Masters, Story } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
 import { counted } from "../http/troubles.js";
 import { type Address, isRefused, mustAskDaemon } from "./daemon-client.js";
-import { UNTOLD } from "./report-text.js";
+import { lacksInWords } from "./report-text.js";
 
 /** Tells each node that goes home, and at the end what did not go well. Returns whether everything did. */
 export async function bringHome(
@@ -17,7 +17,7 @@ export async function bringHome(
 ): Promise<boolean> {
   /** Masters that were found down, and how many nodes are not sent there. */
   const down = new Map<string, number>();
-  const counts = { home: 0, untold: 0, refused: 0 };
+  const counts = { home: 0, untold: 0, unsaved: 0, refused: 0 };
   for (const [index, { certname, home }] of nodes.entries()) {
     const skipped = down.get(home);
     if (skipped === undefined && index > 0) await sleep(60_000 / perMinute);
@@ -28,10 +28,12 @@ export async function bringHome(
     const place = `${index + 1}/${nodes.length}  ${certname}`;
     try {
       const path = `/api/v1/nodes/${certname}`;
-      const lack = lacking(await mustAskDaemon<Story>(address, "PUT", path, { master: home }));
+      const story = await mustAskDaemon<Story>(address, "PUT", path, { master: home });
+      const lacks = lacksInWords(story);
       counts.home += 1;
-      counts.untold += lack > 0 ? 1 : 0;
-      tell(`${place} → ${home}${lack > 0 ? `; ${counted(lack, "target")} ${UNTOLD}` : ""}`);
+      counts.untold += lacking(story) > 0 ? 1 : 0;
+      counts.unsaved += story.unsaved ? 1 : 0;
+      tell(`${place} → ${home}${lacks && `; ${lacks}`}`);
     } catch (error) {
       if (!isRefused(error)) throw error;
       counts.refused += 1;
@@ -40,9 +42,10 @@ export async function bringHome(
   }
   tell(`${counted(counts.home, "node")} brought home`);
   if (counts.untold > 0) tell(`${counts.untold} of them not in every target: the next pass tells it`);
+  if (counts.unsaved > 0) tell(`${counts.unsaved} of them not in the state file, see above`);
   if (counts.refused > 0) tell(`refused ${counts.refused}, see above`);
   for (const [master, count] of down) tell(`skipped ${count}: no HAProxy sees ${master} up`);
-  return counts.untold + counts.refused + down.size === 0;
+  return counts.untold + counts.unsaved + counts.refused + down.size === 0;
 }
 
 async function isUp(address: Address, name: string): Promise<boolean> {

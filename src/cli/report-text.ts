@@ -2,6 +2,7 @@
 // Pure: values in, text out.
 
 import type { Displaced, Lookup, Pass, Status, Story, TargetRow, Trouble } from "../http/api-shapes.js";
+import { lacking } from "../http/lacking.js";
 import { counted, number, shown, troublesOfReport, withoutPlace } from "../http/troubles.js";
 import type { Change } from "../plan.js";
 import type { SyncReport } from "../sync-report.js";
@@ -164,8 +165,12 @@ export function renderDiff(report: SyncReport, style: Style): string {
 /** What became of an approval that no plan took. */
 const UNMATCHED = "nothing was let through: no held plan has this id, or PuppetDB could not be read";
 
-/** `1 target could not be told yet ...`, of a change that is in force. */
-export const UNTOLD = "could not be told yet: the next pass tells it";
+/** What a change that is in force still lacks: `1 target could not be told yet ...`. Empty when it lacks nothing. */
+export function lacksInWords(story: Story): string {
+  const untold = lacking(story);
+  const targets = `${counted(untold, "target")} could not be told yet: the next pass tells it`;
+  return [untold > 0 ? targets : "", story.unsaved?.message ?? ""].filter((text) => text !== "").join("; ");
+}
 
 export function renderDisplaced(nodes: readonly Displaced[]): string {
   if (nodes.length === 0) return "no displaced nodes";

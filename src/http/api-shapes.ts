@@ -115,6 +115,9 @@ export const StoryShape = LookupShape.extend({
     .describe("its master, as each HAProxy sees it"),
   home: MasterText.optional().describe("the master that it left while that was down"),
   moves: z.array(MoveShape),
+  unsaved: FailureShape.optional().describe(
+    "in the answer to a change: why the state file lacks it, so that a restart of sasori would lose it",
+  ),
 });
 
 export const RegistrationBody = z.strictObject({ master: MasterText });

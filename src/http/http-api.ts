@@ -11,7 +11,7 @@ import rateLimit from "@fastify/rate-limit";
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { serializerCompiler, validatorCompiler, type ZodTypeProvider } from "fastify-type-provider-zod";
 import { z } from "zod";
-import { type ErrorCode, quote, reason, SasoriError, toFailure } from "../errors.js";
+import { type ErrorCode, type Failure, quote, reason, SasoriError, toFailure } from "../errors.js";
 import { type Certname, parseCertname, parseMaster } from "../node-map.js";
 import type { Resolver } from "../resolve.js";
 import type { Sync } from "../sync.js";
@@ -27,6 +27,7 @@ import {
   PassesShape,
   RegistrationBody,
   StatusShape,
+  type Story,
   StoryShape,
   SyncBody,
   SyncReportShape,
@@ -232,12 +233,19 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
   );
   const changed = {
     200: answer("every target has it", StoryShape),
-    502: answer("it is in force, and some target could not be told: the next pass tells it", StoryShape),
+    502: answer(
+      "it is in force, and some target could not be told: the next pass tells it; or it is not in the state file: `unsaved`",
+      StoryShape,
+    ),
     default: PROBLEM,
   };
   const afterChange = async (certname: Certname) => {
-    const story = await overview.story(certname);
-    return { code: lacking(story) > 0 ? (502 as const) : (200 as const), story };
+    const { unsaved } = sync;
+    const story: Story = {
+      ...(await overview.story(certname)),
+      ...(unsaved && { unsaved: losable(unsaved) }),
+    };
+    return { code: unsaved || lacking(story) > 0 ? (502 as const) : (200 as const), story };
   };
   api.put(
     "/api/v1/nodes/:certname",
@@ -317,6 +325,12 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
     (request) => history.moves(request.query),
   );
 }
+
+/** What it means that a change is not in the state file; the message itself says what to do. */
+const losable = ({ code, message }: Failure): Failure => ({
+  code,
+  message: `it is not in the state file, so a restart of sasori would lose it: ${message}`,
+});
 
 // ---- the fleet
 

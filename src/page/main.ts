@@ -225,10 +225,12 @@ async function approve(): Promise<void> {
 
 const nodePath = (certname: string) => `nodes/${encodeURIComponent(certname)}`;
 
-/** Its targets that could not be told; the next pass tells them. */
-function untold(story: Story): string {
+/** What a change that is in force still lacks: targets that the next pass tells, or the state file. */
+function lacks(story: Story): string {
   const untold = lacking(story);
-  return untold === 0 ? "" : ` ${counted(untold, "target")} could not be told yet; the next pass does it.`;
+  const targets = ` ${counted(untold, "target")} could not be told yet; the next pass does it.`;
+  const file = story.unsaved ? ` But ${story.unsaved.message}.` : "";
+  return (untold > 0 ? targets : "") + file;
 }
 
 async function register(form: HTMLFormElement): Promise<void> {
@@ -237,7 +239,7 @@ async function register(form: HTMLFormElement): Promise<void> {
   const master = String(fields.get("master"));
   const done = await perform("register", async () => {
     const story = await change<Story>("PUT", nodePath(certname), { master }, askToken);
-    return `${certname} now goes to ${master}.${untold(story)}`;
+    return `${certname} now goes to ${master}.${lacks(story)}`;
   });
   if (done) form.reset();
 }
@@ -247,5 +249,5 @@ const endRegistration = (certname: string) =>
     const story = await change<Story>("DELETE", nodePath(certname), undefined, askToken);
     const { master } = story.desired;
     const now = master === undefined ? "it is no longer in the map" : `it goes to ${master}`;
-    return `PuppetDB decides about ${certname} again: ${now}.${untold(story)}`;
+    return `PuppetDB decides about ${certname} again: ${now}.${lacks(story)}`;
   });
