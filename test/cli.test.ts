@@ -2,9 +2,10 @@
 // daemon and without one.
 
 import { execFile } from "node:child_process";
+import { once } from "node:events";
 import { chmod, mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, createServer as createSocketServer } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
@@ -12,6 +13,7 @@ import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { parseEvents } from "../src/cli/daemon-client.js";
 import { SHELLS, type Shell } from "../src/cli/manual.js";
 import type { Move, Nodes, Status, Story } from "../src/http/api-shapes.js";
+import { PriorityMap } from "../src/target/priority.js";
 import { Child, freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
 import { withGateway } from "./support/gateway.js";
@@ -760,6 +762,70 @@ describe("priority", () => {
         await everywhere("192.0.2.7 5");
       }),
     );
+  });
+});
+
+describe("priority, changed by many at once,", () => {
+  test("loses nothing, and the file and HAProxy agree", async () => {
+    const file = path.join(folder, "busy.map");
+    await writeFile(file, "");
+    await withGateway({ bin, variables: { PRIORITY_MAP: file } }, async ({ haproxy }) => {
+      const env = {
+        SASORI_PUPPETDB_URL: "http://127.0.0.1:1",
+        SASORI_HAPROXY: haproxy.socketPath,
+        SASORI_MAP_FILE: haproxy.mapPath,
+        SASORI_PRIORITY_FILE: file,
+      };
+      const keys = [...Array.from({ length: 8 }, (_, index) => node(index)), "same", "same", "same", "same"];
+      const done = await Promise.all(
+        keys.map((key, index) => run("sasori", ["priority", "set", key, `-${index + 1}`], env)),
+      );
+      expect(done.map(({ code }) => code)).toEqual(keys.map(() => 0));
+      const inFile = lines(await readFile(file, "utf8")).filter((line) => !line.startsWith("#"));
+      expect(inFile.map((line) => line.split(" ")[0])).toEqual([...new Set(keys)].sort());
+      const live = lines(await runtimeCommand(haproxy.socketPath, `show map ${file}`));
+      expect(live.map((line) => line.replace(/^0x\S+ /, "")).sort()).toEqual(inFile);
+    });
+  });
+
+  test("waits for whoever is at it, says so when that takes too long, and goes on when that was killed", async () => {
+    const silent = createSocketServer((socket) => void socket.on("error", () => undefined));
+    const socketPath = path.join(folder, "silent.sock");
+    await new Promise<void>((resolve) => silent.listen(socketPath, resolve));
+    const file = path.join(folder, "turn.map");
+    const env = {
+      ...PLAIN(),
+      SASORI_PUPPETDB_URL: "http://127.0.0.1:1",
+      SASORI_HAPROXY: socketPath,
+      SASORI_MAP_FILE: path.join(folder, "turn-nodes.map"),
+      SASORI_PRIORITY_FILE: file,
+    };
+    const slow = new Child(process.execPath, [CLI, "priority", "set", "slow.example.com", "1"], { env });
+    const priority = new PriorityMap(file, []);
+    try {
+      await once(silent, "connection"); // It has written the file and has its turn for 10 s more.
+      const began = performance.now();
+      let now = began;
+      const clock = vi.spyOn(performance, "now").mockImplementation(() => {
+        now += 8_000; // Whoever looks at it: the second look after the first is too late.
+        return now;
+      });
+      const late = priority.change("late.example.com", 2);
+      await expect(late).rejects.toMatchObject({ code: "BUSY", message: expect.stringContaining(file) });
+      clock.mockRestore();
+      const next = priority.change("next.example.com", 3);
+      await slow.end("SIGKILL");
+      await next;
+      expect(performance.now() - began).toBeLessThan(9_000); // Nobody waited for the end of that turn.
+      expect([...(await priority.list())]).toEqual([
+        ["next.example.com", 3],
+        ["slow.example.com", 1],
+      ]);
+    } finally {
+      vi.restoreAllMocks();
+      await slow.end("SIGKILL");
+      silent.close();
+    }
   });
 });
 

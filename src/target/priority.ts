@@ -1,9 +1,13 @@
 // The gateway's second map: which nodes or clients are served first when a master's queue fills. It is small and
 // changed by hand, so it has no plan: an entry goes into the file, then into every HAProxy that runs. One that
-// does not run reads the file when it starts.
+// does not run reads the file when it starts. Changes go one after the other, whoever makes them.
 
-import { readFile } from "node:fs/promises";
-import { isIP, SocketAddress } from "node:net";
+import { createHash } from "node:crypto";
+import { once } from "node:events";
+import { readFile, realpath } from "node:fs/promises";
+import { createServer, isIP, type Server, SocketAddress } from "node:net";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Endpoint } from "../config.js";
 import { type Failure, quote, reason, SasoriError, systemCode, toFailure } from "../errors.js";
 import { isCertname } from "../node-map.js";
@@ -18,6 +22,10 @@ const HEADER =
   "# node or client address, and its class: lower is served first from a queue. Written by sasori.\n";
 
 const DEADLINE_MS = 10_000;
+
+/** Somewhat longer than a change takes that an HAProxy does not answer. */
+const TURN_MS = 15_000;
+const LOOK_AGAIN_MS = 20;
 
 export interface PriorityChange {
   key: string;
@@ -60,7 +68,7 @@ export class PriorityMap {
     return entries;
   }
 
-  /** Sets a class, or takes the key out (`undefined`). Throws `USAGE` and what `replaceFile` throws. */
+  /** Sets a class, or takes the key out (`undefined`). Throws `USAGE`, `BUSY` and what `replaceFile` throws. */
   async change(name: string, value: number | undefined): Promise<PriorityChange> {
     const key = keyOf(name);
     if (value !== undefined && !(Number.isInteger(value) && Math.abs(value) <= MOST)) {
@@ -69,6 +77,15 @@ export class PriorityMap {
         `${value} is not a class: expected a whole number from -${MOST} to ${MOST}`,
       );
     }
+    const turn = await takeTurn(this.#file);
+    try {
+      return await this.#change(key, value);
+    } finally {
+      turn.close();
+    }
+  }
+
+  async #change(key: string, value: number | undefined): Promise<PriorityChange> {
     const entries = await this.list();
     if (value === undefined) entries.delete(key);
     else entries.set(key, value);
@@ -93,6 +110,37 @@ export class PriorityMap {
       if (value === undefined && found) await session.run(`del map #${id} ${key}`);
       if (value !== undefined) await session.run(`${found ? "set" : "add"} map #${id} ${key} ${value}`);
     });
+  }
+}
+
+/**
+ * Two changes at once would lose one of them, or leave an HAProxy with another class than the file. The turn is an abstract
+ * socket of Linux, a name that only one process of a machine (or of a container) can have, and that the kernel takes back
+ * when the process ends in whatever way: unlike a file, it is never left behind. Whoever has the turn closes it. Throws `BUSY`.
+ */
+async function takeTurn(file: string): Promise<Server> {
+  const place = path.join(
+    await realpath(path.dirname(file)).catch(() => path.dirname(file)),
+    path.basename(file),
+  );
+  const name = createHash("sha256").update(place).digest("hex");
+  const until = performance.now() + TURN_MS;
+  for (;;) {
+    const turn = createServer((stranger) => stranger.destroy());
+    try {
+      await once(turn.listen(`\0sasori-priority-${name}`), "listening");
+      return turn;
+    } catch (error) {
+      if (systemCode(error) !== "EADDRINUSE") throw error;
+    }
+    if (performance.now() > until) {
+      const what = `another process has been changing ${file} for more than ${TURN_MS / 1_000} s`;
+      throw new SasoriError(
+        "BUSY",
+        `${what}: end it if it hangs (\`pgrep -af 'sasori priority'\`), and try again`,
+      );
+    }
+    await sleep(LOOK_AGAIN_MS);
   }
 }
 
