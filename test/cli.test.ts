@@ -10,7 +10,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
-import { parseEvents } from "../src/cli/daemon-client.js";
+import { askDaemon, parseEvents } from "../src/cli/daemon-client.js";
 import { SHELLS, type Shell } from "../src/cli/manual.js";
 import type { Move, Nodes, Status, Story } from "../src/http/api-shapes.js";
 import { PriorityMap } from "../src/target/priority.js";
@@ -462,6 +462,35 @@ describe("with a daemon", () => {
       stdout: "",
       stderr: expect.stringMatching(/^sasori: DAEMON: no daemon answers/),
     });
+  });
+
+  test("a daemon that hangs is given up: for a pass after 15 minutes, for all else after 30 s", async () => {
+    const hanging = createServer(() => undefined);
+    await new Promise<void>((resolve) => hanging.listen(0, "127.0.0.1", resolve));
+    const { port } = hanging.address() as AddressInfo;
+    const address = { listen: { host: "127.0.0.1", port }, apiTokenFile: undefined };
+    const waits: (number | undefined)[] = [];
+    vi.spyOn(AbortSignal, "timeout").mockImplementation((ms) => {
+      waits.push(ms);
+      return AbortSignal.abort(new DOMException("The operation was aborted due to timeout", "TimeoutError"));
+    });
+    try {
+      const ask = (method: "GET" | "PUT" | "DELETE" | "POST", where: string) =>
+        expect(askDaemon(address, method, where)).rejects.toMatchObject({ code: "DAEMON" });
+      await ask("GET", "/api/v1/status");
+      await ask("DELETE", `/api/v1/nodes/${node(0)}`);
+      await ask("POST", "/api/v1/sync");
+      await expect(
+        askDaemon(address, "PUT", `/api/v1/nodes/${node(0)}`, { master: "master1" }),
+      ).rejects.toMatchObject({
+        message: `the daemon on http://127.0.0.1:${port} gave no usable answer: none within 30 s: it hangs, or is busy, and may still do what it was told: see its log, and \`sasori status\``,
+      });
+      expect(waits).toEqual([30_000, 30_000, 900_000, 30_000]);
+    } finally {
+      vi.restoreAllMocks();
+      hanging.closeAllConnections();
+      await new Promise((resolve) => hanging.close(resolve));
+    }
   });
 
   test("SIGHUP while it starts does not end it", () =>

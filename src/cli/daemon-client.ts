@@ -9,7 +9,7 @@ import type { Config } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 
 /** A full pass over a big fleet takes its time; the daemon has a deadline of its own. */
-const CHANGE_DEADLINE_MS = 15 * 60_000;
+const SYNC_DEADLINE_MS = 15 * 60_000;
 const ANSWER_DEADLINE_MS = 30_000;
 
 /** How long the events wait before they connect again. */
@@ -32,7 +32,7 @@ export async function askDaemon<T>(
   method: Method,
   path: string,
   body?: object,
-  deadlineMs = method === "GET" ? ANSWER_DEADLINE_MS : CHANGE_DEADLINE_MS,
+  deadlineMs = path === "/api/v1/sync" ? SYNC_DEADLINE_MS : ANSWER_DEADLINE_MS,
 ): Promise<T | undefined> {
   const url = daemonUrl(address.listen);
   const headers: Record<string, string> = {};
@@ -52,10 +52,16 @@ export async function askDaemon<T>(
   } catch (error) {
     if (error instanceof SasoriError) throw error;
     if (systemCode(error) === "ECONNREFUSED") return undefined;
-    throw new SasoriError("DAEMON", `the daemon on ${url} gave no usable answer: ${reason(error)}`, {
+    const what = /timeout/i.test(reason(error)) ? late(method, deadlineMs) : reason(error);
+    throw new SasoriError("DAEMON", `the daemon on ${url} gave no usable answer: ${what}`, {
       cause: error,
     });
   }
+}
+
+function late(method: Method, deadlineMs: number): string {
+  const still = method === "GET" ? "" : ", and may still do what it was told";
+  return `none within ${deadlineMs / 1_000} s: it hangs, or is busy${still}: see its log, and \`sasori status\``;
 }
 
 async function readToken(file: string): Promise<string> {
