@@ -103,6 +103,11 @@ const says = (page: Page, text: string | RegExp) =>
     .filter({ hasText: text })
     .waitFor({ timeout: 30 * SECOND });
 const section = (page: Page, name: string) => page.getByRole("region", { name, exact: true });
+/** The id, else the label, else the text of the element that has the keyboard. */
+const focused = (page: Page) =>
+  page.evaluate(
+    "(({ id, ariaLabel, textContent }) => id || ariaLabel || textContent)(document.activeElement)",
+  );
 const masterOf = async ({ gateway }: Site, node: string) =>
   (await gateway.ask(node)).headers.get("x-served-by");
 
@@ -388,12 +393,10 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
     withSite((site) =>
       withPage(browser, async (page) => {
         await openedInSync(page, site);
-        const focused = () =>
-          page.evaluate("document.activeElement.id || document.activeElement.textContent");
         await page.keyboard.press("Tab");
-        expect(await focused()).toBe("To the search for a node");
+        expect(await focused(page)).toBe("To the search for a node");
         await page.keyboard.press("Enter");
-        expect(await focused()).toBe("search");
+        expect(await focused(page)).toBe("search");
         expect(await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")).toBe("solid");
         await page.keyboard.type(NODE);
         await page.keyboard.press("Enter");
@@ -401,13 +404,13 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
           .getByRole("article", { name: NODE })
           .getByText(/Goes to master1/)
           .waitFor();
-        await expect.poll(focused).toBe("story-title");
+        await expect.poll(() => focused(page)).toBe("story-title");
         await page.keyboard.press("Tab");
-        expect(await focused()).toBe("Close");
+        expect(await focused(page)).toBe("Close");
         await page.keyboard.press("Tab");
         await page.keyboard.type("master2");
         await page.keyboard.press("Tab");
-        expect(await focused()).toBe("Register");
+        expect(await focused(page)).toBe("Register");
         await page.keyboard.press("Enter");
         await page.getByText(`${NODE} now goes to master2.`).waitFor();
         // Nothing that is rendered anew takes the focus away.
@@ -420,7 +423,26 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
           .getByText(NODES[1] ?? "")
           .first()
           .waitFor();
-        expect(await focused()).toBe("Register");
+        expect(await focused(page)).toBe("Register");
+      }),
+    ));
+
+  test("keeps the keyboard where it is when the first registration appears", () =>
+    withSite((site) =>
+      withPage(browser, async (page) => {
+        await openedInSync(page, site);
+        await page.locator("#new-node").focus();
+        await page.keyboard.type(NODE);
+        await page.keyboard.press("Tab");
+        await page.keyboard.type("master3");
+        await page.keyboard.press("Tab");
+        await page.evaluate(
+          "let lost = 0; addEventListener('focusout', () => document.body.dataset.lost = ++lost)",
+        );
+        await page.keyboard.press("Enter");
+        await section(page, "Registrations").getByRole("listitem").waitFor();
+        expect(await focused(page)).toBe("Register");
+        expect(await page.evaluate("document.body.dataset.lost")).toBeUndefined();
       }),
     ));
 

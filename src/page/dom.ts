@@ -63,8 +63,9 @@ export function morph(parent: Element, wanted: readonly Node[]): void {
     const key = keyOf(node);
     const old = key === undefined ? nextSame(at, node) : keyed.get(key);
     if (old && isSame(old, node)) {
-      // What stood before it is gone, unless it has a key and comes later.
-      while (key === undefined && at !== null && at !== old) at = removed(at);
+      // What stood before it is gone, unless it has a key and comes later. To move this one instead would take the
+      // focus out of it.
+      while (at !== null && at !== old && keyOf(at) === undefined) at = removed(at);
       if (old === at) at = at.nextSibling;
       else parent.insertBefore(old, at);
       update(old, node);
