@@ -212,6 +212,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
         expect(await page.locator("#notice p.good").count()).toBe(0);
         await notice.getByRole("button", { name: "Dismiss" }).click();
         await notice.waitFor({ state: "detached" });
+        expect(await focused(page)).toBe("Register"); // Its neighbour.
       }),
     ));
 
@@ -280,6 +281,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
           await dialog.getByRole("button", { name: "Remove 20" }).click();
           await says(page, "Everything is in sync");
           await page.getByText(/Pass done: 20 nodes changed/).waitFor();
+          expect(await focused(page)).toBe("search"); // The button is gone, and nothing is left where it was.
           expect((await site.gateway.ask(NODE)).status).toBe(404);
         }),
       { SASORI_SCHEDULE: "0 0 1 1 *" },
@@ -423,6 +425,34 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
           .getByText(NODES[1] ?? "")
           .first()
           .waitFor();
+        expect(await focused(page)).toBe("Register");
+      }),
+    ));
+
+  test("hands the keyboard on when the row that had it ends", () =>
+    withSite((site) =>
+      withPage(browser, async (page) => {
+        const [first = "", second = ""] = NODES;
+        for (const certname of [first, second]) {
+          const body = JSON.stringify({ master: "master3" });
+          const headers = { "content-type": "application/json" };
+          await fetch(`${site.url}/api/v1/nodes/${certname}`, { method: "PUT", headers, body });
+        }
+        await openedInSync(page, site);
+        const end = (certname: string) => `End the registration of ${certname}`;
+        await page.getByRole("button", { name: end(first) }).focus();
+        await page.keyboard.press("Enter");
+        await expect.poll(() => focused(page)).toBe(end(second));
+        await page.keyboard.press("Enter");
+        await expect.poll(() => focused(page)).toBe("new-node");
+
+        await page.goto(`${site.url}/#node=${second}`);
+        const form = page.getByRole("article", { name: second });
+        await form.getByLabel("Master").selectOption("master1");
+        await form.getByRole("button", { name: "Register" }).click();
+        await form.getByRole("button", { name: "Leave it" }).focus();
+        await page.keyboard.press("Enter");
+        await form.getByRole("button", { name: "Leave it" }).waitFor({ state: "detached" });
         expect(await focused(page)).toBe("Register");
       }),
     ));

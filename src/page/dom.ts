@@ -115,4 +115,28 @@ function update(old: Node, node: Node): void {
   if (!node.hasAttribute("data-keep")) morph(old, [...node.childNodes]);
 }
 
+const CONTROLS = "a[href], button, input, select, summary";
+
+/**
+ * Draws, and where that removes the element that has the keyboard, gives it to a neighbour in the same section: to the
+ * next control that does the same (the next row's button), else to the next one, else to the one before; and to
+ * `otherwise` where nothing is left there.
+ */
+export function keepFocus(draw: () => void, otherwise: HTMLElement): void {
+  const had = document.activeElement;
+  const place = had?.closest("section") ?? document;
+  const controls = [...place.querySelectorAll<HTMLElement>(CONTROLS)];
+  const at = controls.indexOf(had as HTMLElement);
+  draw();
+  if (had === null || had.isConnected) return;
+  const next = controls.slice(at + 1);
+  const alike = next.filter(
+    ({ dataset }) => at >= 0 && dataset.do && dataset.do === controls[at]?.dataset.do,
+  );
+  for (const control of [...alike, ...next, ...controls.slice(0, at).reverse(), otherwise]) {
+    control.focus({ preventScroll: true }); // One that is gone or hidden does not take it.
+    if (document.activeElement === control) return;
+  }
+}
+
 const isStyled = (node: Element): node is HTMLElement | SVGElement => "style" in node && "dataset" in node;

@@ -5,7 +5,7 @@ import type { Story } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
 import { Cancelled, change, messageOf, Refusal } from "./calls.js";
 import { askToken, confirm } from "./dialogs.js";
-import { h, morph } from "./dom.js";
+import { h, keepFocus, morph } from "./dom.js";
 import { startFeed } from "./feed.js";
 import {
   headlineOf,
@@ -62,6 +62,12 @@ function render(): void {
   const { tone, title } = headlineOf(state);
   document.title = `${SIGNS[tone]} ${title} · sasori`;
   if (document.hidden) return; // Of a hidden tab only the title can be seen.
+  keepFocus(renderParts, searchField);
+  document.documentElement.dataset.link = state.link.kind;
+  plot.update(state);
+}
+
+function renderParts(): void {
   for (const [id, part] of Object.entries(PARTS)) {
     const place = document.getElementById(id);
     try {
@@ -70,8 +76,6 @@ function render(): void {
       reportError(error); // In the console; the other parts are still to be seen.
     }
   }
-  document.documentElement.dataset.link = state.link.kind;
-  plot.update(state);
 }
 
 const feed = startFeed(state, changed);
