@@ -427,6 +427,15 @@ function contradictions(env: Readonly<Record<string, string | undefined>>): stri
   if (new Set(files.map((file) => path.normalize(file ?? ""))).size !== files.length) {
     problems.push("SASORI_MAP_FILE, SASORI_STATE_FILE and SASORI_PRIORITY_FILE must be different files");
   }
+  const name = env.SASORI_MAP_NAME ?? env.SASORI_MAP_FILE;
+  const { SASORI_PRIORITY_FILE: priority, SASORI_MAP_FILE: map } = env;
+  // HAProxy is asked for the priority map by its base name: nodes' masters and classes would get into one map.
+  if (name && priority && map !== priority && path.basename(name) === path.basename(priority)) {
+    const which = env.SASORI_MAP_NAME === undefined ? "SASORI_MAP_FILE" : "SASORI_MAP_NAME";
+    problems.push(
+      `${which} and SASORI_PRIORITY_FILE have the same base name (${quote(path.basename(name))}): they must be different maps`,
+    );
+  }
   return problems;
 }
 

@@ -780,6 +780,11 @@ describe("priority", () => {
           ["set", "db1.example.com"],
         ])
           expect({ wrong, code: (await priority(...wrong)).code }).toEqual({ wrong, code: 2 });
+        const another = { ...env, SASORI_PRIORITY_FILE: path.join(folder, "prio.map") };
+        const unknown = await run("sasori", ["priority", "set", "db1.example.com", "-1"], another);
+        expect(unknown.code).toBe(1);
+        expect(unknown.stdout).toContain("set SASORI_PRIORITY_FILE to the file that PRIORITY_MAP names");
+        expect(unknown.stdout).not.toContain("SASORI_MAP_NAME");
         const nowhere = { ...env, SASORI_PRIORITY_FILE: "" };
         expect(await run("sasori", ["priority", "list"], nowhere)).toMatchObject({
           code: 2,

@@ -129,6 +129,14 @@ describe("the configuration", () => {
     expect(problems({ ...REQUIRED, SASORI_STATE_FILE: one })).toEqual([
       expect.stringContaining("different files"),
     ]);
+    const priority = { SASORI_PRIORITY_FILE: "/var/lib/sasori/priority.map" };
+    expect(problems({ ...REQUIRED, ...priority, SASORI_MAP_NAME: "/etc/haproxy/priority.map" })).toEqual([
+      expect.stringMatching(/SASORI_MAP_NAME and SASORI_PRIORITY_FILE have the same base name/),
+    ]);
+    expect(problems({ ...REQUIRED, SASORI_PRIORITY_FILE: `/elsewhere/${path.basename(one)}` })).toEqual([
+      expect.stringMatching(/SASORI_MAP_FILE and SASORI_PRIORITY_FILE have the same base name/),
+    ]);
+    expect(problems({ ...REQUIRED, ...priority, SASORI_MAP_NAME: "/etc/haproxy/other.map" })).toEqual([]);
     expect(problems({ ...REQUIRED, SASORI_MAP_FILE: "/tmp/" })).toEqual([
       expect.stringContaining("SASORI_MAP_FILE"),
     ]);

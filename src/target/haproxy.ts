@@ -287,14 +287,20 @@ async function enable(session: RuntimeSession, server: string, options: string):
 
 const processOf = (info: string) => `${field(info, "Pid")}@${field(info, "Start_time_sec")}`;
 
+const MAP_REMEDIES = {
+  none: "use the map in its configuration, or set SASORI_MAP_NAME",
+  several: "set SASORI_MAP_NAME to one of them",
+};
+
 /**
- * A map by its name in HAProxy's configuration, or by the base name of the file. Throws `HAPROXY_MAP` when there is
- * none or more than one; `where` names the HAProxy in the message.
+ * A map by its name in HAProxy's configuration, or by the base name of the file. Throws `HAPROXY_MAP` with one of the
+ * remedies when there is none or more than one; `where` names the HAProxy in the message.
  */
 export function findMap(
   listing: string,
   where: string,
   { mapFile, mapName }: Pick<HaproxyOptions, "mapFile" | "mapName">,
+  remedies = MAP_REMEDIES,
 ): MapState {
   const maps = parseMaps(listing);
   const matches = maps.filter(({ name }) =>
@@ -306,8 +312,8 @@ export function findMap(
   throw new SasoriError(
     "HAPROXY_MAP",
     match === undefined
-      ? `${where}: HAProxy has no map ${quote(mapName ?? path.basename(mapFile))} (it has: ${names}): use the map in its configuration, or set SASORI_MAP_NAME`
-      : `${where}: HAProxy has several maps of that name (${names}): set SASORI_MAP_NAME to one of them`,
+      ? `${where}: HAProxy has no map ${quote(mapName ?? path.basename(mapFile))} (it has: ${names}): ${remedies.none}`
+      : `${where}: HAProxy has several maps of that name (${names}): ${remedies.several}`,
   );
 }
 

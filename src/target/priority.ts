@@ -27,6 +27,12 @@ const DEADLINE_MS = 10_000;
 const TURN_MS = 15_000;
 const LOOK_AGAIN_MS = 20;
 
+// Not SASORI_MAP_NAME: with that, sasori would write the nodes' masters into this map.
+const REMEDIES = {
+  none: "set SASORI_PRIORITY_FILE to the file that PRIORITY_MAP names there, or PRIORITY_MAP to this file",
+  several: "give the file that PRIORITY_MAP names a base name of its own",
+};
+
 export interface PriorityChange {
   key: string;
   class: number | undefined;
@@ -104,7 +110,8 @@ export class PriorityMap {
 
   #tell(endpoint: Endpoint, key: string, value: number | undefined): Promise<void> {
     return RuntimeSession.with(endpoint, AbortSignal.timeout(DEADLINE_MS), async (session) => {
-      const { id } = findMap(await session.ask("show map"), endpoint.name, { mapFile: this.#file });
+      const maps = await session.ask("show map");
+      const { id } = findMap(maps, endpoint.name, { mapFile: this.#file }, REMEDIES);
       // type=str, case=sensitive, found=yes, idx=tree, key="node1", value="-5", type="str"
       const found = /\bfound=yes\b/.test(await session.ask(`get map #${id} ${key}`));
       if (value === undefined && found) await session.run(`del map #${id} ${key}`);
