@@ -97,6 +97,12 @@ const routeOf = (response: Response) => ({
   route: response.headers.get("x-route"),
   master: response.headers.get("x-served-by"),
 });
+/** What HAProxy has logged about requests. */
+const requestLines = ({ haproxy }: Pair) =>
+  haproxy
+    .output()
+    .split("\n")
+    .filter((line) => /connect from| status=/i.test(line));
 const requests = (lab: Lab) => lab.masters.map((master) => master.requests);
 
 describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) => {
@@ -247,6 +253,11 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
       lab.masters[0]?.nodes?.delete(NODE); // It has lost it, and nobody else has it.
       expect(routeOf(await lab.ask(NODE))).toEqual({ status: 404, route: "mapped", master: "master1" });
       expect(requests(lab)).toEqual([2, 0, 0]);
+      expect((await lab.ask(node(2))).status).toBe(200);
+      await expect.poll(lab.haproxy.output).toContain(`node=${node(2)} `);
+      expect(requestLines(lab)).toEqual(
+        [NODE, node(2)].map((name) => expect.stringContaining(`node=${name} `)),
+      );
     }));
 
   test("goes to another master while the node's own is down, without teaching the map, and back when it is up", () =>
@@ -306,6 +317,8 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
       expect(bogus.status).toBe(404);
       expect(await bogus.json()).toMatchObject({ error: "node_unknown" });
       expect(requests(lab)).toEqual(before);
+      await expect.poll(lab.haproxy.output).toContain("node=bogus.example.com ");
+      expect(requestLines(lab)).toHaveLength(3);
     }));
 
   test("does not look for unknown nodes where discovery is off", () =>
