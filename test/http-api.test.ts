@@ -12,8 +12,10 @@ import { describe, expect, test } from "vitest";
 import { z } from "zod";
 import { readConfig } from "../src/config.js";
 import { startDaemon } from "../src/daemon.js";
+import type { Failure } from "../src/errors.js";
 import type { Instances, Masters, Moves, Nodes, Pass, Status, Story } from "../src/http/api-shapes.js";
 import { MAX_CLIENTS } from "../src/http/event-stream.js";
+import { summarize, troublesOf } from "../src/http/troubles.js";
 import type { SyncReport } from "../src/sync-report.js";
 import { freePort } from "./support/child.js";
 import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
@@ -518,6 +520,21 @@ describe("the status", () => {
         expect(await status()).toMatchObject({ state: "in sync", nodes: 3, troubles: [] });
       });
     }));
+
+  test("has one sentence that cuts a long message, and no time, however long the message is", () => {
+    const since = "2026-05-01T14:00:00.000Z";
+    for (let length = 150; length < 240; length += 1) {
+      const failure: Failure = {
+        code: "PUPPETDB_STATUS",
+        message: `${"x".repeat(length)} not before ${since}`,
+      };
+      const troubles = troublesOf({ pass: undefined, targets: [], puppetdb: { failure, since } });
+      const pass = {} as NonNullable<Parameters<typeof summarize>[0]["pass"]>;
+      const { summary } = summarize({ pass, targets: [] }, troubles);
+      expect(summary).toMatch(/^puppetdb: x+.* \(since 2026-05-01T14:00:00\.000Z\)\.$/);
+      expect(summary.replaceAll(since, "")).not.toMatch(/\d/);
+    }
+  });
 
   test("is what the log says: each trouble once when it comes, with its remedy, and once when it is over", () =>
     withFleetLab([{ bin }], async (lab) => {

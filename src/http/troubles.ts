@@ -208,7 +208,10 @@ export function summarize(
 }
 
 function headline({ where, what, severity }: Trouble): string {
-  const text = what.length > 200 ? `${what.slice(0, 200)}…` : what;
+  // A long message is cut, between two words where there are some, and the time behind it is not: half a time is none.
+  const [, message = what, since = ""] = /^(.*?)( \(since [^()]*\))?$/s.exec(what) ?? [];
+  const cut = message.slice(0, 200).replace(/\s+\S{0,40}$/, "");
+  const text = (message.length > 200 ? `${cut}…` : message) + since;
   const place = severity === "critical" && !text.includes(where) ? `${where}: ` : "";
   return `${place}${text}${/[.?!…]$/.test(text) ? "" : "."}`;
 }
