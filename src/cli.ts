@@ -559,7 +559,8 @@ async function main(): Promise<void> {
     }
     const { code, message } = toFailure(error);
     process.stderr.write(`sasori: ${code}: ${message}\n`);
-    if (code === "INTERNAL") process.stderr.write(`${(error as Error).stack}\n`);
+    if (code === "INTERNAL" && !(error instanceof SasoriError))
+      process.stderr.write(`${(error as Error).stack}\n`);
     process.exitCode = code === "CONFIG_INVALID" || code === "USAGE" ? EXIT.usage : EXIT.failed;
   }
 }

@@ -329,10 +329,32 @@ describe("with a daemon", () => {
         code: 1,
         desired: { master: "master1" },
       });
-      expect(await sasori("register", node(0), "master9")).toMatchObject({
-        code: 1,
-        stderr: expect.stringMatching(/answered 400: HAProxy has no server "master9"/),
-      });
+    }));
+
+  test("what the daemon refuses comes out with its code: USAGE is exit code 2, a daemon in trouble 1", () =>
+    withDesk(3, async ({ env, sasori, startDaemon }) => {
+      const tokenFile = path.join(folder, "cli.token");
+      await writeFile(tokenFile, "s3cret");
+      env.SASORI_API_TOKEN_FILE = tokenFile;
+      await startDaemon();
+      const refused = async (args: string[], code: number, stderr: RegExp) =>
+        expect(await sasori(...args)).toMatchObject({
+          code,
+          stdout: "",
+          stderr: expect.stringMatching(stderr),
+        });
+      await refused(
+        ["register", node(0), "master9"],
+        2,
+        /^sasori: USAGE: HAProxy has no server "master9" \(it/,
+      );
+      await refused(["register", node(0), "--end"], 2, /^sasori: USAGE: node0\S+ has no registration\n$/);
+      env.SASORI_API_TOKEN_FILE = "";
+      const untold =
+        /^sasori: USAGE: the daemon on http:\S+ answered 401: .*: set it here as it is set there\n$/;
+      await refused(["register", node(0), "master2"], 2, untold);
+      await writeFile(tokenFile, "");
+      await refused(["sync"], 1, /^sasori: DAEMON: .* answered 503: SASORI_API_TOKEN_FILE cannot be read/);
     }));
 
   test("register and rebalance tell that the state file lacks it, and that it is in force", () =>

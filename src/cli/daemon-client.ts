@@ -6,7 +6,8 @@ import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Dispatcher, request } from "undici";
 import type { Config } from "../config.js";
-import { quote, reason, SasoriError, systemCode } from "../errors.js";
+import { type ErrorCode, quote, reason, SasoriError, systemCode } from "../errors.js";
+import { isErrorCode } from "../http/troubles.js";
 
 /** A full pass over a big fleet takes its time; the daemon has a deadline of its own. */
 const SYNC_DEADLINE_MS = 15 * 60_000;
@@ -26,7 +27,7 @@ export function daemonUrl({ host, port }: Config["listen"]): string {
   return `http://${everywhere[host] ?? (host.includes(":") ? `[${host}]` : host)}:${port}`;
 }
 
-/** Undefined when no daemon listens. Throws `DAEMON` with what the daemon's problem+json says. */
+/** Undefined when no daemon listens. Throws what the daemon's problem+json says, and `DAEMON` where it says nothing. */
 export async function askDaemon<T>(
   address: Address,
   method: Method,
@@ -79,7 +80,7 @@ export const isRefused = (error: unknown): error is SasoriError =>
 
 /**
  * The answer's JSON: of a 200, or of a change that is in force and not yet in every target, which is a 502 with the
- * node's story. Throws `DAEMON` for every other, with its `statusCode`, and for one that is none of sasori's.
+ * node's story. Throws for every other what it says, with its `statusCode`, and `DAEMON` for one that is none of sasori's.
  */
 async function answerOf(
   url: string,
@@ -88,14 +89,21 @@ async function answerOf(
 ): Promise<unknown> {
   const text = await body.text();
   const isJson = /\bjson\b/.test(String(headers["content-type"]));
-  const answer = isJson ? (JSON.parse(text) as { detail?: unknown }) : undefined;
+  const answer = isJson ? (JSON.parse(text) as { title?: unknown; detail?: unknown }) : undefined;
   if (answer !== undefined && (statusCode === 200 || (statusCode === 502 && "certname" in answer)))
     return answer;
   if (typeof answer?.detail !== "string") throw noSasori(url, `${statusCode} ${quote(text)}`);
   const hint = hasToken ? "the one here is another than the daemon's" : "set it here as it is set there";
   const why = statusCode === 401 ? `${answer.detail}: ${hint}` : answer.detail;
-  const error = new SasoriError("DAEMON", `the daemon on ${url} answered ${statusCode}: ${why}`);
-  throw Object.assign(error, { statusCode });
+  // What is wrong with the request needs no more words; what is wrong with the daemon or the token needs its place.
+  const isAboutRequest = statusCode === 400 || statusCode === 404;
+  const message = isAboutRequest ? why : `the daemon on ${url} answered ${statusCode}: ${why}`;
+  throw Object.assign(new SasoriError(codeOf(statusCode, answer.title), message), { statusCode });
+}
+
+/** The daemon's own. It says USAGE also of what is wrong on its side, which is no mistake of whoever asks. */
+function codeOf(statusCode: number, title: unknown): ErrorCode {
+  return isErrorCode(title) && (statusCode < 500 || title !== "USAGE") ? title : "DAEMON";
 }
 
 /** What listens there is another program, which is to be told from a sasori that hangs or is busy. */

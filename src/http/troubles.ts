@@ -52,6 +52,9 @@ export function remedyFor(code: ErrorCode): string {
   return REMEDIES[code];
 }
 
+export const isErrorCode = (text: unknown): text is ErrorCode =>
+  typeof text === "string" && Object.hasOwn(REMEDIES, text);
+
 export const number = (value: number) => value.toLocaleString("en-US");
 
 /** `1 node`, `1,200 nodes`. */
