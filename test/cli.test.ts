@@ -206,6 +206,7 @@ describe("without a daemon", () => {
       expect({ code, stdout }).toEqual({ code: 0, stdout: `${node(1)}  master2\n${node(4)}  master2\n` });
       expect(stderr).toContain("no daemon runs: these are the nodes of");
       expect(lines((await sasori("nodes", "--limit", "2")).stdout)).toHaveLength(2);
+      expect((await sasori("nodes", node(1).toUpperCase())).stdout).toContain(node(1));
       for (const command of [
         ["status"],
         ["masters"],

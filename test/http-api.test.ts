@@ -189,6 +189,7 @@ describe("nodes", () => {
         expect(names(last)).toEqual([4, 5, 6, 7, 8].map(node));
         expect(last.next).toBeNull();
         expect(names(await get<Nodes>("/api/v1/nodes?q=ode7"))).toEqual([node(7)]);
+        expect(names(await get<Nodes>("/api/v1/nodes?q=NODE7"))).toEqual([node(7)]);
         expect(names(await get<Nodes>("/api/v1/nodes?master=master1"))).toEqual([0, 3, 4, 6].map(node));
         expect(names(await get<Nodes>("/api/v1/nodes?source=registration"))).toEqual([node(4)]);
         expect(names(await get<Nodes>("/api/v1/nodes?q=nothing"))).toEqual([]);

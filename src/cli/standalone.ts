@@ -107,8 +107,9 @@ export async function nodesOfFile(
 ): Promise<Nodes> {
   const { routes } = await new MapFile(mapFile).read();
   const nodes: Node[] = [];
+  const part = q?.toLowerCase() ?? ""; // Certnames are small; people type capitals.
   for (const [certname, to] of [...routes].sort(([a], [b]) => (a < b ? -1 : 1))) {
-    const isWanted = (q === undefined || certname.includes(q)) && (master === undefined || to === master);
+    const isWanted = certname.includes(part) && (master === undefined || to === master);
     if (!isWanted || !isMaster(to)) continue;
     if (nodes.length === limit) return { nodes, next: nodes.at(-1)?.certname ?? null };
     nodes.push({ certname, master: to, source: "inherited", since: null });

@@ -39,7 +39,7 @@ export const NodeShape = z.strictObject({
 });
 
 export const NodesQuery = z.strictObject({
-  q: z.string().max(253).optional().describe("part of a certname"),
+  q: z.string().max(253).toLowerCase().optional().describe("part of a certname, in any letter case"),
   master: z.string().max(128).optional().describe("only nodes of this master"),
   source: SourceName.optional().describe("only nodes known from this source, such as registration"),
   limit: z.coerce.number().int().min(1).max(1000).default(100),
