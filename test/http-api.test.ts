@@ -736,7 +736,11 @@ describe("a request that is wrong", () => {
           [405, "PUT, DELETE", () => send("POST", `/api/v1/nodes/${node(0)}`, {})],
           [413, "", () => send("POST", "/api/v1/sync", { approve: "0".repeat(20_000) })],
           [414, "", () => fetch(`${url}/api/v1/nodes/${"x".repeat(300)}`)],
-          [415, "", () => raw("POST", "/api/v1/sync", "full", { "content-type": "text/plain" })],
+          [
+            415,
+            "content-type: application/json",
+            () => raw("POST", "/api/v1/sync", "full", { "content-type": "text/plain" }),
+          ],
           [
             415,
             "",

@@ -510,6 +510,8 @@ function judge(error: unknown): { status: number; code: ErrorCode; detail: strin
     const { cause } = error as { cause?: unknown };
     return { status: 500, code, detail: cause === undefined ? message : `${message}: ${reason(cause)}` };
   }
+  if (given === 415)
+    return { status: given, code: "USAGE", detail: "send JSON with content-type: application/json" };
   const detail = Array.isArray(validation) ? explain(error as Invalid) : reason(error);
   return { status: given, code: "USAGE", detail };
 }
