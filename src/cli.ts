@@ -399,9 +399,9 @@ priority
   .command("set")
   .description("give a node or client address a class from -2047 (first) to 2047 (last); others have 0")
   .argument("<node-or-address>")
-  .argument("<class>")
+  .addArgument(new Argument("<class>").argParser(parseClass))
   .option("--json", "print as JSON")
-  .action((key: string, value: string, { json }: Output) => changePriority(key, Number(value), json));
+  .action((key: string, value: number, { json }: Output) => changePriority(key, value, json));
 
 priority
   .command("unset")
@@ -424,6 +424,11 @@ function parsePlanId(text: string): string {
 function parseCount(text: string): number {
   if (/^[1-9]\d{0,8}$/.test(text)) return Number(text);
   throw new InvalidArgumentError("Expected a whole number above 0.");
+}
+
+function parseClass(text: string): number {
+  if (/^[+-]?\d{1,9}$/.test(text)) return Number(text);
+  throw new InvalidArgumentError("Expected a whole number from -2047 (first) to 2047 (last).");
 }
 
 function priorityMap(): PriorityMap {

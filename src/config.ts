@@ -275,7 +275,7 @@ export const Env = z.object({
       ),
     ),
   SASORI_LOG_LEVEL: z
-    .enum(LOG_LEVELS)
+    .enum(LOG_LEVELS, { error: `one of ${LOG_LEVELS.join(", ")}` })
     .default("info")
     .meta(about(`log level: ${LOG_LEVELS.join(", ")}`, "info")),
 });

@@ -354,6 +354,9 @@ describe("with a daemon", () => {
       const untold =
         /^sasori: USAGE: the daemon on http:\S+ answered 401: .*: set it here as it is set there\n$/;
       await refused(["register", node(0), "master2"], 2, untold);
+      env.SASORI_API_TOKEN_FILE = `${tokenFile}s`;
+      await refused(["sync"], 2, /^sasori: USAGE: .*ENOENT.*: correct SASORI_API_TOKEN_FILE\n$/);
+      env.SASORI_API_TOKEN_FILE = "";
       await writeFile(tokenFile, "");
       await refused(["sync"], 1, /^sasori: DAEMON: .* answered 503: SASORI_API_TOKEN_FILE cannot be read/);
     }));
@@ -803,6 +806,9 @@ describe("priority", () => {
           ["set", "db1.example.com"],
         ])
           expect({ wrong, code: (await priority(...wrong)).code }).toEqual({ wrong, code: 2 });
+        expect((await priority("set", "db1.example.com", "first")).stderr).toContain(
+          "Expected a whole number from -2047",
+        );
         const another = { ...env, SASORI_PRIORITY_FILE: path.join(folder, "prio.map") };
         const unknown = await run("sasori", ["priority", "set", "db1.example.com", "-1"], another);
         expect(unknown.code).toBe(1);

@@ -73,6 +73,14 @@ describe("the configuration", () => {
     ]);
   });
 
+  test("says which log levels there are", () => {
+    expect(problems({ ...REQUIRED, SASORI_LOG_LEVEL: "loud" })).toEqual([
+      expect.stringContaining(
+        'is "loud": expected one of fatal, error, warn, info, debug, trace, silent, for',
+      ),
+    ]);
+  });
+
   test("takes sockets and addresses side by side, and IPv6", () => {
     const { haproxy } = readConfig({
       ...REQUIRED,

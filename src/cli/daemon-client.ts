@@ -70,7 +70,9 @@ async function readToken(file: string): Promise<string> {
     return (await readFile(file, "utf8")).trim();
   } catch (error) {
     const what = `cannot read the token of SASORI_API_TOKEN_FILE: ${reason(error)}`;
-    throw new SasoriError("USAGE", `${what}: run this as a user who may read it`, { cause: error });
+    const remedy =
+      systemCode(error) === "EACCES" ? "run this as a user who may read it" : "correct SASORI_API_TOKEN_FILE";
+    throw new SasoriError("USAGE", `${what}: ${remedy}`, { cause: error });
   }
 }
 
