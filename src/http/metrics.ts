@@ -79,6 +79,9 @@ export class Metrics {
   constructor(parts: MetricsParts) {
     this.#parts = parts;
     collectDefaultMetrics({ register: this.registry });
+    // Gauges with a counter's name. Each has a fellow by type, of which it is the sum.
+    for (const what of ["handles", "requests", "resources"])
+      this.registry.removeSingleMetric(`nodejs_active_${what}_total`);
     this.#askedGauges(parts);
     for (const kind of ["known", "changes", "full"])
       for (const outcome of ["done", "failed", "held"]) this.#passes.inc({ kind, outcome }, 0);
