@@ -108,6 +108,16 @@ const focused = (page: Page) =>
   page.evaluate(
     "(({ id, ariaLabel, textContent }) => id || ariaLabel || textContent)(document.activeElement)",
   );
+/** On how many lines the first "--approve" of what is wrong stands. */
+const LINES_OF_OPTION = `(() => {
+  const texts = document.createTreeWalker(document.getElementById("troubles"), NodeFilter.SHOW_TEXT);
+  while (!texts.nextNode().data.includes("--approve"));
+  const at = texts.currentNode.data.indexOf("--approve");
+  const range = document.createRange();
+  range.setStart(texts.currentNode, at);
+  range.setEnd(texts.currentNode, at + "--approve".length);
+  return range.getClientRects().length;
+})()`;
 const masterOf = async ({ gateway }: Site, node: string) =>
   (await gateway.ask(node)).headers.get("x-served-by");
 
@@ -283,6 +293,27 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
           await page.getByText(/Pass done: 20 nodes changed/).waitFor();
           expect(await focused(page)).toBe("search"); // The button is gone, and nothing is left where it was.
           expect((await site.gateway.ask(NODE)).status).toBe(404);
+        }),
+      { SASORI_SCHEDULE: "0 0 1 1 *" },
+    ));
+
+  test("shows all the names of a held plan, and its command in whole words, however narrow it is", () =>
+    withSite(
+      (site) =>
+        withPage(browser, async (page) => {
+          await openedInSync(page, site);
+          for (const certname of NODES.slice(0, 20)) await site.puppetdb.deactivateNode(certname);
+          await page.getByRole("button", { name: "Sync now" }).click();
+          await says(page, "One thing waits for you");
+          await page.getByRole("button", { name: "Approve" }).waitFor();
+          const hidden =
+            "(({ scrollHeight, clientHeight }) => scrollHeight - clientHeight)(document.querySelector('.samples'))";
+          for (let width = 320; width < 440; width += 10) {
+            await page.setViewportSize({ width, height: 700 });
+            expect({ width, hidden: await page.evaluate(hidden) }).toEqual({ width, hidden: 0 });
+            expect({ width, lines: await page.evaluate(LINES_OF_OPTION) }).toEqual({ width, lines: 1 });
+            expect(await overflow(page)).toBe(0);
+          }
         }),
       { SASORI_SCHEDULE: "0 0 1 1 *" },
     ));

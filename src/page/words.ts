@@ -48,14 +48,28 @@ export function clock(at: string, now: number): string {
 export const moment = (at: string, text: string) =>
   h("time", { datetime: at, title: WHOLE.format(new Date(at)) }, text);
 
-/** A text of sasori's, with the times in it as the reader's clock has them. */
+/** A command with its options. A line may end between two words of it, not behind the hyphens of an option. */
+const command = (text: string) =>
+  h(
+    "code",
+    {},
+    text
+      .split(/(--\S+)/)
+      .map((part, index) => (index % 2 === 1 ? h("span", { class: "option" }, part) : part)),
+  );
+
+const TIME_OR_COMMAND =
+  /(\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z|sasori [a-z]+(?: --[a-z-]+)+(?: [0-9a-f]{12})?)/;
+
+/** A text of sasori's, with the times in it as the reader's clock has them, and commands as what they are. */
 export const prose = (text: string, now: number) =>
   h(
     "bdi",
     { class: "name" },
-    text
-      .split(/(\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z)/)
-      .map((part, index) => (index % 2 === 1 ? moment(part, clock(part, now)) : part)),
+    text.split(TIME_OR_COMMAND).map((part, index) => {
+      if (index % 2 === 0) return part;
+      return part.startsWith("sasori ") ? command(part) : moment(part, clock(part, now));
+    }),
   );
 
 /** The same as a sentence of its own. What begins with an address or a path is left as it is. */
