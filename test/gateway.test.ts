@@ -50,7 +50,7 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
     expect({ status, warnings: text.match(/WARNING|ALERT/g) }).toEqual({ status: 0, warnings: null });
   });
 
-  test.each(["NODE_MASTER_MAP", "HAPROXY_SOCKET", "STATS_PASSWORD"])(
+  test.each(["NODE_MASTER_MAP", "HAPROXY_SOCKET", "STATS_PASSWORD", "MASTER1", "MASTER3"])(
     "does not start without %s, and says so",
     (name) => {
       const { status, text } = check(bin, { without: [name] });
