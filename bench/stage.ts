@@ -125,7 +125,7 @@ export function gatewayConfig(
   const names = masters.map((_, index) => `MASTER${index + 1}`);
   const lines = names.map((name) => `  server ${name.toLowerCase()} "\${${name}}"\n`).join("");
   const text = readFileSync(path.join(HAPROXY_DIR, "haproxy.cfg"), "utf8").replace(
-    /\.if !defined\(MASTER1\)[^]*?( {2}server master\d+ .*\n)+/,
+    /\.if !defined\(MASTER1\)[\s\S]*?( {2}server master\d+ .*\n)+/,
     lines,
   );
   return {
