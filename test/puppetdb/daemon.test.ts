@@ -261,7 +261,7 @@ describe("moving nodes by hand", () => {
         async ({ cli }) => {
           await routed(gateway, NODE).toBe("master1");
           expect(await cli("register", NODE, "master9")).toMatchObject({
-            code: 1,
+            code: 2,
             stderr: expect.stringContaining("no server"),
           });
           const registered = await cli("register", NODE, "master3");

@@ -1,0 +1,15 @@
+// Loaded into a sasori of its own (`node --import`), for which a named pipe then is a file whose file system hangs: whoever
+// reads it waits for a writer that never comes, and a thread of Node with him, as with a real one.
+
+import fs from "node:fs/promises";
+import { syncBuiltinESMExports } from "node:module";
+
+const { stat, readFile } = fs;
+
+fs.stat = async (...args) => {
+  const found = await stat(...args);
+  return found.isFIFO() ? Object.assign(found, { isFile: () => true }) : found;
+};
+// Without O_NONBLOCK, by which a pipe that nobody writes to would be empty.
+fs.readFile = (file, options) => readFile(file, { ...options, flag: "r" });
+syncBuiltinESMExports();
