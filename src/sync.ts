@@ -12,6 +12,7 @@ import { Journal } from "./journal.js";
 import { NewMasters } from "./masters.js";
 import type { Before, Certname, Master, Observation } from "./node-map.js";
 import { PassQueue, type SyncRequest } from "./pass-queue.js";
+import { plansFromChanges } from "./plan.js";
 import { PuppetDb, type Reading } from "./source/puppetdb.js";
 import { advance, type Watermark } from "./source/watermark.js";
 import { makeReport, type Phase, Phases, type SyncReport } from "./sync-report.js";
@@ -447,12 +448,13 @@ export class Sync {
     this.#remember((master) => this.#isUp(master));
     const journal = await this.#saveJournal(stop, checked);
     clock?.begin("file");
-    await this.#withFile(stop, (file, signal) => file.settle(desired, signal));
+    const planOf = plansFromChanges(desired);
+    await this.#withFile(stop, (file, signal) => file.settle(desired, planOf, signal));
     clock?.begin("push");
     const pushMs = TARGET_MS + Math.round(desired.size * PUSH_MS_PER_ENTRY);
     const late = new SasoriError("HAPROXY_TIMEOUT", `gave up on the push after ${pushMs / 1000} s`);
     await within(pushMs, stop, late, (signal) =>
-      Promise.all(this.#instances.map((target) => target.settle(desired, signal))),
+      Promise.all(this.#instances.map((target) => target.settle(desired, planOf, signal))),
     );
     return journal;
   }

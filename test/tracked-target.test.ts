@@ -3,6 +3,7 @@
 import { afterEach, describe, expect, test, vi } from "vitest";
 import { SasoriError } from "../src/errors.js";
 import { type Certname, type Master, NodeMap, type Source } from "../src/node-map.js";
+import { plansFromChanges } from "../src/plan.js";
 import type { Applied, Contents, Fingerprint, Sighting, Target } from "../src/target/target.js";
 import { TrackedTarget } from "../src/target/tracked-target.js";
 
@@ -67,7 +68,7 @@ async function pass(target: TrackedTarget, desired: NodeMap, full = false) {
   await target.readIfChanged(full, desired, signal);
   await target.readBeforeReplacing(desired, signal);
   const learned = target.learned(desired, () => true);
-  await target.settle(desired, signal);
+  await target.settle(desired, plansFromChanges(desired), signal);
   return learned;
 }
 

@@ -167,11 +167,11 @@ export class MapText {
   #pages: Page[] = [];
 
   constructor(map: NodeMap) {
-    const sorted = Array.from(map.assignments(), ({ certname }) => certname).sort();
+    const sorted = [...map.assignments()].sort((a, b) => (a.certname < b.certname ? -1 : 1));
     for (let from = 0; from < sorted.length; from += PAGE_ENTRIES) {
-      const certnames = sorted.slice(from, from + PAGE_ENTRIES);
-      const lines = certnames.map((certname) => lineOf(certname, map.get(certname)?.master));
-      this.#pages.push({ from: certnames[0] ?? "", ...newPage(lines.join("")) });
+      const entries = sorted.slice(from, from + PAGE_ENTRIES);
+      const text = entries.map(({ certname, master }) => lineOf(certname, master)).join("");
+      this.#pages.push({ from: entries[0]?.certname ?? "", ...newPage(text) });
     }
   }
 

@@ -238,13 +238,13 @@ export class TrackedTarget {
     if (plan.kind === "changes" && this.report.failure === undefined) this.#count(plan, "planned");
   }
 
-  /** Plans and applies until the target holds the desired map. */
-  settle(desired: NodeMap, signal: AbortSignal): Promise<void> {
+  /** Plans, what it lacks by `planOf`, and applies until the target holds the desired map. */
+  settle(desired: NodeMap, planOf: (pending: Before) => Plan, signal: AbortSignal): Promise<void> {
     return this.#attempt(async () => {
       const { contents } = this;
       let seen = contents?.fingerprint ?? this.#left;
       if (seen === undefined) return;
-      let plan = contents ? planFromContents(desired, contents) : planFromChanges(desired, this.#pending);
+      let plan = contents ? planFromContents(desired, contents) : planOf(this.#pending);
       if (contents !== undefined && plan.kind === "changes") this.#countDrift(plan, contents);
       // An HAProxy that finds nodes which its map does not hold adds them itself.
       if (this.report.drift > 0 || (this.#touched && this.report.learned === 0))
@@ -293,7 +293,7 @@ export class TrackedTarget {
     this.#process = fingerprint.process;
     if (this.contents !== undefined && complete) this.#comparedAt = this.#readAt;
     this.#pending = undecided;
-    this.#pendingIsShared = false;
+    this.#pendingIsShared = true; // With whoever got the same plan.
     this.contents = undefined;
   }
 
