@@ -27,7 +27,7 @@ import {
   withPuppetdb,
 } from "./daemon.js";
 import { pushRaw, readyPayloads } from "./least.js";
-import { childrenOf, cpuMs, type Haproxy, median, Stage } from "./stage.js";
+import { childrenOf, type Haproxy, median, preciseCpuMs, Stage } from "./stage.js";
 
 const run = promisify(execFile);
 const LEAST = fileURLToPath(new URL("./least.js", import.meta.url));
@@ -226,12 +226,12 @@ async function changeRounds(
     const pass = async (moved: number) => {
       await moveNodes(puppetdb, moved);
       // What moved is told again for as long as the readings overlap: until there is nothing new.
-      const [cpu, bytes] = [cpuMs(sasori.pid), bytesMoved(sasori.pid)];
+      const [cpu, bytes] = [preciseCpuMs(sasori.pid), bytesMoved(sasori.pid)];
       const report = await sasori.sync({});
       if (report.outcome !== "done" || report.moved !== moved)
         throw new Error(JSON.stringify(report).slice(0, 500));
       const cost = {
-        cpu: cpuMs(sasori.pid) - cpu,
+        cpu: preciseCpuMs(sasori.pid) - cpu,
         bytes: bytesMoved(sasori.pid) - bytes,
         ms: report.durationMs,
       };
@@ -259,8 +259,12 @@ async function changeRounds(
         nodes,
         moved,
         "pass ms": round(middle(({ ms }) => ms)),
-        // Linux counts it in steps of 10 ms, and the cleaning of memory comes in one pass of many.
-        "sasori CPU ms": round(seen.reduce((sum, { cpu }) => sum + cpu, 0) / seen.length),
+        // The cleaning of memory comes in one pass of many.
+        "sasori CPU ms": round(seen.reduce((sum, { cpu }) => sum + cpu, 0) / seen.length, 1),
+        "median CPU ms": round(
+          middle(({ cpu }) => cpu),
+          1,
+        ),
         "kB moved": round(middle(({ bytes }) => bytes) / 1000),
         "of it the file": round(file / 1000),
         "PuppetDB alone ms": round(middle(({ curl }) => curl)),
