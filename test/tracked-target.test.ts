@@ -154,4 +154,20 @@ describe("a target", () => {
     expect(haproxy.routes.get("a")).toBe("m1");
     expect(target.state).toMatchObject({ inSync: true, pending: 0 });
   });
+
+  test("shares its plan with one that lacks the same, and nothing else: news for the one do not wait for the other", async () => {
+    const desired = new NodeMap();
+    observe(desired, "a", "m1", 0, "inherited");
+    const held = () => new TrackedTarget(new ScriptedHaproxy(new Map([["a", "m1"]])));
+    const [one, other] = [held(), held()];
+    for (const target of [one, other]) await pass(target, desired);
+    const undecided = new Map([["a" as Certname, "m2" as Master]]);
+    const planOf = plansFromChanges(desired);
+    for (const target of [one, other]) {
+      target.expect(undecided);
+      await target.settle(desired, planOf, signal);
+    }
+    one.expect(new Map([["b" as Certname, undefined]]));
+    expect([one.state.pending, other.state.pending]).toEqual([2, 1]);
+  });
 });
