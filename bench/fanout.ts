@@ -18,7 +18,7 @@ import {
   startSasori,
 } from "./daemon.js";
 import { FLEET, loadPerMinute, warmUp, withFleet } from "./fleet.js";
-import { cpuMs, type Haproxy, median, Stage } from "./stage.js";
+import { cpuMs, type Haproxy, median, preciseCpuMs, Stage } from "./stage.js";
 
 const HAPROXYS = [1, 4, 16];
 const SASORIS = [1, 4, 8];
@@ -78,11 +78,11 @@ function feedMany(
     for (let turn = 1; turn <= ROUNDS; turn += 1) {
       progress(`${count} HAProxys, round ${turn} of ${ROUNDS}`);
       await moveNodes(puppetdb, MOVED);
-      const [cpu, began] = [cpuMs(sasori.pid), performance.now()];
+      const [cpu, began] = [preciseCpuMs(sasori.pid), performance.now()];
       const report = await sasori.sync({});
       seen.all.push(performance.now() - began);
       seen.push.push(report.phasesMs.push);
-      seen.cpu.push(cpuMs(sasori.pid) - cpu);
+      seen.cpu.push(preciseCpuMs(sasori.pid) - cpu);
       if (report.outcome !== "done" || report.moved !== MOVED)
         throw new Error(JSON.stringify(report).slice(0, 500));
       await haveAll(haproxys, map, report.targets[0]?.changes ?? []);

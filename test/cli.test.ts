@@ -581,12 +581,12 @@ describe("with a daemon", () => {
       SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
       SASORI_SCHEDULE: NEVER,
       SASORI_FULL_SCHEDULE: NEVER,
-      NODE_OPTIONS: hangs.includes("file system") ? `--import ${HUNG_DISK}` : "",
     };
     // 64 KiB are what a pipe holds; its other end stays open and is not read.
     const full = `mkfifo ${log}; exec 3<>${log}; head -c 65536 /dev/zero >&3; exec "$@" >&3`;
     const shell = hangs.includes("log") ? ["-ec", full, "sh"] : ["-ec", 'exec "$@"', "sh"];
-    const daemon = new Child("sh", [...shell, process.execPath, CLI, "serve"], { env });
+    const loaded = hangs.includes("file system") ? ["--import", HUNG_DISK] : [];
+    const daemon = new Child("sh", [...shell, process.execPath, ...loaded, CLI, "serve"], { env });
     const url = `http://${env.SASORI_LISTEN}`;
     const story = `${url}/api/v1/nodes/${node(1)}`;
     const body = JSON.stringify({ master: "master1" });

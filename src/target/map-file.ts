@@ -167,6 +167,7 @@ export class MapText {
   #pages: Page[] = [];
 
   constructor(map: NodeMap) {
+    // Not their names alone: to look each of them up again takes longer than to compare them here.
     const sorted = [...map.assignments()].sort((a, b) => (a.certname < b.certname ? -1 : 1));
     for (let from = 0; from < sorted.length; from += PAGE_ENTRIES) {
       const entries = sorted.slice(from, from + PAGE_ENTRIES);

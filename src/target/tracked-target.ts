@@ -238,7 +238,7 @@ export class TrackedTarget {
     if (plan.kind === "changes" && this.report.failure === undefined) this.#count(plan, "planned");
   }
 
-  /** Plans, what it lacks by `planOf`, and applies until the target holds the desired map. */
+  /** Plans and applies until the target holds the desired map. `planOf` may be shared, see `plansFromChanges`. */
   settle(desired: NodeMap, planOf: (pending: Before) => Plan, signal: AbortSignal): Promise<void> {
     return this.#attempt(async () => {
       const { contents } = this;
