@@ -5,20 +5,13 @@
 // catalog is not: an operator who asks another master for a node's catalog rewrites it. So the newest of
 // factset and report decides, and the catalog only where a node has neither.
 
-import { readFile, stat } from "node:fs/promises";
-import { Agent, buildConnector, type Dispatcher, request } from "undici";
+import { request } from "undici";
 import { z } from "zod";
 import type { Config } from "../config.js";
-import { quote, reason, SasoriError, systemCode } from "../errors.js";
+import { quote, SasoriError, systemCode } from "../errors.js";
 import { type Certname, isCertname, LATEST_TIME } from "../node-map.js";
 import { JsonRows } from "./json-rows.js";
-
-/**
- * No byte for this long means that PuppetDB hangs. For the latest reports it first hashes all nodes: 5 s with
- * 100,000, and more than in proportion with a million. A reading of changes is ended earlier, by its signal.
- */
-const SILENCE_MS = 5 * 60_000;
-const CONNECT_MS = 5_000;
+import { type Connection, Connector, checkAnswer, queryError, WRONG_URL } from "./puppetdb-connection.js";
 
 /** Enough to see what is wrong; a flood of illegal names must not fill the memory. */
 export const MAX_REFUSED = 1_000;
@@ -127,12 +120,13 @@ type Entity = "nodes" | "factsets" | "reports" | "catalogs";
 
 export class PuppetDb {
   readonly #config: Config["puppetdb"];
-  #agent: TlsAgent | undefined;
+  readonly #connector: Connector;
   /** The last full reading has found nodes for which only a catalog can tell. */
   #hasLoneNodes = true;
 
   constructor(config: Config["puppetdb"]) {
     this.#config = config;
+    this.#connector = new Connector(config);
   }
 
   /** Where it is asked, for messages. */
@@ -295,7 +289,7 @@ export class PuppetDb {
   /** PuppetDB's own version, such as "7.12.1". Throws `PUPPETDB_...`. */
   async readVersion(signal: AbortSignal): Promise<string> {
     const url = `${this.#config.url}/pdb/meta/v1/version`;
-    const { agent, headers } = await this.#connect();
+    const { agent, headers } = await this.#connector.open();
     try {
       const response = await request(url, { dispatcher: agent.dispatcher, headers, signal });
       await checkAnswer(url, response);
@@ -307,10 +301,8 @@ export class PuppetDb {
     }
   }
 
-  async close(): Promise<void> {
-    // Not `close()`, which waits for the answer of a PuppetDB that may be silent.
-    await this.#agent?.dispatcher.destroy(new SasoriError("STOPPED", "sasori was told to stop"));
-    this.#agent = undefined;
+  close(): Promise<void> {
+    return this.#connector.close();
   }
 
   // The queries run side by side. When one fails, the others are told to stop and their errors are dropped.
@@ -323,7 +315,7 @@ export class PuppetDb {
     const onAbort = () => stop.abort(signal.reason);
     signal.addEventListener("abort", onAbort, { once: true });
     if (signal.aborted) onAbort();
-    const connection = await this.#connect();
+    const connection = await this.#connector.open();
     const underway = queries((entity, query, shape, onRow) =>
       this.#query(connection, stop.signal, entity, query, shape, onRow),
     );
@@ -381,73 +373,6 @@ export class PuppetDb {
       throw queryError(url, (lost && connection.agent.alert) || error, signal);
     }
   }
-
-  // Asked once per reading, so that all its queries use the same certificates and token.
-  async #connect(): Promise<Connection> {
-    const { tokenFile } = this.#config;
-    const token = tokenFile === undefined ? undefined : await readToken(tokenFile);
-    const agent = await this.#currentAgent();
-    agent.alert = undefined;
-    return { agent, headers: token === undefined ? {} : { "x-authentication": token } };
-  }
-
-  // Puppet's certificates are renewed in place: an agent is made anew when one of the files has changed.
-  async #currentAgent(): Promise<TlsAgent> {
-    const { certFile, keyFile, caFile } = this.#config;
-    const files = [certFile, keyFile, caFile].filter((file) => file !== undefined);
-    const stats = await Promise.all(files.map((file) => stat(file, { bigint: true }).catch(() => undefined)));
-    const identity = stats.map((found) => `${found?.ino}:${found?.mtimeNs}`).join();
-    if (this.#agent?.identity === identity) return this.#agent;
-    const pem = async (file: string | undefined, variable: string) =>
-      file === undefined ? undefined : await readSecret(file, `SASORI_PUPPETDB_${variable}`);
-    const [cert, key, ca] = await Promise.all([
-      pem(certFile, "CERT"),
-      pem(keyFile, "KEY"),
-      pem(caFile, "CA"),
-    ]);
-    const tls = { ...STRICT_TLS, ...(cert && { cert }), ...(key && { key }), ...(ca && { ca }) };
-    // Another reading may have made it meanwhile.
-    if (this.#agent?.identity === identity) return this.#agent;
-    const previous = this.#agent;
-    this.#agent = newAgent(tls, identity);
-    previous?.dispatcher.close().catch(() => undefined);
-    return this.#agent;
-  }
-}
-
-/** Said outright, because variables of Node (`NODE_TLS_REJECT_UNAUTHORIZED`, `NODE_OPTIONS`) would loosen the defaults. */
-const STRICT_TLS = { rejectUnauthorized: true, minVersion: "TLSv1.2", timeout: CONNECT_MS } as const;
-
-/** The connections that were made with one state of the certificate files. */
-interface TlsAgent {
-  dispatcher: Agent;
-  identity: string;
-  /** What a connection of it last failed with. */
-  alert: Error | undefined;
-}
-
-/**
- * With TLS 1.3 a server refuses our certificate only after we believe to be connected. undici then reports
- * "other side closed" and drops the alert that came just before, "certificate required": it is kept here.
- */
-function newAgent(tls: buildConnector.BuildOptions, identity: string): TlsAgent {
-  const connectTls = buildConnector(tls);
-  const connect: buildConnector.connector = (options, done) =>
-    connectTls(options, (...[error, socket]) => {
-      socket?.prependListener("error", (alert) => {
-        if (TLS_CODES.test(systemCode(alert))) agent.alert = alert;
-      });
-      if (error === null) done(null, socket);
-      else done(error, null);
-    });
-  const silence = { headersTimeout: SILENCE_MS, bodyTimeout: SILENCE_MS };
-  const agent: TlsAgent = { dispatcher: new Agent({ connect, ...silence }), identity, alert: undefined };
-  return agent;
-}
-
-interface Connection {
-  agent: TlsAgent;
-  headers: Record<string, string>;
 }
 
 type Ask = <Row>(
@@ -565,99 +490,10 @@ function takeInactive(row: z.output<typeof InactiveRow>, reading: Reading): void
   });
 }
 
-const REMEDIES: Record<number, string> = {
-  400: "this PuppetDB does not take sasori's query: is it PuppetDB 7 or 8?",
-  401: "PuppetDB wants a valid token: see SASORI_PUPPETDB_TOKEN_FILE",
-  403: "sasori's certificate is not allowed to query: add its name to PuppetDB's certificate-allowlist",
-  503: "PuppetDB is starting or in maintenance",
-};
-const WRONG_URL = "is SASORI_PUPPETDB_URL the base URL of PuppetDB?";
-const SEE_LOG = "PuppetDB's log says why";
-
-async function checkAnswer(url: string, response: Dispatcher.ResponseData): Promise<void> {
-  const { statusCode, headers, body } = response;
-  const type = String(headers["content-type"] ?? "");
-  if (statusCode === 200 && /^application\/json\b/i.test(type)) return;
-  const text = quote(await firstText(body), 200);
-  if (statusCode === 200) {
-    const what = `${url} answered with ${quote(type)}, not application/json: ${text}; ${WRONG_URL}`;
-    throw new SasoriError("PUPPETDB_BODY", what);
-  }
-  const remedy = REMEDIES[statusCode] ?? (statusCode >= 500 ? SEE_LOG : WRONG_URL);
-  throw new SasoriError("PUPPETDB_STATUS", `${url} answered ${statusCode}: ${text}; ${remedy}`);
-}
-
-/** The beginning of a body, for a message; the rest is not read. The status says more than its failure. */
-async function firstText(body: Dispatcher.ResponseData["body"]): Promise<string> {
-  try {
-    for await (const chunk of body) return String(chunk).slice(0, 400); // Leaving the loop ends the connection.
-  } catch {}
-  return "";
-}
-
 function unexpectedShape(url: string, batch: unknown[], error: z.ZodError): SasoriError {
   const issue = error.issues[0];
   const row = batch[Number(issue?.path[0] ?? 0)];
   const where = issue?.path.slice(1).join(".") ?? "";
   const text = `a row of ${url} has no usable ${where || "object"} (${issue?.message}): ${quote(JSON.stringify(row), 200)}; ${WRONG_URL}`;
   return new SasoriError("PUPPETDB_BODY", text);
-}
-
-const TLS_CODES =
-  /^(CERT_|ERR_TLS|ERR_SSL|ERR_OSSL|SELF_SIGNED|DEPTH_ZERO|UNABLE_TO|HOSTNAME_MISMATCH|EPROTO)/;
-
-function queryError(url: string, error: unknown, signal: AbortSignal): SasoriError {
-  if (error instanceof SasoriError) return error;
-  if (signal.aborted && signal.reason instanceof SasoriError) return signal.reason;
-  const cause = { cause: error };
-  const code = systemCode(error);
-  const found = `${url}: ${reason(error)}`;
-  if (signal.aborted || /TIMEOUT|ETIMEDOUT/.test(code)) {
-    return new SasoriError("PUPPETDB_TIMEOUT", `${found}: PuppetDB is too slow or hangs; ${SEE_LOG}`, cause);
-  }
-  if (TLS_CODES.test(code) || (code === "" && /\b(tls|ssl|certificate)\b/i.test(reason(error)))) {
-    // OpenSSL's own message has the source line of OpenSSL and a line break; `reason` is what it means.
-    const { reason: meaning } = error as { reason?: unknown };
-    const what = (typeof meaning === "string" ? meaning : reason(error)).replace(/[:\s]+$/, "");
-    return new SasoriError("PUPPETDB_TLS", `${url}: ${what}: ${tlsRemedy(code, what)}`, cause);
-  }
-  if (code === "ERR_ENCODING_INVALID_ENCODED_DATA") {
-    return new SasoriError("PUPPETDB_BODY", `the answer of ${url} is not UTF-8; ${WRONG_URL}`, cause);
-  }
-  // Some servers refuse our certificate without a word.
-  const isHttps = url.startsWith("https:");
-  const isClosed = /closed|ECONNRESET|EPIPE/i.test(`${code} ${reason(error)}`);
-  const plain = isClosed ? ", and should SASORI_PUPPETDB_URL begin with https" : "";
-  const refused = isHttps ? ", and does it take the certificate SASORI_PUPPETDB_CERT" : plain;
-  return new SasoriError(
-    "PUPPETDB_UNREACHABLE",
-    `${found}: is PuppetDB running and reachable${refused}?`,
-    cause,
-  );
-}
-
-/** What to do, by what went wrong: PuppetDB's certificate is not believed, or ours is not, or nobody speaks TLS. */
-function tlsRemedy(code: string, what: string): string {
-  if (/SELF_SIGNED|DEPTH_ZERO|UNABLE_TO/.test(code))
-    return "set SASORI_PUPPETDB_CA to the CA that signed PuppetDB's certificate";
-  if (code === "CERT_HAS_EXPIRED") return "renew PuppetDB's certificate (or is the clock here wrong?)";
-  if (/ALTNAME|HOSTNAME/.test(code)) return "use a name of PuppetDB's certificate in SASORI_PUPPETDB_URL";
-  if (/wrong version number|packet length/.test(what))
-    return "no TLS is spoken there: should SASORI_PUPPETDB_URL begin with http?";
-  return "check SASORI_PUPPETDB_CERT, _KEY and _CA, and when these certificates expire";
-}
-
-async function readToken(file: string): Promise<string> {
-  const token = (await readSecret(file, "SASORI_PUPPETDB_TOKEN_FILE")).trim();
-  if (/^[\x21-\x7e]+$/.test(token)) return token;
-  throw new SasoriError("PUPPETDB_TLS", `${file} holds no token: expected one word of ASCII characters`);
-}
-
-async function readSecret(file: string, variable: string): Promise<string> {
-  try {
-    return await readFile(file, "latin1");
-  } catch (error) {
-    const text = `cannot read ${file}: ${reason(error)}: check ${variable} and that sasori may read the file`;
-    throw new SasoriError("PUPPETDB_TLS", text, { cause: error });
-  }
 }
