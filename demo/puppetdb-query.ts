@@ -29,16 +29,24 @@ type Condition = (row: Row) => Truth;
 
 const ACTIVE = ["=", "node_state", "active"];
 
+/** A part of a sorted answer, as the parameters of the URL say it. */
+export interface Page {
+  order_by?: { field: string; order?: string | undefined }[] | undefined;
+  limit?: number | undefined;
+  offset?: number | undefined;
+}
+
 /** Answers a query (undefined: all rows) to one entity's endpoint. Throws `RefusedQuery`. */
 export function answerQuery(
   database: Database,
   entityName: string,
   query: unknown,
+  page: Page = {},
 ): Row[] | [{ count: number }] {
   const { columns, where, groupBy } = parseExtract(query);
   const entity = entityNamed(database, entityName);
   const restricted = entity.activeOnly && !mentionsNodeState(where) ? conjunction(where, ACTIVE) : where;
-  const rows = select(database, entityName, restricted);
+  const rows = pageOf(entityName, entity, select(database, entityName, restricted), page);
   if (isCount(columns)) return [{ count: rows.length }];
   if (groupBy !== undefined) return newest(entityName, entity, rows, columns, groupBy);
   const names = columns === undefined ? extractable(entity) : checkedColumns(entityName, entity, columns);
@@ -57,19 +65,44 @@ function parseExtract(query: unknown): { columns: unknown; where: unknown; group
   return { ...extract, groupBy: groupBy.slice(1) };
 }
 
-/** `["extract", [...group, ["function", "max", column]], where, ["group_by", ...group]]`. */
+function pageOf(entityName: string, entity: Entity, rows: Row[], { order_by = [], limit, offset = 0 }: Page) {
+  checkedColumns(
+    entityName,
+    entity,
+    order_by.map(({ field }) => field),
+  );
+  const compare = (a: Row, b: Row) => {
+    for (const { field, order } of order_by) {
+      const [left, right] = [String(a[field]), String(b[field])];
+      if (left !== right) return (left < right ? -1 : 1) * (order === "desc" ? -1 : 1);
+    }
+    return 0;
+  };
+  return rows.sort(compare).slice(offset, limit === undefined ? undefined : offset + limit);
+}
+
+/** `["extract", [...group, ["function", "max", column], ...], where, ["group_by", ...group]]`: `max`, then `max_2`. */
 function newest(entityName: string, entity: Entity, rows: Row[], columns: unknown, group: string[]): Row[] {
   const wanted = Array.isArray(columns) ? columns : [];
-  const [operator, name, column] = wanted.at(-1) ?? [];
-  const isPlain = JSON.stringify(wanted.slice(0, -1)) === JSON.stringify(group);
-  if (operator !== "function" || name !== "max" || !isPlain) throw unsupported(columns);
-  checkedColumns(entityName, entity, [...group, column]);
+  const maxima = wanted.slice(group.length).map(([operator, name, column]) => {
+    if (operator !== "function" || name !== "max") throw unsupported(columns);
+    return column;
+  });
+  const isPlain = JSON.stringify(wanted.slice(0, group.length)) === JSON.stringify(group);
+  if (maxima.length === 0 || !isPlain) throw unsupported(columns);
+  checkedColumns(entityName, entity, [...group, ...maxima]);
   const groups = new Map<string, Row>();
   for (const row of rows) {
     const key = JSON.stringify(group.map((grouped) => row[grouped]));
-    const [max, value] = [groups.get(key)?.max ?? null, row[column] ?? null];
-    const plain = Object.fromEntries(group.map((grouped) => [grouped, row[grouped] ?? null]));
-    groups.set(key, { ...plain, max: max === null || (value !== null && value > max) ? value : max });
+    const result: Record<string, Value> = Object.fromEntries(
+      group.map((grouped) => [grouped, row[grouped] ?? null]),
+    );
+    for (const [index, column] of maxima.entries()) {
+      const title = index === 0 ? "max" : `max_${index + 1}`;
+      const [max, value] = [groups.get(key)?.[title] ?? null, row[column] ?? null];
+      result[title] = max === null || (value !== null && value > max) ? value : max;
+    }
+    groups.set(key, result);
   }
   return [...groups.values()];
 }

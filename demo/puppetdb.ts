@@ -9,7 +9,7 @@ import { z } from "zod";
 import type { ListenAddress } from "../src/config.js";
 import { reason } from "../src/errors.js";
 import { isProgram, listen, listenOption, newServer, type RunningServer, serveUntilSignal } from "./http.js";
-import { answerQuery, type Database, type Entity, RefusedQuery, type Row } from "./puppetdb-query.js";
+import { answerQuery, type Database, type Entity, type Page, RefusedQuery, type Row } from "./puppetdb-query.js";
 
 /** What it says to be: the real one that its answers were compared with. */
 const VERSION = "7.12.1";
@@ -19,7 +19,7 @@ const MAX_REPORTS_PER_NODE = 10;
 
 const JSON_TYPE = "application/json;charset=utf-8";
 const TEXT_TYPE = "text/plain;charset=utf-8";
-const QUERY_PARAMETERS = ["query", "origin", "timeout"];
+const QUERY_PARAMETERS = ["query", "origin", "timeout", "order_by", "limit", "offset"];
 const COMMAND_PARAMETERS = [
   "command",
   "version",
@@ -224,7 +224,12 @@ function addQueries(app: FastifyInstance, storage: Storage): void {
       try {
         const unknown = Object.keys(parameters).find((name) => !QUERY_PARAMETERS.includes(name));
         if (unknown !== undefined) throw new RefusedQuery(`Unsupported query parameter '${unknown}'`);
-        const rows = answerQuery(storage, request.params.entity, parseQuery(parameters.query));
+        const rows = answerQuery(
+          storage,
+          request.params.entity,
+          parseQuery(parameters.query),
+          parsePage(parameters),
+        );
         return reply.type(JSON_TYPE).send(JSON.stringify(rows));
       } catch (error) {
         if (error instanceof RefusedQuery) return reply.code(400).type(TEXT_TYPE).send(error.message);
@@ -243,6 +248,18 @@ function parseQuery(query: unknown): unknown {
   } catch (error) {
     throw new RefusedQuery(`Json parse error: ${reason(error)}`);
   }
+}
+
+const PageParameters = z.object({
+  order_by: z.array(z.object({ field: z.string(), order: z.enum(["asc", "desc"]).optional() })).optional(),
+  limit: z.coerce.number().optional(),
+  offset: z.coerce.number().optional(),
+});
+
+function parsePage({ order_by, ...page }: Record<string, unknown>): Page {
+  const { data, error } = PageParameters.safeParse({ ...page, order_by: parseQuery(order_by) });
+  if (data === undefined) throw new RefusedQuery(`Illegal paging: ${z.prettifyError(error)}`);
+  return data;
 }
 
 function addCommands(app: FastifyInstance, storage: Storage): void {

@@ -108,6 +108,15 @@ const probePath = z.string().refine((text) => /^\/[!-~]*$/.test(text) && text.in
 
 const cron = z.string().refine(isCron, { message: "a cron expression of 5 or 6 fields" });
 
+const OBSERVATIONS = ["facts", "reports"] as const;
+type ObservationKind = (typeof OBSERVATIONS)[number];
+
+const observations = z.string().transform((text, context): readonly ObservationKind[] => {
+  const kinds = new Set(text.split(",").map((part) => part.trim()));
+  const known = OBSERVATIONS.filter((kind) => kinds.has(kind));
+  return known.length === kinds.size ? known : fail(context, '"facts", "reports", or "facts,reports"');
+});
+
 const removalLimit = z.string().transform((text, context): RemovalLimit => {
   const match = /^(\d{1,9})(%?)$/.exec(text);
   const number = Number(match?.[1]);
@@ -162,6 +171,15 @@ export const Env = z.object({
   SASORI_PUPPETDB_TOKEN_FILE: tokenFile
     .optional()
     .meta(about("file with an RBAC token, sent as `X-Authentication`", "/etc/sasori/puppetdb.token")),
+  SASORI_OBSERVATIONS: observations
+    .prefault("facts,reports")
+    .meta(
+      about(
+        "what tells a node's master, the newest counts: `facts`, `reports` or both; only `facts` where `report_server` is another machine",
+        "facts",
+        "facts,reports",
+      ),
+    ),
   SASORI_HAPROXY: endpoints.meta(
     about(
       "Runtime API endpoints, separated by commas: a socket path or `tcp://host:port`; `none` writes the map file only",
@@ -287,6 +305,7 @@ export interface Config {
     keyFile?: string | undefined;
     caFile?: string | undefined;
     tokenFile?: string | undefined;
+    observations?: readonly ObservationKind[] | undefined;
   };
   haproxy: readonly Endpoint[];
   backend: string;
@@ -349,6 +368,7 @@ function toConfig(env: z.output<typeof Env>): Config {
       keyFile: env.SASORI_PUPPETDB_KEY,
       caFile: env.SASORI_PUPPETDB_CA,
       tokenFile: env.SASORI_PUPPETDB_TOKEN_FILE,
+      observations: env.SASORI_OBSERVATIONS,
     },
     haproxy: env.SASORI_HAPROXY,
     backend: env.SASORI_BACKEND,

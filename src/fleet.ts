@@ -5,7 +5,7 @@
 import type { RemovalLimit } from "./config.js";
 import { type Before, type Certname, isMaster, type Master, NodeMap, type Observation } from "./node-map.js";
 import { judgeRemovals, type Verdict } from "./plan.js";
-import { MAX_REFUSED, type Names, type Reading, type Submission } from "./source/puppetdb.js";
+import { MAX_REFUSED, type Names, type Reading, type Submission } from "./source/reading.js";
 import type { Contents, Server } from "./target/target.js";
 
 /** Finds the HAProxy server of a producer; undefined for a producer that is no master of this HAProxy. */

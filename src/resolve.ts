@@ -9,7 +9,8 @@ import { within } from "./deadline.js";
 import { SasoriError } from "./errors.js";
 import type { Fleet, Resolve } from "./fleet.js";
 import type { Assignment, Certname, Master, Observation } from "./node-map.js";
-import type { PuppetDb, Submission } from "./source/puppetdb.js";
+import type { PuppetDb } from "./source/puppetdb.js";
+import type { Submission } from "./source/reading.js";
 import type { Server } from "./target/target.js";
 
 /** HAProxy waits 2 s. */

@@ -4,7 +4,7 @@ import type { Failure } from "./errors.js";
 import type { Fleet } from "./fleet.js";
 import type { MasterChange } from "./masters.js";
 import type { SyncRequest } from "./pass-queue.js";
-import type { Reading } from "./source/puppetdb.js";
+import type { Reading } from "./source/reading.js";
 import type { TargetReport, TrackedTarget } from "./target/tracked-target.js";
 
 /** Names that a report repeats; it always counts all. */

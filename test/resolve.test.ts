@@ -9,7 +9,7 @@ import { SasoriError } from "../src/errors.js";
 import { Fleet } from "../src/fleet.js";
 import type { Certname, Master } from "../src/node-map.js";
 import { Resolver, type ResolverParts } from "../src/resolve.js";
-import type { Submission } from "../src/source/puppetdb.js";
+import type { Submission } from "../src/source/reading.js";
 import type { Server } from "../src/target/target.js";
 
 const A = "a.example.com" as Certname;

@@ -2,7 +2,7 @@
 
 import { expect, test } from "vitest";
 import { parseCertname } from "../src/node-map.js";
-import type { Submission } from "../src/source/puppetdb.js";
+import type { Submission } from "../src/source/reading.js";
 import { advance, type Watermark } from "../src/source/watermark.js";
 
 const SECOND = 1_000;

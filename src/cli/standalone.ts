@@ -8,7 +8,7 @@ import { LOOKUP_DEADLINE_MS, lookUp } from "../http/lookup.js";
 import { shown } from "../http/troubles.js";
 import { type Certname, isMaster } from "../node-map.js";
 import type { SyncRequest } from "../pass-queue.js";
-import type { Submission } from "../source/puppetdb.js";
+import type { Submission } from "../source/reading.js";
 import { assemble, Sync, type SyncParts } from "../sync.js";
 import type { SyncReport } from "../sync-report.js";
 import { MapFile } from "../target/map-file.js";

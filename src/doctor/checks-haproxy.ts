@@ -7,7 +7,7 @@ import type { Config, Endpoint } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { resolver } from "../fleet.js";
 import { type Certname, isCertname } from "../node-map.js";
-import type { Submission } from "../source/puppetdb.js";
+import type { Submission } from "../source/reading.js";
 import { field, findMap, type MapState, parseServers } from "../target/haproxy.js";
 import { RuntimeSession } from "../target/runtime-api.js";
 import type { Server } from "../target/target.js";

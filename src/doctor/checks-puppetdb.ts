@@ -6,7 +6,8 @@ import net from "node:net";
 import tls from "node:tls";
 import type { Config } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
-import { PuppetDb, type Reading } from "../source/puppetdb.js";
+import { PuppetDb } from "../source/puppetdb.js";
+import type { Reading } from "../source/reading.js";
 import { type Check, CheckError, type Problem, type Verdict, verdict } from "./check.js";
 
 const CONNECT_MS = 5_000;

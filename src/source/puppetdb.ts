@@ -3,20 +3,16 @@
 // reading is all or nothing; memory is bounded by one entry per node, whatever the size of the answers.
 // The producer of a factset or report is the master that an agent spoke to in its own run. The producer of a
 // catalog is not: an operator who asks another master for a node's catalog rewrites it. So the newest of
-// factset and report decides, and the catalog only where a node has neither.
+// factset and report decides (or of those that SASORI_OBSERVATIONS names), and the catalog only where a node has neither.
 
 import { request } from "undici";
 import { z } from "zod";
 import type { Config } from "../config.js";
 import { quote, SasoriError, systemCode } from "../errors.js";
-import { type Certname, isCertname, LATEST_TIME } from "../node-map.js";
+import type { Certname } from "../node-map.js";
 import { JsonRows } from "./json-rows.js";
 import { type Connection, Connector, checkAnswer, queryError, WRONG_URL } from "./puppetdb-connection.js";
-
-/** Enough to see what is wrong; a flood of illegal names must not fill the memory. */
-export const MAX_REFUSED = 1_000;
-/** Enough to know it by; Puppet's own names are shorter. */
-const MAX_NAME_CHARACTERS = 300;
+import { Gathering, type HasServer, type Names, type Reading, type Submission } from "./reading.js";
 
 const MINUTE_MS = 60_000;
 
@@ -45,54 +41,33 @@ const DAY_MS = 24 * 60 * MINUTE_MS;
 const FEW_LEFT = 0.05;
 const NAMES_AT_ONCE = 500;
 
+/** Of the latest deactivations so many are listed at once, and the list is followed back so far. */
+const INACTIVE_PAGE = 500;
+const INACTIVE_LOOK_BACK_MS = 60 * MINUTE_MS;
+
 /** Jetty takes 8 KB of request line and headers: a longer query goes into the body. */
 const MAX_URL_CHARACTERS = 4_000;
 
-/** The newest thing that a master submitted for a node. Times are milliseconds since the epoch. */
-export interface Submission {
-  certname: Certname;
-  producer: string;
-  /** `producer_timestamp`: the master's clock. */
-  at: number;
-  source: "facts" | "report" | "catalog";
-  /** When PuppetDB received it, on its own clock; 0 in a full reading, which does not ask. */
-  receivedAt: number;
-}
-
-/** A set of nodes, wherever their names are kept. */
-export interface Names extends Iterable<Certname> {
-  readonly size: number;
-  has(certname: Certname): boolean;
-}
-
-export interface Reading {
-  kind: "full" | "changes";
-  /** PuppetDB's clock before the first query ran. */
-  asOf: number;
-  /** One entry per node, the newest; in a full reading of active nodes only. */
-  submissions: Map<Certname, Submission>;
-  /** In a full reading: every active node. */
-  active: Names | undefined;
-  /** Nodes deactivated or expired, and when; in a reading of changes only when their number changed. */
-  inactive: Map<Certname, number>;
-  /** How many PuppetDB has of them. */
-  inactiveCount: number;
-  /** Certnames that cannot be map keys, as they came, or their beginning. At most MAX_REFUSED of them. */
-  refused: Set<string>;
-  /** Nodes with nothing but rows that name no producer or no time that a clock may show. */
-  withoutProducer: Set<Certname>;
-}
-
 const Timestamp = z.string().nullable();
-const ProducerRow = z.object({
+const FactsRow = z.object({
   certname: z.string(),
   producer: z.string().nullable(),
   producer_timestamp: Timestamp,
   timestamp: Timestamp.optional(),
-  receive_time: Timestamp.optional(),
 });
-/** Of one node by one producer the newest. */
-const NewestRow = z.object({ certname: z.string(), producer: z.string().nullable(), max: Timestamp });
+const ReportRow = FactsRow.omit({ timestamp: true }).extend({ receive_time: Timestamp.optional() });
+const CatalogRow = FactsRow.omit({ timestamp: true });
+/**
+ * The newest of one node by one producer: when PuppetDB received it and when it was made, of which the earlier one counts.
+ * PuppetDB calls the second of two maxima `max_2`.
+ */
+const NewestRow = z.object({
+  certname: z.string(),
+  producer: z.string().nullable(),
+  max: Timestamp,
+  max_2: Timestamp.optional(),
+});
+const CatalogTimeRow = z.object({ certname: z.string(), catalog_timestamp: Timestamp.optional() });
 const ActiveRow = z.object({ certname: z.string() });
 const CountRow = z.object({ count: z.number() });
 const VersionAnswer = z.object({ version: z.string() });
@@ -106,7 +81,8 @@ const INACTIVE = ["=", "node_state", "inactive"];
  * with 100,000, 100 ms with a million), otherwise in the index (0.05 ms, 15 ms with its own work).
  */
 const IN_ANY_STATE = ["=", "node_state", "any"];
-const INACTIVE_NODES = ["extract", ["certname", "deactivated", "expired"], INACTIVE];
+const inactiveNodes = (where: Query): Query => ["extract", ["certname", "deactivated", "expired"], where];
+const INACTIVE_NODES = inactiveNodes(INACTIVE);
 const ACTIVE_COUNT = ["extract", [["function", "count"]], ACTIVE];
 const INACTIVE_COUNT = ["extract", [["function", "count"]], INACTIVE];
 const NEITHER_FACTS_NOR_REPORT = [
@@ -121,12 +97,14 @@ type Entity = "nodes" | "factsets" | "reports" | "catalogs";
 export class PuppetDb {
   readonly #config: Config["puppetdb"];
   readonly #connector: Connector;
+  readonly #counts: ReadonlySet<"facts" | "reports">;
   /** The last full reading has found nodes for which only a catalog can tell. */
   #hasLoneNodes = true;
 
   constructor(config: Config["puppetdb"]) {
     this.#config = config;
     this.#connector = new Connector(config);
+    this.#counts = new Set(config.observations ?? ["facts", "reports"]);
   }
 
   /** Where it is asked, for messages. */
@@ -135,123 +113,184 @@ export class PuppetDb {
   }
 
   /** Everything: all active nodes and their newest submissions. Throws `PUPPETDB_...`. */
-  async readAll(signal: AbortSignal): Promise<Reading> {
-    const reading = emptyReading("full");
+  async readAll(signal: AbortSignal, hasServer: HasServer = anyProducer): Promise<Reading> {
+    const found = new Gathering("full", hasServer);
     const now = Date.now();
+    await this.#readTogether(found, signal, (ask) => [
+      ...this.#askFacts(ask, found, ACTIVE),
+      ...this.#askNewestReports(ask, found, ["and", after(now - RECENT_MS), ACTIVE], now),
+    ]);
     let activeCount = -1;
-    await this.#readTogether(reading, signal, (ask) => [
+    // Behind the submissions: who has been deactivated since is in the one and not in the other.
+    await this.#readTogether(found, signal, (ask) => [
+      ask("nodes", INACTIVE_NODES, InactiveRow, (row) => {
+        found.inactiveCount += 1;
+        found.takeInactive(row);
+      }),
       ask("nodes", ACTIVE_COUNT, CountRow, ({ count }) => {
         activeCount = count;
       }),
-      ask("factsets", producers(ACTIVE), ProducerRow, (row) => takeProducer(row, "facts", reading)),
-      ask("reports", newestReports(after(now - RECENT_MS)), NewestRow, (row) => takeNewest(row, reading)),
-      ask("nodes", INACTIVE_NODES, InactiveRow, (row) => {
-        reading.inactiveCount += 1;
-        takeInactive(row, reading);
-      }),
     ]);
-    const { asOf, submissions, withoutProducer, refused } = reading;
     // In most fleets each node has facts or a report, and so has been told already: if as many were as there are, the
     // list of all, a third of all rows, is left out.
-    const told = eitherOf(submissions, withoutProducer);
-    const active = told.size + refused.size === activeCount ? told : await this.#readActive(reading, signal);
-    await this.#readOlderReports(reading, active, now, signal);
-    this.#hasLoneNodes = active !== told && (await this.#readLoneCatalogs(reading, active, signal));
-    // One may have been deactivated between two answers.
-    if (active !== told)
-      for (const certname of submissions.keys()) if (!active.has(certname)) submissions.delete(certname);
-    return { ...reading, asOf, active };
+    found.dropInactive();
+    const told = found.told();
+    const isComplete = told.size + found.refused.size === activeCount;
+    const active = isComplete ? told : await this.#readActive(found, signal);
+    await this.#readOlderReports(found, active, now, signal);
+    this.#hasLoneNodes = !isComplete && (await this.#readLoneCatalogs(found, active, signal));
+    return found.reading(active);
+  }
+
+  #askFacts(ask: Ask, found: Gathering, where: Query): Promise<number>[] {
+    if (!this.#counts.has("facts")) return [];
+    return [
+      ask("factsets", producers(where, "timestamp"), FactsRow, ({ timestamp, ...row }) =>
+        found.take({ ...row, received: timestamp }, "facts"),
+      ),
+    ];
+  }
+
+  /**
+   * The newest report of each node and producer. Those that are dated after `now` come one by one, with when they were
+   * received: a group of them shows the time that is furthest ahead, whatever came since.
+   */
+  #askNewestReports(ask: Ask, found: Gathering, where: Query, now: number): Promise<number>[] {
+    if (!this.#counts.has("reports")) return [];
+    const [past, future] = [["not", after(now)], after(now)];
+    return [
+      ask("reports", newestOf(["and", where, past]), NewestRow, ({ max, max_2: received, ...row }) =>
+        found.take({ ...row, producer_timestamp: max, received }, "report"),
+      ),
+      ...this.#askReports(ask, found, ["and", where, future]),
+    ];
+  }
+
+  #askReports(ask: Ask, found: Gathering, where: Query): Promise<number>[] {
+    if (!this.#counts.has("reports")) return [];
+    return [
+      ask("reports", producers(where, "receive_time"), ReportRow, ({ receive_time: received, ...row }) =>
+        found.take({ ...row, received }, "report"),
+      ),
+    ];
   }
 
   /** The names of all active nodes. */
-  async #readActive(reading: Reading, signal: AbortSignal): Promise<Names> {
+  async #readActive(found: Gathering, signal: AbortSignal): Promise<Names> {
     const active = new Set<Certname>();
-    await this.#readTogether(reading, signal, (ask) => [
+    await this.#readTogether(found, signal, (ask) => [
       ask("nodes", ["extract", ["certname"], ACTIVE], ActiveRow, (row) => {
-        take(row.certname, reading, (certname) => active.add(certname));
+        found.name(row.certname, (certname) => active.add(certname));
       }),
     ]);
     return active;
   }
 
   /** The newest reports of nodes that have submitted nothing within the last hour: others have no older news. */
-  async #readOlderReports(reading: Reading, active: Names, now: number, signal: AbortSignal): Promise<void> {
+  async #readOlderReports(found: Gathering, active: Names, now: number, signal: AbortSignal): Promise<void> {
     const few = active.size * FEW_LEFT;
-    const { submissions } = reading;
     const silentFor = (ms: number) =>
-      Array.from(filter(active, (certname) => (submissions.get(certname)?.at ?? 0) <= now - ms));
-    const read = (query: Query) =>
-      this.#readTogether(reading, signal, (ask) => [
-        ask("reports", query, NewestRow, (row) => takeNewest(row, reading)),
-      ]);
+      Array.from(filter(active, (certname) => (found.submissions.get(certname)?.at ?? 0) <= now - ms));
+    const read = (where: Query) =>
+      this.#readTogether(found, signal, (ask) =>
+        this.#askNewestReports(ask, found, ["and", where, ACTIVE], now),
+      );
     let silent = silentFor(RECENT_MS);
     if (silent.length > few) {
-      await read(newestReports(["and", after(now - DAY_MS), ["not", after(now - RECENT_MS)]]));
+      await read(["and", after(now - DAY_MS), ["not", after(now - RECENT_MS)]]);
       silent = silentFor(DAY_MS);
     }
-    if (silent.length > few) {
-      await read(newestReports(LATEST));
-      return;
-    }
-    for (let from = 0; from < silent.length; from += NAMES_AT_ONCE) {
-      await read(newestReports(certnameAmong(silent.slice(from, from + NAMES_AT_ONCE))));
+    if (silent.length > few) await read(LATEST);
+    // The latest report of a node may be of a producer without a server, or from a clock ahead: it hides the one that counts.
+    const isHidden = (name: Certname) => found.unroutable.has(name) || found.ahead.has(name);
+    const names = silent.length > few ? silent.filter(isHidden) : silent;
+    if (names.length > Math.max(few, NAMES_AT_ONCE)) return;
+    for (let from = 0; from < names.length; from += NAMES_AT_ONCE) {
+      await read(certnameAmong(names.slice(from, from + NAMES_AT_ONCE)));
     }
   }
 
   /** The catalogs of nodes that have neither a factset nor a report. Most fleets have no such node: false. */
-  async #readLoneCatalogs(reading: Reading, active: Names, signal: AbortSignal): Promise<boolean> {
-    const { submissions, withoutProducer } = reading;
-    const isLone = (certname: Certname) => !submissions.has(certname) && !withoutProducer.has(certname);
-    if (filter(active, isLone).next().done === true) return false;
-    const query = producers(["and", ACTIVE, certnameIn(NEITHER_FACTS_NOR_REPORT)]);
-    await this.#readTogether(reading, signal, (ask) => [
-      ask("catalogs", query, ProducerRow, (row) => takeProducer(row, "catalog", reading)),
-    ]);
+  async #readLoneCatalogs(found: Gathering, active: Names, signal: AbortSignal): Promise<boolean> {
+    const { submissions, unroutable, withoutProducer } = found;
+    const isTold = (certname: Certname) =>
+      submissions.has(certname) || unroutable.has(certname) || withoutProducer.has(certname);
+    if (filter(active, (certname) => !isTold(certname)).next().done === true) return false;
+    await this.#readCatalogs(found, ["and", ACTIVE, NEITHER_FACTS_NOR_REPORT], signal);
     return true;
+  }
+
+  /** `nodes`: a query for nodes, which know when PuppetDB received their catalog; the catalog itself does not. */
+  async #readCatalogs(found: Gathering, nodes: Query, signal: AbortSignal): Promise<void> {
+    const received = new Map<string, string | null | undefined>();
+    await this.#readTogether(found, signal, (ask) => [
+      ask("nodes", ["extract", ["certname", "catalog_timestamp"], nodes], CatalogTimeRow, (row) =>
+        received.set(row.certname, row.catalog_timestamp),
+      ),
+    ]);
+    if (received.size === 0) return;
+    await this.#readTogether(found, signal, (ask) => [
+      ask("catalogs", producers(["and", IN_ANY_STATE, certnameIn(nodes)]), CatalogRow, (row) => {
+        if (received.has(row.certname))
+          found.take({ ...row, received: received.get(row.certname) }, "catalog");
+      }),
+    ]);
   }
 
   /**
    * What PuppetDB received after `since` (milliseconds, on its clock). `inactiveBefore` is the `inactiveCount` of the
    * reading that this one goes on from. Throws `PUPPETDB_...`.
    */
-  async readChanges(since: number, signal: AbortSignal, inactiveBefore?: number): Promise<Reading> {
-    const reading = emptyReading("changes");
+  async readChanges(
+    since: number,
+    signal: AbortSignal,
+    inactiveBefore?: number,
+    hasServer: HasServer = anyProducer,
+  ): Promise<Reading> {
+    const found = new Gathering("changes", hasServer);
     const from = iso(since);
-    const newFacts = ["and", [">", "timestamp", from], ACTIVE];
     const recent = after(since - MASTER_CLOCK_ALLOWANCE_MS);
-    const newReports = ["and", recent, [">", "receive_time", from], ACTIVE];
-    const newCatalogs = ["and", [">", "catalog_timestamp", from], NEITHER_FACTS_NOR_REPORT];
-    const withoutOther = ["and", ACTIVE, certnameIn(newCatalogs)];
-    await this.#readTogether(reading, signal, (ask) => [
-      ask("factsets", producers(newFacts, "timestamp"), ProducerRow, (row) =>
-        takeProducer(row, "facts", reading),
-      ),
-      ask("reports", producers(newReports, "receive_time"), ProducerRow, (row) =>
-        takeProducer(row, "report", reading),
-      ),
-      // The slowest of all (0.25 s in a million nodes), and most fleets have no such node. The first one is found by the
-      // next full reading.
-      ...(this.#hasLoneNodes
-        ? [
-            ask("catalogs", producers(withoutOther), ProducerRow, (row) =>
-              takeProducer(row, "catalog", reading),
-            ),
-          ]
-        : []),
+    await this.#readTogether(found, signal, (ask) => [
+      ...this.#askFacts(ask, found, ["and", [">", "timestamp", from], ACTIVE]),
+      ...this.#askReports(ask, found, ["and", recent, [">", "receive_time", from], ACTIVE]),
       ask("nodes", INACTIVE_COUNT, CountRow, ({ count }) => {
-        reading.inactiveCount = count;
+        found.inactiveCount = count;
       }),
     ]);
-    // PuppetDB cannot compare `deactivated` with a time, so the nodes are listed when their number changed.
-    // What two changes at once hide is found by the full read.
-    if (reading.inactiveCount !== inactiveBefore) {
-      const { asOf } = reading;
-      await this.#readTogether(reading, signal, (ask) => [
-        ask("nodes", INACTIVE_NODES, InactiveRow, (row) => takeInactive(row, reading)),
-      ]);
-      reading.asOf = asOf;
+    // The slowest of all (0.25 s in a million nodes), and most fleets have no such node. The first one is found by the
+    // next full reading.
+    if (this.#hasLoneNodes) {
+      const newCatalogs = ["and", ACTIVE, [">", "catalog_timestamp", from], NEITHER_FACTS_NOR_REPORT];
+      await this.#readCatalogs(found, newCatalogs, signal);
     }
-    return reading;
+    // What two changes at once hide is found by the full read.
+    if (found.inactiveCount !== inactiveBefore) await this.#readLatestInactive(found, since, signal);
+    return found.reading();
+  }
+
+  /**
+   * PuppetDB cannot compare `deactivated` with a time, but it can sort by it: the list of all, which a fleet of short-lived
+   * nodes makes long, is not read.
+   */
+  async #readLatestInactive(found: Gathering, since: number, signal: AbortSignal): Promise<void> {
+    for (const field of ["deactivated", "expired"] as const) {
+      const where = ["and", INACTIVE, ["null?", field, false]];
+      const isNew = (time: string | null) => Date.parse(time ?? "") > since - INACTIVE_LOOK_BACK_MS;
+      for (let offset = 0, isMore = true; isMore; offset += INACTIVE_PAGE) {
+        let rows = 0;
+        let oldest: string | null = null;
+        const page: Page = { order_by: [{ field, order: "desc" }, { field: "certname" }], limit: INACTIVE_PAGE, offset };
+        await this.#readTogether(found, signal, (ask) => [
+          ask("nodes", inactiveNodes(where), InactiveRow, takeRow, page),
+        ]);
+        function takeRow(row: z.output<typeof InactiveRow>) {
+          rows += 1;
+          oldest = row[field];
+          found.takeInactive(row);
+        }
+        isMore = rows === INACTIVE_PAGE && isNew(oldest);
+      }
+    }
   }
 
   /** The newest submission for one node, or undefined. Throws `PUPPETDB_...`. */
@@ -260,30 +299,24 @@ export class PuppetDb {
   }
 
   /** The newest submissions for a few nodes. Throws `PUPPETDB_...`. */
-  async readNodes(certnames: readonly Certname[], signal: AbortSignal): Promise<Reading["submissions"]> {
-    const reading = emptyReading("changes");
+  async readNodes(
+    certnames: readonly Certname[],
+    signal: AbortSignal,
+    hasServer: HasServer = anyProducer,
+  ): Promise<Reading["submissions"]> {
+    const found = new Gathering("changes", hasServer);
     const among = (names: readonly Certname[]) => ["and", certnameAmong(names), IN_ANY_STATE];
     const nodes = among(certnames);
-    await this.#readTogether(reading, signal, (ask) => [
-      ask("factsets", producers(nodes), ProducerRow, (row) => takeProducer(row, "facts", reading)),
-      ask("reports", producers(["and", LATEST, nodes]), ProducerRow, (row) =>
-        takeProducer(row, "report", reading),
-      ),
-      ask("nodes", ["extract", ["certname", "deactivated", "expired"], nodes], InactiveRow, (row) => {
-        if (row.deactivated !== null || row.expired !== null) takeInactive(row, reading);
-      }),
+    await this.#readTogether(found, signal, (ask) => [
+      ...this.#askFacts(ask, found, nodes),
+      ...this.#askNewestReports(ask, found, nodes, Date.now()),
+      ask("nodes", inactiveNodes(nodes), InactiveRow, (row) => found.takeInactive(row)),
     ]);
-    const { submissions, inactive } = reading;
-    const others = certnames.filter((certname) => !submissions.has(certname) && !inactive.has(certname));
-    if (others.length > 0) {
-      await this.#readTogether(reading, signal, (ask) => [
-        ask("catalogs", producers(among(others)), ProducerRow, (row) =>
-          takeProducer(row, "catalog", reading),
-        ),
-      ]);
-    }
-    for (const certname of inactive.keys()) submissions.delete(certname);
-    return submissions;
+    found.dropInactive();
+    const told = found.told();
+    const others = certnames.filter((certname) => !told.has(certname) && !found.inactive.has(certname));
+    if (others.length > 0) await this.#readCatalogs(found, among(others), signal);
+    return found.submissions;
   }
 
   /** PuppetDB's own version, such as "7.12.1". Throws `PUPPETDB_...`. */
@@ -307,21 +340,19 @@ export class PuppetDb {
 
   // The queries run side by side. When one fails, the others are told to stop and their errors are dropped.
   async #readTogether(
-    reading: Reading,
+    found: Gathering,
     signal: AbortSignal,
     queries: (ask: Ask) => Promise<number>[],
-  ): Promise<Reading> {
+  ): Promise<void> {
     const stop = new AbortController();
     const onAbort = () => stop.abort(signal.reason);
     signal.addEventListener("abort", onAbort, { once: true });
     if (signal.aborted) onAbort();
     const connection = await this.#connector.open();
-    const underway = queries((entity, query, shape, onRow) =>
-      this.#query(connection, stop.signal, entity, query, shape, onRow),
-    );
+    const underway = queries((...asked) => this.#query(connection, stop.signal, ...asked));
     try {
       const clocks = await Promise.all(underway);
-      return Object.assign(reading, { asOf: Math.min(...clocks) });
+      found.asOf ||= Math.min(...clocks);
     } catch (error) {
       stop.abort(error);
       await Promise.allSettled(underway);
@@ -339,6 +370,7 @@ export class PuppetDb {
     query: Query,
     shape: z.ZodType<Row>,
     onRow: (row: Row) => void,
+    page?: Page,
   ): Promise<number> {
     const url = `${this.#config.url}/pdb/query/v4/${entity}`;
     const began = Date.now();
@@ -358,9 +390,12 @@ export class PuppetDb {
             ...options,
             method: "POST",
             headers: { ...headers, "content-type": "application/json" },
-            body: JSON.stringify({ query, origin: "sasori" }),
+            body: JSON.stringify({ query, origin: "sasori", ...page }),
           })
-        : await request(`${url}?query=${encodeURIComponent(text)}&origin=sasori`, { ...options, headers });
+        : await request(`${url}?query=${encodeURIComponent(text)}&origin=sasori${parameters(page)}`, {
+            ...options,
+            headers,
+          });
       await checkAnswer(url, response);
       const decoder = new TextDecoder("utf-8", { fatal: true });
       for await (const chunk of response.body) rows.push(decoder.decode(chunk as Buffer, { stream: true }));
@@ -380,7 +415,22 @@ type Ask = <Row>(
   query: Query,
   shape: z.ZodType<Row>,
   onRow: (row: Row) => void,
+  page?: Page,
 ) => Promise<number>;
+
+/** A part of a sorted answer. */
+interface Page {
+  order_by: { field: string; order?: "desc" }[];
+  limit: number;
+  offset: number;
+}
+
+const parameters = (page: Page | undefined) =>
+  page === undefined
+    ? ""
+    : `&order_by=${encodeURIComponent(JSON.stringify(page.order_by))}&limit=${page.limit}&offset=${page.offset}`;
+
+const anyProducer: HasServer = () => true;
 
 const iso = (at: number) => new Date(at).toISOString();
 
@@ -391,11 +441,16 @@ const producers = (where: Query, ...more: string[]): Query => [
   where,
 ];
 
-/** The newest report of each node and producer, as `max`. */
-const newestReports = (where: Query): Query => [
+/** The newest report of each node and producer. */
+const newestOf = (where: Query): Query => [
   "extract",
-  ["certname", "producer", ["function", "max", "producer_timestamp"]],
-  ["and", where, ACTIVE],
+  [
+    "certname",
+    "producer",
+    ["function", "max", "receive_time"],
+    ["function", "max", "producer_timestamp"],
+  ],
+  where,
   ["group_by", "certname", "producer"],
 ];
 
@@ -409,85 +464,8 @@ const certnameIn = (where: Query): Query => [
   ["from", "nodes", ["extract", "certname", where]],
 ];
 
-/** The names of both, which have none in common; not copied, because there may be a million. */
-const eitherOf = (a: ReadonlyMap<Certname, unknown>, b: ReadonlySet<Certname>): Names => ({
-  size: a.size + b.size,
-  has: (certname) => a.has(certname) || b.has(certname),
-  *[Symbol.iterator]() {
-    yield* a.keys();
-    yield* b;
-  },
-});
-
 function* filter(names: Names, isWanted: (certname: Certname) => boolean): Generator<Certname> {
   for (const certname of names) if (isWanted(certname)) yield certname;
-}
-
-function emptyReading(kind: Reading["kind"]): Reading {
-  return {
-    kind,
-    asOf: 0,
-    submissions: new Map(),
-    active: undefined,
-    inactive: new Map(),
-    inactiveCount: 0,
-    refused: new Set(),
-    withoutProducer: new Set(),
-  };
-}
-
-function take(name: string, reading: Reading, use: (certname: Certname) => void): void {
-  if (isCertname(name)) use(name);
-  else if (reading.refused.size < MAX_REFUSED) reading.refused.add(cut(name));
-}
-
-/** A slice would keep all of the text in memory: this is a copy. */
-function cut(text: string): string {
-  if (text.length <= MAX_NAME_CHARACTERS) return text;
-  return Buffer.from(`${text.slice(0, MAX_NAME_CHARACTERS)}…`).toString();
-}
-
-function takeProducer(
-  row: z.output<typeof ProducerRow>,
-  source: Submission["source"],
-  reading: Reading,
-): void {
-  const received = row.timestamp ?? row.receive_time;
-  takeSubmission(row, row.producer_timestamp, source, received ? Date.parse(received) || 0 : 0, reading);
-}
-
-function takeNewest(row: z.output<typeof NewestRow>, reading: Reading): void {
-  takeSubmission(row, row.max, "report", 0, reading);
-}
-
-function takeSubmission(
-  { certname: name, producer }: { certname: string; producer: string | null },
-  time: string | null,
-  source: Submission["source"],
-  receivedAt: number,
-  reading: Reading,
-): void {
-  take(name, reading, (certname) => {
-    const at = Date.parse(time ?? "");
-    const known = reading.submissions.get(certname);
-    if (producer === null || !(at < LATEST_TIME)) {
-      if (known === undefined) reading.withoutProducer.add(certname);
-      return;
-    }
-    if (known === undefined) {
-      reading.withoutProducer.delete(certname);
-      reading.submissions.set(certname, { certname, producer: cut(producer), at, source, receivedAt });
-    } else if (known.at < at) {
-      Object.assign(known, { producer: cut(producer), at, source, receivedAt });
-    }
-  });
-}
-
-function takeInactive(row: z.output<typeof InactiveRow>, reading: Reading): void {
-  take(row.certname, reading, (certname) => {
-    const at = Math.max(Date.parse(row.deactivated ?? "") || 0, Date.parse(row.expired ?? "") || 0);
-    reading.inactive.set(certname, at);
-  });
 }
 
 function unexpectedShape(url: string, batch: unknown[], error: z.ZodError): SasoriError {

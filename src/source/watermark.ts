@@ -2,7 +2,7 @@
 // stores it when its queue gets there, so what is stored now may have been received a while ago.
 // Pure: no I/O, no clock.
 
-import type { Reading } from "./puppetdb.js";
+import type { Reading } from "./reading.js";
 
 /** What the last good reading has seen, and how far the next one looks back behind it. Times are PuppetDB's clock, ms. */
 export interface Watermark {

@@ -1,0 +1,206 @@
+// What PuppetDB said, taken in row by row: per node the newest submission that counts.
+// Promises: a time is never later than PuppetDB's receipt of it, so a master whose clock is ahead cannot keep a node;
+// the newest submission of a producer that HAProxy has a server for decides, and a newer one of another producer hides
+// nothing; memory is bounded by one entry per node.
+// Pure: no I/O, no clock.
+
+import { type Certname, isCertname, LATEST_TIME } from "../node-map.js";
+
+/** Enough to see what is wrong; a flood of illegal names must not fill the memory. */
+export const MAX_REFUSED = 1_000;
+/** Enough to know it by; Puppet's own names are shorter. */
+const MAX_NAME_CHARACTERS = 300;
+
+/** Clocks differ by seconds. A time that lies further ahead of its receipt is that of a wrong clock. */
+const AHEAD_MS = 5 * 60_000;
+
+/** The newest thing that a master submitted for a node. Times are milliseconds since the epoch. */
+export interface Submission {
+  certname: Certname;
+  producer: string;
+  /** `producer_timestamp`, the master's clock, but never later than PuppetDB's receipt. */
+  at: number;
+  source: "facts" | "report" | "catalog";
+  /** When PuppetDB received it, on its own clock; 0 in a full reading. */
+  receivedAt: number;
+  /** The newest of the other kind (facts or report), where another producer submitted it. */
+  rival?: Rival;
+}
+
+export interface Rival {
+  producer: string;
+  at: number;
+}
+
+/** A submission that is dated long after PuppetDB received it. */
+export interface Ahead {
+  producer: string;
+  /** Its date (ms). PuppetDB refuses facts that are older than those it has. */
+  until: number;
+}
+
+/** A set of nodes, wherever their names are kept. */
+export interface Names extends Iterable<Certname> {
+  readonly size: number;
+  has(certname: Certname): boolean;
+}
+
+export interface Reading {
+  kind: "full" | "changes";
+  /** PuppetDB's clock before the first query ran. */
+  asOf: number;
+  /** The newest of a producer that HAProxy has a server for; in a full reading of active nodes only. */
+  submissions: Map<Certname, Submission>;
+  /** The newest of another producer, where that is newer still, or the only one. */
+  unroutable?: Map<Certname, Submission>;
+  /** Nodes with a submission from a clock that was ahead. */
+  ahead?: Map<Certname, Ahead>;
+  /** In a full reading: every active node. */
+  active: Names | undefined;
+  /** Nodes deactivated or expired, and when; in a reading of changes only the latest, when their number changed. */
+  inactive: Map<Certname, number>;
+  /** How many PuppetDB has of them. */
+  inactiveCount: number;
+  /** Certnames of active nodes that cannot be map keys, as they came, or their beginning. At most MAX_REFUSED of them. */
+  refused: Set<string>;
+  /** Nodes with nothing but rows that name no producer or no time that a clock may show. */
+  withoutProducer: Set<Certname>;
+}
+
+/** Whether HAProxy has a server for this producer. */
+export type HasServer = (producer: string) => boolean;
+
+/** A row that names a producer. Times are ISO 8601. */
+export interface ProducerRow {
+  certname: string;
+  producer: string | null;
+  producer_timestamp: string | null;
+  /** When PuppetDB received it; missing where that was not asked. */
+  received?: string | null | undefined;
+}
+
+/** A reading under way. */
+export class Gathering {
+  readonly kind: Reading["kind"];
+  asOf = 0;
+  readonly submissions = new Map<Certname, Submission>();
+  readonly unroutable = new Map<Certname, Submission>();
+  readonly ahead = new Map<Certname, Ahead>();
+  readonly inactive = new Map<Certname, number>();
+  inactiveCount = 0;
+  readonly refused = new Set<string>();
+  readonly withoutProducer = new Set<Certname>();
+  readonly #hasServer: HasServer;
+
+  constructor(kind: Reading["kind"], hasServer: HasServer) {
+    this.kind = kind;
+    this.#hasServer = hasServer;
+  }
+
+  /** `active`: every active node, where it is known. What is no longer active has no submission then. */
+  reading(active?: Names): Reading {
+    const { kind, asOf, submissions, ahead, inactive, inactiveCount, refused, withoutProducer } = this;
+    const unroutable = this.#newerUnroutable();
+    for (const map of [submissions, unroutable])
+      for (const certname of map.keys())
+        if (active !== undefined && !active.has(certname)) map.delete(certname);
+    return {
+      kind,
+      asOf,
+      submissions,
+      unroutable,
+      ahead,
+      active,
+      inactive,
+      inactiveCount,
+      refused,
+      withoutProducer,
+    };
+  }
+
+  #newerUnroutable(): Map<Certname, Submission> {
+    for (const [certname, { at }] of this.unroutable)
+      if ((this.submissions.get(certname)?.at ?? 0) >= at) this.unroutable.delete(certname);
+    return this.unroutable;
+  }
+
+  /** Who was deactivated between two answers is in the one and not in the other. */
+  dropInactive(): void {
+    for (const certname of this.inactive.keys()) {
+      this.submissions.delete(certname);
+      this.unroutable.delete(certname);
+      this.withoutProducer.delete(certname);
+    }
+  }
+
+  /** The nodes of which anything was told. Their names are not copied: there may be a million. */
+  told(): Names {
+    const { submissions, withoutProducer, unroutable } = this;
+    const others = new Set(withoutProducer);
+    for (const certname of unroutable.keys()) if (!submissions.has(certname)) others.add(certname);
+    return {
+      size: submissions.size + others.size,
+      has: (certname) => submissions.has(certname) || others.has(certname),
+      *[Symbol.iterator]() {
+        yield* submissions.keys();
+        yield* others;
+      },
+    };
+  }
+
+  /** Hands over the name if it can be a map key. */
+  name(name: string, use: (certname: Certname) => void): void {
+    if (isCertname(name)) use(name);
+    else if (this.refused.size < MAX_REFUSED) this.refused.add(cut(name));
+  }
+
+  take(row: ProducerRow, source: Submission["source"]): void {
+    this.name(row.certname, (certname) => {
+      const { producer, producer_timestamp: dated, received } = row;
+      // Both have one form, so that their order is that of their texts.
+      const isAhead = dated !== null && received != null && received < dated;
+      const at = Date.parse((isAhead ? received : dated) ?? "");
+      if (producer === null || !(at < LATEST_TIME)) {
+        if (!this.submissions.has(certname) && !this.unroutable.has(certname))
+          this.withoutProducer.add(certname);
+        return;
+      }
+      this.withoutProducer.delete(certname);
+      const until = isAhead ? Date.parse(dated) : 0;
+      if (until > at + AHEAD_MS) this.ahead.set(certname, { producer: cut(producer), until });
+      const receivedAt = this.kind === "full" ? 0 : Date.parse(received ?? "") || 0;
+      const submission = { certname, producer: cut(producer), at, source, receivedAt };
+      if (this.#hasServer(producer)) keepNewest(this.submissions, submission);
+      else keepNewest(this.unroutable, submission);
+    });
+  }
+
+  /** Takes the row of a node that is inactive. Names that cannot be map keys are of no interest here: no map has them. */
+  takeInactive(row: { certname: string; deactivated: string | null; expired: string | null }): void {
+    const at = Math.max(Date.parse(row.deactivated ?? "") || 0, Date.parse(row.expired ?? "") || 0);
+    if (at > 0 && isCertname(row.certname)) this.inactive.set(row.certname, at);
+  }
+}
+
+function keepNewest(map: Map<Certname, Submission>, found: Submission): void {
+  const known = map.get(found.certname);
+  const [newer, older] = known !== undefined && known.at >= found.at ? [known, found] : [found, known];
+  const rival = rivalOf(newer, older);
+  if (rival !== undefined) newer.rival = rival;
+  if (newer === found) map.set(found.certname, found);
+}
+
+/** What the older of two leaves beside the newer one. */
+function rivalOf(newer: Submission, older: Submission | undefined): Rival | undefined {
+  if (older === undefined) return newer.rival;
+  if (older.source === newer.source) return newer.rival ?? older.rival;
+  if (older.producer === newer.producer) return undefined;
+  const { producer, at } = older;
+  return newer.rival !== undefined && newer.rival.at >= at ? newer.rival : { producer, at };
+}
+
+/** A slice would keep all of the text in memory: this is a copy. */
+function cut(text: string): string {
+  if (text.length <= MAX_NAME_CHARACTERS) return text;
+  return Buffer.from(`${text.slice(0, MAX_NAME_CHARACTERS)}…`).toString();
+}
