@@ -9,7 +9,14 @@ import { z } from "zod";
 import type { ListenAddress } from "../src/config.js";
 import { reason } from "../src/errors.js";
 import { isProgram, listen, listenOption, newServer, type RunningServer, serveUntilSignal } from "./http.js";
-import { answerQuery, type Database, type Entity, type Page, RefusedQuery, type Row } from "./puppetdb-query.js";
+import {
+  answerQuery,
+  type Database,
+  type Entity,
+  type Page,
+  RefusedQuery,
+  type Row,
+} from "./puppetdb-query.js";
 
 /** What it says to be: the real one that its answers were compared with. */
 const VERSION = "7.12.1";

@@ -32,6 +32,7 @@ import { describeVariables, readAddress, readConfig, showConfig } from "./config
 import type { Check, Finding } from "./doctor/check.js";
 import { diagnose } from "./doctor/doctor.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
+import { PLAN_ID } from "./guard.js";
 import {
   type Displaced,
   type Masters,
@@ -44,7 +45,6 @@ import {
 import { withoutPlace } from "./http/troubles.js";
 import { parseCertname } from "./node-map.js";
 import type { SyncRequest } from "./pass-queue.js";
-import { PLAN_ID } from "./plan.js";
 import { PriorityMap } from "./target/priority.js";
 import { VERSION } from "./version.js";
 

@@ -2,27 +2,24 @@
 // for approval. A reading of PuppetDB is merged in here; nothing here knows where the map is put.
 // Pure state: no I/O, no clock.
 
-import type { RemovalLimit } from "./config.js";
-import { type Before, type Certname, isMaster, type Master, NodeMap, type Observation } from "./node-map.js";
-import { judgeRemovals, type Verdict } from "./plan.js";
-import { MAX_REFUSED, type Names, type Reading, type Submission } from "./source/reading.js";
+import { Flapping } from "./flapping.js";
+import { Guard, type GuardRules, type StepBack, type Verdict } from "./guard.js";
+import {
+  type Assignment,
+  type Before,
+  type Certname,
+  isMaster,
+  isOfPuppetdb,
+  type Master,
+  NodeMap,
+  type Observation,
+} from "./node-map.js";
+import { type Ahead, MAX_REFUSED, type Names, type Reading, type Submission } from "./source/reading.js";
 import type { Contents, Server } from "./target/target.js";
+import { Tombstones } from "./tombstones.js";
 
 /** Finds the HAProxy server of a producer; undefined for a producer that is no master of this HAProxy. */
 export type Resolve = (producer: string) => Master | undefined;
-
-/**
- * How removals are judged in one pass: the limit, the plan id that a person approved for it, and the time (ms) on a clock
- * that nobody sets.
- */
-export interface Guard {
-  limit: RemovalLimit;
-  approved?: string | undefined;
-  now: number;
-}
-
-/** The guard looks back this far: a fleet that vanishes little by little vanishes all the same. */
-const GUARD_MEMORY_MS = 60 * 60_000;
 
 /**
  * A node that was seen this lately is not gone because one answer does not list it: a PuppetDB behind a balancer may
@@ -30,28 +27,41 @@ const GUARD_MEMORY_MS = 60 * 60_000;
  */
 const FRESH_MS = 10 * 60_000;
 
-/** A time that lies further ahead of PuppetDB's clock is that of a wrong clock. */
-const AHEAD_MS = 10 * 60_000;
+/**
+ * An inherited route counts as this much older than the file that had it: when sasori stopped, PuppetDB may not have
+ * stored yet what it had received.
+ */
+const INHERITED_ALLOWANCE_MS = 15 * 60_000;
 
 export class Fleet {
   readonly map: NodeMap;
-  /** Nodes whose newest submission came from a producer without a server. An older route is kept. */
+  /** Nodes with a newer submission of a producer without a server. The route of an older one is kept. */
   readonly unroutable: Map<Certname, Submission>;
   /** Registrations and learned routes in force: what PuppetDB does not know yet, and must not be lost. */
   readonly own: Map<Certname, Observation>;
   /** Displaced nodes, and where they were at home: they left a master while it was down. */
   readonly homes: Map<Certname, Master>;
-  /** Grows with every change of `own`, `homes` and `removals`. */
+  readonly tombstones: Tombstones;
+  readonly flapping: Flapping;
+  readonly guard: Guard;
+  /** Grows with every change of `own`, `homes`, `tombstones` and `guard`. */
   revision = 0;
   verdict: Verdict;
-  /** The nodes of a held verdict that are still held, and whether some of them no longer are. */
+  /** Removals of a held verdict that are still held, and whether what is held has changed since. */
   #held: Set<Certname>;
   #heldChanged: boolean;
-  /** Removals of the last hour, but for approved ones; the oldest first. `at` as Guard's `now`. */
-  readonly removals: { at: number; count: number }[];
+  /** What PuppetDB said in the last full reading that is older than the route it would replace. */
+  readonly #stepsBack: Map<Certname, StepBack>;
+  /**
+   * The map was made by somebody else, and has entries that cannot be routes of sasori's; each with its node, if its key is a
+   * certname. Undefined: the map is our own.
+   */
+  foreign: Map<string, Certname | undefined> | undefined;
   /** Certnames that cannot be map keys, and nodes without a known producer, since the last full reading. */
   readonly refused: Set<string>;
   readonly withoutProducer: Set<Certname>;
+  /** Nodes with a submission whose date PuppetDB's clock has not reached. */
+  readonly ahead: Map<Certname, Ahead>;
   /** Everything was read at least once: only then is a node that PuppetDB does not list gone. */
   complete: boolean;
 
@@ -61,50 +71,80 @@ export class Fleet {
     this.unroutable = new Map(like?.unroutable);
     this.own = new Map(like?.own);
     this.homes = new Map(like?.homes);
+    this.tombstones = new Tombstones(like?.tombstones);
+    this.flapping = new Flapping(like?.flapping);
+    this.guard = new Guard(like?.guard);
     this.verdict = like?.verdict ?? { kind: "allowed" };
     this.#held = new Set(like === undefined ? [] : like.#held);
     this.#heldChanged = like === undefined ? false : like.#heldChanged;
-    this.removals = like === undefined ? [] : [...like.removals];
+    this.#stepsBack = new Map(like === undefined ? [] : like.#stepsBack);
+    this.foreign = like?.foreign && new Map(like.foreign);
     this.refused = new Set(like?.refused);
     this.withoutProducer = new Set(like?.withoutProducer);
+    this.ahead = new Map(like?.ahead);
     this.complete = like?.complete ?? false;
   }
 
   /**
    * Takes over what a target holds, for nodes that are not known otherwise: a sasori that starts while PuppetDB is
-   * down serves, and guards, the last good map.
+   * down serves, and guards, the last good map. From a file that sasori wrote until some time nothing older moves a node.
    */
-  inherit(contents: Contents): void {
-    for (const [certname, master] of contents.routes) {
-      if (this.map.get(certname) !== undefined || !isMaster(master)) continue;
-      this.map.observe({ certname, master, at: 0, source: "inherited" });
+  inherit({ routes, writtenUntil = 0, origin, strays }: Contents): void {
+    if (origin === "others" && !this.complete) this.foreign ??= new Map();
+    const at = Math.max(0, writtenUntil - INHERITED_ALLOWANCE_MS);
+    for (const [certname, master] of routes) {
+      if (this.map.get(certname) !== undefined || this.tombstones.has(certname)) continue;
+      if (isMaster(master)) this.map.observe({ certname, master, at, source: "inherited" });
+      else this.foreign?.set(`${certname} ${master}`, certname);
     }
+    for (const stray of strays ?? []) this.foreign?.set(stray, undefined);
   }
 
   /** False if something newer is known. A registration or a learned route becomes one of our own. */
   observe(observation: Observation): boolean {
-    if (!this.map.observe(observation)) return false;
+    const { certname, source } = observation;
+    const isOrder = source === "registration";
+    if (!isOrder && observation.at <= (this.tombstones.get(certname)?.at ?? -1)) return false;
+    const known = this.map.get(certname);
+    const reported = source === "learned" && known !== undefined ? reportedOf(known) : undefined;
+    const taken = reported === undefined ? observation : { ...observation, reported };
+    if (!this.map.observe(taken)) return false;
+    this.#took(taken);
+    return true;
+  }
+
+  /** A route that an HAProxy holds and sasori did not put there. That of a removed node is a leftover, and no news. */
+  learn(route: Observation): boolean {
+    return !this.tombstones.has(route.certname) && this.observe(route);
+  }
+
+  #took(observation: Observation): void {
     const { certname, source } = observation;
     this.#unhold(certname);
+    if (this.#stepsBack.delete(certname)) this.#heldChanged = true;
+    if (this.tombstones.delete(certname)) this.revision += 1;
     if (source === "registration" || source === "learned") {
       this.own.set(certname, observation);
       this.revision += 1;
     } else {
       this.#disown(certname);
     }
-    return true;
   }
 
-  /** Ends a registration or a learned route. What PuppetDB says (undefined: nothing) takes its place. */
-  withdraw(certname: Certname, observation: Observation | undefined): void {
-    if (!this.own.has(certname)) return; // PuppetDB has spoken since this was ordered.
-    this.#remove(certname);
-    if (observation !== undefined) this.observe(observation);
+  /** Ends this registration or learned route. What PuppetDB says (undefined: nothing) takes its place. */
+  withdraw(ended: Observation, observation: Observation | undefined): void {
+    const { certname } = ended;
+    // Another order was given, or PuppetDB has spoken, since this was ordered.
+    if (this.own.get(certname) !== ended) return;
+    this.#remove(certname, ended.at, ended.at);
+    if (observation === undefined) return;
+    this.tombstones.delete(certname);
+    this.observe(observation);
   }
 
-  /** Its removal waits for approval. */
+  /** Its removal, or its move back, waits for approval. */
   isHeld(certname: Certname): boolean {
-    return this.#held.has(certname);
+    return this.#held.has(certname) || this.#stepsBack.has(certname);
   }
 
   /** What was held is another plan then: the next look at PuppetDB gives it another id. */
@@ -145,82 +185,106 @@ export class Fleet {
    * (ms, PuppetDB's clock) a submission, new to us, had been received: PuppetDB stamps a command when it arrives and
    * stores it when its queue gets there. 0 when nothing came late.
    */
-  merge(reading: Reading, resolve: Resolve, guard: Guard, since: number): number {
+  merge(reading: Reading, resolve: Resolve, rules: GuardRules, since: number): number {
     let lateMs = 0;
+    if (reading.kind === "full") this.#beginAnew();
     for (const submission of reading.submissions.values()) {
-      if (reading.kind === "full") this.#correctTime(submission, reading.asOf);
-      const news = this.#takeSubmission(submission, resolve(submission.producer));
+      const news = this.#takeSubmission(submission, resolve, reading.kind);
       if (news && submission.receivedAt > 0) lateMs = Math.max(lateMs, since - submission.receivedAt);
     }
+    for (const submission of reading.unroutable?.values() ?? []) this.#takeUnroutable(submission);
     this.#takeNames(reading);
-    this.#judge(reading, guard);
+    this.#judge(reading, rules);
     if (reading.kind === "full") this.complete = true;
     return lateMs;
   }
 
-  #judge(reading: Reading, { limit, approved, now }: Guard): void {
+  #beginAnew(): void {
+    if (this.#stepsBack.size > 0) this.#heldChanged = true;
+    this.#stepsBack.clear();
+    this.ahead.clear();
+  }
+
+  #judge(reading: Reading, rules: GuardRules): void {
     const gone =
       reading.active === undefined ? this.#goneSince(reading) : this.#goneFrom(reading, reading.active);
     // As many may be held as the fleet has nodes: nothing new costs nothing.
-    if (gone === "as held" && approved === undefined) return;
+    if (gone === "as held" && rules.approved === undefined) return;
     const nodes = gone === "as held" ? [...this.#held] : gone;
-    while ((this.removals[0]?.at ?? now) < now - GUARD_MEMORY_MS) this.removals.shift();
-    const lately = this.removals.reduce((sum, { count }) => sum + count, 0);
-    this.verdict = judgeRemovals(nodes, this.map.size, limit, { approved, lately });
-    this.#held = new Set(this.verdict.kind === "held" ? nodes : []);
+    const stepsBack = [...this.#stepsBack.values()];
+    const losses = { gone: nodes, foreign: this.#foreignEntries(), stepsBack };
+    const { verdict, mayRemove } = this.guard.judge(losses, this.map.size, rules);
+    this.verdict = verdict;
+    this.#held = new Set(mayRemove ? [] : nodes);
     this.#heldChanged = false;
-    if (this.verdict.kind === "held" || nodes.length === 0) return;
-    const leaving = this.verdict.byApproval
-      ? nodes
-      : nodes.filter((certname) => !this.#isFresh(certname, reading));
-    for (const certname of leaving) this.#remove(certname);
-    if (this.verdict.byApproval || leaving.length === 0) return;
-    this.removals.push({ at: now, count: leaving.length });
-    this.revision += 1;
+    const isApproved = verdict.kind === "allowed" && verdict.byApproval === true;
+    if (isApproved) for (const { observation } of stepsBack) this.#stepBack(observation);
+    if (!mayRemove) return;
+    for (const certname of nodes) {
+      if (!isApproved && this.#isFresh(certname, reading)) continue;
+      const voidUntil = Math.min(reading.inactive.get(certname) ?? 0, reading.asOf);
+      this.#remove(certname, voidUntil, reading.asOf);
+    }
+    if (reading.kind === "full") this.foreign = undefined;
+  }
+
+  /** Entries of nodes that PuppetDB knows are changed and not lost. */
+  #foreignEntries(): string[] | undefined {
+    if (this.foreign === undefined) return undefined;
+    return [...this.foreign].flatMap(([entry, certname]) =>
+      certname !== undefined && this.map.get(certname) !== undefined ? [] : [entry],
+    );
+  }
+
+  #stepBack(observation: Observation): void {
+    this.map.replace(observation);
+    this.#took(observation);
   }
 
   #isFresh(certname: Certname, { asOf, inactive }: Reading): boolean {
-    // A time far ahead is that of a wrong clock.
-    return !inactive.has(certname) && Math.abs(asOf - (this.map.get(certname)?.at ?? 0)) < FRESH_MS;
-  }
-
-  /**
-   * A time far ahead would keep its node until then. PuppetDB is believed once it lists nothing as new any more. What was
-   * ordered or learned meanwhile had to be later than the wrong time, and wins over that for as long as it is listed;
-   * then it has the time when it was made, or, where nobody remembers, that of the reading.
-   */
-  #correctTime({ certname, at }: Submission, asOf: number): void {
-    const isWrong = (time = 0) => time > asOf + AHEAD_MS && time > at;
-    if (isWrong(this.unroutable.get(certname)?.at)) this.unroutable.delete(certname);
     const known = this.map.get(certname);
-    if (known === undefined || !isWrong(known.at)) return;
-    if (!this.own.has(certname)) this.map.redate(certname, at - 1);
-    else if (at <= asOf + AHEAD_MS) this.#redateOwn(certname, Math.min(known.made ?? asOf, asOf));
+    const at = known === undefined ? 0 : (reportedOf(known) ?? known.at);
+    return !inactive.has(certname) && Math.abs(asOf - at) < FRESH_MS;
   }
 
-  #redateOwn(certname: Certname, at: number): void {
-    const redated = this.map.redate(certname, at);
-    if (redated === undefined) return;
-    this.own.set(certname, redated);
-    this.revision += 1;
+  #takeSubmission(submission: Submission, resolve: Resolve, kind: Reading["kind"]): boolean {
+    const { certname, producer, at, source, rival } = submission;
+    const master = resolve(producer);
+    if (master === undefined) return this.#takeUnroutable(submission);
+    const observation = { certname, master, at, source };
+    const known = this.map.get(certname);
+    if ((this.unroutable.get(certname)?.at ?? Number.POSITIVE_INFINITY) <= at)
+      this.unroutable.delete(certname);
+    // Seen before, but HAProxy may have other servers since.
+    if (known?.at === at && known.source === source) return this.map.reassign(certname, master);
+    if (known?.source === "inherited" && known.master === master) {
+      this.map.replace(observation);
+      this.#took(observation);
+      return true;
+    }
+    if (kind === "full" && known !== undefined && isStepBack(observation, known, resolve)) {
+      this.#stepsBack.set(certname, { observation, from: known.at });
+      this.#heldChanged = true;
+      return false;
+    }
+    if (!this.observe(observation)) return false;
+    const other = rival && resolve(rival.producer);
+    const beside = other && ({ master: other, source: source === "facts" ? "report" : "facts" } as const);
+    this.flapping.note(certname, observation, beside ?? known);
+    return true;
   }
 
-  #takeSubmission(submission: Submission, master: Master | undefined): boolean {
+  /** False if it is older than what is known. */
+  #takeUnroutable(submission: Submission): boolean {
     const { certname, at, source } = submission;
     const known = this.map.get(certname);
-    const unroutable = this.unroutable.get(certname);
-    // Seen before, but HAProxy may have other servers since.
-    const again = known?.at === at && known.source === source;
-    if (master === undefined) {
-      const news = at > Math.max(known?.at ?? 0, unroutable?.at ?? 0);
-      if (news || again) this.unroutable.set(certname, submission);
-      return news;
-    }
-    if (unroutable !== undefined && unroutable.at <= at) this.unroutable.delete(certname);
-    return again ? this.map.reassign(certname, master) : this.observe({ certname, master, at, source });
+    const news = at > Math.max(known?.at ?? 0, this.unroutable.get(certname)?.at ?? 0);
+    const isKnown = known?.at === at && known.source === source; // HAProxy had a server for it.
+    if (news || isKnown) this.unroutable.set(certname, submission);
+    return news;
   }
 
-  #takeNames({ kind, refused, withoutProducer, submissions }: Reading): void {
+  #takeNames({ kind, asOf, refused, withoutProducer, submissions, ahead }: Reading): void {
     if (kind === "full") {
       this.refused.clear();
       this.withoutProducer.clear();
@@ -228,6 +292,8 @@ export class Fleet {
     for (const name of refused) if (this.refused.size < MAX_REFUSED) this.refused.add(name);
     for (const certname of withoutProducer) this.withoutProducer.add(certname);
     for (const certname of submissions.keys()) this.withoutProducer.delete(certname);
+    for (const [certname, { until }] of this.ahead) if (until <= asOf) this.ahead.delete(certname);
+    for (const [certname, found] of ahead ?? []) if (found.until > asOf) this.ahead.set(certname, found);
   }
 
   /** After a full reading: everything that it does not list. */
@@ -235,22 +301,28 @@ export class Fleet {
     for (const certname of this.unroutable.keys())
       if (!active.has(certname)) this.unroutable.delete(certname);
     const gone: Certname[] = [];
-    for (const { certname, at } of this.map.assignments()) {
+    for (const { certname } of this.map.assignments()) {
       if (active.has(certname)) continue;
-      // A registration may be for a node that PuppetDB has never seen; a later deactivation ends it.
-      if (this.own.has(certname) && (reading.inactive.get(certname) ?? 0) <= at) continue;
-      gone.push(certname);
+      if (!this.#outlives(certname, reading.inactive.get(certname))) gone.push(certname);
     }
     return gone;
+  }
+
+  /**
+   * A registration may be for a node that PuppetDB has never seen; only a later deactivation ends it. A learned route ends
+   * with the node.
+   */
+  #outlives(certname: Certname, inactiveSince = 0): boolean {
+    const own = this.own.get(certname);
+    return own?.source === "registration" && inactiveSince <= own.at;
   }
 
   /** After a reading of changes: what was deactivated lately, and what was held and has not come back. */
   #goneSince({ inactive, submissions }: Reading): Certname[] | "as held" {
     const news = new Set<Certname>();
     for (const [certname, at] of inactive) {
-      const assignment = this.map.get(certname);
       const back = (submissions.get(certname)?.at ?? 0) > at;
-      if (assignment === undefined || back || (this.own.has(certname) && assignment.at >= at)) continue;
+      if (this.map.get(certname) === undefined || back || this.#outlives(certname, at)) continue;
       if (!this.#held.has(certname)) news.add(certname);
     }
     for (const certname of submissions.keys()) this.#unhold(certname);
@@ -258,13 +330,31 @@ export class Fleet {
     return [...this.#held, ...news];
   }
 
-  #remove(certname: Certname): void {
+  /** `voidUntil`: what PuppetDB said until then (ms) does not bring it back. `since`: now, on PuppetDB's clock. */
+  #remove(certname: Certname, voidUntil: number, since: number): void {
     this.#unhold(certname);
     this.map.remove(certname);
     this.unroutable.delete(certname);
+    this.flapping.delete(certname);
     this.#disown(certname);
+    this.tombstones.set(certname, { at: voidUntil, since });
+    this.revision += 1;
   }
 }
+
+/** The time of what PuppetDB knew of a node when this was observed, or undefined if it knew nothing. */
+const reportedOf = (known: Assignment): number | undefined =>
+  isOfPuppetdb(known) ? known.at : known.reported;
+
+/**
+ * PuppetDB says what is older than what the route rests on: it was restored from a backup. Not where that route leads
+ * nowhere, because its server is gone or has another name.
+ */
+const isStepBack = ({ master, at }: Observation, known: Assignment, resolve: Resolve): boolean =>
+  at < known.at &&
+  master !== known.master &&
+  (isOfPuppetdb(known) || known.source === "inherited") &&
+  resolve(known.master) !== undefined;
 
 /**
  * An alias first, then a server of the producer's name, then a server with the producer as its host. With no

@@ -1,5 +1,5 @@
-// The state file: registrations, learned routes, homes, and what was removed lately, which neither PuppetDB nor the map
-// file can give back.
+// The state file: registrations, learned routes, homes, tombstones, and how large the map was, which neither PuppetDB nor
+// the map file can give back. Two sasoris may share it: what the other one wrote is read and merged, the newest wins.
 // Promises: written atomically and only when something changed; a file that cannot be read
 // is set aside, never overwritten, and never keeps sasori from starting; one bad entry costs that entry.
 
@@ -8,6 +8,7 @@ import { readFile, rename, stat } from "node:fs/promises";
 import { z } from "zod";
 import { Patience } from "./deadline.js";
 import { reason, SasoriError, systemCode } from "./errors.js";
+import type { SizeThen } from "./guard.js";
 import {
   type Certname,
   isCertname,
@@ -17,6 +18,7 @@ import {
   type Observation,
 } from "./node-map.js";
 import { removeLeftovers, replaceFile } from "./target/atomic-file.js";
+import type { Tombstone } from "./tombstones.js";
 
 const CertnameShape = z.custom<Certname>((value) => typeof value === "string" && isCertname(value));
 const MasterShape = z.custom<Master>((value) => typeof value === "string" && isMaster(value));
@@ -25,32 +27,38 @@ const ObservationShape = z.object({
   master: MasterShape,
   at: z.iso.datetime(),
   source: z.enum(["registration", "learned"]),
-  made: z.iso.datetime().optional(),
+  reported: z.iso.datetime().optional(),
 });
 const HomeShape = z.tuple([CertnameShape, MasterShape]);
-const RemovalShape = z.object({ at: z.iso.datetime(), count: z.int().positive() });
+const TombstoneShape = z.object({ certname: CertnameShape, at: z.iso.datetime(), since: z.iso.datetime() });
+const SizeShape = z.object({ at: z.iso.datetime(), size: z.int().positive() });
 /** Its entries are looked at one by one: a bad one is no reason to lose the others. */
 const StateShape = z.object({
   version: z.literal(1),
   observations: z.array(z.unknown()),
   homes: z.array(z.unknown()),
-  removals: z.array(z.unknown()).default([]), // Files of earlier versions have none.
+  // Files of earlier versions have none.
+  tombstones: z.array(z.unknown()).default([]),
+  sizes: z.array(z.unknown()).default([]),
 });
 
 export interface State {
   observations: Observation[];
   /** Where displaced nodes were at home. */
   homes: [Certname, Master][];
-  /** What the guard counts: when (ms since the epoch) how many nodes were removed. */
-  removals: { at: number; count: number }[];
+  tombstones: [Certname, Tombstone][];
+  /** What the guard compares with: how large the map was, and when (ms since the epoch). */
+  sizes: SizeThen[];
 }
+
+const EMPTY: State = { observations: [], homes: [], tombstones: [], sizes: [] };
 
 /** The same, as it is kept in memory. */
 type Saved = { [Part in keyof State]: Iterable<State[Part][number]> };
 
 /** `unusable`: entries that are left out, each with its place and what is wrong. Throws what `stateProblem` puts into words. */
 export function parseState(text: string): State & { unusable: string[] } {
-  const { observations, homes, removals } = StateShape.parse(JSON.parse(text));
+  const { observations, homes, tombstones, sizes } = StateShape.parse(JSON.parse(text));
   const unusable: string[] = [];
   const usable = <Entry>(list: string, entries: unknown[], shape: z.ZodType<Entry>) =>
     entries.flatMap((entry, index) => {
@@ -61,16 +69,19 @@ export function parseState(text: string): State & { unusable: string[] } {
       return data === undefined ? [] : [data];
     });
   return {
-    observations: usable("observations", observations, ObservationShape).map(({ at, made, ...entry }) => ({
-      ...entry,
-      at: Date.parse(at),
-      ...(made !== undefined && { made: Date.parse(made) }),
-    })),
+    observations: usable("observations", observations, ObservationShape).map(
+      ({ at, reported, ...entry }) => ({
+        ...entry,
+        at: Date.parse(at),
+        ...(reported !== undefined && { reported: Date.parse(reported) }),
+      }),
+    ),
     homes: usable("homes", homes, HomeShape),
-    removals: usable("removals", removals, RemovalShape).map(({ at, count }) => ({
-      at: Date.parse(at),
-      count,
-    })),
+    tombstones: usable("tombstones", tombstones, TombstoneShape).map(({ certname, at, since }) => [
+      certname,
+      { at: Date.parse(at), since: Date.parse(since) },
+    ]),
+    sizes: usable("sizes", sizes, SizeShape).map(({ at, size }) => ({ at: Date.parse(at), size })),
     unusable,
   };
 }
@@ -125,7 +136,7 @@ export class Journal {
       if (unusable.length > 0) await this.#keepCopy(unusable, text, untouched);
       return state;
     } catch (error) {
-      if (systemCode(error) === "ENOENT") return { observations: [], homes: [], removals: [] };
+      if (systemCode(error) === "ENOENT") return EMPTY;
       throw untouched ? this.#block(error) : await this.#setAside(error);
     }
   }
@@ -178,23 +189,27 @@ export class Journal {
   }
 
   /** Throws `FILE_...` as replaceFile does. */
-  async save({ observations, homes, removals }: Saved, signal?: AbortSignal): Promise<void> {
-    const entries = Array.from(observations, ({ certname, master, at, source, made }) => ({
-      certname,
-      master,
-      at: iso(at),
-      source,
-      ...(made !== undefined && { made: iso(made) }),
-    }));
-    const removed = Array.from(removals, ({ at, count }) => ({ at: iso(at), count }));
+  async save({ observations, homes, tombstones, sizes }: Saved, signal?: AbortSignal): Promise<void> {
     const state = {
       version: 1,
-      observations: entries,
+      observations: Array.from(observations, ({ certname, master, at, source, reported }) => ({
+        certname,
+        master,
+        at: iso(at),
+        source,
+        ...(reported !== undefined && { reported: iso(reported) }),
+      })),
       homes: [...homes],
-      ...(removed.length > 0 && { removals: removed }),
+      tombstones: Array.from(tombstones, ([certname, { at, since }]) => ({
+        certname,
+        at: iso(at),
+        since: iso(since),
+      })),
+      sizes: Array.from(sizes, ({ at, size }) => ({ at: iso(at), size })),
     };
     const text = `${JSON.stringify(state, null, 1)}\n`;
-    const nothing = entries.length + state.homes.length + removed.length === 0;
+    // How large the map was is worth a file only once something was removed from it.
+    const nothing = state.observations.length + state.homes.length + state.tombstones.length === 0;
     if (this.#blocked !== undefined) throw this.#blocked;
     if (text === this.#written || (nothing && this.#written === "")) return;
     await this.#patience.wait(signal, this.#silent, async () => {
@@ -204,14 +219,23 @@ export class Journal {
     });
   }
 
-  /** False if somebody deleted or changed the file since: what was in it must be saved again. */
-  async isAsLeft(signal: AbortSignal): Promise<boolean> {
-    if (this.#blocked !== undefined) return true;
-    const found = await this.#patience.wait(signal, this.#silent, () => this.#fingerprint());
-    if (found === this.#left) return true;
-    this.#left = found;
-    this.#written = found === MISSING ? "" : "another's";
-    return false;
+  /**
+   * What somebody else has put into the file since, or undefined when it is as it was left. What sasori has must be saved
+   * again then; of what cannot be understood nothing is taken.
+   */
+  async readOthers(signal: AbortSignal): Promise<State | undefined> {
+    if (this.#blocked !== undefined) return undefined;
+    return this.#patience.wait(signal, this.#silent, async () => {
+      const found = await this.#fingerprint();
+      if (found === this.#left) return undefined;
+      this.#left = found;
+      this.#written = found === MISSING ? "" : "another's";
+      return found === MISSING
+        ? EMPTY
+        : await readFile(this.#file, "utf8")
+            .then(parseState)
+            .catch(() => EMPTY);
+    });
   }
 
   async #fingerprint(): Promise<string> {

@@ -46,10 +46,14 @@ export function parseMaster(text: string): Master {
 }
 
 /**
- * Where an observation comes from. `inherited` stands for what the map file or a live map held when sasori
- * started: it has no time (0), so that every real observation replaces it.
+ * Where an observation comes from. `inherited` stands for what the map file or a live map held when sasori started. Its
+ * time is that until which sasori had written the file (see map-file.ts), or 0: then every real observation replaces it.
  */
 export type Source = "facts" | "catalog" | "report" | "registration" | "learned" | "inherited";
+
+/** PuppetDB said so: a registration, a learned and an inherited route are our own. */
+export const isOfPuppetdb = ({ source }: Pick<Observation, "source">): boolean =>
+  source === "facts" || source === "report" || source === "catalog";
 
 /** No clock says so, though PuppetDB takes years up to 9999: what comes after those has no ISO 8601 text of four digits. */
 export const LATEST_TIME = Date.UTC(9000, 0);
@@ -60,8 +64,8 @@ export interface Observation {
   master: Master;
   at: number;
   source: Source;
-  /** When it was really made, where `at` had to be later than a time that was known then. */
-  made?: number;
+  /** Of a learned route: the time of what PuppetDB knew of the node then; missing if it knew nothing. */
+  reported?: number;
 }
 
 /** The newest observation of a node. */
@@ -73,10 +77,13 @@ export type Before = Map<Certname, Master | undefined>;
 export class NodeMap {
   readonly #assignments: Map<Certname, Assignment>;
   #before: Before = new Map();
+  /** The time of PuppetDB's newest observation that was ever taken, also of a node that is gone. 0 until then. */
+  newestAt: number;
 
   /** Begins with what another one holds. */
   constructor(like?: NodeMap) {
     this.#assignments = new Map(like === undefined ? [] : like.#assignments);
+    this.newestAt = like?.newestAt ?? 0;
   }
 
   get size(): number {
@@ -101,8 +108,7 @@ export class NodeMap {
   observe(observation: Observation): boolean {
     const known = this.#assignments.get(observation.certname);
     if (known !== undefined && known.at >= observation.at) return false;
-    if (known?.master !== observation.master) this.#remember(observation.certname, known?.master);
-    this.#assignments.set(observation.certname, observation);
+    this.replace(observation);
     return true;
   }
 
@@ -115,14 +121,12 @@ export class NodeMap {
     return true;
   }
 
-  /** The same observation at another time: the one that it had came from a wrong clock. */
-  redate(certname: Certname, at: number): Observation | undefined {
-    const known = this.#assignments.get(certname);
-    if (known === undefined) return undefined;
-    const { made, ...seen } = known;
-    const redated = { ...seen, at };
-    this.#assignments.set(certname, redated);
-    return redated;
+  /** Takes the observation though it is older than what is known: that was inherited, or a person approved it. */
+  replace(observation: Observation): void {
+    const known = this.#assignments.get(observation.certname);
+    if (known?.master !== observation.master) this.#remember(observation.certname, known?.master);
+    if (isOfPuppetdb(observation)) this.newestAt = Math.max(this.newestAt, observation.at);
+    this.#assignments.set(observation.certname, observation);
   }
 
   remove(certname: Certname): boolean {

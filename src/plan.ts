@@ -1,9 +1,7 @@
-// What has to change, as values: the plan of one target (desired minus actual), the verdict of the guard on
-// removals, and the three-way comparison that tells a route learned by HAProxy from one that is stale.
+// What has to change, as values: the plan of one target (desired minus actual), and the three-way comparison that tells a
+// route learned by HAProxy from one that is stale.
 // Pure: no I/O, no clock.
 
-import { createHash } from "node:crypto";
-import type { RemovalLimit } from "./config.js";
 import {
   type Before,
   type Certname,
@@ -28,6 +26,8 @@ export interface Plan {
   del: Change[];
   /** The target must be replaced whole, see Contents. */
   rebuild: boolean;
+  /** It must not be: it has entries of somebody else's that are to stay. */
+  keepsOthers?: true;
   /** What stays as the target holds it until PuppetDB has decided: it waits to be pushed. */
   undecided: Before;
 }
@@ -86,6 +86,17 @@ function planOne(plan: Plan, certname: Certname, from: string | undefined, wante
   else plan.set.push({ certname, from, to });
 }
 
+/**
+ * The same without what would lose an entry. `capitals`: nodes whose key has capitals, which no command can name; an entry
+ * beside it is what HAProxy finds for a name in small letters.
+ */
+export function keepingOthers(plan: Plan, capitals: ReadonlySet<Certname>): Plan {
+  const isOther = ({ certname }: Change) => capitals.has(certname);
+  const set = plan.set.filter((change) => !isOther(change));
+  const add = [...plan.add, ...plan.set.filter(isOther).map(({ from: _, ...change }) => change)];
+  return settled({ ...plan, add, set, del: [], rebuild: false, keepsOthers: true });
+}
+
 function settled(plan: Plan): Plan {
   const isChanged = plan.rebuild || countOf(plan) > 0;
   return { ...plan, kind: isChanged ? "changes" : "unchanged" };
@@ -93,54 +104,6 @@ function settled(plan: Plan): Plan {
 
 /** How many entries it changes. */
 export const countOf = ({ add, set, del }: Plan): number => add.length + set.length + del.length;
-
-/** What the guard says of nodes that PuppetDB no longer lists. `id` names exactly this set of nodes. */
-export type Verdict =
-  | { kind: "allowed"; byApproval?: true }
-  | { kind: "held"; id: string; reason: string; certnames: readonly Certname[] };
-
-/** A share of a small map is soon reached: below this many entries only an empty result is held. */
-const FEW_ENTRIES = 10;
-
-/**
- * Judges a removal of `gone` from a map of `size` entries. A fresh or restored PuppetDB answers `[]`, which
- * is valid and must not empty a map: that is held whatever the limit. Approval by `id` lets it through. `lately`
- * is how many have gone before within the hour: a fleet that vanishes little by little is held like any other.
- */
-export function judgeRemovals(
-  gone: readonly Certname[],
-  size: number,
-  limit: RemovalLimit,
-  { approved, lately = 0 }: { approved?: string | undefined; lately?: number } = {},
-): Verdict {
-  if (gone.length === 0) return { kind: "allowed" };
-  const all = size + lately;
-  const most = "entries" in limit ? limit.entries : Math.max(FEW_ENTRIES, (all * limit.percent) / 100);
-  if (gone.length + lately <= most && gone.length < size) return { kind: "allowed" };
-  const id = planId(gone);
-  if (approved === id) return { kind: "allowed", byApproval: true };
-  const before = lately > 0 ? `, after ${lately} within the hour` : "";
-  const why =
-    gone.length >= size
-      ? "that would empty the map"
-      : `more than SASORI_MAX_REMOVED allows (${describe(limit)})`;
-  const reason = `${gone.length} of ${size} entries would go${before}: ${why}`;
-  return { kind: "held", id, reason, certnames: gone };
-}
-
-function describe(limit: RemovalLimit): string {
-  return "entries" in limit ? `${limit.entries}` : `${limit.percent}% and ${FEW_ENTRIES} entries`;
-}
-
-/** The form of a plan id, as a person types it. */
-export const PLAN_ID = /^[0-9a-f]{12}$/;
-
-function planId(certnames: readonly Certname[]): string {
-  return createHash("sha256")
-    .update([...certnames].sort().join("\n"))
-    .digest("hex")
-    .slice(0, 12);
-}
 
 /**
  * Finds the routes that HAProxy learned by itself (a redispatched request found the node elsewhere) or that

@@ -1,9 +1,11 @@
 // "Who has this node now?", asked by HAProxy when a route turned out wrong, with a client waiting for the answer.
 // Answers from what sasori knows newer than that route, else from PuppetDB, for this one node, else by asking the
-// masters themselves. Promises: questions for one node at a time are one question; answers, and that there is
-// none, are remembered for seconds; questions under way and those to the masters are bounded, so that bogus or dying
-// nodes can flood neither PuppetDB nor the masters. What was never asked is neither an answer nor remembered.
+// masters themselves. Promises: an answer is evidence that is newer than what the route rests on, or there is none; that
+// nobody knows better is never remembered, so a node that moves now is found now; what is asked at once is one question to
+// PuppetDB, one at a time, and that and the questions to the masters are bounded, so that bogus or dying nodes can flood
+// neither. What was never asked is no answer.
 
+import { setTimeout as sleep } from "node:timers/promises";
 import { request } from "undici";
 import { within } from "./deadline.js";
 import { SasoriError } from "./errors.js";
@@ -25,17 +27,20 @@ const PATIENT_MS = 15_000;
 const REMEMBERED_MS = 3_000;
 const MAX_REMEMBERED = 10_000;
 
-/** A probe asks every master, so a flood of bogus names must not become one of probes. What comes beyond is refused too. */
-const MAX_PROBES_PER_SECOND = 100;
+/** A probe asks every master, so a flood of bogus names must not become one of probes: what comes beyond waits, not for long. */
+const PROBES_PER_SECOND = 100;
+const MAX_PROBE_WAIT_MS = 400;
 
-/** Nodes asked about at once. What comes beyond is refused, and HAProxy goes on by itself. */
-const MAX_UNDERWAY = 200;
+/** Nodes asked about at once. What comes beyond is refused. */
+const MAX_UNDERWAY = 1_000;
 
-/** Nodes in one question to PuppetDB; with long names it still fits a request line. */
-const MAX_BATCH = 50;
+/** Nodes in one question to PuppetDB. */
+const MAX_BATCH = 200;
+/** PuppetDB rests between two questions as long as the first one took, but no longer than this. */
+const MAX_REST_MS = 100;
 
 export interface ResolverParts {
-  fleet: Pick<Fleet, "map">;
+  fleet: Pick<Fleet, "map" | "tombstones">;
   puppetdb: Pick<PuppetDb, "readNodes">;
   /** Producer to server, by the servers that HAProxy has now. */
   resolve: () => Resolve;
@@ -46,100 +51,109 @@ export interface ResolverParts {
   onObservation: (observation: Observation) => void;
 }
 
+/** What was found out; the map does not say it yet. */
 interface Answer {
-  owner: Master | undefined;
+  owner: Master;
   /** What the map said then: with news of the node the answer is forgotten. */
   known: Assignment | undefined;
   until: number;
 }
 
+/** A question to PuppetDB that was not sent yet: whoever asks about the same node shares it. */
 interface Waiting {
+  askers: number;
+  found: Promise<Submission | undefined>;
   resolve: (submission: Submission | undefined) => void;
   reject: (error: unknown) => void;
 }
 
 export class Resolver {
   readonly #parts: ResolverParts;
-  readonly #underway = new Map<Certname, Promise<Master | undefined>>();
   /** In the order of their time, so that the first is the oldest. */
   readonly #remembered = new Map<Certname, Answer>();
   readonly #waiting = new Map<Certname, Waiting>();
   #asking = false;
-  #probes = { second: 0, count: 0 };
+  #underway = 0;
+  /** When the next probe may begin (`performance.now()`). */
+  #nextProbeAt = 0;
 
   constructor(parts: ResolverParts) {
     this.#parts = parts;
   }
 
   /**
-   * The node's master, or undefined when nobody knows one. `wrong` is the master whose answer raised the
-   * question. Throws, and HAProxy then looks for the node by itself: `BUSY` when too much is asked at once; when no owner
-   * was found, `PUPPETDB_...` if PuppetDB could not be asked, or `PROBE_TIMEOUT` if a master did not say whether it has
-   * the node.
+   * The node's master, never `wrong`, whose answer raised the question; undefined when nobody knows better than the map, or
+   * at all. That PuppetDB cannot be asked says nothing against a route that the map confirms. Throws otherwise:
+   * `BUSY` when too much is asked at once, `PUPPETDB_...` if PuppetDB could not be asked, or `PROBE_TIMEOUT` if a master
+   * did not say whether it has the node.
    */
   async owner(certname: Certname, wrong: string | undefined): Promise<Master | undefined> {
     const known = this.#parts.fleet.map.get(certname);
     // The map already says otherwise than the route that was tried: that HAProxy has not got it yet.
     if (known !== undefined && known.source !== "inherited" && known.master !== wrong) return known.master;
     const answer = this.#remembered.get(certname);
-    if (answer !== undefined && answer.known === known && performance.now() < answer.until)
-      return answer.owner;
-    const underway = this.#underway.get(certname);
-    if (underway !== undefined) return underway;
-    if (this.#underway.size >= MAX_UNDERWAY) {
-      throw busy(`${MAX_UNDERWAY} nodes are being looked for`);
+    if (answer?.known === known && answer !== undefined && performance.now() < answer.until)
+      return answer.owner === wrong ? undefined : answer.owner;
+    if (this.#underway >= MAX_UNDERWAY) throw busy(`${MAX_UNDERWAY} nodes are being looked for`);
+    this.#underway += 1;
+    try {
+      const owner = await this.#find(certname, known, known !== undefined && known.master === wrong);
+      return owner === wrong ? undefined : owner;
+    } finally {
+      this.#underway -= 1;
     }
-    const asked = this.#ask(certname, wrong).finally(() => this.#underway.delete(certname));
-    this.#underway.set(certname, asked);
-    return asked;
   }
 
-  async #ask(certname: Certname, wrong: string | undefined): Promise<Master | undefined> {
-    const observation = await this.#observed(certname).catch((error: unknown) => error);
-    let unanswered = observation instanceof Error ? observation : undefined;
-    let owner: Master | undefined;
-    let isNews = false;
-    if (isObservation(observation)) {
-      owner = observation.master;
-      // What PuppetDB has may be older than what a probe has found out, and then it is no answer.
-      isNews = owner !== wrong && observation.at > (this.#parts.fleet.map.get(certname)?.at ?? 0);
-      if (isNews) this.#parts.onObservation(observation);
+  /** Where the node is by evidence that is newer than what is known, or undefined. */
+  async #find(certname: Certname, known: Assignment | undefined, isConfirmed: boolean) {
+    const observation = await this.#observed(certname).catch((error: Error) => error);
+    if (!(observation instanceof Error) && observation !== undefined && this.#isNews(observation, known)) {
+      this.#learn(observation, known);
+      return observation.master;
     }
-    if (!isNews) {
-      if (!this.#mayProbe()) {
-        // Nobody was asked: there is nothing to remember, and the master that was wrong is no answer.
-        if (owner !== undefined && owner !== wrong) return owner;
-        throw unanswered ?? busy("too many nodes are being looked for at the masters");
-      }
-      const found = await this.#probe(certname).catch((error: Error) => error);
-      if (found instanceof Error) unanswered ??= found;
-      else owner = found ?? owner;
-    }
-    if (owner === undefined && unanswered !== undefined) throw unanswered;
-    this.#remember(certname, owner);
-    return owner;
+    const probed = await this.#probe(certname, known);
+    if (probed === undefined && observation instanceof Error && !isConfirmed) throw observation;
+    return probed;
+  }
+
+  #isNews({ certname, at }: Observation, known: Assignment | undefined): boolean {
+    return at > (known?.at ?? this.#parts.fleet.tombstones.get(certname)?.at ?? -1);
+  }
+
+  /** Reading is not writing: what the map says already is not learned. */
+  #learn(observation: Observation, known: Assignment | undefined): void {
+    const { certname, master: owner } = observation;
+    if (owner === known?.master) return;
+    this.#remembered.delete(certname);
+    this.#remembered.set(certname, { owner, known, until: performance.now() + REMEMBERED_MS });
+    const [oldest] = this.#remembered.keys();
+    if (oldest !== undefined && this.#remembered.size > MAX_REMEMBERED) this.#remembered.delete(oldest);
+    this.#parts.onObservation(observation);
   }
 
   /** PuppetDB's newest observation of a node at a master that HAProxy has. Throws `PUPPETDB_...`. */
   async #observed(certname: Certname): Promise<Observation | undefined> {
-    const submission = await within(
-      PUPPETDB_DEADLINE_MS,
-      undefined,
-      late(PUPPETDB_DEADLINE_MS),
-      (signal) =>
-        new Promise<Submission | undefined>((resolve, reject) => {
-          // Its turn may not have come, behind a question that PuppetDB is slow to answer.
-          const onAbort = () => {
-            this.#waiting.delete(certname);
-            reject(signal.reason);
-          };
-          signal.addEventListener("abort", onAbort, { once: true });
-          this.#waiting.set(certname, { resolve, reject });
-          if (!this.#asking) void this.#askWaiting();
-        }),
-    );
+    const waiting = this.#waiting.get(certname) ?? this.#enqueue(certname);
+    waiting.askers += 1;
+    const submission = await within(PUPPETDB_DEADLINE_MS, undefined, late(PUPPETDB_DEADLINE_MS), (signal) =>
+      Promise.race([waiting.found, rejection(signal)]),
+    ).finally(() => {
+      waiting.askers -= 1;
+      // Its turn may not have come, behind a question that PuppetDB is slow to answer.
+      const isUnsent = this.#waiting.get(certname) === waiting;
+      if (isUnsent && waiting.askers === 0) this.#waiting.delete(certname);
+    });
     const master = submission && this.#parts.resolve()(submission.producer);
     return submission && master && { certname, master, at: submission.at, source: submission.source };
+  }
+
+  #enqueue(certname: Certname): Waiting {
+    const waiting = { askers: 0 } as Waiting;
+    waiting.found = new Promise((resolve, reject) => Object.assign(waiting, { resolve, reject }));
+    waiting.found.catch(() => undefined); // Nobody may wait for it any more.
+    this.#waiting.set(certname, waiting);
+    if (!this.#asking) void this.#askWaiting();
+    return waiting;
   }
 
   /**
@@ -157,71 +171,73 @@ export class Resolver {
     return master && { certname, master, at, source };
   }
 
-  // One question at a time, for all nodes that wait by then: thousands of stale routes are few queries.
+  // One question at a time, for all nodes that wait by then: thousands of stale routes are few queries. Whoever asks about
+  // a node after its question was sent waits for the next one: the node may have moved meanwhile.
   async #askWaiting(): Promise<void> {
     this.#asking = true;
     while (this.#waiting.size > 0) {
       const batch = new Map([...this.#waiting].slice(0, MAX_BATCH));
       for (const certname of batch.keys()) this.#waiting.delete(certname);
+      const began = performance.now();
       try {
+        const resolve = this.#parts.resolve();
+        const hasServer = (producer: string) => resolve(producer) !== undefined;
         const found = await within(PUPPETDB_DEADLINE_MS, undefined, late(PUPPETDB_DEADLINE_MS), (signal) =>
-          this.#parts.puppetdb.readNodes([...batch.keys()], signal),
+          this.#parts.puppetdb.readNodes([...batch.keys()], signal, hasServer),
         );
         for (const [certname, { resolve }] of batch) resolve(found.get(certname));
       } catch (error) {
         for (const { reject } of batch.values()) reject(error);
       }
+      if (this.#waiting.size > 0) await sleep(Math.min(performance.now() - began, MAX_REST_MS));
     }
     this.#asking = false;
   }
 
-  /** Asks all masters that are up, at once. The first that has the node wins. Throws `PROBE_TIMEOUT`. */
-  async #probe(certname: Certname): Promise<Master | undefined> {
-    const { probePath, servers } = this.#parts;
+  /**
+   * Asks all masters that are up, at once. The one that the map names is believed before the others, else the first that
+   * has the node. Throws `BUSY` or `PROBE_TIMEOUT`.
+   */
+  async #probe(certname: Certname, known: Assignment | undefined): Promise<Master | undefined> {
+    const { probePath, servers, fleet } = this.#parts;
     if (probePath === undefined) return undefined;
+    await this.#probeTurn();
     const path = probePath.replaceAll("{certname}", certname);
     const slow = new SasoriError("PROBE_TIMEOUT", "not every master said in time whether it has the node");
-    return within(PROBE_DEADLINE_MS, undefined, slow, async (signal) => {
+    const master = await within(PROBE_DEADLINE_MS, undefined, slow, async (signal) => {
       const up = new Map(servers().flatMap((server) => (server.up ? [[server.address, server]] : [])));
-      const master = await Promise.any(
-        Array.from(up.values(), (server) => hasNode(server, path, signal)),
-      ).catch(() => {
-        signal.throwIfAborted(); // A master that was too slow may have it.
-        return undefined;
-      });
-      const at = this.#parts.fleet.map.timeAfterKnown(certname, Date.now());
-      if (master !== undefined) this.#parts.onObservation({ certname, master, at, source: "learned" });
-      return master;
+      const asked = Array.from(up.values(), (server) => ({
+        name: server.name,
+        found: hasNode(server, path, signal),
+      }));
+      const own = asked.find(({ name }) => name === known?.master)?.found.catch(() => undefined);
+      const first = await Promise.any(asked.map(({ found }) => found)).catch(() => undefined);
+      if (first === undefined) signal.throwIfAborted(); // A master that was too slow may have it.
+      return first && ((await own) ?? first);
     });
+    const at = fleet.map.timeAfterKnown(certname, Date.now());
+    if (master !== undefined) this.#learn({ certname, master, at, source: "learned" }, known);
+    return master;
   }
 
-  /** Also where there are no probes: then there is nothing to refuse. */
-  #mayProbe(): boolean {
-    if (this.#parts.probePath === undefined) return true;
-    const second = Math.floor(performance.now() / 1000);
-    if (this.#probes.second !== second) this.#probes = { second, count: 0 };
-    this.#probes.count += 1;
-    return this.#probes.count <= MAX_PROBES_PER_SECOND;
-  }
-
-  #remember(certname: Certname, owner: Master | undefined): void {
-    this.#remembered.delete(certname);
-    const known = this.#parts.fleet.map.get(certname);
-    this.#remembered.set(certname, { owner, known, until: performance.now() + REMEMBERED_MS });
-    if (this.#remembered.size <= MAX_REMEMBERED) return;
-    const [oldest] = this.#remembered.keys();
-    if (oldest !== undefined) this.#remembered.delete(oldest);
+  async #probeTurn(): Promise<void> {
+    const now = performance.now();
+    // A second in which nothing was asked may be made up for at once.
+    const turn = Math.max(this.#nextProbeAt, now - 1_000) + 1_000 / PROBES_PER_SECOND;
+    if (turn > now + MAX_PROBE_WAIT_MS) throw busy("too many nodes are being looked for at the masters");
+    this.#nextProbeAt = turn;
+    if (turn > now) await sleep(turn - now);
   }
 }
+
+/** Never resolves. */
+const rejection = (signal: AbortSignal): Promise<never> =>
+  new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
 
 const late = (ms: number) =>
   new SasoriError("PUPPETDB_TIMEOUT", `PuppetDB has not answered within ${ms} ms: it is too slow or hangs`);
 
 const busy = (what: string) => new SasoriError("BUSY", `${what}: ask again`);
-
-function isObservation(value: unknown): value is Observation {
-  return typeof value === "object" && value !== null && "master" in value;
-}
 
 /** Rejects unless the master answers 200. */
 async function hasNode({ name, address }: Server, path: string, signal: AbortSignal): Promise<Master> {

@@ -3,6 +3,7 @@
 import type { Failure } from "./errors.js";
 import type { Fleet } from "./fleet.js";
 import type { MasterChange } from "./masters.js";
+import { LATEST_TIME } from "./node-map.js";
 import type { SyncRequest } from "./pass-queue.js";
 import type { Reading } from "./source/reading.js";
 import type { TargetReport, TrackedTarget } from "./target/tracked-target.js";
@@ -38,6 +39,10 @@ export interface SyncReport {
   unroutable: { nodes: number; producers: Record<string, number> };
   refused: Sample;
   withoutProducer: Sample;
+  /** Producers whose clock was ahead of PuppetDB's: their nodes with such a submission, and its latest date (ISO 8601). */
+  clocksAhead: Record<string, { nodes: number; until: string }>;
+  /** Nodes whose facts come from another master than their reports in every run. */
+  flapping: Sample & { between: [facts: string, reports: string][] };
   held?: { id: string; reason: string } & Sample;
   /** An approval was given, and no held plan has that id. */
   approvalUnmatched?: true;
@@ -83,6 +88,8 @@ export function makeReport(facts: PassFacts): SyncReport {
     unroutable: { nodes: fleet.unroutable.size, producers: countProducers(fleet) },
     refused: sample(fleet.refused, fleet.refused.size),
     withoutProducer: sample(fleet.withoutProducer, fleet.withoutProducer.size),
+    clocksAhead: clocksAhead(fleet),
+    flapping: flapping(fleet),
     ...(verdict.kind === "held" && {
       held: {
         id: verdict.id,
@@ -118,6 +125,23 @@ function countProducers({ unroutable }: Fleet): Record<string, number> {
   const producers = new Map<string, number>();
   for (const { producer } of unroutable.values()) producers.set(producer, (producers.get(producer) ?? 0) + 1);
   return Object.fromEntries([...producers].sort((a, b) => b[1] - a[1]).slice(0, MAX_SAMPLES));
+}
+
+function clocksAhead({ ahead }: Fleet): SyncReport["clocksAhead"] {
+  const clocks = new Map<string, { nodes: number; until: string }>();
+  for (const { producer, until } of ahead.values()) {
+    const { nodes, until: latest } = clocks.get(producer) ?? { nodes: 0, until: "" };
+    const date = new Date(Math.min(until, LATEST_TIME)).toISOString();
+    clocks.set(producer, { nodes: nodes + 1, until: date > latest ? date : latest });
+  }
+  return Object.fromEntries([...clocks].slice(0, MAX_SAMPLES));
+}
+
+function flapping({ flapping, map }: Fleet): SyncReport["flapping"] {
+  const nodes = flapping.nodes(map.size);
+  const between = new Map<string, [string, string]>();
+  for (const { facts, report } of nodes.values()) between.set(`${facts} ${report}`, [facts, report]);
+  return { ...sample(nodes.keys(), nodes.size), between: [...between.values()].slice(0, MAX_SAMPLES) };
 }
 
 /** Takes the first names only: there may be a million. */

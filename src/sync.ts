@@ -8,9 +8,9 @@ import type { Config } from "./config.js";
 import { within } from "./deadline.js";
 import { type Failure, SasoriError, toFailure } from "./errors.js";
 import { Fleet, type Resolve, resolver } from "./fleet.js";
-import { Journal } from "./journal.js";
+import { Journal, type State } from "./journal.js";
 import { NewMasters } from "./masters.js";
-import type { Before, Certname, Master, Observation } from "./node-map.js";
+import type { Before, Master, Observation } from "./node-map.js";
 import { PassQueue, type SyncRequest } from "./pass-queue.js";
 import { plansFromChanges } from "./plan.js";
 import { PuppetDb } from "./source/puppetdb.js";
@@ -19,7 +19,7 @@ import { advance, type Watermark } from "./source/watermark.js";
 import { makeReport, type Phase, Phases, type SyncReport } from "./sync-report.js";
 import { HaproxyInstance } from "./target/haproxy.js";
 import { MapFile } from "./target/map-file.js";
-import type { Server } from "./target/target.js";
+import type { Contents, Server } from "./target/target.js";
 import { type TargetDetail, type TargetState, TrackedTarget } from "./target/tracked-target.js";
 
 /** A look, or what the state file holds, is a handful of lines: HAProxy or the disk answers in milliseconds or not at all. */
@@ -34,6 +34,18 @@ const TARGET_MS = 2 * 60_000;
 const PUSH_MS_PER_ENTRY = 0.2;
 /** The file is read or written within two seconds at most, or its file system hangs; and every HAProxy waits for it. */
 const FILE_MS = 15_000;
+
+/**
+ * Each pass that looks for changes compares a few entries of each live map, so that all are seen between two full passes,
+ * whatever the schedules are.
+ */
+const FIRST_CHANGES_PER_FULL = 180;
+const SAMPLE_ALLOWANCE = 0.8;
+const MIN_SAMPLE = 100;
+const MAX_SAMPLE = 10_000;
+
+/** Two sasoris write at the same time only when something changes. */
+const OTHERS_REMEMBERED_MS = 30 * 60_000;
 
 /** No revision: what there is must be saved. */
 const UNSAVED = -1;
@@ -54,12 +66,16 @@ export function assemble(config: Config): SyncParts {
   return {
     config,
     puppetdb: new PuppetDb(config.puppetdb),
-    file: new MapFile(config.mapFile),
+    file: new MapFile(config.mapFile, rulesOf(config)),
     instances: config.haproxy.map((endpoint) => new HaproxyInstance(endpoint, config)),
     journal: new Journal(config.stateFile),
     newMasters: config.newMasters && new NewMasters(config.newMasters),
   };
 }
+
+/** What makes a route of a submission: with other rules the map file says nothing of what is older. */
+const rulesOf = ({ masterAliases, puppetdb, backend }: Config): string =>
+  JSON.stringify([[...masterAliases], puppetdb.observations, backend]);
 
 /** Who wants to know what a Sync does, as it does it. */
 export interface SyncWatcher {
@@ -79,8 +95,12 @@ export class Sync {
   served = false;
   /** The step of the pass under way, for whoever shows progress. */
   phase: Phase | undefined;
+  /** When another sasori last wrote the map file or the state file (ms since the epoch). */
+  #othersWroteAt = 0;
   /** Why what was learned or ordered is not in the state file, while it is not: a restart would lose it. */
   unsaved: Failure | undefined;
+  /** When the clock that nobody sets was 0 (ms since the epoch). */
+  readonly #startedAt = Date.now() - performance.now();
   readonly #parts: SyncParts;
   readonly #watcher: SyncWatcher;
   readonly #file: TrackedTarget;
@@ -90,7 +110,11 @@ export class Sync {
   #submitted: { change: (fleet: Fleet) => void; done: () => void }[] = [];
   #onSubmission = () => {};
   #watermark: Watermark | undefined;
+  #origin: Contents["origin"];
   #serverNames = "";
+  /** Passes that looked for changes since the last full one, and between the two before. */
+  #changesSinceFull = 0;
+  #changesPerFull = FIRST_CHANGES_PER_FULL;
   #savedRevision = 0;
 
   constructor(parts: SyncParts, watcher: SyncWatcher = {}) {
@@ -107,6 +131,12 @@ export class Sync {
   /** A pass is under way that asks PuppetDB. */
   get looking(): boolean {
     return this.#queue.looking;
+  }
+
+  /** When another sasori was last seen to write the map file or the state file (ISO 8601), if that was lately. */
+  get secondSasori(): string | undefined {
+    const isLately = Date.now() - this.#othersWroteAt < OTHERS_REMEMBERED_MS;
+    return isLately ? new Date(this.#othersWroteAt).toISOString() : undefined;
   }
 
   /** The state of each target between passes, the file first. */
@@ -137,19 +167,26 @@ export class Sync {
   async restore({ dryRun = false }: Pick<SyncRequest, "dryRun"> = {}): Promise<void> {
     const { file, journal } = this.#parts;
     if (!dryRun) for (const one of [file, journal]) await one.removeLeftovers();
-    const { observations, homes, removals } = await journal.load(dryRun);
-    for (const observation of observations) this.fleet.observe(observation);
+    const { homes, sizes, ...state } = await journal.load(dryRun);
+    this.#takeState(state);
     for (const [certname, home] of homes) this.fleet.homes.set(certname, home);
     // A clock that was set back since made these times future ones: they count as now.
-    const now = monotonic(Date.now());
-    this.fleet.removals.push(
-      ...removals.map(({ at, count }) => ({ at: Math.min(monotonic(at), now), count })),
-    );
-    this.fleet.removals.sort((a, b) => a.at - b.at);
+    const now = performance.now();
+    const then = (at: number) => Math.min(at - this.#startedAt, now);
+    this.fleet.guard.sizes.push(...sizes.map(({ at, size }) => ({ at: then(at), size })));
     this.#savedRevision = this.fleet.revision;
     if (journal.trouble === undefined) return;
     this.#savedRevision = UNSAVED; // The next pass writes what is usable.
     throw journal.trouble;
+  }
+
+  /** Takes what an earlier run, or another sasori that shares the state file, has found out or was told. */
+  #takeState({ observations, tombstones }: Pick<State, "observations" | "tombstones">): void {
+    const { fleet } = this;
+    for (const [certname, stone] of tombstones)
+      if (fleet.map.get(certname) === undefined) fleet.tombstones.set(certname, stone);
+    for (const observation of observations)
+      fleet.observe({ ...observation, at: Math.min(observation.at, Date.now()) });
   }
 
   /** Runs a pass or joins the next one. A failed pass does not reject: its report says so. */
@@ -164,14 +201,13 @@ export class Sync {
   submit({ at, ...seen }: Omit<Observation, "at"> & { at?: number }): Promise<void> {
     return this.#submit((fleet) => {
       const now = Date.now();
-      const time = at ?? fleet.map.timeAfterKnown(seen.certname, now);
-      fleet.observe({ ...seen, at: time, ...(time > now && { made: now }) });
+      fleet.observe({ ...seen, at: at ?? fleet.map.timeAfterKnown(seen.certname, now) });
     });
   }
 
-  /** Ends a registration or learned route; `observation` is what PuppetDB has of the node instead. */
-  withdraw(certname: Certname, observation: Observation | undefined): Promise<void> {
-    return this.#submit((fleet) => fleet.withdraw(certname, observation));
+  /** Ends this registration or learned route; `observation` is what PuppetDB has of the node instead. */
+  withdraw(ended: Observation, observation: Observation | undefined): Promise<void> {
+    return this.#submit((fleet) => fleet.withdraw(ended, observation));
   }
 
   async #submit(change: (fleet: Fleet) => void): Promise<void> {
@@ -197,12 +233,15 @@ export class Sync {
     });
     try {
       clock.begin("look");
-      await this.#each(LOOK_MS, stop, (target, signal) => target.look(request.full === true, signal));
+      await Promise.all([
+        this.#each(LOOK_MS, stop, (target, signal) => target.look(request.full === true, signal)),
+        request.dryRun === true || this.#takeOthers(stop),
+      ]);
       const kind = this.#kindOf(request);
 
       clock.begin("fetch");
       const fetching = this.#fetch(kind, stop);
-      await this.#settleKnown(request, stop);
+      await this.#settleKnown(request, kind, stop);
       const reading = await this.#whileFetching(fetching, stop);
 
       clock.begin("plan");
@@ -247,7 +286,7 @@ export class Sync {
     }
     const submitted = this.#takeSubmitted();
     const masters = await this.#settleMasters(kind, stop);
-    const journal = await this.#settle(stop, clock, kind === "full");
+    const journal = await this.#settle(stop, clock);
     for (const { done } of submitted) done();
     this.served ||= this.#isServed();
     return { fleet: this.fleet, approvalUnmatched, masters, journal };
@@ -257,11 +296,24 @@ export class Sync {
   #tryOut(reading: Reading | Failure | undefined) {
     const fleet = new Fleet(this.fleet);
     for (const { contents } of this.#targets) if (contents !== undefined) fleet.inherit(contents);
+    for (const target of this.#targets) target.keepsOthers = fleet.foreign !== undefined;
     this.#learn(fleet);
     if (isReading(reading)) this.#merge(fleet, reading);
     const changes = fleet.map.takeChanges();
     for (const target of this.#targets) target.plan(fleet.map, changes);
     return { fleet, approvalUnmatched: false, masters: NO_MASTERS, journal: undefined };
+  }
+
+  /** What another sasori that shares the state file was told, or found out. */
+  async #takeOthers(stop: AbortSignal): Promise<void> {
+    const late = new SasoriError("FILE_READ", `gave up after ${LOOK_MS / 1000} s`);
+    // Why it cannot be read is told when it is written.
+    const read = (signal: AbortSignal) => this.#parts.journal.readOthers(signal).catch(() => undefined);
+    const others = await within(LOOK_MS, stop, late, read).catch(() => undefined);
+    if (others === undefined) return;
+    if (others.observations.length + others.tombstones.length > 0) this.#othersWroteAt = Date.now();
+    this.#takeState(others);
+    this.#savedRevision = UNSAVED;
   }
 
   #isServed(): boolean {
@@ -318,11 +370,13 @@ export class Sync {
       `${puppetdb.url}: PuppetDB has not answered within ${ms / 1000} s`,
     );
     const mark = kind === "changes" ? this.#watermark : undefined;
+    const resolve = this.resolver();
+    const hasServer = (producer: string) => resolve(producer) !== undefined;
     try {
       return await within(ms, stop, late, (signal) =>
         mark === undefined
-          ? puppetdb.readAll(signal)
-          : puppetdb.readChanges(mark.asOf - mark.overlapMs, signal, mark.inactiveCount),
+          ? puppetdb.readAll(signal, hasServer)
+          : puppetdb.readChanges(mark.asOf - mark.overlapMs, signal, mark.inactiveCount, hasServer),
       );
     } catch (error) {
       return toFailure(error);
@@ -330,11 +384,25 @@ export class Sync {
   }
 
   /** Repairs what differs from what is known, while PuppetDB is asked. A dry run only reads it. */
-  async #settleKnown(request: SyncRequest, stop: AbortSignal): Promise<void> {
-    await this.#each(TARGET_MS, stop, (target, signal) =>
-      target.readIfChanged(request.full === true, this.fleet.map, signal),
-    );
+  async #settleKnown(request: SyncRequest, kind: SyncReport["kind"], stop: AbortSignal): Promise<void> {
+    const { map } = this.fleet;
+    // Who has written the file, another sasori for one, has written to HAProxy too, where a changed value leaves no trace.
+    const isFull = request.full === true || this.#file.touched;
+    await this.#each(TARGET_MS, stop, (target, signal) => target.readIfChanged(isFull, map, signal));
+    const isOfSasori = this.#file.contents?.origin === "sasori";
+    if (this.#file.touched && isOfSasori) this.#othersWroteAt = Date.now();
+    if (kind === "changes") await this.#sample(stop);
+    if (request.full) this.#changesPerFull = Math.max(1, this.#changesSinceFull);
+    this.#changesSinceFull = request.full ? 0 : this.#changesSinceFull + 1;
     if (!request.dryRun) await this.#settle(stop);
+  }
+
+  /** Looks for what others have set unseen: in a part of each live map, and the next time in the next one. */
+  #sample(stop: AbortSignal): Promise<void> {
+    const { map } = this.fleet;
+    const share = Math.ceil(map.size / (this.#changesPerFull * SAMPLE_ALLOWANCE));
+    const count = Math.min(Math.max(share, MIN_SAMPLE), MAX_SAMPLE);
+    return this.#each(TARGET_MS, stop, (target, signal) => target.sample(count, map, signal));
   }
 
   /**
@@ -383,7 +451,12 @@ export class Sync {
   #inherit(target: TrackedTarget): void {
     const { contents } = target;
     if (contents === undefined || (target.inherited && this.fleet.complete)) return;
-    this.fleet.inherit(contents);
+    if (target === this.#file) this.#origin = contents.origin;
+    const origin =
+      target !== this.#file && this.#origin === "nobody" && contents.routes.size > 0
+        ? "others"
+        : contents.origin;
+    this.fleet.inherit({ ...contents, ...(origin && { origin }) });
     target.inherited = true;
     this.#remember();
   }
@@ -400,13 +473,13 @@ export class Sync {
     // All are asked first: beside what one learned, the old route of another would look like news.
     const learned = this.#instances.map((target) => target.learned(fleet.map, (name) => names.has(name)));
     for (const [index, { report }] of this.#instances.entries())
-      report.learned += (learned[index] ?? []).filter((route) => fleet.observe(route)).length;
+      report.learned += (learned[index] ?? []).filter((route) => fleet.learn(route)).length;
   }
 
   /** Tells every target what changed in the fleet, and the fleet which nodes lost their home by it. */
   #remember(isUp?: (master: Master) => boolean): void {
     const changes = this.fleet.map.takeChanges();
-    for (const target of this.#targets) target.expect(changes);
+    for (const target of this.#targets) target.expect(changes, this.fleet.map);
     if (isUp !== undefined) this.fleet.noteMoves(changes, isUp);
     if (changes.size > 0) this.#watcher.changed?.(changes, this.fleet);
   }
@@ -439,15 +512,18 @@ export class Sync {
   /**
    * Brings what is known to every target: takes over what a push would replace, saves it, and writes the file before any
    * HAProxy, because one that restarts in this moment must not load what was just replaced. Returns why the state file
-   * could not be written; `checked`: it is also written when somebody else has deleted or changed it.
+   * could not be written.
    */
-  async #settle(stop: AbortSignal, clock?: Phases, checked = false): Promise<Failure | undefined> {
+  async #settle(stop: AbortSignal, clock?: Phases): Promise<Failure | undefined> {
     const desired = this.fleet.map;
     await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeReplacing(desired, signal));
     for (const target of this.#targets) this.#inherit(target);
+    const isForeign = this.fleet.foreign !== undefined;
+    for (const target of this.#targets) target.keepsOthers = isForeign;
+    if (!isForeign) this.#parts.file.adopt();
     this.#learn(this.fleet);
     this.#remember((master) => this.#isUp(master));
-    const journal = await this.#saveJournal(stop, checked);
+    const journal = await this.#saveJournal(stop);
     clock?.begin("file");
     const planOf = plansFromChanges(desired);
     await this.#withFile(stop, (file, signal) => file.settle(desired, planOf, signal));
@@ -460,17 +536,16 @@ export class Sync {
     return journal;
   }
 
-  async #saveJournal(stop: AbortSignal, checked: boolean): Promise<Failure | undefined> {
-    const { own, homes, revision } = this.fleet;
-    const removals = this.fleet.removals.map(({ at, count }) => ({ at: at - monotonic(0), count }));
+  async #saveJournal(stop: AbortSignal): Promise<Failure | undefined> {
+    const { own, homes, tombstones, guard, revision } = this.fleet;
+    const sizes = guard.sizes.map(({ at, size }) => ({ at: at + this.#startedAt, size }));
     const { journal } = this.#parts;
-    if (revision === this.#savedRevision && !checked) return undefined;
+    if (revision === this.#savedRevision) return undefined;
     try {
       const late = new SasoriError("FILE_WRITE", `gave up after ${LOOK_MS / 1000} s`);
       await within(LOOK_MS, stop, late, async (signal) => {
-        if (checked && !(await journal.isAsLeft(signal))) this.#savedRevision = UNSAVED;
         if (revision === this.#savedRevision) return;
-        await journal.save({ observations: own.values(), homes, removals }, signal);
+        await journal.save({ observations: own.values(), homes, tombstones, sizes }, signal);
       });
       this.#savedRevision = revision;
       this.unsaved = undefined;
@@ -480,9 +555,6 @@ export class Sync {
     return this.unsaved;
   }
 }
-
-/** A time (ms since the epoch) on the clock that nobody sets, which knows only this run. */
-const monotonic = (at: number): number => performance.now() - (Date.now() - at);
 
 const isReading = (reading: Reading | Failure | undefined): reading is Reading =>
   reading !== undefined && !("code" in reading);

@@ -33,6 +33,8 @@ const REPORT: SyncReport = {
   unroutable: { nodes: 0, producers: {} },
   refused: { count: 0, samples: [] },
   withoutProducer: { count: 0, samples: [] },
+  clocksAhead: {},
+  flapping: { count: 0, samples: [], between: [] },
   targets: [],
 };
 

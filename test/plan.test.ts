@@ -1,7 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { Guard, type GuardRules, type Losses } from "../src/guard.js";
 import { type Before, type Certname, type Master, NodeMap, type Source } from "../src/node-map.js";
-import { judgeRemovals, learnedRoutes, planFromChanges, planFromContents } from "../src/plan.js";
+import { keepingOthers, learnedRoutes, planFromChanges, planFromContents } from "../src/plan.js";
 import type { Contents } from "../src/target/target.js";
 
 type Routes = Record<string, string>;
@@ -127,27 +128,101 @@ describe("the guard", () => {
     { rule: "above a number of entries", gone: 501, size: 600, limit: { entries: 500 }, kind: "held" },
     { rule: "no removal without approval", gone: 1, size: 1000, limit: { entries: 0 }, kind: "held" },
   ])("$rule: $kind", ({ gone, size, limit, kind }) => {
-    expect(judgeRemovals(names(gone), size, limit).kind).toBe(kind);
+    expect(judge({ gone: names(gone) }, size, { limit }).kind).toBe(kind);
   });
 
-  test("holds a fleet that vanishes little by little", () => {
-    expect(judgeRemovals(names(5), 95, { percent: 10 }, { lately: 5 }).kind).toBe("allowed");
-    expect(judgeRemovals(names(5), 90, { percent: 10 }, { lately: 10 })).toMatchObject({
-      kind: "held",
-      reason: expect.stringContaining("after 10 within the hour"),
+  const limit = { percent: 10 };
+  const HOUR = 60 * 60_000;
+
+  test("holds a fleet that vanishes little by little, however slowly", () => {
+    const guard = new Guard();
+    let size = 10_000;
+    const passes = Array.from({ length: 48 }, (_, hour) => {
+      const gone = names(Math.floor(size * 0.09));
+      const { verdict, mayRemove } = guard.judge(losses({ gone }), size, { limit, now: hour * HOUR });
+      if (mayRemove) size -= gone.length;
+      return verdict.kind;
     });
+    expect(size).toBe(9_100);
+    expect(passes.filter((kind) => kind === "held")).toHaveLength(47);
+  });
+
+  test("lets a fleet of short-lived nodes come and go: what counts is how large the map was", () => {
+    const guard = new Guard();
+    for (let hour = 0; hour < 48; hour += 1) {
+      const { verdict } = guard.judge(losses({ gone: names(90) }), 1_000, { limit, now: hour * HOUR });
+      expect(verdict.kind).toBe("allowed");
+    }
+  });
+
+  test("compares with the smaller map after an approval, and with last month's no more", () => {
+    const guard = new Guard();
+    const ask = (gone: number, size: number, rules: Partial<GuardRules> = {}) =>
+      guard.judge(losses({ gone: names(gone) }), size, { limit, now: 0, ...rules }).verdict;
+    const held = ask(500, 1_000);
+    if (held.kind !== "held") throw new Error("expected to be held");
+    expect(ask(500, 1_000, { approved: held.id })).toEqual({ kind: "allowed", byApproval: true });
+    expect(ask(40, 500, { now: HOUR }).kind).toBe("allowed");
+    expect(ask(40, 460, { now: 2 * HOUR }).kind).toBe("held");
+    expect(ask(40, 460, { now: 31 * 24 * HOUR }).kind).toBe("allowed");
   });
 
   test("lets exactly the approved set of nodes through, in any order, and no other", () => {
     const gone = names(50);
-    const held = judgeRemovals(gone, 100, { percent: 10 });
+    const held = judge({ gone }, 100, { limit });
     if (held.kind !== "held") throw new Error("expected to be held");
     expect(held.reason).toContain("50 of 100 entries would go");
-    expect(judgeRemovals([...gone].reverse(), 100, { percent: 10 }, { approved: held.id }).kind).toBe(
-      "allowed",
-    );
-    expect(judgeRemovals(names(51), 100, { percent: 10 }, { approved: held.id }).kind).toBe("held");
-    expect(judgeRemovals(names(49), 100, { percent: 10 }, { approved: held.id }).kind).toBe("held");
+    const approved = { limit, approved: held.id };
+    expect(judge({ gone: [...gone].reverse() }, 100, approved).kind).toBe("allowed");
+    expect(judge({ gone: names(51) }, 100, approved).kind).toBe("held");
+    expect(judge({ gone: names(49) }, 100, approved).kind).toBe("held");
+  });
+
+  test("holds whatever would go from a map that somebody else made", () => {
+    expect(judge({ gone: names(1), foreign: ["Printer one"] }, 1_000, { limit })).toMatchObject({
+      kind: "held",
+      reason: "2 of 1001 entries would go from a map that sasori did not make",
+      certnames: ["node0", "Printer one"],
+    });
+    expect(judge({ foreign: [] }, 1_000, { limit }).kind).toBe("allowed");
+  });
+
+  test("holds moves back behind what was known, and nothing else with them", () => {
+    const observation = {
+      certname: "a" as Certname,
+      master: "m1" as Master,
+      at: 1_000,
+      source: "facts",
+    } as const;
+    const all = losses({ gone: names(1), stepsBack: [{ observation, from: 5_000 }] });
+    const { verdict, mayRemove } = new Guard().judge(all, 100, { limit, now: 0 });
+    expect(mayRemove).toBe(true);
+    expect(verdict).toMatchObject({
+      reason:
+        "PuppetDB went back from 1970-01-01T00:00:05.000Z to 1970-01-01T00:00:01.000Z: 1 node would move back",
+      certnames: ["a"],
+    });
+  });
+
+  const losses = (some: Partial<Losses>): Losses => ({
+    gone: [],
+    foreign: undefined,
+    stepsBack: [],
+    ...some,
+  });
+  const judge = (some: Partial<Losses>, size: number, rules: Omit<GuardRules, "now">) =>
+    new Guard().judge(losses(some), size, { now: 0, ...rules }).verdict;
+});
+
+test("a plan that keeps somebody else's entries loses none, and changes one whose key has capitals by one beside it", () => {
+  const plan = planFromContents(desired({ a: "m1", b: "m2" }), holds({ a: "m2", b: "m1", c: "x" }, true));
+  expect(keepingOthers(plan, new Set(["a" as Certname]))).toMatchObject({
+    kind: "changes",
+    add: [{ certname: "a", to: "m1" }],
+    set: [{ certname: "b", from: "m1", to: "m2" }],
+    del: [],
+    rebuild: false,
+    keepsOthers: true,
   });
 });
 

@@ -4,10 +4,10 @@
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterEach, describe, expect, test, vi } from "vitest";
+import { describe, expect, test } from "vitest";
 import { SasoriError } from "../src/errors.js";
 import { Fleet } from "../src/fleet.js";
-import type { Certname, Master } from "../src/node-map.js";
+import type { Certname, Master, Observation, Source } from "../src/node-map.js";
 import { Resolver, type ResolverParts } from "../src/resolve.js";
 import type { Submission } from "../src/source/reading.js";
 import type { Server } from "../src/target/target.js";
@@ -84,49 +84,124 @@ describe("what takes the place of a registration", () => {
   });
 });
 
-describe("a node that the masters are not asked about, because they are asked about too many already", () => {
-  afterEach(() => void vi.useRealTimers());
-
-  /** A resolver whose probes of this second are used up, and the masters that it would ask. */
-  async function withNoProbeLeft(
-    owners: Map<Certname, Submission>,
-    use: (resolver: Resolver, fleet: Fleet) => Promise<void>,
-  ): Promise<void> {
-    vi.useFakeTimers({ toFake: ["performance"] });
-    const hasIt = createServer((_request, response) => void response.end());
-    await new Promise<void>((resolve) => hasIt.listen(0, "127.0.0.1", resolve));
-    const address = `127.0.0.1:${(hasIt.address() as AddressInfo).port}`;
-    const servers: Server[] = [];
-    const fleet = new Fleet();
-    const probe = { probePath: "/{certname}", servers: () => servers };
-    const resolver = resolverOf(async () => owners, fleet, probe);
-    try {
-      for (let index = 0; index < 100; index += 1)
-        expect(await resolver.owner(`bogus${index}` as Certname, undefined)).toBeUndefined();
-      servers.push({ name: "master2" as Master, host: "master2", address, up: true });
-      await use(resolver, fleet);
-    } finally {
-      await new Promise((resolve) => hasIt.close(resolve));
-    }
-  }
-
-  test.each([
-    ["PuppetDB does not know it", new Map<Certname, Submission>()],
-    ["PuppetDB knows it where it is not", answerOf(A, "master1")],
-  ])("is neither called unknown nor sent back, and is asked about as soon as that may be: %s", (_, owners) =>
-    withNoProbeLeft(owners, async (resolver) => {
-      for (let count = 0; count < 2; count += 1)
-        await expect(resolver.owner(A, "master1")).rejects.toMatchObject({ code: "BUSY" });
-      vi.advanceTimersByTime(1_000);
-      expect(await resolver.owner(A, "master1")).toBe("master2");
+/** Masters that say, when they are probed, whether they have a node. */
+async function withMasters(
+  nodes: Record<string, Set<string>>,
+  use: (servers: Server[]) => Promise<void>,
+): Promise<void> {
+  const listening = await Promise.all(
+    Object.entries(nodes).map(async ([name, own]) => {
+      const server = createServer((request, response) => {
+        response.writeHead(own.has((request.url ?? "").slice(1)) ? 200 : 404).end();
+      });
+      await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+      const address = `127.0.0.1:${(server.address() as AddressInfo).port}`;
+      return { server, named: { name: name as Master, host: name, address, up: true } };
     }),
   );
+  try {
+    await use(listening.map(({ named }) => named));
+  } finally {
+    for (const { server } of listening) server.close();
+  }
+}
 
-  test("is where PuppetDB says, if that is elsewhere, until the masters can be asked", () =>
-    withNoProbeLeft(answerOf(A, "master3"), async (resolver, fleet) => {
-      fleet.observe({ certname: A, master: "master1" as Master, at: 9, source: "learned" });
-      expect(await resolver.owner(A, "master1")).toBe("master3");
-      vi.advanceTimersByTime(1_000);
-      expect(await resolver.owner(A, "master1")).toBe("master2");
+const knowing = (master: string, at: number, source: Source = "facts"): Fleet => {
+  const fleet = new Fleet();
+  fleet.observe({ certname: A, master: master as Master, at, source });
+  return fleet;
+};
+
+describe("evidence", () => {
+  test("is nothing that is older than what the route rests on: a registration stands", async () => {
+    const resolver = resolverOf(async () => answerOf(A, "master1"), knowing("master3", 9, "registration"));
+    expect(await resolver.owner(A, "master3")).toBeUndefined();
+  });
+
+  test("is what PuppetDB says newer than that, and is told once", async () => {
+    const told: Observation[] = [];
+    const resolver = resolverOf(async () => answerOf(A, "master2"), knowing("master1", 4), {
+      onObservation: (observation) => told.push(observation),
+    });
+    expect(await resolver.owner(A, "master1")).toBe("master2");
+    expect(await resolver.owner(A, "master1")).toBe("master2");
+    expect(told).toMatchObject([{ certname: A, master: "master2", at: 5, source: "facts" }]);
+  });
+
+  test("is not needed for a route that the map confirms while PuppetDB is down: nobody knows better", async () => {
+    const down = async () => {
+      throw new SasoriError("PUPPETDB_UNREACHABLE", "down");
+    };
+    expect(await resolverOf(down, knowing("master1", 4)).owner(A, "master1")).toBeUndefined();
+    await expect(resolverOf(down).owner(A, "master1")).rejects.toMatchObject({
+      code: "PUPPETDB_UNREACHABLE",
+    });
+  });
+
+  test("of a removed node is what is newer than its deactivation", async () => {
+    const fleet = new Fleet();
+    fleet.tombstones.set(A, { at: 5, since: 6 });
+    expect(await resolverOf(async () => answerOf(A, "master1"), fleet).owner(A, undefined)).toBeUndefined();
+  });
+
+  test("of a master that has the node is nothing new where the map says so, and stores nothing", () =>
+    withMasters({ master1: new Set([A]), master2: new Set([A]) }, async (servers) => {
+      const told: Observation[] = [];
+      const resolver = resolverOf(async () => new Map(), knowing("master1", 4), {
+        probePath: "/{certname}",
+        servers: () => servers,
+        onObservation: (observation) => told.push(observation),
+      });
+      for (let count = 0; count < 5; count += 1) expect(await resolver.owner(A, "master1")).toBeUndefined();
+      expect(told).toEqual([]);
+    }));
+});
+
+test("a node that moves right after a question that found nothing is found by the next one", async () => {
+  let answer = new Map<Certname, Submission>();
+  const asked: (readonly Certname[])[] = [];
+  const resolver = resolverOf(
+    async (certnames) => {
+      asked.push(certnames);
+      return answer;
+    },
+    knowing("master1", 4),
+  );
+  expect(await resolver.owner(A, "master1")).toBeUndefined();
+  answer = answerOf(A, "master2");
+  expect(await resolver.owner(A, "master1")).toBe("master2");
+  expect(asked).toEqual([[A], [A]]);
+});
+
+test("many questions are few to PuppetDB: of one node at most the one under way and the next", async () => {
+  let asked = 0;
+  const resolver = resolverOf(
+    async () => {
+      asked += 1;
+      await sleep(20);
+      return new Map();
+    },
+    knowing("master1", 4),
+  );
+  await Promise.all(Array.from({ length: 500 }, () => resolver.owner(A, "master1")));
+  expect(asked).toBeLessThanOrEqual(2);
+});
+
+describe("more nodes than the masters may be asked about", () => {
+  test("wait for their turn, those that would wait too long are told to come back, and PuppetDB's word counts meanwhile", () =>
+    withMasters({ master2: new Set([A]) }, async (servers) => {
+      const probe = { probePath: "/{certname}", servers: () => servers };
+      const resolver = resolverOf(
+        async ([certname = A]) => answerOf(certname, "stranger"),
+        new Fleet(),
+        probe,
+      );
+      const bogus = Array.from({ length: 300 }, (_, index) =>
+        resolver.owner(`bogus${index}` as Certname, undefined).catch((error: SasoriError) => error.code),
+      );
+      const [first, last] = [bogus.slice(0, 100), bogus.slice(-100)];
+      expect(new Set(await Promise.all(first))).toEqual(new Set([undefined]));
+      expect((await Promise.all(last)).filter((code) => code === "BUSY").length).toBeGreaterThan(50);
+      await expect.poll(() => resolver.owner(A, "master1").catch(() => undefined)).toBe("master2");
     }));
 });

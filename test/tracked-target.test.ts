@@ -63,7 +63,7 @@ class ScriptedHaproxy implements Target {
 
 /** One pass, without what it learns. */
 async function pass(target: TrackedTarget, desired: NodeMap, full = false) {
-  target.expect(desired.takeChanges());
+  target.expect(desired.takeChanges(), desired);
   await target.look(full, signal);
   await target.readIfChanged(full, desired, signal);
   await target.readBeforeReplacing(desired, signal);
@@ -164,10 +164,10 @@ describe("a target", () => {
     const undecided = new Map([["a" as Certname, "m2" as Master]]);
     const planOf = plansFromChanges(desired);
     for (const target of [one, other]) {
-      target.expect(undecided);
+      target.expect(undecided, desired);
       await target.settle(desired, planOf, signal);
     }
-    one.expect(new Map([["b" as Certname, undefined]]));
+    one.expect(new Map([["b" as Certname, undefined]]), desired);
     expect([one.state.pending, other.state.pending]).toEqual([2, 1]);
   });
 });

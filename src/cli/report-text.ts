@@ -244,12 +244,14 @@ export function renderStatus(status: Status, style: Style): string {
   return lines.join("\n");
 }
 
-function stateOf({ inSync, pending, failure, version, servers }: TargetRow, style: Style): string {
+function stateOf(target: TargetRow, style: Style): string {
+  const { inSync, pending, failure, version, servers, comparedAt } = target;
   if (failure) return `${style.bad("failed")}: ${failure.code}`;
   const down = servers?.filter(({ up }) => !up).map(({ name }) => name) ?? [];
   const about = [
     inSync ? style.good("in sync") : `${counted(pending, "change")} to come`,
     version ? `HAProxy ${version}` : "",
+    comparedAt ? `all entries compared ${ago(comparedAt, Date.now())}` : "",
     down.length > 0 ? style.warn(`down: ${down.join(", ")}`) : "",
   ];
   return about.filter((text) => text !== "").join(", ");

@@ -3,7 +3,7 @@
 // Nothing here does anything; every time is ISO 8601, every duration in milliseconds.
 
 import { z } from "zod";
-import { PLAN_ID } from "../plan.js";
+import { PLAN_ID } from "../guard.js";
 
 const Time = z.iso.datetime();
 const Count = z.number().int().nonnegative();
@@ -169,6 +169,9 @@ export const TargetShape = z.strictObject({
   kind: z.enum(["file", "haproxy"]),
   inSync: z.boolean().describe("it held the desired map when it was last looked at"),
   pending: Count.describe("changes that it does not have yet"),
+  comparedAt: Time.optional().describe(
+    "since then every entry of the live map was compared with what is known",
+  ),
   version: z.string().optional(),
   servers: z.array(ServerShape).optional(),
   failure: FailureShape.optional(),
@@ -227,6 +230,14 @@ export const PassShape = z.strictObject({
   unroutable: z.strictObject({ nodes: Count, producers: z.record(z.string(), Count) }),
   refused: z.strictObject(Sample),
   withoutProducer: z.strictObject(Sample),
+  clocksAhead: z
+    .record(z.string(), z.strictObject({ nodes: Count, until: Time }))
+    .describe(
+      "producers that dated submissions of nodes later than PuppetDB received them, and the latest date",
+    ),
+  flapping: z
+    .strictObject({ ...Sample, between: z.array(z.tuple([z.string(), z.string()])) })
+    .describe("nodes whose facts come from one master and whose reports from another one, in every run"),
   held: z.strictObject({ id: z.string(), reason: z.string(), ...Sample }).optional(),
   approvalUnmatched: z.literal(true).optional(),
   journal: FailureShape.optional(),
@@ -284,7 +295,11 @@ export const SyncReportShape = PassShape.omit({ listed: true }).extend({
 /** Something that a person should know, worst first: what is wrong, and what to do about it. */
 export const TroubleShape = z.strictObject({
   severity: z.enum(["critical", "warning"]),
-  code: z.string().describe("an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`"),
+  code: z
+    .string()
+    .describe(
+      "an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`, `clock_ahead`, `flapping`, `second_sasori`",
+    ),
   where: z.string().describe("puppetdb, the file, an HAProxy, a master"),
   what: z.string(),
   remedy: z.string(),

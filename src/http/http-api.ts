@@ -292,8 +292,9 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
     },
     async (request, reply) => {
       const certname = parseCertname(request.params.certname);
-      if (!sync.fleet.own.has(certname)) throw httpError(404, `${certname} has no registration`);
-      await sync.withdraw(certname, await resolver.withoutRegistration(certname));
+      const own = sync.fleet.own.get(certname);
+      if (own === undefined) throw httpError(404, `${certname} has no registration`);
+      await sync.withdraw(own, await resolver.withoutRegistration(certname));
       const { code, story } = await afterChange(certname);
       return reply.code(code).send(story);
     },

@@ -58,6 +58,7 @@ export class Overview {
       pass,
       targets,
       puppetdb: history.puppetdb,
+      secondSasori: sync.secondSasori,
       stateFile: trouble && toFailure(trouble),
       homes: sync.fleet.homes.values(),
     });
@@ -158,7 +159,7 @@ export class Overview {
 }
 
 /** Nobody knows the age of a route that was inherited. */
-const since = ({ at }: Assignment) => (at === 0 ? null : new Date(at).toISOString());
+const since = ({ at, source }: Assignment) => (source === "inherited" ? null : new Date(at).toISOString());
 
 function nodeRow(assignment: Assignment): Node {
   const { certname, master, source } = assignment;

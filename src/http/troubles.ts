@@ -74,6 +74,8 @@ export interface Situation {
   targets: readonly Pick<TargetState, "target" | "failure" | "servers">[];
   /** PuppetDB's failure, while there is one, since then (ISO 8601). */
   puppetdb?: { failure: Failure; since?: string } | undefined;
+  /** When another sasori was seen to write the map file or the state file (ISO 8601). */
+  secondSasori?: string | undefined;
   /** What could not be taken over from an earlier run. */
   stateFile?: Failure | undefined;
   /** The master of each displaced node that it left. */
@@ -81,7 +83,8 @@ export interface Situation {
 }
 
 /** The worst first. */
-export function troublesOf({ pass, targets, puppetdb, stateFile, homes = [] }: Situation): Trouble[] {
+export function troublesOf(situation: Situation): Trouble[] {
+  const { pass, targets, puppetdb, secondSasori, stateFile, homes = [] } = situation;
   const troubles: Trouble[] = [];
   const failed = (where: string, failure: Failure | undefined, since?: string) => {
     if (failure === undefined) return;
@@ -101,7 +104,12 @@ export function troublesOf({ pass, targets, puppetdb, stateFile, homes = [] }: S
   for (const failure of pass?.masters.failures ?? []) failed("masters", failure);
   if (pass !== undefined) troubles.push(...heldTroubles(pass));
   troubles.push(...downTroubles(targets));
-  if (pass !== undefined) troubles.push(...fleetTroubles(pass, homes));
+  if (pass !== undefined) troubles.push(...fleetTroubles(pass, homes), ...evidenceTroubles(pass));
+  if (secondSasori !== undefined) {
+    const what = `another sasori writes the same map file or state file; last seen at ${secondSasori}`;
+    const remedy = "they agree with each other; if only one is meant to run, stop the other one";
+    troubles.push(warning("second_sasori", "file", what, remedy));
+  }
   return troubles;
 }
 
@@ -122,14 +130,8 @@ const warning = (code: string, where: string, what: string, remedy: string): Tro
 function heldTroubles({ held }: Pick<SyncReport, "held">): Trouble[] {
   if (held === undefined) return [];
   const what = `${held.reason}; the old entries keep serving`;
-  return [
-    warning(
-      "held",
-      "puppetdb",
-      what,
-      `restore PuppetDB; if the nodes are gone: sasori sync --approve ${held.id}`,
-    ),
-  ];
+  const remedy = `look at what is held: sasori diff. If PuppetDB is wrong, restore it; if it is right: sasori sync --approve ${held.id}`;
+  return [warning("held", "puppetdb", what, remedy)];
 }
 
 function downTroubles(targets: Situation["targets"]): Trouble[] {
@@ -178,6 +180,23 @@ function fleetTroubles(
     troubles.push(
       warning("refused", "puppetdb", what, "find out who has such a certificate, and deactivate the node"),
     );
+  }
+  return troubles;
+}
+
+/** Where what PuppetDB says is not what its producers meant. */
+function evidenceTroubles({ clocksAhead, flapping }: Omit<SyncReport, "targets">): Trouble[] {
+  const troubles = Object.entries(clocksAhead).map(([producer, { nodes, until }]) => {
+    const what = `the clock of ${shown(producer)} was ahead: it dated submissions of ${counted(nodes, "node")} up to ${until}. They count from when PuppetDB received them`;
+    const remedy = `correct that clock. PuppetDB refuses newer facts of these nodes until then: delete them from PuppetDB (admin command "delete"), and their next run brings them back`;
+    return warning("clock_ahead", shown(producer), what, remedy);
+  });
+  if (flapping.count > 0) {
+    const pairs = flapping.between.map(([facts, report]) => `facts from ${facts}, reports from ${report}`);
+    const what = `${counted(flapping.count, "node")} would move twice in every run: ${pairs.join("; ")}`;
+    const remedy =
+      "if Puppet's report_server is another machine than its server, set SASORI_OBSERVATIONS=facts";
+    troubles.push(warning("flapping", "puppetdb", what, remedy));
   }
   return troubles;
 }

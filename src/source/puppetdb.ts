@@ -279,7 +279,11 @@ export class PuppetDb {
       for (let offset = 0, isMore = true; isMore; offset += INACTIVE_PAGE) {
         let rows = 0;
         let oldest: string | null = null;
-        const page: Page = { order_by: [{ field, order: "desc" }, { field: "certname" }], limit: INACTIVE_PAGE, offset };
+        const page: Page = {
+          order_by: [{ field, order: "desc" }, { field: "certname" }],
+          limit: INACTIVE_PAGE,
+          offset,
+        };
         await this.#readTogether(found, signal, (ask) => [
           ask("nodes", inactiveNodes(where), InactiveRow, takeRow, page),
         ]);
@@ -444,12 +448,7 @@ const producers = (where: Query, ...more: string[]): Query => [
 /** The newest report of each node and producer. */
 const newestOf = (where: Query): Query => [
   "extract",
-  [
-    "certname",
-    "producer",
-    ["function", "max", "receive_time"],
-    ["function", "max", "producer_timestamp"],
-  ],
+  ["certname", "producer", ["function", "max", "receive_time"], ["function", "max", "producer_timestamp"]],
   where,
   ["group_by", "certname", "producer"],
 ];

@@ -7,14 +7,7 @@ import path from "node:path";
 import type { Endpoint } from "../config.js";
 import { Line } from "../deadline.js";
 import { quote, SasoriError } from "../errors.js";
-import {
-  type Assignment,
-  type Certname,
-  isCertname,
-  isMaster,
-  type Master,
-  type NodeMap,
-} from "../node-map.js";
+import { type Assignment, type Certname, isMaster, type Master, type NodeMap } from "../node-map.js";
 import type { Plan } from "../plan.js";
 import { type Method, type Push, PushCost } from "./push-cost.js";
 import { Routes } from "./routes.js";
@@ -38,6 +31,9 @@ export interface MapState {
 
 /** Of the connections that HAProxy lets in (`stats maxconn`, 10 unless it is set), for what people and the page ask. */
 const QUESTIONS_AT_ONCE = 2;
+
+/** So that a sample of some thousand entries neither fills buffers nor keeps a request of a client waiting. */
+const LOOKUPS_AT_ONCE = 50;
 
 interface Look extends Sighting {
   map: MapState;
@@ -79,14 +75,28 @@ export class HaproxyInstance implements Target {
   read(signal: AbortSignal, desired?: NodeMap): Promise<Contents> {
     return RuntimeSession.with(this.#endpoint, signal, async (session) => {
       const { map: before } = await this.#look(session);
-      const { routes, lines } = await readMap(session, `#${before.id}`, "gently", desired);
+      const { all, capitals, strays, lines } = await readMap(session, `#${before.id}`, "gently", desired);
       // Looked at last: what changes after this look changes the fingerprint too.
       const { fingerprint, map } = await this.#look(session);
       // Entries of versions that were never committed count as well. A swap drops them; those that appear later
       // are somebody's work in progress.
       const unfinished = Math.min(before.entries, map.entries) > lines;
       if (!unfinished) this.#tidy = true;
-      return { fingerprint, routes, rebuild: lines !== routes.size || (unfinished && !this.#tidy) };
+      const isPlain = strays.length + capitals.size === 0;
+      const rebuild = !isPlain || (unfinished && !this.#tidy);
+      return { fingerprint, routes: all, rebuild, capitals, strays };
+    });
+  }
+
+  holds(routes: readonly Assignment[], signal: AbortSignal): Promise<boolean> {
+    return RuntimeSession.with(this.#endpoint, signal, async (session) => {
+      const { map } = await this.#look(session);
+      for (let from = 0; from < routes.length; from += LOOKUPS_AT_ONCE) {
+        const some = routes.slice(from, from + LOOKUPS_AT_ONCE);
+        const found = await Promise.all(some.map(({ certname }) => lookUp(session, map, certname)));
+        if (some.some(({ master }, index) => found[index] !== master)) return false;
+      }
+      return true;
     });
   }
 
@@ -94,9 +104,7 @@ export class HaproxyInstance implements Target {
   lookUp(certname: Certname, signal: AbortSignal): Promise<string | undefined> {
     return this.#ask(signal, async (session) => {
       const { map } = await this.#look(session);
-      // type=str, case=sensitive, found=yes, idx=tree, key="node1", value="master1", type="str"
-      const reply = await session.ask(`get map #${map.id} ${certname}`);
-      return /\bvalue="([^"]*)"/.exec(reply)?.[1];
+      return lookUp(session, map, certname);
     });
   }
 
@@ -150,7 +158,7 @@ export class HaproxyInstance implements Target {
     const cost = this.#costOf(look.version);
     const keyed = plan.set.length + plan.del.length;
     const push: Push = { keyed, added: plan.add.length, entries: desired.size };
-    const method = plan.rebuild ? "swap" : cost.cheaper(push);
+    const method = plan.rebuild ? "swap" : plan.keepsOthers ? "incremental" : cost.cheaper(push);
     // Most requests do not find their route in a map that is mostly empty: the sooner it is filled the better.
     const pace = map.entries < desired.size / 2 ? "at once" : "gently";
     if (method === "swap") {
@@ -274,6 +282,11 @@ export class HaproxyInstance implements Target {
       );
     }
   }
+}
+
+/** `type=str, case=sensitive, found=yes, idx=tree, key="node1", value="master1", type="str"` */
+async function lookUp(session: RuntimeSession, map: MapState, certname: Certname) {
+  return /\bvalue="([^"]*)"/.exec(await session.ask(`get map #${map.id} ${certname}`))?.[1];
 }
 
 async function enable(session: RuntimeSession, server: string, options: string): Promise<string> {
@@ -430,11 +443,11 @@ async function readMap(session: RuntimeSession, which: string, pace: Pace, desir
     const keyAt = line.indexOf(" ") + 1;
     const valueAt = line.indexOf(" ", keyAt) + 1;
     if (keyAt === 0 || valueAt === 0) return;
-    const key = line.slice(keyAt, valueAt - 1);
-    if (isCertname(key)) routes.add(key, line.slice(valueAt));
+    routes.add(line.slice(keyAt, valueAt - 1), line.slice(valueAt));
   };
   await session.lines(`show map ${which}`, onLine, pace);
-  return { routes: routes.all, lines };
+  const { all, capitals, strays } = routes.end();
+  return { all, capitals, strays, lines };
 }
 
 function* changeCommands(
@@ -485,7 +498,7 @@ async function fillVersion(
     for (const assignment of desired.assignments()) yield `${assignment.certname} ${wanted(assignment)}`;
   }
   const filledMs = await session.runAll(additions(`add map @${version} #${map.id}`, lines(), pace), pace);
-  const { routes, lines: count } = await readMap(session, `@${version} #${map.id}`, pace, desired);
+  const { all: routes, lines: count } = await readMap(session, `@${version} #${map.id}`, pace, desired);
   let right = count === desired.size && routes.size === desired.size;
   let learned = false;
   for (const assignment of desired.assignments()) {

@@ -1,11 +1,14 @@
 // The map file as a target: what HAProxy loads when it starts, and sasori's own last good map.
 // Promises: the file is always whole (see atomic-file.ts), sorted, and not touched when nothing changed.
 // Format, from HAProxy: "#" in column 1 is a comment; the key ends at the first blank; the rest is the value.
+// The last line says until when PuppetDB's word is in it, with a checksum: a sasori that starts later takes no step back
+// behind that. A file that somebody else has made has neither that nor the first line until sasori may replace it.
 
 import { stat } from "node:fs/promises";
+import { crc32 } from "node:zlib";
 import { Patience } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
-import { type Certname, isCertname, isMaster, type Master, type NodeMap } from "../node-map.js";
+import { type Certname, isMaster, type Master, type NodeMap } from "../node-map.js";
 import type { Plan } from "../plan.js";
 import { lowerBound } from "../sorted.js";
 import { NotAFile, readWhole, removeLeftovers, replaceFile } from "./atomic-file.js";
@@ -32,9 +35,19 @@ export class MapFile implements Target {
   #lookups: Promise<unknown> = Promise.resolve();
   /** The text as it was written last, and the file's fingerprint then. */
   #written: { text: MapText; content: string } | undefined;
+  /** Lines of somebody else's file that are to stay; undefined when the file is our own. */
+  #others: string[] | undefined;
+  readonly #seed: number;
 
-  constructor(file: string) {
+  /** `rules`: the settings by which submissions become routes. With other ones no route of the file is older or newer. */
+  constructor(file: string, rules = "") {
     this.name = file;
+    this.#seed = crc32(rules);
+  }
+
+  /** From now on it is sasori's own, whoever has made it. */
+  adopt(): void {
+    this.#others = undefined;
   }
 
   async look(signal?: AbortSignal): Promise<Sighting> {
@@ -49,15 +62,34 @@ export class MapFile implements Target {
 
   async #read(desired: NodeMap | undefined): Promise<Contents> {
     const fingerprint = await this.#fingerprint();
-    const routes = new Routes(desired);
+    const found = new Routes(desired);
     const text = await this.#text();
-    let rebuild = text === undefined; // HAProxy does not start without the file, even if it would be empty.
     for (const line of linesOf(text ?? "")) {
       const entry = parseLine(line);
-      if (entry === undefined) continue;
-      if (entry === "stray" || !routes.add(entry.certname, entry.master)) rebuild = true;
+      if (entry !== undefined) found.add(entry.key, entry.value);
     }
-    return { fingerprint, routes: routes.all, rebuild };
+    const { all: routes, capitals, strays } = found.end();
+    const isOurs = text?.startsWith(HEADER) === true;
+    const isEmpty = routes.size + strays.length === 0;
+    if (!isOurs && !isEmpty) this.#others = [...strays, ...linesOfOthers(routes)];
+    // HAProxy does not start without the file, even if it would be empty.
+    const rebuild = text === undefined || strays.length + capitals.size > 0 || !(isOurs || isEmpty);
+    return {
+      fingerprint,
+      routes,
+      rebuild,
+      capitals,
+      strays,
+      origin: isOurs ? "sasori" : isEmpty ? "nobody" : "others",
+      writtenUntil: this.#written === undefined ? this.#writtenUntil(text ?? "") : 0,
+    };
+  }
+
+  #writtenUntil(text: string): number {
+    const [, until = "", sum] = TRAILER.exec(text.slice(-TRAILER_CHARACTERS)) ?? [];
+    if (sum === undefined) return 0;
+    const before = Buffer.from(text.slice(0, text.lastIndexOf("#")), "latin1");
+    return sumOf(crc32(before, this.#seed), until) === sum ? Date.parse(until) || 0 : 0;
   }
 
   async #text(): Promise<string | undefined> {
@@ -83,8 +115,7 @@ export class MapFile implements Target {
     const text = `\n${(await this.#text()) ?? ""}\n`;
     const start = text.indexOf(`\n${certname} `) + 1;
     if (start === 0) return undefined;
-    const entry = parseLine(text.slice(start, text.indexOf("\n", start)));
-    return typeof entry === "object" ? entry.master : undefined;
+    return parseLine(text.slice(start, text.indexOf("\n", start)))?.value;
   }
 
   removeLeftovers(): Promise<void> {
@@ -110,8 +141,24 @@ export class MapFile implements Target {
     const isSmall = changes.length * 10 < desired.size;
     const next = (isSmall && written) || new MapText(desired);
     if (next === written) next.update(changes, desired);
-    await replaceFile(this.name, next.chunks());
+    await replaceFile(this.name, this.#chunks(next, desired));
     this.#written = { text: next, content: (await this.#fingerprint()).content };
+  }
+
+  *#chunks(text: MapText, desired: NodeMap): Generator<Buffer> {
+    if (this.#others !== undefined) {
+      yield* text.chunks("");
+      const lines = this.#others.filter((line) => desired.get(line.split(" ")[0] as Certname) === undefined);
+      yield Buffer.from(lines.map((line) => `${line}\n`).join(""), "latin1");
+      return;
+    }
+    let sum = this.#seed;
+    for (const chunk of text.chunks(HEADER)) {
+      sum = crc32(chunk, sum);
+      yield chunk;
+    }
+    const until = new Date(desired.newestAt).toISOString();
+    yield Buffer.from(`# PuppetDB's word until ${until}, checksum ${sumOf(sum, until)}\n`, "latin1");
   }
 
   async #fingerprint(): Promise<Fingerprint> {
@@ -133,6 +180,17 @@ function remedyFor(error: unknown): string {
   return "let sasori's user or group read it";
 }
 
+/** `# PuppetDB's word until 2026-11-30T06:25:02.123Z, checksum 1a2b3c4d` */
+const TRAILER = /\n# PuppetDB's word until ([0-9TZ:.-]{24}), checksum ([0-9a-f]{8})\n$/;
+const TRAILER_CHARACTERS = 100;
+
+const sumOf = (sum: number, until: string) => crc32(until, sum).toString(16).padStart(8, "0");
+
+/** Entries whose value cannot be one of sasori's. */
+function* linesOfOthers(routes: ReadonlyMap<Certname, string>): Generator<string> {
+  for (const [certname, value] of routes) if (!isMaster(value)) yield `${certname} ${value}`;
+}
+
 /** One at a time: a list of a million lines takes 100 MB. */
 function* linesOf(text: string): Generator<string> {
   let from = 0;
@@ -143,10 +201,10 @@ function* linesOf(text: string): Generator<string> {
   yield text.slice(from);
 }
 
-function parseLine(line: string): { certname: Certname; master: string } | "stray" | undefined {
-  if (line.startsWith("#") || line.trim() === "") return undefined;
-  const [, certname = "", master = ""] = /^[ \t]*([^ \t]+)[ \t]+([^ \t]+)[ \t\r]*$/.exec(line) ?? [];
-  return isCertname(certname) && isMaster(master) ? { certname, master } : "stray";
+function parseLine(line: string): { key: string; value: string } | undefined {
+  if (line.startsWith("#")) return undefined;
+  const [, key, value = ""] = /^[ \t]*([^ \t\r]+)(?:[ \t]+(.*?))?[ \t\r]*$/.exec(line) ?? [];
+  return key === undefined ? undefined : { key, value };
 }
 
 /** Some neighbouring lines of the file: the first `length` bytes. */
@@ -190,9 +248,9 @@ export class MapText {
   }
 
   /** In pieces, each of which holds until the next is asked for: 29 MB of new ones made V8 clean up a large heap. */
-  *chunks(): Generator<Buffer> {
+  *chunks(header: string): Generator<Buffer> {
     const chunk = Buffer.allocUnsafe(CHUNK_BYTES + MAX_PAGE_BYTES);
-    let end = chunk.write(HEADER, "latin1");
+    let end = chunk.write(header, "latin1");
     for (const { bytes, length } of this.#pages) {
       end += bytes.copy(chunk, end, 0, length);
       if (end < CHUNK_BYTES) continue;

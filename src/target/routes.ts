@@ -1,10 +1,16 @@
 // Collects what a target holds, line by line, in as little memory as that takes: a piece cut out of a dump keeps the
 // whole text of the dump in memory, so every string that is known already is used instead, and others are copied.
+// Keys that differ in letter case only are the same node.
 
-import type { Certname, NodeMap } from "../node-map.js";
+import { type Certname, isCertname, type NodeMap } from "../node-map.js";
 
 export class Routes {
   readonly all = new Map<Certname, string>();
+  /** Nodes whose key has capitals: a command cannot name it. */
+  readonly capitals = new Set<Certname>();
+  /** Entries that no command may name, as they are: illegal keys, and second ones of a node. */
+  readonly strays: string[] = [];
+  readonly #capitalized: [key: string, value: string][] = [];
   readonly #desired: NodeMap | undefined;
   /** The same few masters again and again. */
   readonly #masters = new Map<string, string>();
@@ -13,8 +19,33 @@ export class Routes {
     this.#desired = desired;
   }
 
-  /** False for a certname that is there already: HAProxy looks no further than its first entry. */
-  add(certname: Certname, master: string): boolean {
+  add(key: string, value: string): void {
+    if (isCertname(key)) {
+      // HAProxy looks no further than the first entry of a key.
+      if (!this.#add(key, value)) this.#stray(key, value);
+    } else if (isCertname(key.toLowerCase())) {
+      this.#capitalized.push([copyOf(key), copyOf(value)]);
+    } else {
+      this.#stray(key, value);
+    }
+  }
+
+  /** When all lines were added. */
+  end(): this {
+    for (const [key, value] of this.#capitalized.splice(0)) {
+      const certname = copyOf(key.toLowerCase()) as Certname;
+      if (this.#add(certname, value)) this.capitals.add(certname);
+      else this.#stray(key, value);
+    }
+    return this;
+  }
+
+  #stray(key: string, value: string): void {
+    this.strays.push(copyOf(`${key} ${value}`));
+  }
+
+  /** False for a certname that is there already. */
+  #add(certname: Certname, master: string): boolean {
     if (this.all.has(certname)) return false;
     const known = this.#desired?.get(certname);
     this.all.set(

@@ -1,6 +1,6 @@
 // What holds the map: the contract that the map file and every HAProxy fulfil.
 
-import type { Certname, Master, NodeMap } from "../node-map.js";
+import type { Assignment, Certname, Master, NodeMap } from "../node-map.js";
 import type { Plan } from "../plan.js";
 
 /**
@@ -23,6 +23,13 @@ export interface Contents {
    * somebody left unfinished, or the file is missing.
    */
   rebuild: boolean;
+  /** Nodes whose key has capitals, and entries that no command may name, as they are. */
+  capitals?: ReadonlySet<Certname>;
+  strays?: readonly string[];
+  /** Of the file: who wrote it. A missing or empty one has nobody's entries. */
+  origin?: "sasori" | "others" | "nobody";
+  /** Of a file that sasori wrote: the time of PuppetDB's newest observation that it rests on (ms). */
+  writtenUntil?: number;
 }
 
 /** A server of the masters' backend. `host` is the name or address in HAProxy's configuration. */
@@ -58,6 +65,8 @@ export interface Target {
   look(signal: AbortSignal): Promise<Sighting>;
   /** Names that `desired` has as well are not held twice: a dump's names keep all of its text in memory. */
   read(signal: AbortSignal, desired?: NodeMap): Promise<Contents>;
+  /** Whether these nodes lead there right now: one lookup each, not a dump. A file is read whole or not at all. */
+  holds?(routes: readonly Assignment[], signal: AbortSignal): Promise<boolean>;
   /** Whether a push of so many changes would replace what it holds whole, whatever others wrote to it meanwhile. */
   replaces(changes: number, desired: NodeMap): boolean;
   /**

@@ -3,10 +3,18 @@
 // before it is overwritten; its failure is its own.
 
 import { type Failure, SasoriError, toFailure } from "../errors.js";
-import { type Before, type Master, NodeMap, type Observation } from "../node-map.js";
+import {
+  type Assignment,
+  type Before,
+  type Certname,
+  type Master,
+  NodeMap,
+  type Observation,
+} from "../node-map.js";
 import {
   type Change,
   countOf,
+  keepingOthers,
   learnedRoutes,
   type Plan,
   planFromChanges,
@@ -58,6 +66,8 @@ export interface TargetState {
   inSync: boolean;
   /** Changes that it does not have yet. */
   pending: number;
+  /** Every entry of the live map was compared with what is known since then (ISO 8601). */
+  comparedAt?: string;
   version?: string;
   servers?: readonly Server[];
   failure?: Failure;
@@ -93,6 +103,11 @@ export class TrackedTarget {
   inherited = false;
   /** What was read in this pass and not yet acted upon. */
   contents: Contents | undefined;
+  /** It has entries of somebody else's that are to stay until a person lets them go. */
+  keepsOthers = false;
+  #capitals: ReadonlySet<Certname> = new Set();
+  /** Which entries the next sample takes, and when (ms since the epoch) the first of them was taken. */
+  #sampling: { next: Iterator<Assignment>; since: number } | undefined;
   /** When that reading began (ms since the epoch). */
   #readAt = 0;
   #sighting: Sighting | undefined;
@@ -132,6 +147,8 @@ export class TrackedTarget {
       kind,
       inSync: this.#left !== undefined && this.#pending.size === 0,
       pending: this.#pending.size,
+      ...(kind === "haproxy" &&
+        this.#comparedAt > 0 && { comparedAt: new Date(this.#comparedAt).toISOString() }),
       ...(kind === "haproxy" && { version: this.#sighting?.version ?? "", servers: this.servers ?? [] }),
       ...(this.#failure && { failure: this.#failure }),
     };
@@ -202,11 +219,45 @@ export class TrackedTarget {
     const contents = await this.target.read(signal, desired);
     this.#readAt = began;
     this.contents = contents;
+    this.#capitals = contents.capitals ?? new Set();
+    this.#sampling = undefined;
     return contents;
   }
 
-  /** Remembers what this target does not have yet. */
-  expect(changes: Before): void {
+  /**
+   * Compares the next `count` entries of an HAProxy that seems to be as it was left: a value that somebody else replaced
+   * leaves no trace in the fingerprint. Where one differs it is read.
+   */
+  sample(count: number, desired: NodeMap, signal: AbortSignal): Promise<void> {
+    const { target } = this;
+    if (target.holds === undefined || this.contents !== undefined || this.#left === undefined)
+      return Promise.resolve();
+    return this.#attempt(async () => {
+      const sampling = this.#sampling ?? { next: desired.assignments(), since: Date.now() };
+      const routes: Assignment[] = [];
+      let isDone = false;
+      while (routes.length < count && !isDone) {
+        const { value, done } = sampling.next.next();
+        isDone = done === true;
+        if (value !== undefined && !this.#pending.has(value.certname) && !this.#capitals.has(value.certname))
+          routes.push(value);
+      }
+      this.#sampling = isDone ? undefined : sampling;
+      if (await target.holds?.(routes, signal)) {
+        if (isDone) this.#comparedAt = Math.max(this.#comparedAt, sampling.since);
+      } else {
+        await this.#read(desired, signal);
+      }
+    });
+  }
+
+  /** It holds other entries than it was left with, in the same process. */
+  get touched(): boolean {
+    return this.#touched;
+  }
+
+  /** Remembers what this target does not have yet: what it has already again need not be remembered. */
+  expect(changes: Before, desired: NodeMap): void {
     if (changes.size === 0) return;
     if (this.#pending.size === 0) {
       this.#pending = changes;
@@ -215,8 +266,10 @@ export class TrackedTarget {
     }
     if (this.#pendingIsShared) this.#pending = new Map(this.#pending);
     this.#pendingIsShared = false;
-    for (const [certname, master] of changes)
+    for (const [certname, master] of changes) {
       if (!this.#pending.has(certname)) this.#pending.set(certname, master);
+      else if (this.#pending.get(certname) === desired.get(certname)?.master) this.#pending.delete(certname);
+    }
   }
 
   /**
@@ -232,10 +285,16 @@ export class TrackedTarget {
 
   /** Counts what would change if the fleet had changed by `changes`, and changes nothing. */
   plan(desired: NodeMap, changes: Before): void {
-    const plan = this.contents
-      ? planFromContents(desired, this.contents)
-      : planFromChanges(desired, new Map([...changes, ...this.#pending]));
+    const plan = this.#kept(
+      this.contents
+        ? planFromContents(desired, this.contents)
+        : planFromChanges(desired, new Map([...changes, ...this.#pending])),
+    );
     if (plan.kind === "changes" && this.report.failure === undefined) this.#count(plan, "planned");
+  }
+
+  #kept(plan: Plan): Plan {
+    return this.keepsOthers ? keepingOthers(plan, this.#capitals) : plan;
   }
 
   /** Plans and applies until the target holds the desired map. `planOf` may be shared, see `plansFromChanges`. */
@@ -244,7 +303,7 @@ export class TrackedTarget {
       const { contents } = this;
       let seen = contents?.fingerprint ?? this.#left;
       if (seen === undefined) return;
-      let plan = contents ? planFromContents(desired, contents) : planOf(this.#pending);
+      let plan = this.#kept(contents ? planFromContents(desired, contents) : planOf(this.#pending));
       if (contents !== undefined && plan.kind === "changes") this.#countDrift(plan, contents);
       // An HAProxy that finds nodes which its map does not hold adds them itself.
       if (this.report.drift > 0 || (this.#touched && this.report.learned === 0))
@@ -263,7 +322,7 @@ export class TrackedTarget {
         const now = await this.#read(desired, signal);
         seen = now.fingerprint;
         wanted = this.#withNews(desired);
-        plan = planFromContents(wanted, now);
+        plan = this.#kept(planFromContents(wanted, now));
         if (process === seen.process && countOf(plan) > unpushed) this.report.changedByOthers = true;
       }
       this.#inSync(seen, plan, wanted === desired);

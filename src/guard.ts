@@ -1,0 +1,131 @@
+// The guard: what may go from the map, and what waits until a person approves exactly that.
+// It holds removals that are too many, all removals from a map that somebody else made, and moves back to what PuppetDB
+// said before. Promises: a fresh or restored PuppetDB, whose answer `[]` is valid, empties no map; a fleet that vanishes
+// little by little is noticed as well; an approval counts for the plan that it names and no other.
+// Pure state: no I/O, no clock.
+
+import { createHash } from "node:crypto";
+import type { RemovalLimit } from "./config.js";
+import type { Certname, Observation } from "./node-map.js";
+
+/** How one pass is judged: the limit, the plan id that a person approved for it, and a time (ms) on a clock that nobody sets. */
+export interface GuardRules {
+  limit: RemovalLimit;
+  approved?: string | undefined;
+  now: number;
+}
+
+/** What the guard says. `id` names exactly what is held: `certnames`, and entries that belong to no node, as they are. */
+export type Verdict =
+  | { kind: "allowed"; byApproval?: true }
+  | { kind: "held"; id: string; reason: string; certnames: readonly string[] };
+
+/** What would change. */
+export interface Losses {
+  /** Nodes that PuppetDB no longer lists. */
+  gone: readonly Certname[];
+  /** Entries of somebody else's map that cannot be a route of sasori's; undefined when the map is our own. */
+  foreign: readonly string[] | undefined;
+  /** What PuppetDB says that is older than the route it would replace. */
+  stepsBack: readonly StepBack[];
+}
+
+export interface StepBack {
+  observation: Observation;
+  /** The time of what the route rests on. */
+  from: number;
+}
+
+/** A share of a small map is soon reached: below this many entries only an empty result is held. */
+const FEW_ENTRIES = 10;
+
+/** The guard compares with the largest map of this time: fleets grow and shrink, but not by much within a month. */
+const DAY_MS = 24 * 60 * 60_000;
+const MEMORY_MS = 30 * DAY_MS;
+
+/** How large the map was, at times (ms) as those of GuardRules. */
+export interface SizeThen {
+  at: number;
+  size: number;
+}
+
+export class Guard {
+  /** The largest of each day, the oldest first, and only those that no later one exceeds. */
+  readonly sizes: SizeThen[];
+
+  constructor(like?: Guard) {
+    this.sizes = like === undefined ? [] : like.sizes.map((one) => ({ ...one }));
+  }
+
+  /** Returns the verdict, and whether nodes may be removed: steps back are held alone. */
+  judge(losses: Losses, size: number, rules: GuardRules): { verdict: Verdict; mayRemove: boolean } {
+    this.#remember(size, rules.now);
+    const { gone, foreign, stepsBack } = losses;
+    const removals = this.#removalReason(losses, size, rules.limit);
+    const names = removals === undefined ? [] : [...gone, ...(foreign ?? [])];
+    const moves = stepsBack.map(({ observation }) => observation);
+    if (names.length + moves.length === 0) return { verdict: { kind: "allowed" }, mayRemove: true };
+    const id = planId([...names, ...moves.map(({ certname, master }) => `${certname} ${master}`)]);
+    if (rules.approved === id) {
+      if (names.length > 0) this.#forget(size - gone.length, rules.now);
+      return { verdict: { kind: "allowed", byApproval: true }, mayRemove: true };
+    }
+    const reason = [removals, stepsBackReason(stepsBack)].filter((why) => why !== undefined).join("; ");
+    const certnames = [...names, ...moves.map(({ certname }) => certname)];
+    return { verdict: { kind: "held", id, reason, certnames }, mayRemove: removals === undefined };
+  }
+
+  /** Why the removals are held, or undefined. */
+  #removalReason({ gone, foreign }: Losses, size: number, limit: RemovalLimit): string | undefined {
+    const would = (count: number, of: number) => `${count} of ${of} entries would go`;
+    if (foreign !== undefined) {
+      const count = gone.length + foreign.length;
+      const all = size + foreign.length;
+      return count === 0 ? undefined : `${would(count, all)} from a map that sasori did not make`;
+    }
+    if (gone.length === 0) return undefined;
+    const most = Math.max(size, ...this.sizes.map((then) => then.size));
+    const lately = most - size;
+    const allowed = "entries" in limit ? limit.entries : Math.max(FEW_ENTRIES, (most * limit.percent) / 100);
+    if (gone.length >= size) return `${would(gone.length, size)}: that would empty the map`;
+    if (gone.length + lately <= allowed) return undefined;
+    const before = lately > 0 ? `, and ${lately} have within 30 days` : "";
+    return `${would(gone.length, size)}${before}: more than SASORI_MAX_REMOVED allows (${describe(limit)})`;
+  }
+
+  #remember(size: number, now: number): void {
+    while ((this.sizes[0]?.at ?? now) < now - MEMORY_MS) this.sizes.shift();
+    for (let last = this.sizes.at(-1); last !== undefined && last.size <= size; last = this.sizes.at(-1))
+      this.sizes.pop();
+    const last = this.sizes.at(-1);
+    if (last === undefined || now - last.at >= DAY_MS) this.sizes.push({ at: now, size });
+  }
+
+  /** After an approval the smaller map is what others are compared with. */
+  #forget(size: number, now: number): void {
+    this.sizes.splice(0, this.sizes.length, { at: now, size });
+  }
+}
+
+function stepsBackReason(stepsBack: readonly StepBack[]): string | undefined {
+  if (stepsBack.length === 0) return undefined;
+  const latest = (times: number[]) => new Date(times.reduce((a, b) => Math.max(a, b), 0)).toISOString();
+  const from = latest(stepsBack.map((step) => step.from));
+  const to = latest(stepsBack.map(({ observation }) => observation.at));
+  const nodes = stepsBack.length === 1 ? "1 node" : `${stepsBack.length} nodes`;
+  return `PuppetDB went back from ${from} to ${to}: ${nodes} would move back`;
+}
+
+function describe(limit: RemovalLimit): string {
+  return "entries" in limit ? `${limit.entries}` : `${limit.percent}% and ${FEW_ENTRIES} entries`;
+}
+
+/** The form of a plan id, as a person types it. */
+export const PLAN_ID = /^[0-9a-f]{12}$/;
+
+function planId(names: readonly string[]): string {
+  return createHash("sha256")
+    .update([...names].sort().join("\n"))
+    .digest("hex")
+    .slice(0, 12);
+}

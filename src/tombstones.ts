@@ -1,0 +1,55 @@
+// Nodes that were removed from the map, and until when evidence of them is void: a removal is remembered as an
+// observation is. Without that an HAProxy that comes back with its old map, or a second sasori that is a pass behind,
+// would bring them back for good.
+// Promises: bounded, and kept for longer than PuppetDB keeps deactivated nodes by default (14 days).
+// Pure state: no I/O, no clock.
+
+import type { Certname } from "./node-map.js";
+
+export interface Tombstone {
+  /** What PuppetDB says is void if it is not newer than this (ms on its clock): when the node was deactivated. 0: nothing is. */
+  at: number;
+  /** When the node was removed (ms). */
+  since: number;
+}
+
+const MAX_TOMBSTONES = 20_000;
+const KEPT_MS = 30 * 24 * 60 * 60_000;
+
+export class Tombstones {
+  /** The oldest first. */
+  readonly #stones: Map<Certname, Tombstone>;
+
+  constructor(like?: Tombstones) {
+    this.#stones = new Map(like === undefined ? [] : like.#stones);
+  }
+
+  get size(): number {
+    return this.#stones.size;
+  }
+
+  [Symbol.iterator](): IterableIterator<[Certname, Tombstone]> {
+    return this.#stones.entries();
+  }
+
+  has(certname: Certname): boolean {
+    return this.#stones.has(certname);
+  }
+
+  get(certname: Certname): Tombstone | undefined {
+    return this.#stones.get(certname);
+  }
+
+  set(certname: Certname, stone: Tombstone): void {
+    this.#stones.delete(certname); // To be the last.
+    this.#stones.set(certname, stone);
+    for (const [oldest, { since }] of this.#stones) {
+      if (this.#stones.size <= MAX_TOMBSTONES && since > stone.since - KEPT_MS) break;
+      this.#stones.delete(oldest);
+    }
+  }
+
+  delete(certname: Certname): boolean {
+    return this.#stones.delete(certname);
+  }
+}
