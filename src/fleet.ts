@@ -16,7 +16,7 @@ import {
 } from "./node-map.js";
 import { type Ahead, MAX_REFUSED, type Names, type Reading, type Submission } from "./source/reading.js";
 import type { Contents, Server } from "./target/target.js";
-import { Tombstones } from "./tombstones.js";
+import { type Tombstone, Tombstones } from "./tombstones.js";
 
 /** Finds the HAProxy server of a producer; undefined for a producer that is no master of this HAProxy. */
 export type Resolve = (producer: string) => Master | undefined;
@@ -41,10 +41,12 @@ export class Fleet {
   readonly own: Map<Certname, Observation>;
   /** Displaced nodes, and where they were at home: they left a master while it was down. */
   readonly homes: Map<Certname, Master>;
+  /** Nodes that were removed, and registrations and learned routes that were ended. */
   readonly tombstones: Tombstones;
+  readonly ended: Tombstones;
   readonly flapping: Flapping;
   readonly guard: Guard;
-  /** Grows with every change of `own`, `homes`, `tombstones` and `guard`. */
+  /** Grows with every change of `own`, `homes`, `tombstones`, `ended` and `guard`. */
   revision = 0;
   verdict: Verdict;
   /** Removals of a held verdict that are still held, and whether what is held has changed since. */
@@ -72,6 +74,7 @@ export class Fleet {
     this.own = new Map(like?.own);
     this.homes = new Map(like?.homes);
     this.tombstones = new Tombstones(like?.tombstones);
+    this.ended = new Tombstones(like?.ended);
     this.flapping = new Flapping(like?.flapping);
     this.guard = new Guard(like?.guard);
     this.verdict = like?.verdict ?? { kind: "allowed" };
@@ -103,8 +106,10 @@ export class Fleet {
   /** False if something newer is known. A registration or a learned route becomes one of our own. */
   observe(observation: Observation): boolean {
     const { certname, source } = observation;
-    const isOrder = source === "registration";
-    if (!isOrder && observation.at <= (this.tombstones.get(certname)?.at ?? -1)) return false;
+    const voidUntil = this.tombstones.get(certname)?.at ?? -1;
+    const endedUntil = this.ended.get(certname)?.at ?? -1;
+    if (source !== "registration" && observation.at <= voidUntil) return false;
+    if (!isOfPuppetdb(observation) && observation.at <= endedUntil) return false;
     const known = this.map.get(certname);
     const reported = source === "learned" && known !== undefined ? reportedOf(known) : undefined;
     const taken = reported === undefined ? observation : { ...observation, reported };
@@ -137,9 +142,20 @@ export class Fleet {
     // Another order was given, or PuppetDB has spoken, since this was ordered.
     if (this.own.get(certname) !== ended) return;
     this.#remove(certname, ended.at, ended.at);
+    this.ended.set(certname, { at: ended.at, since: ended.at });
     if (observation === undefined) return;
     this.tombstones.delete(certname);
     this.observe(observation);
+  }
+
+  /** Another sasori ended it. False if it is not in force here. Until PuppetDB is read the node keeps its route. */
+  takeEnd(certname: Certname, end: Tombstone): boolean {
+    this.ended.set(certname, end);
+    const own = this.own.get(certname);
+    if (own === undefined || own.at > end.at) return false;
+    this.map.replace({ certname, master: own.master, at: 0, source: "inherited" });
+    this.#disown(certname);
+    return true;
   }
 
   /** Its removal, or its move back, waits for approval. */
@@ -218,7 +234,7 @@ export class Fleet {
     this.#held = new Set(mayRemove ? [] : nodes);
     this.#heldChanged = false;
     const isApproved = verdict.kind === "allowed" && verdict.byApproval === true;
-    if (isApproved) for (const { observation } of stepsBack) this.#stepBack(observation);
+    if (isApproved) for (const step of stepsBack) this.#stepBack(step);
     if (!mayRemove) return;
     for (const certname of nodes) {
       if (!isApproved && this.#isFresh(certname, reading)) continue;
@@ -236,9 +252,19 @@ export class Fleet {
     );
   }
 
-  #stepBack(observation: Observation): void {
-    this.map.replace(observation);
-    this.#took(observation);
+  #stepBack({ certname, observation, at }: StepBack): void {
+    this.#stepsBack.delete(certname);
+    if (observation === undefined) {
+      this.#remove(certname, at, at);
+    } else {
+      this.map.replace(observation);
+      this.#took(observation);
+    }
+  }
+
+  #hold(step: StepBack): void {
+    this.#stepsBack.set(step.certname, step);
+    this.#heldChanged = true;
   }
 
   #isFresh(certname: Certname, { asOf, inactive }: Reading): boolean {
@@ -263,8 +289,7 @@ export class Fleet {
       return true;
     }
     if (kind === "full" && known !== undefined && isStepBack(observation, known, resolve)) {
-      this.#stepsBack.set(certname, { observation, from: known.at });
-      this.#heldChanged = true;
+      this.#hold({ certname, observation, at, from: known.at });
       return false;
     }
     if (!this.observe(observation)) return false;
@@ -301,9 +326,14 @@ export class Fleet {
     for (const certname of this.unroutable.keys())
       if (!active.has(certname)) this.unroutable.delete(certname);
     const gone: Certname[] = [];
-    for (const { certname } of this.map.assignments()) {
+    for (const known of this.map.assignments()) {
+      const { certname } = known;
       if (active.has(certname)) continue;
-      if (!this.#outlives(certname, reading.inactive.get(certname))) gone.push(certname);
+      const inactiveSince = reading.inactive.get(certname);
+      if (this.#outlives(certname, inactiveSince)) continue;
+      if (inactiveSince !== undefined && isOfPuppetdb(known) && inactiveSince < known.at)
+        this.#hold({ certname, observation: undefined, at: inactiveSince, from: known.at });
+      else gone.push(certname);
     }
     return gone;
   }

@@ -31,7 +31,11 @@ export interface Losses {
 }
 
 export interface StepBack {
-  observation: Observation;
+  certname: Certname;
+  /** What would take the place of the route; undefined: PuppetDB has an old deactivation. */
+  observation: Observation | undefined;
+  /** When PuppetDB's word is from (ms). */
+  at: number;
   /** The time of what the route rests on. */
   from: number;
 }
@@ -63,15 +67,15 @@ export class Guard {
     const { gone, foreign, stepsBack } = losses;
     const removals = this.#removalReason(losses, size, rules.limit);
     const names = removals === undefined ? [] : [...gone, ...(foreign ?? [])];
-    const moves = stepsBack.map(({ observation }) => observation);
-    if (names.length + moves.length === 0) return { verdict: { kind: "allowed" }, mayRemove: true };
-    const id = planId([...names, ...moves.map(({ certname, master }) => `${certname} ${master}`)]);
+    if (names.length + stepsBack.length === 0) return { verdict: { kind: "allowed" }, mayRemove: true };
+    const moves = stepsBack.map(({ certname, observation }) => `${certname} ${observation?.master ?? "-"}`);
+    const id = planId([...names, ...moves]);
     if (rules.approved === id) {
       if (names.length > 0) this.#forget(size - gone.length, rules.now);
       return { verdict: { kind: "allowed", byApproval: true }, mayRemove: true };
     }
     const reason = [removals, stepsBackReason(stepsBack)].filter((why) => why !== undefined).join("; ");
-    const certnames = [...names, ...moves.map(({ certname }) => certname)];
+    const certnames = [...names, ...stepsBack.map(({ certname }) => certname)];
     return { verdict: { kind: "held", id, reason, certnames }, mayRemove: removals === undefined };
   }
 
@@ -95,10 +99,12 @@ export class Guard {
 
   #remember(size: number, now: number): void {
     while ((this.sizes[0]?.at ?? now) < now - MEMORY_MS) this.sizes.shift();
-    for (let last = this.sizes.at(-1); last !== undefined && last.size <= size; last = this.sizes.at(-1))
+    const isOld = ({ at }: SizeThen) => now - at >= DAY_MS;
+    const isExceeded = (then: SizeThen) => then.size < size || (then.size === size && isOld(then));
+    for (let last = this.sizes.at(-1); last !== undefined && isExceeded(last); last = this.sizes.at(-1))
       this.sizes.pop();
     const last = this.sizes.at(-1);
-    if (last === undefined || now - last.at >= DAY_MS) this.sizes.push({ at: now, size });
+    if (last === undefined || isOld(last)) this.sizes.push({ at: now, size });
   }
 
   /** After an approval the smaller map is what others are compared with. */
@@ -111,9 +117,9 @@ function stepsBackReason(stepsBack: readonly StepBack[]): string | undefined {
   if (stepsBack.length === 0) return undefined;
   const latest = (times: number[]) => new Date(times.reduce((a, b) => Math.max(a, b), 0)).toISOString();
   const from = latest(stepsBack.map((step) => step.from));
-  const to = latest(stepsBack.map(({ observation }) => observation.at));
+  const to = latest(stepsBack.map(({ at }) => at));
   const nodes = stepsBack.length === 1 ? "1 node" : `${stepsBack.length} nodes`;
-  return `PuppetDB went back from ${from} to ${to}: ${nodes} would move back`;
+  return `PuppetDB went back from ${from} to ${to}: ${nodes} would move or go`;
 }
 
 function describe(limit: RemovalLimit): string {

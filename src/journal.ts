@@ -39,6 +39,7 @@ const StateShape = z.object({
   homes: z.array(z.unknown()),
   // Files of earlier versions have none.
   tombstones: z.array(z.unknown()).default([]),
+  ended: z.array(z.unknown()).default([]),
   sizes: z.array(z.unknown()).default([]),
 });
 
@@ -47,18 +48,20 @@ export interface State {
   /** Where displaced nodes were at home. */
   homes: [Certname, Master][];
   tombstones: [Certname, Tombstone][];
+  /** Registrations and learned routes that were ended. */
+  ended: [Certname, Tombstone][];
   /** What the guard compares with: how large the map was, and when (ms since the epoch). */
   sizes: SizeThen[];
 }
 
-const EMPTY: State = { observations: [], homes: [], tombstones: [], sizes: [] };
+const EMPTY: State = { observations: [], homes: [], tombstones: [], ended: [], sizes: [] };
 
 /** The same, as it is kept in memory. */
 type Saved = { [Part in keyof State]: Iterable<State[Part][number]> };
 
 /** `unusable`: entries that are left out, each with its place and what is wrong. Throws what `stateProblem` puts into words. */
 export function parseState(text: string): State & { unusable: string[] } {
-  const { observations, homes, tombstones, sizes } = StateShape.parse(JSON.parse(text));
+  const { observations, homes, tombstones, ended, sizes } = StateShape.parse(JSON.parse(text));
   const unusable: string[] = [];
   const usable = <Entry>(list: string, entries: unknown[], shape: z.ZodType<Entry>) =>
     entries.flatMap((entry, index) => {
@@ -77,14 +80,23 @@ export function parseState(text: string): State & { unusable: string[] } {
       }),
     ),
     homes: usable("homes", homes, HomeShape),
-    tombstones: usable("tombstones", tombstones, TombstoneShape).map(({ certname, at, since }) => [
-      certname,
-      { at: Date.parse(at), since: Date.parse(since) },
-    ]),
+    tombstones: usable("tombstones", tombstones, TombstoneShape).map(fromStone),
+    ended: usable("ended", ended, TombstoneShape).map(fromStone),
     sizes: usable("sizes", sizes, SizeShape).map(({ at, size }) => ({ at: Date.parse(at), size })),
     unusable,
   };
 }
+
+const fromStone = ({ certname, at, since }: z.output<typeof TombstoneShape>): [Certname, Tombstone] => [
+  certname,
+  { at: Date.parse(at), since: Date.parse(since) },
+];
+
+const toStone = ([certname, { at, since }]: [Certname, Tombstone]) => ({
+  certname,
+  at: iso(at),
+  since: iso(since),
+});
 
 /** A few of many, for a message. */
 export const unusableEntries = (unusable: readonly string[]): string => {
@@ -189,7 +201,7 @@ export class Journal {
   }
 
   /** Throws `FILE_...` as replaceFile does. */
-  async save({ observations, homes, tombstones, sizes }: Saved, signal?: AbortSignal): Promise<void> {
+  async save({ observations, homes, tombstones, ended, sizes }: Saved, signal?: AbortSignal): Promise<void> {
     const state = {
       version: 1,
       observations: Array.from(observations, ({ certname, master, at, source, reported }) => ({
@@ -200,16 +212,14 @@ export class Journal {
         ...(reported !== undefined && { reported: iso(reported) }),
       })),
       homes: [...homes],
-      tombstones: Array.from(tombstones, ([certname, { at, since }]) => ({
-        certname,
-        at: iso(at),
-        since: iso(since),
-      })),
+      tombstones: Array.from(tombstones, toStone),
+      ended: Array.from(ended, toStone),
       sizes: Array.from(sizes, ({ at, size }) => ({ at: iso(at), size })),
     };
     const text = `${JSON.stringify(state, null, 1)}\n`;
     // How large the map was is worth a file only once something was removed from it.
-    const nothing = state.observations.length + state.homes.length + state.tombstones.length === 0;
+    const { sizes: _, version: __, ...lists } = state;
+    const nothing = Object.values(lists).every(({ length }) => length === 0);
     if (this.#blocked !== undefined) throw this.#blocked;
     if (text === this.#written || (nothing && this.#written === "")) return;
     await this.#patience.wait(signal, this.#silent, async () => {

@@ -99,6 +99,10 @@ export class NodeMap {
     return Math.max(now, (this.get(certname)?.at ?? 0) + 1);
   }
 
+  certnames(): IterableIterator<Certname> {
+    return this.#assignments.keys();
+  }
+
   /** All assignments, in no order that a caller may rely on. */
   assignments(): IterableIterator<Assignment> {
     return this.#assignments.values();

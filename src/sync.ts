@@ -181,8 +181,9 @@ export class Sync {
   }
 
   /** Takes what an earlier run, or another sasori that shares the state file, has found out or was told. */
-  #takeState({ observations, tombstones }: Pick<State, "observations" | "tombstones">): void {
+  #takeState({ observations, tombstones, ended }: Omit<State, "homes" | "sizes">): void {
     const { fleet } = this;
+    for (const [certname, stone] of ended) if (fleet.takeEnd(certname, stone)) this.#watermark = undefined; // PuppetDB says what takes its place.
     for (const [certname, stone] of tombstones)
       if (fleet.map.get(certname) === undefined) fleet.tombstones.set(certname, stone);
     for (const observation of observations)
@@ -311,7 +312,8 @@ export class Sync {
     const read = (signal: AbortSignal) => this.#parts.journal.readOthers(signal).catch(() => undefined);
     const others = await within(LOOK_MS, stop, late, read).catch(() => undefined);
     if (others === undefined) return;
-    if (others.observations.length + others.tombstones.length > 0) this.#othersWroteAt = Date.now();
+    if (others.observations.length + others.tombstones.length + others.ended.length > 0)
+      this.#othersWroteAt = Date.now();
     this.#takeState(others);
     this.#savedRevision = UNSAVED;
   }
@@ -376,7 +378,11 @@ export class Sync {
       return await within(ms, stop, late, (signal) =>
         mark === undefined
           ? puppetdb.readAll(signal, hasServer)
-          : puppetdb.readChanges(mark.asOf - mark.overlapMs, signal, mark.inactiveCount, hasServer),
+          : puppetdb.readChanges(mark.asOf - mark.overlapMs, signal, {
+              inactiveBefore: mark.inactiveCount,
+              known: this.fleet.map,
+              hasServer,
+            }),
       );
     } catch (error) {
       return toFailure(error);
@@ -537,7 +543,7 @@ export class Sync {
   }
 
   async #saveJournal(stop: AbortSignal): Promise<Failure | undefined> {
-    const { own, homes, tombstones, guard, revision } = this.fleet;
+    const { own, homes, tombstones, ended, guard, revision } = this.fleet;
     const sizes = guard.sizes.map(({ at, size }) => ({ at: at + this.#startedAt, size }));
     const { journal } = this.#parts;
     if (revision === this.#savedRevision) return undefined;
@@ -545,7 +551,7 @@ export class Sync {
       const late = new SasoriError("FILE_WRITE", `gave up after ${LOOK_MS / 1000} s`);
       await within(LOOK_MS, stop, late, async (signal) => {
         if (revision === this.#savedRevision) return;
-        await journal.save({ observations: own.values(), homes, tombstones, sizes }, signal);
+        await journal.save({ observations: own.values(), homes, tombstones, ended, sizes }, signal);
       });
       this.#savedRevision = revision;
       this.unsaved = undefined;

@@ -164,7 +164,7 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
       expect(finding(diagnosis, "live map")).toMatchObject({
         outcome: "warning",
         detail: expect.stringMatching(/more than once: node1\.example\.com; no certnames: "Node1"/),
-        remedy: expect.stringContaining("sasori sync --full"),
+        remedy: expect.stringContaining("sasori diff"),
       });
       const differs = finding(diagnosis, "file and live map");
       expect(differs?.detail).toContain("2 nodes differ");
@@ -345,7 +345,7 @@ describe("the doctor and this machine", () => {
       });
       expect(finding(other, "map file")).toMatchObject({
         outcome: "warning",
-        remedy: expect.stringContaining("sasori sync --full"),
+        remedy: expect.stringContaining("sasori diff"),
       });
       await unlink(mapFile);
       expect(finding(await examine(), "map file")).toMatchObject({

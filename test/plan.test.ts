@@ -194,12 +194,15 @@ describe("the guard", () => {
       at: 1_000,
       source: "facts",
     } as const;
-    const all = losses({ gone: names(1), stepsBack: [{ observation, from: 5_000 }] });
+    const all = losses({
+      gone: names(1),
+      stepsBack: [{ certname: observation.certname, observation, at: 1_000, from: 5_000 }],
+    });
     const { verdict, mayRemove } = new Guard().judge(all, 100, { limit, now: 0 });
     expect(mayRemove).toBe(true);
     expect(verdict).toMatchObject({
       reason:
-        "PuppetDB went back from 1970-01-01T00:00:05.000Z to 1970-01-01T00:00:01.000Z: 1 node would move back",
+        "PuppetDB went back from 1970-01-01T00:00:05.000Z to 1970-01-01T00:00:01.000Z: 1 node would move or go",
       certnames: ["a"],
     });
   });

@@ -295,7 +295,7 @@ function liveMapCheck(endpoint: Endpoint, map: Check<MapState>): Check<ReadonlyM
           else if (routes.has(key)) twice.push(key);
           else routes.set(key, value);
         });
-        const remedy = "`sasori sync --full` replaces the map; find out who else writes to it";
+        const remedy = "`sasori diff` shows what a pass would change; find out who else writes to this map";
         const problems: Problem[] = [];
         if (twice.length > 0)
           problems.push({ outcome: "warning", what: `more than once: ${names(twice)}`, remedy });
@@ -326,7 +326,7 @@ function agreementCheck(
         if (!file.has(certname)) differ.push(`${certname} (not in the file)`);
       if (differ.length === 0) return verdict("they agree", []);
       const what = `${differ.length} nodes differ between the file and the live map: ${names(differ)}`;
-      const remedy = "`sasori diff` shows all; `sasori sync --full` brings them together";
+      const remedy = "`sasori diff` shows all; the daemon's next full pass brings them together";
       return verdict("", [{ outcome: "warning", what, remedy }]);
     },
   };

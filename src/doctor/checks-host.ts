@@ -82,7 +82,8 @@ function mapFileCheck(file: string): MapFileCheck {
         throw new CheckError("it does not exist, and HAProxy does not start without it", remedy);
       });
       if (!found.isFile()) throw new CheckError("it is no file", "name a file in SASORI_MAP_FILE");
-      const { routes, rebuild } = await new MapFile(file).read();
+      const { routes, capitals, strays = [] } = await new MapFile(file).read();
+      const strange = strays.length + (capitals?.size ?? 0);
       const mounted = await isMountPoint(file);
       return verdict(
         `${routes.size} nodes`,
@@ -92,10 +93,11 @@ function mapFileCheck(file: string): MapFileCheck {
             what: "the file itself is a mount point, so it cannot be replaced",
             remedy: `mount its folder ${path.dirname(file)} instead of the file`,
           },
-          rebuild && {
+          strange > 0 && {
             outcome: "warning" as const,
-            what: "it has lines that are no routes, or a node twice",
-            remedy: "`sasori sync --full` writes it anew",
+            what: `${strange} lines are no routes of sasori's: capitals, illegal names, or a node twice`,
+            remedy:
+              "`sasori diff` shows what a pass would change. What would be lost waits for your approval",
           },
         ].filter((problem) => problem !== false),
         routes,

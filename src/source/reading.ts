@@ -14,6 +14,9 @@ const MAX_NAME_CHARACTERS = 300;
 /** Clocks differ by seconds. A time that lies further ahead of its receipt is that of a wrong clock. */
 const AHEAD_MS = 5 * 60_000;
 
+/** Of a time from such a clock only this is known: it was before its receipt. What is of about that time is believed rather. */
+const DOUBT_MS = 1_000;
+
 /** The newest thing that a master submitted for a node. Times are milliseconds since the epoch. */
 export interface Submission {
   certname: Certname;
@@ -167,9 +170,15 @@ export class Gathering {
       }
       this.withoutProducer.delete(certname);
       const until = isAhead ? Date.parse(dated) : 0;
-      if (until > at + AHEAD_MS) this.ahead.set(certname, { producer: cut(producer), until });
-      const receivedAt = this.kind === "full" ? 0 : Date.parse(received ?? "") || 0;
-      const submission = { certname, producer: cut(producer), at, source, receivedAt };
+      const isWrong = until > at + AHEAD_MS;
+      if (isWrong) this.ahead.set(certname, { producer: cut(producer), until });
+      const submission = {
+        certname,
+        producer: cut(producer),
+        at: isWrong ? at - DOUBT_MS : at,
+        source,
+        receivedAt: this.kind === "full" ? 0 : Date.parse(received ?? "") || 0,
+      };
       if (this.#hasServer(producer)) keepNewest(this.submissions, submission);
       else keepNewest(this.unroutable, submission);
     });

@@ -62,7 +62,7 @@ describe.each(Object.entries(BACKENDS))("%s", (_, start) => {
   const all = () => source.readAll(soon());
   /** What PuppetDB received since then, its clock being ours here, in whole seconds. */
   const changesSince = (since: number, inactiveBefore = 0) =>
-    source.readChanges(since, soon(), inactiveBefore);
+    source.readChanges(since, soon(), { inactiveBefore });
   const submissionOf = async (certname = NODE): Promise<Partial<Submission> | undefined> =>
     (await all()).submissions.get(parseCertname(certname));
 
