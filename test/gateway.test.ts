@@ -108,6 +108,12 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
     expect({ status, warnings: text.match(/WARNING|ALERT/g) }).toEqual({ status: 0, warnings: null });
   });
 
+  test("does not start with a word for GATEWAY_REPLAY that it does not know", () => {
+    const { status, text } = check(bin, { more: { GATEWAY_REPLAY: "on" } });
+    expect(status).not.toBe(0);
+    expect(text).toMatch(/GATEWAY_REPLAY must be safe or all/);
+  });
+
   test("takes no client certificates where it speaks no TLS", () => {
     const { status, text } = check(bin, { more: { GATEWAY_CLIENT_CA: "/etc/ca.pem" } });
     expect(status).not.toBe(0);
@@ -441,7 +447,11 @@ frontend classes
 
   test("lets a master say 'not mine' by 421 where HAProxy can retry on it", () =>
     withGateway(
-      { bin, map: [[NODE, "master1"]], variables: version >= "3.2" ? { NOT_MINE_STATUS: "421" } : {} },
+      {
+        bin,
+        map: [[NODE, "master1"]],
+        variables: { GATEWAY_REPLAY: "all", ...(version >= "3.2" && { NOT_MINE_STATUS: "421" }) },
+      },
       async ({ ask, masters }) => {
         for (const master of masters) {
           master.nodes = new Set(master.name === "master1" ? [] : [NODE]);
