@@ -13,7 +13,8 @@
 
 local BACKEND = "puppet"
 -- The gateway's own way to sasori: HAProxy resolves the name, checks its health, and fails at once when it is down.
-local SASORI = "abns@" .. os.getenv("HAPROXY_SOCKET") .. ".sasori"
+local SASORI = "unix@" .. os.getenv("HAPROXY_SOCKET") .. ".sasori"
+local HEALER = "unix@" .. os.getenv("HAPROXY_SOCKET") .. ".heal"
 local FALLBACK = os.getenv("GATEWAY_FALLBACK") ~= "off"
 local REPLAY_ALL = os.getenv("GATEWAY_REPLAY") == "all"
 
@@ -124,4 +125,28 @@ core.register_action("ask_later", { "http-res" }, function(txn)
     later[node] = nil
     count_later = count_later - 1
   end)
+end)
+
+local function is_reached(address)
+  local socket = core.tcp()
+  local connected = socket:connect(address)
+  socket:close()
+  return connected
+end
+
+-- Once after each start, in the process that serves. Its sockets get their names only here, because one that could not
+-- start (a reload that fails, with -sf) must not take away those of the one that goes on. Without them nothing heals, and
+-- nobody would notice before the first wrong route.
+core.register_task(function()
+  local is_whole = true
+  for _, address in ipairs({ HEALER, SASORI }) do
+    local file = address:gsub("^unix@", "")
+    -- There is none when the sockets of the process before were taken over; one that nobody answers was left behind.
+    if is_reached(address .. ".new") then os.rename(file .. ".new", file) end
+    is_whole = is_reached(address) and is_whole
+  end
+  if not is_whole then
+    core.log(core.alert, "no wrong route will heal: HAProxy cannot reach its own sockets beside HAPROXY_SOCKET. HAProxy's user "
+      .. "must be allowed to make files in that folder; with a chroot, HAPROXY_CHROOT must name that")
+  end
 end)

@@ -122,7 +122,7 @@ const requestLines = ({ haproxy }: Pair) =>
   haproxy
     .output()
     .split("\n")
-    .filter((line) => /connect from| status=/i.test(line));
+    .filter((line) => /connect (from|to)| status=/i.test(line));
 const requests = (lab: Lab) => lab.masters.map((master) => master.requests);
 
 describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) => {
