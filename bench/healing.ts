@@ -84,9 +84,11 @@ async function heal(
         return { text: mastersConfig(ports, owners, socket) };
       });
       const [statsPort, sasoriPort] = [await freePort(), await freePort()];
-      const gateway = await stage.haproxy("gateway", bin, (port, socket) =>
-        gatewayConfig(ports, { port, socket, map, statsPort, sasoriPort }),
-      );
+      const gateway = await stage.haproxy("gateway", bin, (port, socket) => {
+        const { text, env } = gatewayConfig(ports, { port, socket, map, statsPort, sasoriPort });
+        // These masters check that a node is theirs. Otherwise no POST would heal, and nothing without sasori.
+        return { text, env: { ...env, GATEWAY_REPLAY: "all" } };
+      });
       const sasori = {
         SASORI_PUPPETDB_URL: puppetdb.url,
         SASORI_HAPROXY: gateway.socket,

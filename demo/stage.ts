@@ -164,6 +164,8 @@ function haproxyProgram({ ports, urls, mapFile, socket }: Plan, command: string)
       HAPROXY_SOCKET: socket,
       RESOLVER_ADDRESS: `${HOST}:${ports.sasori}`,
       NODE_MASTER_MAP: mapFile,
+      // The demo's masters check that a node is theirs before they act.
+      GATEWAY_REPLAY: "all",
       ...Object.fromEntries(MASTERS.map((name) => [name.toUpperCase(), `${HOST}:${ports[name]}`])),
     },
     isReady: () => answers(urls.gateway, 400), // "name the node"

@@ -1,6 +1,9 @@
 -- Asks sasori where a node is, when its route turned out wrong: the master that the map named said "not mine",
 -- could not be reached, or there is no route. Used by haproxy.cfg; a request whose route is right never comes here.
 --
+-- The rule: a master that the map does not name gets a request only if sasori knows that the node has moved there, or if
+-- the node's own master cannot be reached. With GATEWAY_REPLAY=all the masters check that themselves.
+--
 -- In:  txn.node    the certname, already checked by the gateway
 --      txn.tried   the servers that were tried for this request, separated by commas
 -- Out: txn.first   the server that the map named; empty when it named none
@@ -10,14 +13,19 @@
 
 local BACKEND = "puppet"
 -- The gateway's own way to sasori: HAProxy resolves the name, checks its health, and fails at once when it is down.
-local SASORI = "abns@" .. os.getenv("HAPROXY_SOCKET") .. ".sasori"
+local SASORI = "unix@" .. os.getenv("HAPROXY_SOCKET") .. ".sasori"
+local HEALER = "unix@" .. os.getenv("HAPROXY_SOCKET") .. ".heal"
 local FALLBACK = os.getenv("GATEWAY_FALLBACK") ~= "off"
+local REPLAY_ALL = os.getenv("GATEWAY_REPLAY") == "all"
 
 -- sasori may have to ask PuppetDB; a client is waiting meanwhile.
 local DEADLINE_SECONDS = 2
 
--- Without sasori the masters are tried one after the other, but never more than this.
+-- Where masters are tried one after the other, never more than this.
 local MAX_TRIES = 4
+
+-- Questions after answers that have gone to their clients: what comes beyond is not asked.
+local MAX_LATER = 100
 
 local function is_up(server)
   local status = server:get_stats()["status"]
@@ -51,7 +59,8 @@ local function to_set(list)
   return names, count
 end
 
--- "known" and the owner, "unknown", or "silent" when sasori gives no answer, or none that is certain.
+-- "known" and the owner, by evidence newer than the route; "unknown": nobody knows better than the route; "silent" when
+-- sasori gives no answer, or none that is certain.
 local function ask_sasori(node, wrong)
   local socket = core.tcp()
   socket:settimeout(DEADLINE_SECONDS)
@@ -61,19 +70,10 @@ local function ask_sasori(node, wrong)
   local response = socket:receive("*a") or ""
   socket:close()
   local status, body = response:match("^HTTP/1%.[01] (%d+).-\r\n\r\n(.*)$")
+  if status == "200" and body == wrong then return "unknown" end
   if status == "200" and body:match("^[%w_:.-]+$") then return "known", body end
   if status == "404" then return "unknown" end
   return "silent"
-end
-
--- Another master for a node whose own is down, or, while sasori is silent, one that may have it.
-local function stand_in(txn, tried, is_last)
-  if not FALLBACK then return end
-  local name, has_more = another(tried)
-  if not name then return end
-  txn:set_var("txn.master", name)
-  txn:set_var("txn.route", "redispatched")
-  if is_last or not has_more then txn:set_var("txn.final", "yes") end
 end
 
 core.register_action("heal", { "http-req" }, function(txn)
@@ -82,17 +82,71 @@ core.register_action("heal", { "http-req" }, function(txn)
   local first = list:match("^[^,]+")
   txn:set_var("txn.first", first or "")
   local answer, owner = ask_sasori(txn:get_var("txn.node"), first)
-  -- Nobody knows better than the map: its master is asked once more, and what it says then is the answer.
-  if answer == "unknown" then owner = first end
+  local function go(name, route, is_final)
+    txn:set_var("txn.master", name)
+    txn:set_var("txn.route", route)
+    if is_final then txn:set_var("txn.final", "yes") end
+  end
+  -- It may be there and just not have been reached: it is tried twice. Before HAProxy 2.9 a server that was added at run
+  -- time is not in this table, so one that is not may be up.
+  local function may_try(name)
+    local server = core.backends[BACKEND].servers[name]
+    return (not server or is_up(server)) and (tried[name] or 0) < 2
+  end
 
-  -- Before HAProxy 2.9 a server that was added at run time is not in this table, so one that is not may be up.
-  local server = owner and core.backends[BACKEND].servers[owner]
-  if owner and (not server or is_up(server)) and (tried[owner] or 0) < 2 then
-    txn:set_var("txn.master", owner)
-    txn:set_var("txn.final", "yes")
-    txn:set_var("txn.route", owner == first and "mapped" or "learned")
-  -- A node that is not in the map is never looked for among the masters: anybody can make up such names.
-  elseif count < MAX_TRIES and (owner or (first and answer == "silent")) then
-    stand_in(txn, tried, answer ~= "silent" or count + 1 == MAX_TRIES)
+  if owner and may_try(owner) then return go(owner, "learned", true) end
+
+  local is_silent = answer == "silent"
+  local name, has_more
+  if FALLBACK and count < MAX_TRIES then name, has_more = another(tried) end
+  local is_last = not is_silent or not has_more or count + 1 == MAX_TRIES
+  -- Masters that check ownership: where it succeeds, there the node is, and if nowhere its own has the last word. A node
+  -- that is not in the map is never looked for in this way: anybody can make up such names.
+  if REPLAY_ALL and is_silent and first and name then
+    return go(name, "redispatched", is_last and not may_try(first))
+  end
+  -- Nobody knows better than the map: its master is asked once more, and what it says then is the answer.
+  if not owner and first and may_try(first) then return go(first, "mapped", true) end
+  -- The node's own master cannot be reached.
+  if (owner or first) and name then return go(name, "redispatched", is_last) end
+end)
+
+-- The answer "not mine" has gone to the client, because its request must not be executed twice. sasori finds out
+-- meanwhile and pushes what it found, so that the next request is right.
+local later, count_later = {}, 0
+
+core.register_action("ask_later", { "http-res" }, function(txn)
+  local node, wrong = txn:get_var("txn.node"), txn:get_var("txn.master")
+  if later[node] or count_later >= MAX_LATER then return end
+  later[node] = true
+  count_later = count_later + 1
+  core.register_task(function()
+    pcall(ask_sasori, node, wrong)
+    later[node] = nil
+    count_later = count_later - 1
+  end)
+end)
+
+local function is_reached(address)
+  local socket = core.tcp()
+  local connected = socket:connect(address)
+  socket:close()
+  return connected
+end
+
+-- Once after each start, in the process that serves. Its sockets get their names only here, because one that could not
+-- start (a reload that fails, with -sf) must not take away those of the one that goes on. Without them nothing heals, and
+-- nobody would notice before the first wrong route.
+core.register_task(function()
+  local is_whole = true
+  for _, address in ipairs({ HEALER, SASORI }) do
+    local file = address:gsub("^unix@", "")
+    -- There is none when the sockets of the process before were taken over; one that nobody answers was left behind.
+    if is_reached(address .. ".new") then os.rename(file .. ".new", file) end
+    is_whole = is_reached(address) and is_whole
+  end
+  if not is_whole then
+    core.log(core.alert, "no wrong route will heal: HAProxy cannot reach its own sockets beside HAPROXY_SOCKET. HAProxy's user "
+      .. "must be allowed to make files in that folder; with a chroot, HAPROXY_CHROOT must name that")
   end
 end)

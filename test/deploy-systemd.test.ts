@@ -98,6 +98,14 @@ describe("systemd", () => {
     expect(SASORI_MAP_FILE).toBe(NODE_MASTER_MAP);
   });
 
+  test("makes the folder in HAProxy's chroot in which HAProxy talks to itself, for HAProxy alone", async () => {
+    const { HAPROXY_CHROOT, HAPROXY_SOCKET = "" } = await environmentOf("gateway.env");
+    const inside = `${HAPROXY_CHROOT}${path.dirname(HAPROXY_SOCKET)}`;
+    const lines = (await readFile(path.join(DEPLOY, "tmpfiles.conf"), "utf8")).split("\n");
+    expect(lines).toContain(`d ${inside} 2700 haproxy haproxy -`);
+    expect(lines).toContain(`d ${path.dirname(inside)} 0755 root root -`);
+  });
+
   test("the settings name variables that there are, in a form that systemd and a shell read alike", async () => {
     const known = describeVariables().map(({ name }) => name);
     const settings = await environmentOf("sasori.env");

@@ -1,16 +1,17 @@
-import { execFileSync, spawnSync } from "node:child_process";
+import { execFile, execFileSync, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import http2 from "node:http2";
-import { connect } from "node:net";
+import { type AddressInfo, connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { Agent, request } from "undici";
 import { describe, expect, test } from "vitest";
 import { PriorityMap } from "../src/target/priority.js";
-import { hold, withGateway } from "./support/gateway.js";
+import { type Gateway, hold, withGateway } from "./support/gateway.js";
 import { runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries, puppetdbParts } from "./support/parts.js";
 
@@ -59,21 +60,11 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
     },
   );
 
-  test.each([{}, { GATEWAY_SECRET: "known to few" }])(
-    "does not start with an empty password of the stats page, with %o",
-    (more) => {
-      expect(check(bin, { more: { ...more, STATS_PASSWORD: "" } }).status).not.toBe(0);
-      // HAProxy's conditions would take these for their own syntax.
-      for (const STATS_PASSWORD of ['a,b"c)', "it's", "\\", "a b"])
-        expect(check(bin, { more: { ...more, STATS_PASSWORD } })).toEqual({
-          status: 0,
-          text: expect.anything(),
-        });
-    },
-  );
-
-  test("does not start with an empty secret, which every program of this host would know", () => {
-    expect(check(bin, { more: { GATEWAY_SECRET: "" } }).status).not.toBe(0);
+  test("does not start with an empty password of the stats page", () => {
+    expect(check(bin, { more: { STATS_PASSWORD: "" } }).status).not.toBe(0);
+    // HAProxy's conditions would take these for their own syntax.
+    for (const STATS_PASSWORD of ['a,b"c)', "it's", "\\", "a b"])
+      expect(check(bin, { more: { STATS_PASSWORD } })).toEqual({ status: 0, text: expect.anything() });
   });
 
   test("takes the variables of docs/containers.md, and is reached from beyond its container", () => {
@@ -106,6 +97,12 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
     ]);
     const { status, text } = check(bin, { more: Object.fromEntries(here) });
     expect({ status, warnings: text.match(/WARNING|ALERT/g) }).toEqual({ status: 0, warnings: null });
+  });
+
+  test("does not start with a word for GATEWAY_REPLAY that it does not know", () => {
+    const { status, text } = check(bin, { more: { GATEWAY_REPLAY: "on" } });
+    expect(status).not.toBe(0);
+    expect(text).toMatch(/GATEWAY_REPLAY must be safe or all/);
   });
 
   test("takes no client certificates where it speaks no TLS", () => {
@@ -441,7 +438,11 @@ frontend classes
 
   test("lets a master say 'not mine' by 421 where HAProxy can retry on it", () =>
     withGateway(
-      { bin, map: [[NODE, "master1"]], variables: version >= "3.2" ? { NOT_MINE_STATUS: "421" } : {} },
+      {
+        bin,
+        map: [[NODE, "master1"]],
+        variables: { GATEWAY_REPLAY: "all", ...(version >= "3.2" && { NOT_MINE_STATUS: "421" }) },
+      },
       async ({ ask, masters }) => {
         for (const master of masters) {
           master.nodes = new Set(master.name === "master1" ? [] : [NODE]);
@@ -519,35 +520,99 @@ frontend classes
       ),
     ));
 
-  test("lets no other program of this host in through its internal sockets, past the certificates", () =>
-    withCertificates(({ ca, server }) =>
+  test("has its internal sockets where only those reach them who may command HAProxy", () =>
+    withGateway({ bin }, async ({ haproxy }) => {
+      const mode = (name: string) => statSync(`${haproxy.socketPath}${name}`).mode & 0o777;
+      for (const name of ["", ".heal", ".sasori"]) await expect.poll(() => mode(name)).toBe(0o660);
+      const abstract = readFileSync("/proc/net/unix", "utf8").match(/ @.*$/gm) ?? [];
+      expect(abstract.filter((name) => name.includes(haproxy.dir))).toEqual([]);
+    }));
+
+  describe("heals", () => {
+    const map: [string, string][] = [
+      [NODE, "master1"],
+      ["node2.example.com", "master2"],
+    ];
+    const heals = async ({ ask, masters }: Gateway) => {
+      await masters[0]?.stop();
+      expect(routeOf(await ask(NODE))).toMatchObject({ status: 200, route: "redispatched" });
+      expect(routeOf(await ask("node2.example.com"))).toMatchObject({ status: 200, route: "mapped" });
+    };
+    const TAKEN = /cannot bind socket/;
+
+    test("after a reload that failed because a port is taken, and after the next one, which did not", () =>
+      withTakenPort((taken) =>
+        withGateway({ bin, map, masterWorker: true }, async (gateway) => {
+          const file = path.join(gateway.haproxy.dir, "haproxy.cfg");
+          const good = readFileSync(file, "utf8");
+          writeFileSync(file, `${good}\nfrontend more\n  bind 127.0.0.1:${taken}\n`);
+          process.kill(gateway.haproxy.pid, "SIGUSR2");
+          await expect.poll(gateway.haproxy.output, { timeout: 10_000 }).toMatch(TAKEN);
+          await expect
+            .poll(() => runtimeCommand(gateway.haproxy.masterSocketPath, "show version").catch(() => "away"))
+            .not.toBe("away");
+          await heals(gateway);
+          writeFileSync(file, good);
+          await gateway.haproxy.reload();
+          await heals(gateway);
+        }),
+      ));
+
+    test("after a new process that was to take over (-sf) has failed", () =>
+      withTakenPort((taken) =>
+        withGateway({ bin, map }, async (gateway) => {
+          const file = path.join(gateway.haproxy.dir, "more.cfg");
+          const lines = "mode http\n timeout client 1s\n timeout connect 1s\n timeout server 1s\n";
+          writeFileSync(file, `defaults more\n ${lines}frontend more from more\n bind 127.0.0.1:${taken}\n`);
+          const own = path.join(gateway.haproxy.dir, "haproxy.cfg");
+          const over = ["-db", "-f", own, "-f", file, "-sf", String(gateway.haproxy.pid)];
+          // Not spawnSync: the masters are in this process, and must answer HAProxy's checks.
+          const { code, stderr } = await promisify(execFile)(bin, over).catch((error) => error);
+          expect(code).not.toBe(0);
+          expect(stderr).toMatch(TAKEN);
+          await heals(gateway);
+        }),
+      ));
+
+    test("with what another process has left behind that was killed", () =>
+      withGateway({ bin, map }, async (gateway) => {
+        await gateway.haproxy.kill();
+        expect(statSync(`${gateway.haproxy.socketPath}.heal`).isSocket()).toBe(true);
+        await gateway.haproxy.restart();
+        await heals(gateway);
+      }));
+
+    test("the requests of a process that is ending, by the one that came after it", () =>
       withGateway(
-        {
-          bin,
-          map: [[NODE, "master1"]],
-          variables: { GATEWAY_CERT: server, GATEWAY_CLIENT_CA: ca, GATEWAY_SECRET: "known to few" },
+        { bin, map, masterWorker: true, variables: { GATEWAY_REPLAY: "all" } },
+        async ({ ask, haproxy, masters }) => {
+          const [first] = masters;
+          if (first) first.nodes = new Set();
+          const release = hold(first);
+          const waiting = ask(NODE, { method: "POST", body: "still here" });
+          await expect.poll(() => first?.requests).toBe(1);
+          await haproxy.reload();
+          release();
+          const response = await waiting;
+          expect(routeOf(response)).toMatchObject({ status: 200, route: "redispatched" });
         },
-        async ({ haproxy, masters }) => {
-          const asks = (headers = "") =>
-            `GET / HTTP/1.1\r\nHost: gateway\r\nX-Node-Name: ${NODE}\r\n${headers}Connection: close\r\n\r\n`;
-          const request = asks("X-Sasori-Tried: master2\r\n");
-          for (const foreign of [
-            request,
-            `PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n${request}`,
-            proxyHeader() + request,
-            proxyHeader("") + request,
-            proxyHeader("known to man") + request,
-          ]) {
-            expect(await sayTo(haproxy.socketPath, foreign)).toMatch(/^$|^HTTP\/1\.1 403 /);
-          }
-          const sasori = await sayTo(`${haproxy.socketPath}.sasori`, asks().replace("/ ", "/api/v1/status "));
-          expect(sasori).toMatch(/^HTTP\/1\.1 403 /);
-          expect(masters.map(({ requests }) => requests)).toEqual([0, 0, 0]);
-          // That is all that is between such a program and a master: with the secret it is answered.
-          expect(await sayTo(haproxy.socketPath, proxyHeader("known to few") + request)).toMatch(/ 200 /);
-        },
-      ),
-    ));
+      ));
+
+    test("locked into a folder (chroot) that HAPROXY_CHROOT names", () =>
+      withWrapper(bin, (wrapped) =>
+        withGateway({ bin: wrapped, map, chroot: true, masterWorker: true }, heals),
+      ));
+
+    test("not where it is locked into one that is not named, and says so when it starts", () =>
+      withWrapper(bin, (wrapped) =>
+        withGateway(
+          { bin: wrapped, map, chroot: true, variables: { HAPROXY_CHROOT: "/" } },
+          async ({ haproxy }) => {
+            await expect.poll(haproxy.output).toMatch(/no wrong route will heal.*HAPROXY_CHROOT/);
+          },
+        ),
+      ));
+  });
 
   test("refuses a body that is too large, and lets no slow client hold a connection", () =>
     withGateway(
@@ -603,25 +668,34 @@ function send(
   });
 }
 
-/** The PROXY protocol's header, version 2, with this unique id. */
-function proxyHeader(uniqueId?: string): string {
-  const addresses = "\x7f\0\0\x01\x7f\0\0\x01\0\x01\0\x02";
-  const id = uniqueId === undefined ? "" : `\x05\0${String.fromCharCode(uniqueId.length)}${uniqueId}`;
-  const length = String.fromCharCode(addresses.length + id.length);
-  return `\r\n\r\n\0\r\nQUIT\n\x21\x11\0${length}${addresses}${id}`;
+const routeOf = (response: Response) => ({
+  status: response.status,
+  route: response.headers.get("x-route"),
+  master: response.headers.get("x-served-by"),
+});
+
+/** Gives `use` a port that a program of this test has. */
+async function withTakenPort(use: (port: number) => Promise<void>): Promise<void> {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  try {
+    await use((server.address() as AddressInfo).port);
+  } finally {
+    server.close();
+  }
 }
 
-/** Says something to an abstract socket, which HAProxy fills up with zeros, and resolves with the whole answer. */
-function sayTo(name: string, text: string): Promise<string> {
-  return new Promise((resolve) => {
-    let answer = "";
-    const client = connect(`\0${name.padEnd(107, "\0")}`, () => client.write(text, "latin1"));
-    client.on("data", (chunk) => {
-      answer += String(chunk);
-    });
-    client.on("error", () => undefined); // Reset: then it has nothing more to say.
-    client.on("close", () => resolve(answer));
-  });
+/** Gives `use` this HAProxy as one that may call chroot: as root, or in a namespace where it is that. */
+async function withWrapper(bin: string, use: (bin: string) => Promise<void>): Promise<void> {
+  if (process.getuid?.() === 0) return use(bin);
+  const folder = mkdtempSync(path.join(tmpdir(), "sasori-chroot-"));
+  try {
+    const file = path.join(folder, "haproxy");
+    writeFileSync(file, `#!/bin/sh\nexec unshare -Ur "${bin}" "$@"\n`, { mode: 0o755 });
+    await use(file);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 }
 
 describe("the priority map", () => {

@@ -1,5 +1,6 @@
 // Routes that turned out wrong: a real gateway, masters that say 404 for nodes they do not have, and sasori's API.
 
+import http from "node:http";
 import { isDeepStrictEqual } from "node:util";
 import { pino } from "pino";
 import { describe, expect, test } from "vitest";
@@ -92,6 +93,25 @@ async function withPair(
   });
 }
 
+/** sasori as HAProxy sees it: healthy, and with an answer to no question. */
+async function withSilentSasori(
+  use: (sasori: { port: number; asked: string[] }) => Promise<void>,
+): Promise<void> {
+  const asked: string[] = [];
+  const server = http.createServer((request, response) => {
+    if (request.url === "/healthz") response.end();
+    else asked.push(request.url ?? "");
+  });
+  const port = await freePort();
+  server.listen(port, "127.0.0.1");
+  try {
+    await use({ port, asked });
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
+}
+
 const routeOf = (response: Response) => ({
   status: response.status,
   route: response.headers.get("x-route"),
@@ -102,7 +122,7 @@ const requestLines = ({ haproxy }: Pair) =>
   haproxy
     .output()
     .split("\n")
-    .filter((line) => /connect from| status=/i.test(line));
+    .filter((line) => /connect (from|to)| status=/i.test(line));
 const requests = (lab: Lab) => lab.masters.map((master) => master.requests);
 
 describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) => {
@@ -111,10 +131,14 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
     [node(2), "master2"],
   ];
 
-  test.each([{ method: "GET" }, { method: "POST", body: "x".repeat(4_000) }])(
-    "heals on the first $method that meets it: one wrong and one right request, and the map is right from then on",
-    (init) =>
-      withHealing({ bin, map }, async (lab) => {
+  test.each([
+    { method: "GET", replay: "safe" },
+    { method: "OPTIONS", replay: "safe" },
+    { method: "POST", body: "x".repeat(4_000), replay: "all" },
+  ])(
+    "heals on the first $method that meets it (GATEWAY_REPLAY=$replay): one wrong and one right request, and the map is right from then on",
+    ({ replay, ...init }) =>
+      withHealing({ bin, map, variables: { GATEWAY_REPLAY: replay } }, async (lab) => {
         lab.move(NODE, "master3");
         await lab.puppetdb.replaceFacts({ certname: NODE, producer: "master3" });
         expect(routeOf(await lab.ask(NODE, init))).toEqual({
@@ -133,6 +157,44 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
         await expect.poll(async () => (await lab.haproxy.showMap()).get(NODE)).toBe("master3");
       }),
   );
+
+  test.each([
+    { what: "a POST", init: { method: "POST", body: "x" }, replay: "safe" },
+    { what: "a DELETE", init: { method: "DELETE" }, replay: "safe" },
+    { what: "a body beyond the buffer", init: { method: "POST", body: "x".repeat(40_000) }, replay: "all" },
+  ])(
+    "gives $what that met it (GATEWAY_REPLAY=$replay) to no second master, and the next one is right",
+    ({ init, replay }) =>
+      withHealing({ bin, map, variables: { GATEWAY_REPLAY: replay } }, async (lab) => {
+        lab.move(NODE, "master3");
+        await lab.puppetdb.replaceFacts({ certname: NODE, producer: "master3" });
+        expect(routeOf(await lab.ask(NODE, init))).toEqual({
+          status: 404,
+          route: "mapped",
+          master: "master1",
+        });
+        await expect.poll(async () => (await lab.haproxy.showMap()).get(NODE)).toBe("master3");
+        expect(requests(lab)).toEqual([1, 0, 0]);
+        expect(routeOf(await lab.ask(NODE, init))).toMatchObject({ status: 200, master: "master3" });
+      }),
+  );
+
+  test("does not make a client wait for what sasori finds out after a POST", () =>
+    withSilentSasori(async (sasori) =>
+      withGateway({ bin, map, sasoriPort: sasori.port }, async (gateway) => {
+        const checked = () => runtimeCommand(gateway.haproxy.socketPath, "show servers state sasori");
+        await expect.poll(checked).toMatch(/ sasori 127\.0\.0\.1 2 /);
+        for (const master of gateway.masters) master.nodes = new Set();
+        const post = (certname: string) => gateway.ask(certname, { method: "POST", body: "x" });
+        expect((await post(NODE)).status).toBe(404);
+        await expect.poll(() => sasori.asked).toEqual([`/api/v1/resolve/${NODE}?not=master1`]);
+        // While one question about a node waits there is no second one.
+        expect((await post(NODE)).status).toBe(404);
+        expect((await post(node(2))).status).toBe(404);
+        await expect.poll(() => sasori.asked).toHaveLength(2);
+        expect(sasori.asked[1]).toBe(`/api/v1/resolve/${node(2)}?not=master2`);
+      }),
+    ));
 
   test("heals a burst of 500 moved nodes from 50 clients without one failure, each at one wrong and one right request", () => {
     const many = Array.from({ length: 500 }, (_, index): [string, string] => [node(index), "master1"]);
@@ -230,14 +292,35 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
       expect((await resolve("other.example.com")).status).toBe(404);
     }));
 
-  test("asks nobody a second time when a stand-in for a dead master says 404", () =>
-    withHealing({ bin, map }, async (lab) => {
-      await lab.masters[0]?.stop();
-      const response = await lab.ask(NODE, { method: "POST", body: "once" });
-      expect(response.status).toBe(404);
-      expect(response.headers.get("x-sasori-final")).toBeNull();
-      expect(requests(lab).reduce((sum, count) => sum + count)).toBe(1);
-    }));
+  test.each(["GET", "POST"])(
+    "is 503 no_master, and not a stranger's 404, when the stand-in for a dead master does not have the node: %s",
+    (method) =>
+      withHealing({ bin, map }, async (lab) => {
+        await lab.masters[0]?.stop();
+        const response = await lab.ask(NODE, { method });
+        expect(response.status).toBe(503);
+        expect(response.headers.get("retry-after")).toBe("5");
+        expect(await response.json()).toMatchObject({ error: "no_master" });
+        expect(response.headers.get("x-sasori-final")).toBeNull();
+        expect(requests(lab).reduce((sum, count) => sum + count)).toBe(1);
+      }),
+  );
+
+  test.each(["sasori is stopped", "PuppetDB is down"])(
+    "is asked for at no other master while %s: the master's 404 is the answer",
+    (what) =>
+      withHealing({ bin, map }, async (lab) => {
+        await (what.startsWith("sasori") ? lab.daemon.stop() : lab.stopPuppetdb());
+        for (const { nodes } of lab.masters.slice(1)) nodes?.add(NODE); // They would answer, and act.
+        lab.masters[0]?.nodes?.delete(NODE);
+        const answer = { status: 404, route: "mapped", master: "master1" };
+        expect(routeOf(await lab.ask(NODE, { method: "POST", body: "act" }))).toEqual(answer);
+        expect(requests(lab)).toEqual([1, 0, 0]);
+        expect(routeOf(await lab.ask(NODE))).toEqual(answer);
+        expect(requests(lab).slice(1)).toEqual([0, 0]);
+        expect((await lab.ask(node(2))).status).toBe(200);
+      }),
+  );
 
   test("never looks among the masters for a node that the map does not hold, also while sasori is silent", () =>
     withHealing({ bin, map, variables: { GATEWAY_DISCOVERY: "on" } }, async (lab) => {
@@ -291,15 +374,19 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
       expect((await lab.ask(node(2))).status).toBe(200);
     }));
 
-  test("is looked for among the masters, a bounded number of them, while sasori is stopped", () =>
-    withHealing({ bin, map }, async (lab) => {
+  test("is looked for among masters that check, a bounded number of them, while sasori is stopped", () =>
+    withHealing({ bin, map, variables: { GATEWAY_REPLAY: "all" } }, async (lab) => {
       await lab.daemon.stop();
       lab.move(NODE, "master3");
-      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 200, route: "redispatched", master: "master3" });
+      const found = { status: 200, route: "redispatched", master: "master3" };
+      expect(routeOf(await lab.ask(NODE, { method: "POST", body: "x" }))).toEqual(found);
+      expect((await lab.haproxy.showMap()).get(NODE)).toBe("master1");
       expect(routeOf(await lab.ask(node(2)))).toEqual({ status: 200, route: "mapped", master: "master2" });
       expect(requests(lab).reduce((sum, count) => sum + count)).toBeLessThanOrEqual(4);
       lab.move(NODE, "nowhere");
-      expect((await lab.ask(NODE)).status).toBe(404);
+      const before = requests(lab);
+      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 404, route: "mapped", master: "master1" });
+      expect(requests(lab).map((count, index) => count - (before[index] ?? 0))).toEqual([2, 1, 1]);
     }));
 
   test("finds a node that the map does not hold only where discovery is switched on", () =>

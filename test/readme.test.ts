@@ -53,7 +53,7 @@ describe("docs/gateway.md", () => {
   test("names every variable of haproxy.cfg with its default, and no other", () => {
     const config = read("haproxy/haproxy.cfg").replace(/^ *#.*$/gm, "");
     const used = [
-      ...config.matchAll(/\$\{(\w+)(?:-([^}]+))?\}|(?:defined\(|presetenv )(\w+)/g),
+      ...config.matchAll(/\$\{(\w+)(?:-([^}]*))?\}|(?:defined\(|presetenv )(\w+)/g),
       ...read("haproxy/heal.lua").matchAll(/getenv\("(\w+)"\)/g),
     ];
     const table = read("docs/gateway.md").split("## Variables\n")[1]?.split("## ")[0] ?? "";
@@ -64,7 +64,7 @@ describe("docs/gateway.md", () => {
     expect(unique(rows.map(([name = ""]) => name))).toEqual(
       unique(used.map(([, name, , asked]) => name ?? asked ?? "")),
     );
-    const fallbacks = used.flatMap(([, name, value]) => (value === undefined ? [] : [`${name}=${value}`]));
+    const fallbacks = used.flatMap(([, name, value]) => (value ? [`${name}=${value}`] : []));
     expect(rows.map(([name, value]) => `${name}=${value}`)).toEqual(expect.arrayContaining(fallbacks));
   });
 });

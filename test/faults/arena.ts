@@ -135,6 +135,7 @@ export class Arena {
         config: (at) =>
           gatewayConfig({ ...at, mapPath: ownFiles ? at.mapPath : this.mapFile }, this.masters, statsPort, {
             RESOLVER_ADDRESS: `127.0.0.1:${this.port}`,
+            GATEWAY_REPLAY: "all",
           }),
       });
       const front = new SocketFront(path.join(this.dir, `haproxy${index}.sock`), () => haproxy.socketPath);

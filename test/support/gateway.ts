@@ -1,7 +1,7 @@
 /**
  * The project's own haproxy.cfg on a real HAProxy, with small masters behind it, for tests of routing.
  */
-import { copyFileSync, readFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, readFileSync } from "node:fs";
 import http from "node:http";
 import { join } from "node:path";
 import { freePort } from "./child.js";
@@ -115,6 +115,8 @@ export async function withGateway<T>(
     masters?: TestMaster[];
     /** More variables of haproxy.cfg. */
     variables?: Record<string, string>;
+    /** Another file of this HAProxy locks it into a folder. */
+    chroot?: boolean;
   },
   use: (gateway: Gateway) => Promise<T>,
 ): Promise<T> {
@@ -123,7 +125,13 @@ export async function withGateway<T>(
   const statsPort = await freePort();
   const sasori = options.sasoriPort ?? (await freePort());
   const variables = { RESOLVER_ADDRESS: `127.0.0.1:${sasori}`, ...options.variables };
-  const config = (at: HaproxyPlaces) => gatewayConfig(at, masters, statsPort, variables);
+  const config = (at: HaproxyPlaces) => {
+    if (!options.chroot) return gatewayConfig(at, masters, statsPort, variables);
+    const jail = join(at.dir, "jail");
+    mkdirSync(join(jail, at.dir), { recursive: true });
+    const inside = { HAPROXY_CHROOT: jail, ...variables };
+    return `global\n  chroot ${jail}\n${gatewayConfig(at, masters, statsPort, inside)}`;
+  };
   const haproxy = await startHaproxy({ ...options, config });
   const url = `http://127.0.0.1:${haproxy.ports.frontend}`;
   try {
