@@ -277,6 +277,34 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
       }
     });
   });
+
+  test("tells a drained master from one that is down, and what a changed weight does", () =>
+    withGateway({ bin }, async ({ haproxy }) => {
+      const env = {
+        SASORI_PUPPETDB_URL: `http://127.0.0.1:${await freePort()}`,
+        SASORI_HAPROXY: haproxy.socketPath,
+        SASORI_MAP_FILE: haproxy.mapPath,
+      };
+      const servers = async () => finding(await diagnose(env, VERSION), "servers");
+      const states = () => runtimeCommand(haproxy.socketPath, "show servers state puppet");
+      await expect.poll(states).toMatch(/ master1 127\.0\.0\.1 2 /);
+      for (const command of ["state drain", "weight 1"])
+        await runtimeCommand(haproxy.socketPath, `set server puppet/master1 ${command}`);
+      const { outcome, detail, remedy } = (await servers()) ?? {};
+      expect(outcome).toBe("warning");
+      expect(detail).toMatch(/drained, still serving their nodes: master1; master1 has weight 1: /);
+      expect(detail).not.toContain("down: ");
+      expect(remedy).toMatch(/sasori drain.*weight 0 again/);
+      const healing = async () => finding(await diagnose(env, VERSION), "healing");
+      expect((await healing())?.detail).not.toContain("heal1");
+      await runtimeCommand(haproxy.socketPath, "set server puppet/heal1 weight 0");
+      await runtimeCommand(haproxy.socketPath, "set server puppet/heal2 state drain");
+      expect(await healing()).toMatchObject({
+        outcome: "warning",
+        detail: expect.stringMatching(/out of service: heal1 \(.*weight 0\), heal2 \(DRAIN/),
+        remedy: expect.stringContaining("weight to 1"),
+      });
+    }));
 });
 
 describe("the doctor and this machine", () => {

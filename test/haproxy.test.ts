@@ -51,6 +51,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
           name,
           host: "127.0.0.1",
           address: `127.0.0.1:${port}`,
+          state: "up",
           up: true,
         })),
       );

@@ -103,7 +103,7 @@ describe("a node that the masters are not asked about, because they are asked ab
     try {
       for (let index = 0; index < 100; index += 1)
         expect(await resolver.owner(`bogus${index}` as Certname, undefined)).toBeUndefined();
-      servers.push({ name: "master2" as Master, host: "master2", address, up: true });
+      servers.push({ name: "master2" as Master, host: "master2", address, state: "up", up: true });
       await use(resolver, fleet);
     } finally {
       await new Promise((resolve) => hasIt.close(resolve));

@@ -195,8 +195,8 @@ export function renderLookup(found: Lookup & Partial<Story>, style: Style): stri
   const rows: [string, string][] = [["desired", why]];
   rows.push(["file", "failure" in file ? failed(file.failure) : (file.master ?? "not in it")]);
   for (const { haproxy, master, failure } of live) {
-    const isDown = health.some((seen) => seen.haproxy === haproxy && !seen.up);
-    const where = `${master ?? "not in it"}${isDown ? `, which is ${style.warn("down")} there` : ""}`;
+    const state = health.find((seen) => seen.haproxy === haproxy)?.state ?? "up";
+    const where = `${master ?? "not in it"}${state === "up" ? "" : `, which is ${style.warn(state)} there`}`;
     rows.push([haproxy, failure ? failed(failure, haproxy) : where]);
   }
   if (desired.unroutableProducer) {
@@ -246,11 +246,15 @@ export function renderStatus(status: Status, style: Style): string {
 
 function stateOf({ inSync, pending, failure, version, servers }: TargetRow, style: Style): string {
   if (failure) return `${style.bad("failed")}: ${failure.code}`;
-  const down = servers?.filter(({ up }) => !up).map(({ name }) => name) ?? [];
+  const those = (which: "down" | "drained") => {
+    const found = servers?.filter(({ state }) => state === which).map(({ name }) => name) ?? [];
+    return found.length > 0 ? style.warn(`${which}: ${found.join(", ")}`) : "";
+  };
   const about = [
     inSync ? style.good("in sync") : `${counted(pending, "change")} to come`,
     version ? `HAProxy ${version}` : "",
-    down.length > 0 ? style.warn(`down: ${down.join(", ")}`) : "",
+    those("down"),
+    those("drained"),
   ];
   return about.filter((text) => text !== "").join(", ");
 }

@@ -6,6 +6,7 @@ import net from "node:net";
 import type { Config, Endpoint } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { resolver } from "../fleet.js";
+import { weightRemedy } from "../http/troubles.js";
 import { type Certname, isCertname } from "../node-map.js";
 import type { Submission } from "../source/puppetdb.js";
 import { field, findMap, type MapState, parseServers } from "../target/haproxy.js";
@@ -371,6 +372,17 @@ function serversCheck(endpoint: Endpoint, { backend }: Config, socket: Check<str
           const remedy = "start these masters, or see why their health checks fail (HAProxy's log)";
           problems.push({ outcome: "warning", what: `down: ${names(down)}`, remedy });
         }
+        const drained = servers.filter(({ state }) => state === "drained").map(({ name }) => name);
+        if (drained.length > 0) {
+          const remedy = "`sasori drain` moves their nodes away; or set their state to ready in HAProxy";
+          const what = `drained, still serving their nodes: ${names(drained)}`;
+          problems.push({ outcome: "warning", what, remedy });
+        }
+        for (const { name, strayWeight } of servers) {
+          if (strayWeight === undefined) continue;
+          const what = `${name} has weight ${strayWeight}: HAProxy sends it requests of other masters' nodes, which then do not heal`;
+          problems.push({ outcome: "warning", what, remedy: weightRemedy(name) });
+        }
         return verdict(`${servers.length} in the backend ${quote(backend)}`, problems, servers);
       }),
   };
@@ -388,8 +400,8 @@ async function serverState(session: RuntimeSession, backend: string): Promise<st
 
 const START = "start the daemon: sasori serve";
 
-/** HAProxy's own way to sasori in haproxy.cfg is a proxy `sasori` with one server. */
-function healingCheck(endpoint: Endpoint, { listen }: Config, socket: Check<string>): Check {
+/** HAProxy's own way to sasori in haproxy.cfg is a proxy `sasori` with one server, and to that `heal1` and `heal2`. */
+function healingCheck(endpoint: Endpoint, { listen, backend }: Config, socket: Check<string>): Check {
   return {
     name: "healing",
     where: endpoint.name,
@@ -413,6 +425,15 @@ function healingCheck(endpoint: Endpoint, { listen }: Config, socket: Check<stri
         if (!isUp) {
           const what = `HAProxy cannot reach sasori (${way.status}): wrong routes do not heal`;
           problems.push({ outcome: "warning", what, remedy: otherPort ? START : `${START}; ${remedy}` });
+        }
+        const idle = rows
+          .filter(({ pxname, svname = "" }) => pxname === backend && /^heal\d+$/.test(svname))
+          .filter(({ status = "", weight }) => weight === "0" || !/^(UP|no check)/.test(status))
+          .map(({ svname = "", status, weight }) => `${svname} (${status}, weight ${weight})`);
+        if (idle.length > 0) {
+          const what = `out of service: ${idle.join(", ")}: wrong routes do not heal there`;
+          const healers = "set the state of these servers to ready, and their weight to 1, in HAProxy";
+          problems.push({ outcome: "warning", what, remedy: healers });
         }
         return verdict(isUp ? "HAProxy reaches sasori" : "", problems);
       }),

@@ -28,6 +28,10 @@ export const ProblemShape = z.strictObject({
   detail: z.string(),
 });
 
+const ServerState = z
+  .enum(["up", "drained", "down"])
+  .describe("drained: it still serves the nodes that the map names, and gets no others");
+
 // ---- one node
 
 /** A row of the list of nodes: an assignment. `since` is null for a route whose age nobody knows. */
@@ -111,7 +115,7 @@ export const LookupShape = z.strictObject({
 /** A node's whole story: the lookup, its master's health, its home, and its earlier moves, the newest first. */
 export const StoryShape = LookupShape.extend({
   health: z
-    .array(z.strictObject({ haproxy: z.string(), up: z.boolean() }))
+    .array(z.strictObject({ haproxy: z.string(), state: ServerState, up: z.boolean() }))
     .describe("its master, as each HAProxy sees it"),
   home: MasterText.optional().describe("the master that it left while that was down"),
   moves: z.array(MoveShape),
@@ -134,14 +138,19 @@ export const ServerShape = z.strictObject({
   name: MasterText,
   host: z.string().describe("name or address in HAProxy's configuration"),
   address: z.string().describe("host:port"),
-  up: z.boolean(),
+  state: ServerState,
+  up: z.boolean().describe("it is not down"),
+  strayWeight: Count.optional().describe(
+    "its weight, where it must have none: HAProxy sends it requests of other masters' nodes",
+  ),
 });
 
 /** One server of one HAProxy, as its statistics say now. A limit that is not set is null. */
 export const ServerLoadShape = z.strictObject({
   haproxy: z.string(),
   status: z.string().describe("HAProxy's own word: UP, DOWN, MAINT, DRAIN, no check, ..."),
-  up: z.boolean(),
+  state: ServerState,
+  up: z.boolean().describe("it is not down"),
   sessions: Count.describe("requests that it serves now"),
   maxconn: Count.nullable(),
   queue: Count.describe("requests that wait for it now"),
@@ -284,7 +293,9 @@ export const SyncReportShape = PassShape.omit({ listed: true }).extend({
 /** Something that a person should know, worst first: what is wrong, and what to do about it. */
 export const TroubleShape = z.strictObject({
   severity: z.enum(["critical", "warning"]),
-  code: z.string().describe("an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`"),
+  code: z
+    .string()
+    .describe("an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`, `drained`, `weight`"),
   where: z.string().describe("puppetdb, the file, an HAProxy, a master"),
   what: z.string(),
   remedy: z.string(),

@@ -86,7 +86,7 @@ export class Overview {
     const health = sync
       .targets()
       .flatMap(({ target, servers = [] }) =>
-        servers.flatMap(({ name, up }) => (name === master ? { haproxy: target, up } : [])),
+        servers.flatMap(({ name, state, up }) => (name === master ? { haproxy: target, state, up } : [])),
       );
     const home = sync.fleet.homes.get(certname);
     return { ...found, health, ...(home && { home }), moves: history.movesOf(certname) };
@@ -166,7 +166,7 @@ function nodeRow(assignment: Assignment): Node {
 }
 
 function targetRow({ servers, ...state }: TargetState): TargetRow {
-  const told = servers?.map(({ name, host, address, up }) => ({ name, host, address, up }));
+  const told = servers?.map(({ halfAdded: _, ...server }) => server);
   return { ...state, ...(told && { servers: told }) };
 }
 

@@ -354,24 +354,40 @@ export function parseServers(state: string): Server[] {
       .map((name, index) => [name, index]),
   );
   const at = (words: string[], name: string) => words[column.get(name) ?? -1] ?? "";
+  const rows = lines.filter((line) => !line.startsWith("#")).map((line) => line.split(" "));
+  const heals = rows.some((words) => /^heal\d+$/.test(at(words, "srv_name")));
   const servers: Server[] = [];
-  for (const line of lines) {
-    const words = line.split(" ");
+  for (const words of rows) {
     const name = at(words, "srv_name");
     const [fqdn, ip] = [at(words, "srv_fqdn"), at(words, "srv_addr")];
     // A server without an address of its own is a socket inside this HAProxy, such as the gateway's healer.
-    if (line.startsWith("#") || !isMaster(name) || (ip === "-" && fqdn === "-")) continue;
-    // srv_op_state: 0 stopped, 1 starting, 2 running, 3 stopping. srv_admin_state: bits of maintenance.
-    const up = at(words, "srv_op_state") !== "0" && at(words, "srv_admin_state") === "0";
+    if (!isMaster(name) || (ip === "-" && fqdn === "-")) continue;
+    const state = stateOf(at(words, "srv_op_state"), Number(at(words, "srv_admin_state")));
+    const weight = Number(at(words, "srv_uweight"));
     // 1 and nothing else: "disabled" in the configuration sets another bit. A server that once was out of maintenance
     // has 8 in srv_check_state: its checks are paused. Without checks (0) nobody can tell whether somebody wants it so.
     const halfAdded =
       at(words, "srv_admin_state") === "1" && ["2", "6"].includes(at(words, "srv_check_state"));
     const host = fqdn === "-" ? ip : fqdn;
     const address = `${host.includes(":") ? `[${host}]` : host}:${at(words, "srv_port")}`;
-    servers.push({ name, host, address, up, ...(halfAdded && { halfAdded }) });
+    servers.push({
+      ...{ name, host, address, state, up: state !== "down" },
+      ...(heals && weight > 0 && { strayWeight: weight }),
+      ...(halfAdded && { halfAdded }),
+    });
   }
   return servers;
+}
+
+/**
+ * `srv_op_state` is what HAProxy itself asks before it sends a server a request: 0 stopped, 1 starting, 2 running, 3 up but
+ * about to stop. In maintenance of any kind it is 0. The bits of `srv_admin_state` only say what led there: 1, 2 and 32 are
+ * maintenance, 8 and 16 drain, but 4 ("disabled" in the configuration) and 64 (its name came by DNS or from the socket)
+ * stay for good, also while it serves (include/haproxy/server-t.h, the same from 2.4 to 3.5).
+ */
+function stateOf(operational: string, admin: number): Server["state"] {
+  if (operational === "0") return "down";
+  return (admin & (8 | 16)) === 0 ? "up" : "drained";
 }
 
 /** One server of one HAProxy, as its statistics say. A limit that is not set is null. */
@@ -379,6 +395,7 @@ export interface ServerLoad {
   name: Master;
   /** HAProxy's own word: `UP`, `UP 1/3`, `DOWN`, `MAINT`, `DRAIN`, `NOLB`, `no check`. */
   status: string;
+  state: Server["state"];
   up: boolean;
   sessions: number;
   maxconn: number | null;
@@ -411,6 +428,7 @@ function parseLoads(stats: string, servers: readonly Server[]): ServerLoad[] {
     return {
       name: server.name,
       status: status ?? "",
+      state: server.state,
       up: server.up,
       sessions: Number(scur),
       maxconn: limit(slim ?? ""),
