@@ -266,6 +266,9 @@ export class Fleet {
   }
 }
 
+/** As DNS compares names: letter case and a dot at the end make no difference. */
+const dnsName = (name: string) => name.toLowerCase().replace(/\.$/, "");
+
 /**
  * An alias first, then a server of the producer's name, then a server with the producer as its host. With no
  * HAProxy to ask (`servers` undefined) the producer's own name is the server's.
@@ -274,14 +277,15 @@ export function resolver(
   aliases: ReadonlyMap<string, Master>,
   servers: readonly Server[] | undefined,
 ): Resolve {
+  const aliasOf = new Map(Array.from(aliases, ([producer, server]) => [dnsName(producer), server]));
   const known = new Map<string, Master>();
-  for (const { name, host } of servers ?? []) if (!known.has(host)) known.set(host, name);
-  for (const { name } of servers ?? []) known.set(name, name);
-  const names = new Set(servers?.map(({ name }) => name));
+  for (const { name, host } of servers ?? []) if (!known.has(dnsName(host))) known.set(dnsName(host), name);
+  for (const { name } of servers ?? []) known.set(dnsName(name), name);
+  const names = new Set<string>(servers?.map(({ name }) => name));
   return (producer) => {
-    const alias = aliases.get(producer);
+    const alias = aliasOf.get(dnsName(producer));
     if (servers === undefined) return alias ?? (isMaster(producer) ? producer : undefined);
     if (alias !== undefined) return names.has(alias) ? alias : undefined;
-    return known.get(producer);
+    return names.has(producer) ? (producer as Master) : known.get(dnsName(producer));
   };
 }

@@ -1,4 +1,5 @@
-// Whether a server is up is for HAProxy to say: each way in which it can be told to serve or not, and whether it does.
+// HAProxy's servers as HAProxy has them: each way in which one can be told to serve or not, and whether it does; and
+// those that DNS has named.
 
 import { once } from "node:events";
 import net from "node:net";
@@ -139,7 +140,7 @@ backend puppet
   ${behind}
 `;
 
-const srvConfig = (at: HaproxyPlaces, nameserver: number) => `global
+const dnsConfig = (at: HaproxyPlaces, nameserver: number) => `global
   stats socket ${at.socketPath} level admin
 
 resolvers dns
@@ -224,7 +225,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       services: { "_puppet._tcp.example.com": masters.map(({ name, port }) => ({ name, port })) },
     });
     try {
-      const found = (at: HaproxyPlaces) => srvConfig(at, nameserver.port);
+      const found = (at: HaproxyPlaces) => dnsConfig(at, nameserver.port);
       await withFleetLab([{ bin, config: found }], async (lab) => {
         const sync = await lab.newSync();
         const states = async () => (await sync.request({})) && sync.servers()?.map(({ state }) => state);
@@ -245,6 +246,40 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
     } finally {
       await nameserver.stop();
       for (const master of masters) await master.stop();
+    }
+  });
+
+  test("finds a producer's server however its line writes the name: capitals, a dot at the end", async () => {
+    const names = [1, 2, 3].map((index) => `puppet${index}.example.com`);
+    const nameserver = await startNameserver({
+      addresses: Object.fromEntries(names.map((name) => [name, "127.0.0.1"])),
+      services: {},
+    });
+    const written = ["puppet1.example.com.", "Puppet2.Example.COM", "puppet3.example.com"];
+    const lines = written.map(
+      (host, index) => `  server m${index + 1} ${host}:8140 resolvers dns init-addr none`,
+    );
+    const found = (at: HaproxyPlaces) =>
+      dnsConfig(at, nameserver.port)
+        .replace(/ {2}option httpchk.*\n/, "")
+        .replace(/ {2}server-template.*/, lines.join("\n"));
+    try {
+      await withFleetLab([{ bin, config: found }], async (lab) => {
+        const sync = await lab.newSync({ SASORI_MASTER_ALIASES: "Puppet9.example.com.=m3" });
+        const states = async () => (await sync.request({})) && sync.servers()?.map(({ state }) => state);
+        await expect.poll(states, { timeout: 10_000 }).toEqual(["up", "up", "up"]);
+        await lab.run("node1.example.com", "puppet1.example.com");
+        await lab.run("node2.example.com", "puppet2.example.com");
+        await lab.run("node3.example.com", "PUPPET3.example.com");
+        await lab.run("node9.example.com", "puppet9.example.com");
+        expect(await sync.request({})).toMatchObject({ nodes: 4, unroutable: { nodes: 0 } });
+        expect(Object.fromEntries((await lab.haproxys[0]?.showMap()) ?? [])).toEqual({
+          ...{ "node1.example.com": "m1", "node2.example.com": "m2" },
+          ...{ "node3.example.com": "m3", "node9.example.com": "m3" },
+        });
+      });
+    } finally {
+      await nameserver.stop();
     }
   });
 
