@@ -39,7 +39,7 @@ export class Fleet {
   readonly unroutable: Map<Certname, Submission>;
   /** Registrations and learned routes in force: what PuppetDB does not know yet, and must not be lost. */
   readonly own: Map<Certname, Observation>;
-  /** Displaced nodes, and where they were at home: they left a master while it was down. */
+  /** Displaced nodes, and where they were at home: they left a master while it was down, or by hand while it was drained. */
   readonly homes: Map<Certname, Master>;
   /** Grows with every change of `own`, `homes` and `removals`. */
   revision = 0;
@@ -117,19 +117,22 @@ export class Fleet {
   }
 
   /**
-   * Remembers where nodes were at home that leave a master while it is down: nothing brings them back by itself,
-   * because the producer follows the route. A node that leaves a living master has a new home.
+   * Remembers where nodes were at home that leave a master while it is down, or that somebody moves away from one that is
+   * drained: nothing brings them back by itself, because the producer follows the route. A node that leaves a living
+   * master has a new home.
    */
-  noteMoves(changes: Before, isUp: (master: Master) => boolean): void {
+  noteMoves(changes: Before, stateOf: (master: Master) => Server["state"]): void {
     for (const [certname, from] of changes) {
       const home = this.homes.get(certname);
       if (from === undefined && home === undefined) continue; // A new node has no home to lose.
-      const now = this.map.get(certname)?.master;
+      const { master: now, source } = this.map.get(certname) ?? {};
       if (now === from) continue;
       if (home !== undefined) {
-        if (now === undefined || now === home || isUp(home)) this.#setHome(certname, undefined);
-      } else if (from !== undefined && now !== undefined && !isUp(from)) {
-        this.#setHome(certname, from);
+        if (now === undefined || now === home || stateOf(home) === "up") this.#setHome(certname, undefined);
+      } else if (from !== undefined && now !== undefined) {
+        const state = stateOf(from);
+        if (state === "down" || (state === "drained" && source === "registration"))
+          this.#setHome(certname, from);
       }
     }
   }

@@ -374,7 +374,7 @@ export class Sync {
   #takeSubmitted() {
     const submitted = this.#submitted.splice(0);
     for (const { change } of submitted) change(this.fleet);
-    this.#remember((master) => this.#isUp(master));
+    this.#remember((master) => this.#stateOf(master));
     return submitted;
   }
 
@@ -403,17 +403,18 @@ export class Sync {
   }
 
   /** Tells every target what changed in the fleet, and the fleet which nodes lost their home by it. */
-  #remember(isUp?: (master: Master) => boolean): void {
+  #remember(stateOf?: (master: Master) => Server["state"]): void {
     const changes = this.fleet.map.takeChanges();
     for (const target of this.#targets) target.expect(changes);
-    if (isUp !== undefined) this.fleet.noteMoves(changes, isUp);
+    if (stateOf !== undefined) this.fleet.noteMoves(changes, stateOf);
     if (changes.size > 0) this.#watcher.changed?.(changes, this.fleet);
   }
 
-  /** Whether any HAProxy sees the master alive. With none to ask, nobody can say that it is down. */
-  #isUp(master: Master): boolean {
-    const servers = this.servers()?.filter(({ name }) => name === master) ?? [];
-    return servers.length === 0 || servers.some(({ up }) => up);
+  /** As the HAProxy sees it that sees it best. With none to ask, nobody can say that it is down. */
+  #stateOf(master: Master): Server["state"] {
+    const states = (this.servers() ?? []).flatMap(({ name, state }) => (name === master ? [state] : []));
+    if (states.length === 0) return "up";
+    return (["up", "drained"] as const).find((state) => states.includes(state)) ?? "down";
   }
 
   /** Adds and removes servers; what PuppetDB said of their nodes is merged by the next pass, a full one. */
@@ -445,7 +446,7 @@ export class Sync {
     await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeReplacing(desired, signal));
     for (const target of this.#targets) this.#inherit(target);
     this.#learn(this.fleet);
-    this.#remember((master) => this.#isUp(master));
+    this.#remember((master) => this.#stateOf(master));
     const journal = await this.#saveJournal(stop, checked);
     clock?.begin("file");
     const planOf = plansFromChanges(desired);

@@ -179,6 +179,11 @@ export function renderDisplaced(nodes: readonly Displaced[]): string {
   );
 }
 
+export function renderNodeMoves(moves: readonly { certname: string; from: string; to: string }[]): string {
+  if (moves.length === 0) return "no nodes to move";
+  return table(moves.map(({ certname, from, to }) => [certname, `${from} → ${to}`])).join("\n");
+}
+
 /** A lookup; from the daemon it is the node's whole story. */
 export function renderLookup(found: Lookup & Partial<Story>, style: Style): string {
   const { certname, desired, file, live, health = [], home, moves } = found;
@@ -208,7 +213,10 @@ export function renderLookup(found: Lookup & Partial<Story>, style: Style): stri
     rows.push(["held", `PuppetDB no longer lists it; ${remedy}`]);
   }
   if (home)
-    rows.push(["home", `${home}, which it left while that was down: sasori rebalance brings it back`]);
+    rows.push([
+      "home",
+      `${home}, which it left while that was down or drained: sasori rebalance brings it back`,
+    ]);
   for (const { at, from, to } of moves?.slice(0, MAX_MOVES) ?? []) {
     rows.push([style.dim(localTime(at)), `${from ?? "(new)"} → ${to ?? "(removed)"}`]);
   }

@@ -117,7 +117,7 @@ export const StoryShape = LookupShape.extend({
   health: z
     .array(z.strictObject({ haproxy: z.string(), state: ServerState, up: z.boolean() }))
     .describe("its master, as each HAProxy sees it"),
-  home: MasterText.optional().describe("the master that it left while that was down"),
+  home: MasterText.optional().describe("the master that it left while that was down or drained"),
   moves: z.array(MoveShape),
   unsaved: FailureShape.optional().describe(
     "in the answer to a change: why the state file lacks it, so that a restart of sasori would lose it",

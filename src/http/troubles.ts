@@ -197,7 +197,7 @@ function fleetTroubles(
   const troubles: Trouble[] = [];
   if (displaced > 0) {
     const names = [...new Set(homes)].sort().join(", ");
-    const what = `${counted(displaced, "node")} left ${names || "a master"} while it was down`;
+    const what = `${counted(displaced, "node")} left ${names || "a master"} while it was down or drained`;
     const remedy = "when it is up for good: sasori rebalance --dry-run";
     troubles.push(warning("displaced", "masters", what, remedy));
   }

@@ -84,7 +84,7 @@ function renderWhole(state: State, story: Story): Child[] {
         {},
         "Its home is ",
         name(home),
-        ", which it left while that was down. ",
+        ", which it left while that was down or drained. ",
         h("code", {}, "sasori rebalance"),
         " brings it back.",
       ),
