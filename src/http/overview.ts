@@ -172,12 +172,13 @@ function targetRow({ servers, ...state }: TargetState): TargetRow {
 
 function instanceRow({ fingerprint, lastPush, ...state }: TargetDetail): Instance {
   const isHaproxy = state.kind === "haproxy" && fingerprint !== undefined;
-  // The fingerprint's content is `version:entries`, see haproxy.ts.
-  const [version, entries] = fingerprint?.content.split(":") ?? [];
+  // The fingerprint's content is `version:entries`, see haproxy.ts. HAProxy 2.4 does not say how many.
+  const [version, entries = ""] = fingerprint?.content.split(":") ?? [];
+  const count = /^\d+$/.test(entries) ? `, ${entries} entries` : "";
   return {
     ...targetRow(state),
     process: isHaproxy ? fingerprint.process : null,
-    map: isHaproxy ? `version ${version}, ${entries} entries` : null,
+    map: isHaproxy ? `version ${version}${count}` : null,
     lastPush: lastPush ?? null,
   };
 }

@@ -29,11 +29,15 @@ import {
   type Target,
 } from "./target.js";
 
-/** The map as `show map` lists it. `entries` counts those of unfinished versions too. */
+/**
+ * The map as `show map` lists it. `entries` counts those of unfinished versions too. HAProxy 2.4 does not tell them: that
+ * somebody else writes to the map, that HAProxy learns new nodes, and versions left unfinished are then noticed only when
+ * the whole map is read, by full passes.
+ */
 export interface MapState {
   id: string;
   version: number;
-  entries: number;
+  entries: number | undefined;
 }
 
 /** Of the connections that HAProxy lets in (`stats maxconn`, 10 unless it is set), for what people and the page ask. */
@@ -84,7 +88,7 @@ export class HaproxyInstance implements Target {
       const { fingerprint, map } = await this.#look(session);
       // Entries of versions that were never committed count as well. A swap drops them; those that appear later
       // are somebody's work in progress.
-      const unfinished = Math.min(before.entries, map.entries) > lines;
+      const unfinished = Math.min(before.entries ?? lines, map.entries ?? lines) > lines;
       if (!unfinished) this.#tidy = true;
       return { fingerprint, routes, rebuild: lines !== routes.size || (unfinished && !this.#tidy) };
     });
@@ -152,7 +156,7 @@ export class HaproxyInstance implements Target {
     const push: Push = { keyed, added: plan.add.length, entries: desired.size };
     const method = plan.rebuild ? "swap" : cost.cheaper(push);
     // Most requests do not find their route in a map that is mostly empty: the sooner it is filled the better.
-    const pace = map.entries < desired.size / 2 ? "at once" : "gently";
+    const pace = (map.entries ?? desired.size) < desired.size / 2 ? "at once" : "gently";
     if (method === "swap") {
       const { workedMs, learned } = await this.#swap(session, pace, look, plan, desired);
       cost.learn(method, push, workedMs);
@@ -176,7 +180,10 @@ export class HaproxyInstance implements Target {
     }
   }
 
-  /** On a connection of its own, because that of the swap may have ended: what nobody drops stays in HAProxy's memory. */
+  /**
+   * On a connection of its own, because that of the swap may have ended: what nobody drops stays in HAProxy's memory. 3.4
+   * does nothing here while the map has an older version: the next pass then sees entries that are too many, and swaps.
+   */
   async #dropVersion(version: number, { id }: MapState, process: string): Promise<void> {
     await RuntimeSession.with(this.#endpoint, AbortSignal.timeout(DROP_MS), async (session) => {
       if (processOf(await session.ask("show info")) === process)
@@ -204,7 +211,7 @@ export class HaproxyInstance implements Target {
   addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<string> {
     const server = `${this.#options.backend}/${name}`;
     return RuntimeSession.with(this.#endpoint, signal, async (session) => {
-      const reply = await session.ask(`add server ${server} ${address} ${options}`);
+      const reply = await askExperimental(session, `add server ${server} ${address} ${options}`);
       // 2.6 says "New server registered." as a notice; anything else is the reason why not.
       if (!/^New server registered/.test(reply)) {
         throw new SasoriError(
@@ -232,7 +239,7 @@ export class HaproxyInstance implements Target {
       if (processOf(await session.ask("show info")) !== process)
         throw new SasoriError("HAPROXY_CHANGED", `${this.name}: it was reloaded: ${server} is not removed`);
       await session.run(`disable server ${server}`); // Without that it is never removed.
-      await session.ask(`del server ${server}`).catch(async (error: unknown) => {
+      await askExperimental(session, `del server ${server}`).catch(async (error: unknown) => {
         await session.run(`enable server ${server}`);
         throw error;
       });
@@ -255,7 +262,7 @@ export class HaproxyInstance implements Target {
     this.#costOf(version);
     this.#isEmpty = map.entries === 0;
     return {
-      fingerprint: { process: processOf(info), content: `${map.version}:${map.entries}` },
+      fingerprint: { process: processOf(info), content: contentOf(map.version, map.entries) },
       servers: parseServers(state),
       version,
       map,
@@ -276,6 +283,17 @@ export class HaproxyInstance implements Target {
   }
 }
 
+/** Before 2.6 servers are added and removed in a mode of its own, which lasts as long as the connection. */
+async function askExperimental(session: RuntimeSession, command: string): Promise<string> {
+  try {
+    return await session.ask(command);
+  } catch (error) {
+    if (!(error instanceof SasoriError) || !/experimental mode/.test(error.message)) throw error;
+    await session.run("experimental-mode on");
+    return session.ask(command);
+  }
+}
+
 async function enable(session: RuntimeSession, server: string, options: string): Promise<string> {
   // HAProxy leaves both off for a server that is added at run time.
   const words = options.split(" ");
@@ -284,6 +302,8 @@ async function enable(session: RuntimeSession, server: string, options: string):
   await session.run(`enable server ${server}`);
   return processOf(await session.ask("show info"));
 }
+
+const contentOf = (version: number, entries: number | undefined) => `${version}:${entries ?? "unknown"}`;
 
 const processOf = (info: string) => `${field(info, "Pid")}@${field(info, "Start_time_sec")}`;
 
@@ -327,14 +347,20 @@ export function field(info: string, name: string): string {
 /**
  * `# id (file) description`
  * `0 (/etc/haproxy/node-master.map) pattern loaded from file '...' used by map at file '...' line 9. curr_ver=1 next_ver=1 entry_cnt=2`
+ * 2.4 ends with `next_ver=1`.
  */
 function parseMaps(listing: string): { name: string; state: MapState }[] {
   const maps = [];
   for (const line of listing.split("\n")) {
-    const match = /^(-?\d+) \((.*?)\) .*curr_ver=(\d+) next_ver=\d+ entry_cnt=(\d+)/.exec(line);
+    const match = /^(-?\d+) \((.*?)\) .*curr_ver=(\d+) next_ver=\d+(?: entry_cnt=(\d+))?/.exec(line);
     if (match === null) continue;
     const [, id = "", name = "", version, entries] = match;
-    maps.push({ name, state: { id, version: Number(version), entries: Number(entries) } });
+    const state = {
+      id,
+      version: Number(version),
+      entries: entries === undefined ? entries : Number(entries),
+    };
+    maps.push({ name, state });
   }
   return maps;
 }
@@ -533,7 +559,7 @@ function hasGrown(before: Fingerprint, now: Fingerprint): boolean {
 
 /** What the fingerprint must be after the push, if nobody else wrote. After a swap only the process is known. */
 function expectedAfter(method: Method, before: Fingerprint, map: MapState, plan: Plan) {
-  const entries = map.entries + plan.add.length - plan.del.length;
-  const content = method === "swap" ? undefined : `${map.version}:${entries}`;
+  const entries = map.entries === undefined ? undefined : map.entries + plan.add.length - plan.del.length;
+  const content = method === "swap" ? undefined : contentOf(map.version, entries);
   return { process: before.process, content };
 }
