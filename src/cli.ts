@@ -17,12 +17,13 @@ import {
   SHELLS,
   type Shell,
 } from "./cli/manual.js";
-import { bringHome } from "./cli/rebalance.js";
+import { bringHome, drain, planDrain } from "./cli/rebalance.js";
 import {
   lacksInWords,
   renderDiff,
   renderDisplaced,
   renderLookup,
+  renderNodeMoves,
   renderReport,
   renderStatus,
   styleFor,
@@ -348,9 +349,9 @@ withExamples(
 withExamples(
   program
     .command("rebalance")
-    .summary("bring displaced nodes back to the master that they left while it was down")
+    .summary("bring displaced nodes back to the master that they left while it was down or drained")
     .description(
-      "bring displaced nodes back to the master that they left while it was down: agents that reach it through the gateway follow with their next run",
+      "bring displaced nodes back to the master that they left while it was down or drained: agents that reach it through the gateway follow with their next run",
     )
     .option("--dry-run", "list them only")
     .option("--master <name>", "only nodes that were at home there")
@@ -361,17 +362,53 @@ withExamples(
     ["sasori rebalance --master master1 --per-minute 30", "bring them back, slowly"],
   ],
 ).action(async (options: Output & { dryRun?: boolean; master?: string; perMinute: string }) => {
-  const perMinute = Number(options.perMinute);
-  if (!(perMinute > 0))
-    throw new SasoriError("USAGE", `--per-minute ${options.perMinute}: expected a number above 0`);
+  const perMinute = paceOf(options.perMinute);
   const all = await mustAskDaemon<Displaced[]>(address(), "GET", "/api/v1/displaced");
   const nodes = all.filter(({ home }) => options.master === undefined || home === options.master);
   if (options.dryRun || options.json) print(nodes, options.json, renderDisplaced);
   if (options.dryRun) return;
-  const tell = (line: string) => (options.json ? process.stderr : process.stdout).write(`${line}\n`);
-  const isDone = await bringHome(address(), nodes, perMinute, tell);
+  const isDone = await bringHome(address(), nodes, perMinute, tellTo(options));
   process.exitCode = isDone ? EXIT.done : EXIT.failed;
 });
+
+withExamples(
+  program
+    .command("drain")
+    .summary("move all nodes of a master to the others, before its maintenance")
+    .description(
+      "move all nodes of a master to the others that are up, evenly: agents that reach it through the gateway follow with their next run. Drain it in HAProxy first, so that it gets no new ones and `sasori rebalance` brings these home afterwards",
+    )
+    .argument("<master>")
+    .option("--dry-run", "list the moves only")
+    .option("--per-minute <count>", "how many nodes to move each minute", "60")
+    .option("--json", "print the moves as JSON"),
+  [
+    ["sasori drain master1 --dry-run", "which nodes would go where?"],
+    ["sasori drain master1 --per-minute 30", "slowly"],
+    ["sasori rebalance --master master1", "when it is back"],
+  ],
+).action(async (master: string, options: Output & { dryRun?: boolean; perMinute: string }) => {
+  const perMinute = paceOf(options.perMinute);
+  if (options.dryRun) {
+    print(await planDrain(address(), master), options.json, renderNodeMoves);
+    return;
+  }
+  const { moves, isDone } = await drain(address(), master, perMinute, tellTo(options));
+  if (options.json) print(moves, true, renderNodeMoves);
+  process.exitCode = isDone ? EXIT.done : EXIT.failed;
+});
+
+/** Each step as it happens; beside JSON it is a remark. */
+const tellTo =
+  ({ json }: Output) =>
+  (line: string) =>
+    (json ? process.stderr : process.stdout).write(`${line}\n`);
+
+function paceOf(text: string): number {
+  const perMinute = Number(text);
+  if (perMinute > 0) return perMinute;
+  throw new SasoriError("USAGE", `--per-minute ${text}: expected a number above 0`);
+}
 
 const priority = withExamples(
   program

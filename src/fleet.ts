@@ -39,7 +39,7 @@ export class Fleet {
   readonly unroutable: Map<Certname, Submission>;
   /** Registrations and learned routes in force: what PuppetDB does not know yet, and must not be lost. */
   readonly own: Map<Certname, Observation>;
-  /** Displaced nodes, and where they were at home: they left a master while it was down. */
+  /** Displaced nodes, and where they were at home: they left a master while it was down, or by hand while it was drained. */
   readonly homes: Map<Certname, Master>;
   /** Nodes that were removed, and registrations and learned routes that were ended. */
   readonly tombstones: Tombstones;
@@ -173,19 +173,22 @@ export class Fleet {
   }
 
   /**
-   * Remembers where nodes were at home that leave a master while it is down: nothing brings them back by itself,
-   * because the producer follows the route. A node that leaves a living master has a new home.
+   * Remembers where nodes were at home that leave a master while it is down, or that somebody moves away from one that is
+   * drained: nothing brings them back by itself, because the producer follows the route. A node that leaves a living
+   * master has a new home.
    */
-  noteMoves(changes: Before, isUp: (master: Master) => boolean): void {
+  noteMoves(changes: Before, stateOf: (master: Master) => Server["state"]): void {
     for (const [certname, from] of changes) {
       const home = this.homes.get(certname);
       if (from === undefined && home === undefined) continue; // A new node has no home to lose.
-      const now = this.map.get(certname)?.master;
+      const { master: now, source } = this.map.get(certname) ?? {};
       if (now === from) continue;
       if (home !== undefined) {
-        if (now === undefined || now === home || isUp(home)) this.#setHome(certname, undefined);
-      } else if (from !== undefined && now !== undefined && !isUp(from)) {
-        this.#setHome(certname, from);
+        if (now === undefined || now === home || stateOf(home) === "up") this.#setHome(certname, undefined);
+      } else if (from !== undefined && now !== undefined) {
+        const state = stateOf(from);
+        if (state === "down" || (state === "drained" && source === "registration"))
+          this.#setHome(certname, from);
       }
     }
   }
@@ -385,6 +388,8 @@ const isStepBack = ({ master, at }: Observation, known: Assignment, resolve: Res
   master !== known.master &&
   (isOfPuppetdb(known) || known.source === "inherited") &&
   resolve(known.master) !== undefined;
+/** As DNS compares names: letter case and a dot at the end make no difference. */
+const dnsName = (name: string) => name.toLowerCase().replace(/\.$/, "");
 
 /**
  * An alias first, then a server of the producer's name, then a server with the producer as its host. With no
@@ -394,14 +399,15 @@ export function resolver(
   aliases: ReadonlyMap<string, Master>,
   servers: readonly Server[] | undefined,
 ): Resolve {
+  const aliasOf = new Map(Array.from(aliases, ([producer, server]) => [dnsName(producer), server]));
   const known = new Map<string, Master>();
-  for (const { name, host } of servers ?? []) if (!known.has(host)) known.set(host, name);
-  for (const { name } of servers ?? []) known.set(name, name);
-  const names = new Set(servers?.map(({ name }) => name));
+  for (const { name, host } of servers ?? []) if (!known.has(dnsName(host))) known.set(dnsName(host), name);
+  for (const { name } of servers ?? []) known.set(dnsName(name), name);
+  const names = new Set<string>(servers?.map(({ name }) => name));
   return (producer) => {
-    const alias = aliases.get(producer);
+    const alias = aliasOf.get(dnsName(producer));
     if (servers === undefined) return alias ?? (isMaster(producer) ? producer : undefined);
     if (alias !== undefined) return names.has(alias) ? alias : undefined;
-    return known.get(producer);
+    return names.has(producer) ? (producer as Master) : known.get(dnsName(producer));
   };
 }

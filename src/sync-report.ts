@@ -34,7 +34,7 @@ export interface SyncReport {
   learned: number;
   /** HAProxy servers that were added or removed at run time, and producers that could get none. */
   masters: { changes: MasterChange[]; failures: Failure[] };
-  /** Nodes that left a master while it was down, and have not come back. */
+  /** Nodes that left a master while it was down or drained, and have not come back. */
   displaced: number;
   unroutable: { nodes: number; producers: Record<string, number> };
   refused: Sample;

@@ -449,7 +449,7 @@ export class Sync {
   #takeSubmitted() {
     const submitted = this.#submitted.splice(0);
     for (const { change } of submitted) change(this.fleet);
-    this.#remember((master) => this.#isUp(master));
+    this.#remember((master) => this.#stateOf(master));
     return submitted;
   }
 
@@ -483,17 +483,18 @@ export class Sync {
   }
 
   /** Tells every target what changed in the fleet, and the fleet which nodes lost their home by it. */
-  #remember(isUp?: (master: Master) => boolean): void {
+  #remember(stateOf?: (master: Master) => Server["state"]): void {
     const changes = this.fleet.map.takeChanges();
     for (const target of this.#targets) target.expect(changes, this.fleet.map);
-    if (isUp !== undefined) this.fleet.noteMoves(changes, isUp);
+    if (stateOf !== undefined) this.fleet.noteMoves(changes, stateOf);
     if (changes.size > 0) this.#watcher.changed?.(changes, this.fleet);
   }
 
-  /** Whether any HAProxy sees the master alive. With none to ask, nobody can say that it is down. */
-  #isUp(master: Master): boolean {
-    const servers = this.servers()?.filter(({ name }) => name === master) ?? [];
-    return servers.length === 0 || servers.some(({ up }) => up);
+  /** As the HAProxy sees it that sees it best. With none to ask, nobody can say that it is down. */
+  #stateOf(master: Master): Server["state"] {
+    const states = (this.servers() ?? []).flatMap(({ name, state }) => (name === master ? [state] : []));
+    if (states.length === 0) return "up";
+    return (["up", "drained"] as const).find((state) => states.includes(state)) ?? "down";
   }
 
   /** Adds and removes servers; what PuppetDB said of their nodes is merged by the next pass, a full one. */
@@ -528,7 +529,7 @@ export class Sync {
     for (const target of this.#targets) target.keepsOthers = isForeign;
     if (!isForeign) this.#parts.file.adopt();
     this.#learn(this.fleet);
-    this.#remember((master) => this.#isUp(master));
+    this.#remember((master) => this.#stateOf(master));
     const journal = await this.#saveJournal(stop);
     clock?.begin("file");
     const planOf = plansFromChanges(desired);

@@ -44,7 +44,7 @@ const COMMANDS = [
   "moves",
   "passes",
 ];
-const MORE = ["register", "rebalance", "priority", "config", "completion", "man"];
+const MORE = ["register", "drain", "rebalance", "priority", "config", "completion", "man"];
 
 interface Done {
   code: number;
@@ -438,6 +438,7 @@ describe("with a daemon", () => {
         ["moves", "--limit", "5000"],
         ["passes"],
         ["register", node(0), "--end"],
+        ["drain", "master1", "--dry-run"],
         ["rebalance", "--dry-run"],
         ["config"],
       ];
@@ -748,6 +749,109 @@ describe("rebalance", () => {
       });
       expect(await displaced()).toEqual([1, 4].map(node));
       expect((await sasori("rebalance", "--per-minute", "0")).code).toBe(2);
+    }));
+});
+
+describe("drain", () => {
+  const withServers = (count: number, use: (desk: Desk & Servers) => Promise<void>) =>
+    withDesk(count, async (desk) => {
+      await desk.startDaemon();
+      const socket = desk.lab.haproxys[0]?.socketPath ?? "";
+      await use({
+        ...desk,
+        async server(name, state) {
+          await runtimeCommand(socket, `set server puppet/${name} state ${state}`);
+          await desk.sasori("sync");
+        },
+        async nodesOf(master) {
+          const { stdout } = await desk.sasori("nodes", "--master", master, "--json");
+          return JSON.parse(stdout).nodes.map(({ certname }: { certname: string }) => certname);
+        },
+      });
+    });
+  interface Servers {
+    server(name: string, state: string): Promise<void>;
+    nodesOf(master: string): Promise<string[]>;
+  }
+
+  test("moves a drained master's nodes to the others evenly; it gets none until it is ready, then they come home", () =>
+    withServers(12, async ({ sasori, server, nodesOf, lab }) => {
+      for (const index of [1, 4]) await lab.run(node(index), "master3"); // Now master3 has 6, master2 has 2.
+      await server("master1", "drain");
+      const expected = ["master2", "master2", "master2", "master2"].map((to, index) => ({
+        certname: node([0, 3, 6, 9][index] ?? 0),
+        from: "master1",
+        to,
+      }));
+      expect(JSON.parse((await sasori("drain", "master1", "--dry-run", "--json")).stdout)).toEqual(expected);
+      expect(await nodesOf("master1")).toHaveLength(4);
+      const drained = await sasori("drain", "master1", "--per-minute", "6000", "--json");
+      expect(drained).toMatchObject({
+        code: 0,
+        stderr: expect.stringContaining(`1/4  ${node(0)} → master2\n`),
+      });
+      expect(drained.stderr).toMatch(/4 nodes moved away from master1\n$/);
+      expect(JSON.parse(drained.stdout)).toEqual(expected);
+      expect(await nodesOf("master1")).toEqual([]);
+      expect(await nodesOf("master2")).toHaveLength(6);
+      // The next one is not sent to it either.
+      await server("master2", "drain");
+      const { stdout } = await sasori("drain", "master2", "--dry-run");
+      expect(new Set(lines(stdout).map((line) => line.split("→ ")[1]))).toEqual(new Set(["master3"]));
+      await server("master2", "ready");
+      const early = await sasori("rebalance", "--per-minute", "6000");
+      expect(early).toMatchObject({
+        code: 1,
+        stdout: expect.stringContaining("skipped 4: no HAProxy sees master1 up"),
+      });
+      await server("master1", "ready");
+      expect((await sasori("status")).stdout).toContain("4 nodes left master1 while it was down or drained");
+      expect(await sasori("rebalance", "--per-minute", "6000")).toMatchObject({ code: 0 });
+      expect(await nodesOf("master1")).toEqual([0, 3, 6, 9].map(node));
+    }));
+
+  test("goes at its pace, and lets a node be that has left meanwhile by itself", () =>
+    withServers(9, async ({ env, lab, sasori, server, nodesOf }) => {
+      await server("master1", "drain");
+      const args = [CLI, "drain", "master1", "--per-minute", "10"];
+      const slow = new Child(process.execPath, args, { env: { ...PLAIN(), ...env } });
+      try {
+        await expect.poll(() => slow.printed, { timeout: 15_000 }).toBe(`1/3  ${node(0)} → master2\n`);
+        await lab.run(node(3), "master3"); // The next one would have been moved 6 s later.
+        expect((await sasori("sync")).code).toBe(0);
+        await expect.poll(() => slow.ended, { timeout: 20_000 }).toBe(true);
+      } finally {
+        await slow.end();
+      }
+      expect(lines(slow.printed).slice(1)).toEqual([
+        `2/3  ${node(6)} → master2`,
+        "2 nodes moved away from master1",
+      ]);
+      expect(await nodesOf("master3")).toContain(node(3));
+    }));
+
+  test("says that HAProxy has not drained it, and moves nothing where no other is up", () =>
+    withServers(3, async ({ sasori, server, nodesOf }) => {
+      expect(await sasori("drain", "master9")).toMatchObject({
+        code: 2,
+        stderr: expect.stringContaining('no master "master9": there is master'),
+      });
+      await server("master2", "maint");
+      await server("master3", "drain");
+      for (const words of [["--dry-run"], []]) {
+        const { code, stdout, stderr } = await sasori("drain", "master1", ...words);
+        expect({ code, said: `${stdout}${stderr}` }).toEqual({
+          code: 1,
+          said: expect.stringContaining("no HAProxy sees another master than master1 up"),
+        });
+        expect(await nodesOf("master1")).toEqual([node(0)]);
+      }
+      await server("master3", "ready");
+      expect(await sasori("drain", "master1")).toMatchObject({
+        code: 0,
+        stdout: expect.stringMatching(/^HAProxy does not have master1 drained.*state drain\n1\/1 /),
+      });
+      expect((await sasori("drain", "master1", "--per-minute", "x")).code).toBe(2);
     }));
 });
 

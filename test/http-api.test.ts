@@ -248,8 +248,8 @@ describe("nodes", () => {
             { haproxy: second, master: "master3" },
           ],
           health: [
-            { haproxy: first, up: true },
-            { haproxy: second, up: true },
+            { haproxy: first, state: "up", up: true },
+            { haproxy: second, state: "up", up: true },
           ],
           moves: [
             { from: "master2", to: "master3", source: "registration" },
@@ -619,6 +619,7 @@ describe.each(haproxyBinaries())("the masters of HAProxy $version", ({ bin }) =>
                 {
                   haproxy: haproxy.socketPath,
                   status: expect.stringMatching(/^UP/),
+                  state: "up",
                   up: true,
                   sessions: 50,
                   maxconn: 50,

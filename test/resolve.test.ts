@@ -96,7 +96,7 @@ async function withMasters(
       });
       await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
       const address = `127.0.0.1:${(server.address() as AddressInfo).port}`;
-      return { server, named: { name: name as Master, host: name, address, up: true } };
+      return { server, named: { name: name as Master, host: name, address, state: "up", up: true } as const };
     }),
   );
   try {

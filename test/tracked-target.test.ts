@@ -34,6 +34,7 @@ class ScriptedHaproxy implements Target {
       name: name as Master,
       host: name,
       address: name,
+      state: "up" as const,
       up: true,
     }));
     return { fingerprint: this.#fingerprint, servers, version: "3.2" };

@@ -44,13 +44,15 @@ export function renderMasters({ masters, unroutable, failures }: Masters, style:
   return lines.length === 0 ? "no masters" : lines.join("\n");
 }
 
+const HEALTH_COLOURS = { up: "good", drained: "warn", down: "bad" } as const;
+
 function loadOf(
-  { status, up, sessions, maxconn, queue, maxqueue, requests }: ServerLoad,
+  { status, state, sessions, maxconn, queue, maxqueue, requests }: ServerLoad,
   style: Style,
 ): string {
   const of = (value: number, limit: number | null) =>
     limit === null ? number(value) : `${number(value)}/${number(limit)}`;
-  const health = up ? style.good(status) : style.bad(status);
+  const health = style[HEALTH_COLOURS[state]](status);
   return `${health}, ${of(sessions, maxconn)} sessions, queue ${of(queue, maxqueue)}, ${counted(requests, "request")}`;
 }
 

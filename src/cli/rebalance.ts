@@ -1,54 +1,189 @@
-// `sasori rebalance`: displaced nodes go back to the master that they left while it was down, one after the other.
-// Promises: none is sent to a master that no HAProxy sees up; a node that cannot be moved stops no other.
+// Many nodes moved by hand, one after the other, at a pace. `sasori rebalance`: displaced nodes go back to the master that
+// they left. `sasori drain`: all nodes of a master go to the others. Promises: none is sent to a master that no HAProxy
+// sees up (a drained one gets none); a node that cannot be moved stops no other; one that has left meanwhile is let be.
 
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Displaced, Masters, Story } from "../http/api-shapes.js";
+import { quote, SasoriError } from "../errors.js";
+import type { Displaced, MasterRow, Masters, Nodes, Story } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
 import { counted } from "../http/troubles.js";
 import { type Address, isRefused, mustAskDaemon } from "./daemon-client.js";
+import { query } from "./listing.js";
 import { lacksInWords } from "./report-text.js";
+
+/** So many nodes of a master are listed at once. */
+const PAGE = 1_000;
+
+type Tell = (line: string) => void;
+
+export interface NodeMove {
+  certname: string;
+  from: string;
+  to: string;
+}
+
+/** Moves one node after the other, and keeps count of what did not go well. */
+class Mover {
+  readonly #address: Address;
+  readonly #pauseMs: number;
+  readonly #tell: Tell;
+  #begun = false;
+  moved = 0;
+  readonly #lacks = { untold: 0, unsaved: 0, refused: 0 };
+
+  constructor(address: Address, perMinute: number, tell: Tell) {
+    this.#address = address;
+    this.#pauseMs = 60_000 / perMinute;
+    this.#tell = tell;
+  }
+
+  /** When the next one may be moved: at once, if it is the first. */
+  async turn(): Promise<void> {
+    if (this.#begun) await sleep(this.#pauseMs);
+    this.#begun = true;
+  }
+
+  /** Whether it was moved: a refusal is told, and counted. */
+  async move(certname: string, master: string, place: string): Promise<boolean> {
+    try {
+      const path = `/api/v1/nodes/${certname}`;
+      const story = await mustAskDaemon<Story>(this.#address, "PUT", path, { master });
+      const lacks = lacksInWords(story);
+      this.moved += 1;
+      this.#lacks.untold += lacking(story) > 0 ? 1 : 0;
+      this.#lacks.unsaved += story.unsaved ? 1 : 0;
+      this.#tell(`${place}  ${certname} → ${master}${lacks && `; ${lacks}`}`);
+      return true;
+    } catch (error) {
+      if (!isRefused(error)) throw error;
+      this.#lacks.refused += 1;
+      this.#tell(`${place}  ${certname}: ${error.message}`);
+      return false;
+    }
+  }
+
+  /** Tells how many were moved, and what they lack. Returns whether they lack nothing. */
+  conclude(what: string): boolean {
+    const { untold, unsaved, refused } = this.#lacks;
+    this.#tell(`${counted(this.moved, "node")} ${what}`);
+    if (untold > 0) this.#tell(`${untold} of them not in every target: the next pass tells it`);
+    if (unsaved > 0) this.#tell(`${unsaved} of them not in the state file, see above`);
+    if (refused > 0) this.#tell(`refused ${refused}, see above`);
+    return untold + unsaved + refused === 0;
+  }
+}
 
 /** Tells each node that goes home, and at the end what did not go well. Returns whether everything did. */
 export async function bringHome(
   address: Address,
   nodes: readonly Displaced[],
   perMinute: number,
-  tell: (line: string) => void,
+  tell: Tell,
 ): Promise<boolean> {
-  /** Masters that were found down, and how many nodes are not sent there. */
-  const down = new Map<string, number>();
-  const counts = { home: 0, untold: 0, unsaved: 0, refused: 0 };
+  const mover = new Mover(address, perMinute, tell);
+  /** Masters that were found not to be up, and how many nodes are not sent there. */
+  const shut = new Map<string, number>();
   for (const [index, { certname, home }] of nodes.entries()) {
-    const skipped = down.get(home);
-    if (skipped === undefined && index > 0) await sleep(60_000 / perMinute);
-    if (skipped !== undefined || !(await isUp(address, home))) {
-      down.set(home, (skipped ?? 0) + 1);
+    const skipped = shut.get(home);
+    if (skipped === undefined) await mover.turn();
+    if (
+      skipped !== undefined ||
+      !(await mastersOf(address)).some((row) => row.master === home && isUp(row))
+    ) {
+      shut.set(home, (skipped ?? 0) + 1);
       continue;
     }
-    const place = `${index + 1}/${nodes.length}  ${certname}`;
-    try {
-      const path = `/api/v1/nodes/${certname}`;
-      const story = await mustAskDaemon<Story>(address, "PUT", path, { master: home });
-      const lacks = lacksInWords(story);
-      counts.home += 1;
-      counts.untold += lacking(story) > 0 ? 1 : 0;
-      counts.unsaved += story.unsaved ? 1 : 0;
-      tell(`${place} → ${home}${lacks && `; ${lacks}`}`);
-    } catch (error) {
-      if (!isRefused(error)) throw error;
-      counts.refused += 1;
-      tell(`${place}: ${error.message}`);
-    }
+    await mover.move(certname, home, `${index + 1}/${nodes.length}`);
   }
-  tell(`${counted(counts.home, "node")} brought home`);
-  if (counts.untold > 0) tell(`${counts.untold} of them not in every target: the next pass tells it`);
-  if (counts.unsaved > 0) tell(`${counts.unsaved} of them not in the state file, see above`);
-  if (counts.refused > 0) tell(`refused ${counts.refused}, see above`);
-  for (const [master, count] of down) tell(`skipped ${count}: no HAProxy sees ${master} up`);
-  return counts.untold + counts.unsaved + counts.refused + down.size === 0;
+  const isWell = mover.conclude("brought home");
+  for (const [master, count] of shut) tell(`skipped ${count}: no HAProxy sees ${master} up`);
+  return isWell && shut.size === 0;
 }
 
-async function isUp(address: Address, name: string): Promise<boolean> {
-  const { masters } = await mustAskDaemon<Masters>(address, "GET", "/api/v1/masters");
-  return masters.some(({ master, servers }) => master === name && servers.some(({ up }) => up));
+/** Where each node of a master would go now. Changes nothing. */
+export async function planDrain(address: Address, from: string): Promise<NodeMove[]> {
+  const masters = await mastersOf(address);
+  const { nodes: count } = rowOf(masters, from);
+  const places = placesBut(from, masters);
+  if (count > 0 && places.length === 0) throw new SasoriError("HAPROXY_SERVER", noPlace(from));
+  const moves: NodeMove[] = [];
+  for (let cursor: string | null | undefined; cursor !== null; ) {
+    const { nodes, next } = await nodesOf(address, from, PAGE, cursor);
+    for (const { certname } of nodes) moves.push({ certname, from, to: takePlace(places) });
+    cursor = next;
+  }
+  return moves;
+}
+
+/**
+ * Moves all nodes of a master to the others that are up, each to the one that has the fewest. Tells each, and at the end
+ * what did not go well. Returns the moves, and whether everything went well.
+ */
+export async function drain(
+  address: Address,
+  from: string,
+  perMinute: number,
+  tell: Tell,
+): Promise<{ moves: NodeMove[]; isDone: boolean }> {
+  const { nodes: total, servers } = rowOf(await mastersOf(address), from);
+  if (servers.some(({ state }) => state === "up")) tell(notDrained(from));
+  const mover = new Mover(address, perMinute, tell);
+  const moves: NodeMove[] = [];
+  // The nodes and the masters are asked for again each second: both may change meanwhile.
+  const atOnce = Math.min(Math.max(1, Math.floor(perMinute / 60)), PAGE);
+  let done = 0;
+  for (let cursor: string | null | undefined; cursor !== null; ) {
+    await mover.turn();
+    const { nodes, next } = await nodesOf(address, from, atOnce, cursor);
+    const places = placesBut(from, await mastersOf(address));
+    if (places.length === 0) break;
+    for (const [index, { certname }] of nodes.entries()) {
+      if (index > 0) await mover.turn();
+      done += 1;
+      const to = takePlace(places);
+      const isMoved = await mover.move(certname, to, `${done}/${Math.max(done, total)}`);
+      if (isMoved) moves.push({ certname, from, to });
+    }
+    cursor = next;
+  }
+  const isWell = mover.conclude(`moved away from ${from}`);
+  const masters = await mastersOf(address);
+  const { nodes: left } = rowOf(masters, from);
+  const why = placesBut(from, masters).length > 0 ? "refused, or come meanwhile" : noPlace(from);
+  if (left > 0) tell(`${counted(left, "node")} there now: ${why}`);
+  return { moves, isDone: isWell && left === 0 };
+}
+
+/** New nodes may still get there, and those that are moved do not count as away from home. */
+const notDrained = (master: string) =>
+  `HAProxy does not have ${master} drained: it still gets nodes, and \`sasori rebalance\` will not bring these back. ` +
+  `First, at the socket of each HAProxy: set server <backend>/${master} state drain`;
+
+async function mastersOf(address: Address): Promise<MasterRow[]> {
+  return (await mustAskDaemon<Masters>(address, "GET", "/api/v1/masters")).masters;
+}
+
+const nodesOf = (address: Address, master: string, limit: number, cursor: string | null | undefined) =>
+  mustAskDaemon<Nodes>(address, "GET", `/api/v1/nodes?${query({ master, limit, cursor })}`);
+
+function rowOf(masters: readonly MasterRow[], name: string): MasterRow {
+  const row = masters.find(({ master }) => master === name);
+  if (row !== undefined) return row;
+  const names = masters.map(({ master }) => master).join(", ") || "none";
+  throw new SasoriError("USAGE", `there is no master ${quote(name)}: there is ${names}`);
+}
+
+/** Some HAProxy sends it new nodes. */
+const isUp = ({ servers }: MasterRow) => servers.some(({ state }) => state === "up");
+
+const placesBut = (from: string, masters: readonly MasterRow[]) =>
+  masters.filter((row) => row.master !== from && isUp(row)).map(({ master, nodes }) => ({ master, nodes }));
+
+const noPlace = (from: string) => `no HAProxy sees another master than ${from} up`;
+
+/** The one that has the fewest nodes, which now has one more. There must be one. */
+function takePlace(places: { master: string; nodes: number }[]): string {
+  const least = places.reduce((best, place) => (place.nodes < best.nodes ? place : best));
+  least.nodes += 1;
+  return least.master;
 }

@@ -179,6 +179,11 @@ export function renderDisplaced(nodes: readonly Displaced[]): string {
   );
 }
 
+export function renderNodeMoves(moves: readonly { certname: string; from: string; to: string }[]): string {
+  if (moves.length === 0) return "no nodes to move";
+  return table(moves.map(({ certname, from, to }) => [certname, `${from} → ${to}`])).join("\n");
+}
+
 /** A lookup; from the daemon it is the node's whole story. */
 export function renderLookup(found: Lookup & Partial<Story>, style: Style): string {
   const { certname, desired, file, live, health = [], home, moves } = found;
@@ -195,8 +200,8 @@ export function renderLookup(found: Lookup & Partial<Story>, style: Style): stri
   const rows: [string, string][] = [["desired", why]];
   rows.push(["file", "failure" in file ? failed(file.failure) : (file.master ?? "not in it")]);
   for (const { haproxy, master, failure } of live) {
-    const isDown = health.some((seen) => seen.haproxy === haproxy && !seen.up);
-    const where = `${master ?? "not in it"}${isDown ? `, which is ${style.warn("down")} there` : ""}`;
+    const state = health.find((seen) => seen.haproxy === haproxy)?.state ?? "up";
+    const where = `${master ?? "not in it"}${state === "up" ? "" : `, which is ${style.warn(state)} there`}`;
     rows.push([haproxy, failure ? failed(failure, haproxy) : where]);
   }
   if (desired.unroutableProducer) {
@@ -208,7 +213,10 @@ export function renderLookup(found: Lookup & Partial<Story>, style: Style): stri
     rows.push(["held", `PuppetDB no longer lists it; ${remedy}`]);
   }
   if (home)
-    rows.push(["home", `${home}, which it left while that was down: sasori rebalance brings it back`]);
+    rows.push([
+      "home",
+      `${home}, which it left while that was down or drained: sasori rebalance brings it back`,
+    ]);
   for (const { at, from, to } of moves?.slice(0, MAX_MOVES) ?? []) {
     rows.push([style.dim(localTime(at)), `${from ?? "(new)"} → ${to ?? "(removed)"}`]);
   }
@@ -247,12 +255,16 @@ export function renderStatus(status: Status, style: Style): string {
 function stateOf(target: TargetRow, style: Style): string {
   const { inSync, pending, failure, version, servers, comparedAt } = target;
   if (failure) return `${style.bad("failed")}: ${failure.code}`;
-  const down = servers?.filter(({ up }) => !up).map(({ name }) => name) ?? [];
+  const those = (which: "down" | "drained") => {
+    const found = servers?.filter(({ state }) => state === which).map(({ name }) => name) ?? [];
+    return found.length > 0 ? style.warn(`${which}: ${found.join(", ")}`) : "";
+  };
   const about = [
     inSync ? style.good("in sync") : `${counted(pending, "change")} to come`,
     version ? `HAProxy ${version}` : "",
     comparedAt ? `all entries compared ${ago(comparedAt, Date.now())}` : "",
-    down.length > 0 ? style.warn(`down: ${down.join(", ")}`) : "",
+    those("down"),
+    those("drained"),
   ];
   return about.filter((text) => text !== "").join(", ");
 }

@@ -6,6 +6,7 @@ import net from "node:net";
 import type { Config, Endpoint } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { resolver } from "../fleet.js";
+import { weightRemedy } from "../http/troubles.js";
 import { type Certname, isCertname } from "../node-map.js";
 import type { Submission } from "../source/reading.js";
 import { field, findMap, type MapState, parseServers } from "../target/haproxy.js";
@@ -22,6 +23,7 @@ const READ_MAP_MS = 60_000;
 /** Before 2.9 a change by key scans the list of entries: from here on it is felt. */
 const BIG_MAP = 20_000;
 const CLOCK_MS = 30_000;
+const DAY_MS = 24 * 60 * 60_000;
 
 /** How many names a message repeats. */
 const MAX_NAMES = 5;
@@ -188,6 +190,33 @@ async function withSession<T>(
   }
 }
 
+/** The last day on which HAProxy's makers mend a release, as its own `haproxy -v` says: "around Q2 2027". */
+const MENDED_UNTIL: Record<string, string> = {
+  "2.4": "2026-06-30",
+  "2.5": "2023-03-31",
+  "2.6": "2027-06-30",
+  "2.7": "2024-03-31",
+  "2.8": "2028-06-30",
+  "2.9": "2025-03-31",
+  "3.0": "2029-06-30",
+  "3.1": "2026-03-31",
+  "3.2": "2030-06-30",
+  "3.3": "2027-03-31",
+  "3.4": "2031-06-30",
+};
+
+/** `now` in milliseconds since the epoch. A release that is not in the table is newer than this sasori. */
+export function supportProblem(version: string, now: number): Problem | undefined {
+  const [release = ""] = /^\d+\.\d+/.exec(version) ?? [];
+  const until = MENDED_UNTIL[release];
+  if (until === undefined || now < Date.parse(until) + DAY_MS) return undefined;
+  return {
+    outcome: "warning",
+    what: `HAProxy ${release} gets no more fixes from its makers since ${until}`,
+    remedy: "upgrade HAProxy to a release with long-term support, unless your distribution mends this one",
+  };
+}
+
 function isAtLeast(version: string, major: number, minor: number): boolean {
   const [ours = 0, minorOurs = 0] = version.split(/[.-]/).map(Number);
   return ours > major || (ours === major && minorOurs >= minor);
@@ -203,14 +232,19 @@ function versionCheck(endpoint: Endpoint, socket: Check<string>, map: Check<MapS
       const version = field(known.of(socket), "Version");
       const entries = known.maybe(map)?.entries ?? 0;
       const problems: (Problem | undefined)[] = [];
-      if (!isAtLeast(version, 2, 6)) {
-        const what = "sasori is made for HAProxy 2.6 and newer";
+      if (!isAtLeast(version, 2, 4)) {
+        const what = "sasori needs HAProxy 2.4 or newer";
+        problems.push({ outcome: "failed", what, remedy: "upgrade HAProxy" });
+      } else if (!isAtLeast(version, 2, 6)) {
+        const what =
+          "sasori is tested with HAProxy 2.6 and newer, and 2.4 does not count a map's entries: what others write to the map, or HAProxy learns, is noticed by full passes only";
         problems.push({
-          outcome: isAtLeast(version, 2, 4) ? "warning" : "failed",
+          outcome: "warning",
           what,
-          remedy: "upgrade HAProxy",
+          remedy: "upgrade HAProxy, or set SASORI_FULL_SCHEDULE to run more often",
         });
-      } else if (!isAtLeast(version, 2, 9) && entries > BIG_MAP) {
+      }
+      if (!isAtLeast(version, 2, 9) && entries > BIG_MAP) {
         const what = `each change scans its ${entries} entries, so sasori replaces the whole map from ${Math.ceil(entries * 0.002)} changes on`;
         problems.push({
           outcome: "warning",
@@ -218,6 +252,7 @@ function versionCheck(endpoint: Endpoint, socket: Check<string>, map: Check<MapS
           remedy: "HAProxy 3.0 and newer change an entry 200 times faster",
         });
       }
+      problems.push(supportProblem(version, Date.now()));
       const speed = isAtLeast(version, 2, 9)
         ? "changes an entry in microseconds"
         : "scans the map for each change";
@@ -260,10 +295,13 @@ function mapCheck(endpoint: Endpoint, config: Config, socket: Check<string>): Ch
         const listing = await session.ask("show map");
         const state = findMap(listing, endpoint.name, config);
         const name = new RegExp(`^${state.id} \\((.*?)\\) `, "m").exec(listing)?.[1] ?? "";
-        return verdict(`${name}, ${state.entries} entries`, [await otherFile(name, config.mapFile)], state);
+        return verdict(`${name}${entriesOf(state)}`, [await otherFile(name, config.mapFile)], state);
       }),
   };
 }
+
+/** HAProxy 2.4 does not say how many. */
+const entriesOf = ({ entries }: MapState) => (entries === undefined ? "" : `, ${entries} entries`);
 
 /** HAProxy loads its own file when it starts. Elsewhere, or in another container, the path says nothing. */
 async function otherFile(name: string, mapFile: string): Promise<Problem | undefined> {
@@ -340,10 +378,9 @@ function priorityMapCheck(endpoint: Endpoint, priorityFile: string, socket: Chec
     look: (signal) =>
       withSession(endpoint, signal, async (session) => {
         try {
-          const { entries } = findMap(await session.ask("show map"), endpoint.name, {
-            mapFile: priorityFile,
-          });
-          return verdict(`${entries} entries`, []);
+          const listing = await session.ask("show map");
+          const state = findMap(listing, endpoint.name, { mapFile: priorityFile });
+          return verdict(`HAProxy has it${entriesOf(state)}`, []);
         } catch (error) {
           if (!(error instanceof SasoriError) || error.code !== "HAPROXY_MAP") throw error;
           const remedy = "set PRIORITY_MAP for haproxy.cfg, or unset SASORI_PRIORITY_FILE";
@@ -371,6 +408,17 @@ function serversCheck(endpoint: Endpoint, { backend }: Config, socket: Check<str
           const remedy = "start these masters, or see why their health checks fail (HAProxy's log)";
           problems.push({ outcome: "warning", what: `down: ${names(down)}`, remedy });
         }
+        const drained = servers.filter(({ state }) => state === "drained").map(({ name }) => name);
+        if (drained.length > 0) {
+          const remedy = "`sasori drain` moves their nodes away; or set their state to ready in HAProxy";
+          const what = `drained, still serving their nodes: ${names(drained)}`;
+          problems.push({ outcome: "warning", what, remedy });
+        }
+        for (const { name, strayWeight } of servers) {
+          if (strayWeight === undefined) continue;
+          const what = `${name} has weight ${strayWeight}: HAProxy sends it requests of other masters' nodes, which then do not heal`;
+          problems.push({ outcome: "warning", what, remedy: weightRemedy(name) });
+        }
         return verdict(`${servers.length} in the backend ${quote(backend)}`, problems, servers);
       }),
   };
@@ -388,8 +436,8 @@ async function serverState(session: RuntimeSession, backend: string): Promise<st
 
 const START = "start the daemon: sasori serve";
 
-/** HAProxy's own way to sasori in haproxy.cfg is a proxy `sasori` with one server. */
-function healingCheck(endpoint: Endpoint, { listen }: Config, socket: Check<string>): Check {
+/** HAProxy's own way to sasori in haproxy.cfg is a proxy `sasori` with one server, and to that `heal1` and `heal2`. */
+function healingCheck(endpoint: Endpoint, { listen, backend }: Config, socket: Check<string>): Check {
   return {
     name: "healing",
     where: endpoint.name,
@@ -413,6 +461,15 @@ function healingCheck(endpoint: Endpoint, { listen }: Config, socket: Check<stri
         if (!isUp) {
           const what = `HAProxy cannot reach sasori (${way.status}): wrong routes do not heal`;
           problems.push({ outcome: "warning", what, remedy: otherPort ? START : `${START}; ${remedy}` });
+        }
+        const idle = rows
+          .filter(({ pxname, svname = "" }) => pxname === backend && /^heal\d+$/.test(svname))
+          .filter(({ status = "", weight }) => weight === "0" || !/^(UP|no check)/.test(status))
+          .map(({ svname = "", status, weight }) => `${svname} (${status}, weight ${weight})`);
+        if (idle.length > 0) {
+          const what = `out of service: ${idle.join(", ")}: wrong routes do not heal there`;
+          const healers = "set the state of these servers to ready, and their weight to 1, in HAProxy";
+          problems.push({ outcome: "warning", what, remedy: healers });
         }
         return verdict(isUp ? "HAProxy reaches sasori" : "", problems);
       }),

@@ -28,6 +28,10 @@ export const ProblemShape = z.strictObject({
   detail: z.string(),
 });
 
+const ServerState = z
+  .enum(["up", "drained", "down"])
+  .describe("drained: it still serves the nodes that the map names, and gets no others");
+
 // ---- one node
 
 /** A row of the list of nodes: an assignment. `since` is null for a route whose age nobody knows. */
@@ -111,9 +115,9 @@ export const LookupShape = z.strictObject({
 /** A node's whole story: the lookup, its master's health, its home, and its earlier moves, the newest first. */
 export const StoryShape = LookupShape.extend({
   health: z
-    .array(z.strictObject({ haproxy: z.string(), up: z.boolean() }))
+    .array(z.strictObject({ haproxy: z.string(), state: ServerState, up: z.boolean() }))
     .describe("its master, as each HAProxy sees it"),
-  home: MasterText.optional().describe("the master that it left while that was down"),
+  home: MasterText.optional().describe("the master that it left while that was down or drained"),
   moves: z.array(MoveShape),
   unsaved: FailureShape.optional().describe(
     "in the answer to a change: why the state file lacks it, so that a restart of sasori would lose it",
@@ -134,14 +138,19 @@ export const ServerShape = z.strictObject({
   name: MasterText,
   host: z.string().describe("name or address in HAProxy's configuration"),
   address: z.string().describe("host:port"),
-  up: z.boolean(),
+  state: ServerState,
+  up: z.boolean().describe("it is not down"),
+  strayWeight: Count.optional().describe(
+    "its weight, where it must have none: HAProxy sends it requests of other masters' nodes",
+  ),
 });
 
 /** One server of one HAProxy, as its statistics say now. A limit that is not set is null. */
 export const ServerLoadShape = z.strictObject({
   haproxy: z.string(),
   status: z.string().describe("HAProxy's own word: UP, DOWN, MAINT, DRAIN, no check, ..."),
-  up: z.boolean(),
+  state: ServerState,
+  up: z.boolean().describe("it is not down"),
   sessions: Count.describe("requests that it serves now"),
   maxconn: Count.nullable(),
   queue: Count.describe("requests that wait for it now"),
@@ -298,7 +307,7 @@ export const TroubleShape = z.strictObject({
   code: z
     .string()
     .describe(
-      "an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`, `clock_ahead`, `flapping`, `second_sasori`",
+      "an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`, `drained`, `weight`, `clock_ahead`, `flapping`, `second_sasori`",
     ),
   where: z.string().describe("puppetdb, the file, an HAProxy, a master"),
   what: z.string(),

@@ -304,7 +304,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
     {
       schema: {
         tags,
-        summary: "The nodes that left a master while it was down, and have not come back",
+        summary: "The nodes that left a master while it was down or drained, and have not come back",
         response: { 200: answer("all of them", z.array(DisplacedShape)), default: PROBLEM },
       },
     },

@@ -50,7 +50,7 @@ export class Metrics {
   );
   readonly #displaced = this.#gauge(
     "sasori_displaced_nodes",
-    "Nodes that left a master while it was down, and have not come back.",
+    "Nodes that left a master while it was down or drained, and have not come back.",
     [],
   );
   readonly #foreign = this.#counter(

@@ -87,7 +87,7 @@ export class Overview {
     const health = sync
       .targets()
       .flatMap(({ target, servers = [] }) =>
-        servers.flatMap(({ name, up }) => (name === master ? { haproxy: target, up } : [])),
+        servers.flatMap(({ name, state, up }) => (name === master ? { haproxy: target, state, up } : [])),
       );
     const home = sync.fleet.homes.get(certname);
     return { ...found, health, ...(home && { home }), moves: history.movesOf(certname) };
@@ -167,18 +167,19 @@ function nodeRow(assignment: Assignment): Node {
 }
 
 function targetRow({ servers, ...state }: TargetState): TargetRow {
-  const told = servers?.map(({ name, host, address, up }) => ({ name, host, address, up }));
+  const told = servers?.map(({ halfAdded: _, ...server }) => server);
   return { ...state, ...(told && { servers: told }) };
 }
 
 function instanceRow({ fingerprint, lastPush, ...state }: TargetDetail): Instance {
   const isHaproxy = state.kind === "haproxy" && fingerprint !== undefined;
-  // The fingerprint's content is `version:entries`, see haproxy.ts.
-  const [version, entries] = fingerprint?.content.split(":") ?? [];
+  // The fingerprint's content is `version:entries`, see haproxy.ts. HAProxy 2.4 does not say how many.
+  const [version, entries = ""] = fingerprint?.content.split(":") ?? [];
+  const count = /^\d+$/.test(entries) ? `, ${entries} entries` : "";
   return {
     ...targetRow(state),
     process: isHaproxy ? fingerprint.process : null,
-    map: isHaproxy ? `version ${version}, ${entries} entries` : null,
+    map: isHaproxy ? `version ${version}${count}` : null,
     lastPush: lastPush ?? null,
   };
 }

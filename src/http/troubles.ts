@@ -4,6 +4,7 @@
 
 import { type ErrorCode, type Failure, quote } from "../errors.js";
 import type { SyncReport } from "../sync-report.js";
+import type { Server } from "../target/target.js";
 import type { TargetState } from "../target/tracked-target.js";
 import type { Status, Trouble } from "./api-shapes.js";
 
@@ -103,7 +104,7 @@ export function troublesOf(situation: Situation): Trouble[] {
   }
   for (const failure of pass?.masters.failures ?? []) failed("masters", failure);
   if (pass !== undefined) troubles.push(...heldTroubles(pass));
-  troubles.push(...downTroubles(targets));
+  troubles.push(...downTroubles(targets), ...drainedTroubles(targets), ...weightTroubles(targets));
   if (pass !== undefined) troubles.push(...fleetTroubles(pass, homes), ...evidenceTroubles(pass));
   if (secondSasori !== undefined) {
     const what = `another sasori writes the same map file or state file; last seen at ${secondSasori}`;
@@ -140,7 +141,7 @@ function downTroubles(targets: Situation["targets"]): Trouble[] {
   for (const { target, servers = [] } of seen) {
     for (const { name, up } of servers) if (!up) where.set(name, [...(where.get(name) ?? []), target]);
   }
-  const isLeft = seen.some(({ servers = [] }) => servers.some(({ up }) => up));
+  const isLeft = seen.some(({ servers = [] }) => servers.some(({ state }) => state === "up"));
   return Array.from(where, ([master, haproxys]) => {
     const everywhere = haproxys.length === seen.length;
     const instead = isLeft
@@ -156,6 +157,41 @@ function downTroubles(targets: Situation["targets"]): Trouble[] {
   });
 }
 
+/** Each server that is so, and the HAProxys where it is. */
+function serversThat(
+  targets: Situation["targets"],
+  isSo: (server: Server) => boolean,
+): Map<Server["name"], { target: string; server: Server }[]> {
+  const found = new Map<Server["name"], { target: string; server: Server }[]>();
+  for (const { target, servers = [] } of targets)
+    for (const server of servers.filter(isSo))
+      found.set(server.name, [...(found.get(server.name) ?? []), { target, server }]);
+  return found;
+}
+
+function drainedTroubles(targets: Situation["targets"]): Trouble[] {
+  const drained = serversThat(targets, ({ state }) => state === "drained");
+  return Array.from(drained, ([master, found]) => {
+    const where = found.map(({ target }) => target).join(", ");
+    const what = `${master} is drained (${where}): it still serves the nodes that the map names, and gets no others`;
+    const remedy = `to move its nodes away: sasori drain ${master}; when it may have nodes again, set its state to ready in HAProxy`;
+    return warning("drained", master, what, remedy);
+  });
+}
+
+function weightTroubles(targets: Situation["targets"]): Trouble[] {
+  const changed = serversThat(targets, ({ strayWeight }) => strayWeight !== undefined);
+  return Array.from(changed, ([master, found]) => {
+    const where = found.map(({ target, server }) => `${server.strayWeight} in ${target}`).join(", ");
+    const what = `${master} has a weight (${where}): HAProxy sends it requests of other masters' nodes, which then do not heal`;
+    return warning("weight", master, what, weightRemedy(master));
+  });
+}
+
+/** `weight 0` makes a master blue on HAProxy's stats page, as a drained one is. */
+export const weightRemedy = (master: string) =>
+  `masters have weight 0 beside the healer, though HAProxy's stats page shows them as soft-stopped then: give ${master} weight 0 again, on that page or with "set server"`;
+
 function fleetTroubles(
   { displaced, unroutable, refused }: Omit<SyncReport, "targets">,
   homes: Iterable<string>,
@@ -163,7 +199,7 @@ function fleetTroubles(
   const troubles: Trouble[] = [];
   if (displaced > 0) {
     const names = [...new Set(homes)].sort().join(", ");
-    const what = `${counted(displaced, "node")} left ${names || "a master"} while it was down`;
+    const what = `${counted(displaced, "node")} left ${names || "a master"} while it was down or drained`;
     const remedy = "when it is up for good: sasori rebalance --dry-run";
     troubles.push(warning("displaced", "masters", what, remedy));
   }

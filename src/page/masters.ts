@@ -62,19 +62,21 @@ function renderMaster({ master, nodes, share, servers }: Master, most: number): 
   );
 }
 
-/** One word when every HAProxy sees the same, else who sees it down. */
+/** One word when every HAProxy sees the same, else who sees it down, or drained. */
 function renderHealth(servers: readonly ServerLoad[]): Node {
-  const down = servers.filter(({ up }) => !up);
-  const [first] = down;
   if (servers.length === 0) return h("span", { class: "health bad" }, icon("bad"), "no server");
-  if (first === undefined) return h("span", { class: "health good" }, icon("good"), "up");
-  const all = down.length === servers.length;
-  const words = all ? first.status.toLowerCase() : `down in ${down.length} of ${servers.length}`;
+  const those = (state: ServerLoad["state"]) => servers.filter((server) => server.state === state);
+  const worst = (["down", "drained"] as const).find((state) => those(state).length > 0);
+  if (worst === undefined) return h("span", { class: "health good" }, icon("good"), "up");
+  const found = those(worst);
+  const all = found.length === servers.length;
+  const word = worst === "down" && all ? (found[0]?.status.toLowerCase() ?? worst) : worst;
+  const tone = worst === "down" ? "bad" : "busy";
   return h(
     "span",
-    { class: "health bad", title: down.map(({ haproxy }) => haproxy).join(", ") },
-    icon("bad"),
-    words,
+    { class: `health ${tone}`, title: found.map(({ haproxy }) => haproxy).join(", ") },
+    icon(tone),
+    all ? word : `${word} in ${found.length} of ${servers.length}`,
   );
 }
 

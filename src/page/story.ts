@@ -84,7 +84,7 @@ function renderWhole(state: State, story: Story): Child[] {
         {},
         "Its home is ",
         name(home),
-        ", which it left while that was down. ",
+        ", which it left while that was down or drained. ",
         h("code", {}, "sasori rebalance"),
         " brings it back.",
       ),
@@ -138,15 +138,15 @@ function renderWhy({ desired }: Story, now: number): Node {
 
 type Failure = NonNullable<Story["desired"]["failure"]>;
 
-/** Whether HAProxy sees the node's master up; undefined where nobody says. */
-const healthIn = ({ health }: Story, haproxy: string) => health.find((one) => one.haproxy === haproxy)?.up;
+/** How HAProxy sees the node's master; undefined where nobody says. */
+const healthIn = ({ health }: Story, haproxy: string) => health.find((one) => one.haproxy === haproxy)?.state;
 
 function renderStop(
   where: string,
   master: string | null | undefined,
   wanted: string | undefined,
   failure?: Failure,
-  up?: boolean,
+  health?: Story["health"][number]["state"],
 ): Node {
   const right = failure === undefined && master === (wanted ?? null);
   return h(
@@ -161,8 +161,8 @@ function renderStop(
       !right && failure === undefined && h("span", { class: "unseen" }, " (not as wanted)"),
     ),
     failure !== undefined && h("code", { title: failure.message }, failure.code),
-    up !== undefined &&
-      h("span", { class: up ? "quiet" : "wrong" }, up ? "sees its master up" : "sees its master down"),
+    health !== undefined &&
+      h("span", { class: health === "down" ? "wrong" : "quiet" }, `sees its master ${health}`),
   );
 }
 

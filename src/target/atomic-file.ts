@@ -105,7 +105,8 @@ async function syncFolder(folder: string): Promise<void> {
   await handle?.close().catch(() => undefined);
 }
 
-function writeError(file: string, error: unknown): SasoriError {
+/** What `replaceFile` throws: the code and the remedy that belong to the reason. */
+export function writeError(file: string, error: unknown): SasoriError {
   const folder = path.dirname(file);
   const full = `the disk or quota is full: free some space in ${folder}`;
   const readOnly = `the folder ${folder} is not writable for sasori: give its user or group write permission (the file is replaced by a rename, so the folder counts)`;

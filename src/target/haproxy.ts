@@ -22,11 +22,15 @@ import {
   type Target,
 } from "./target.js";
 
-/** The map as `show map` lists it. `entries` counts those of unfinished versions too. */
+/**
+ * The map as `show map` lists it. `entries` counts those of unfinished versions too. HAProxy 2.4 does not tell them: that
+ * somebody else writes to the map, that HAProxy learns new nodes, and versions left unfinished are then noticed only when
+ * the whole map is read, by full passes.
+ */
 export interface MapState {
   id: string;
   version: number;
-  entries: number;
+  entries: number | undefined;
 }
 
 /** Of the connections that HAProxy lets in (`stats maxconn`, 10 unless it is set), for what people and the page ask. */
@@ -80,7 +84,7 @@ export class HaproxyInstance implements Target {
       const { fingerprint, map } = await this.#look(session);
       // Entries of versions that were never committed count as well. A swap drops them; those that appear later
       // are somebody's work in progress.
-      const unfinished = Math.min(before.entries, map.entries) > lines;
+      const unfinished = Math.min(before.entries ?? lines, map.entries ?? lines) > lines;
       if (!unfinished) this.#tidy = true;
       const isPlain = strays.length + capitals.size === 0;
       const rebuild = !isPlain || (unfinished && !this.#tidy);
@@ -160,7 +164,7 @@ export class HaproxyInstance implements Target {
     const push: Push = { keyed, added: plan.add.length, entries: desired.size };
     const method = plan.rebuild ? "swap" : plan.keepsOthers ? "incremental" : cost.cheaper(push);
     // Most requests do not find their route in a map that is mostly empty: the sooner it is filled the better.
-    const pace = map.entries < desired.size / 2 ? "at once" : "gently";
+    const pace = (map.entries ?? desired.size) < desired.size / 2 ? "at once" : "gently";
     if (method === "swap") {
       const { workedMs, learned } = await this.#swap(session, pace, look, plan, desired);
       cost.learn(method, push, workedMs);
@@ -184,7 +188,10 @@ export class HaproxyInstance implements Target {
     }
   }
 
-  /** On a connection of its own, because that of the swap may have ended: what nobody drops stays in HAProxy's memory. */
+  /**
+   * On a connection of its own, because that of the swap may have ended: what nobody drops stays in HAProxy's memory. 3.4
+   * does nothing here while the map has an older version: the next pass then sees entries that are too many, and swaps.
+   */
   async #dropVersion(version: number, { id }: MapState, process: string): Promise<void> {
     await RuntimeSession.with(this.#endpoint, AbortSignal.timeout(DROP_MS), async (session) => {
       if (processOf(await session.ask("show info")) === process)
@@ -212,7 +219,7 @@ export class HaproxyInstance implements Target {
   addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<string> {
     const server = `${this.#options.backend}/${name}`;
     return RuntimeSession.with(this.#endpoint, signal, async (session) => {
-      const reply = await session.ask(`add server ${server} ${address} ${options}`);
+      const reply = await askExperimental(session, `add server ${server} ${address} ${options}`);
       // 2.6 says "New server registered." as a notice; anything else is the reason why not.
       if (!/^New server registered/.test(reply)) {
         throw new SasoriError(
@@ -240,7 +247,7 @@ export class HaproxyInstance implements Target {
       if (processOf(await session.ask("show info")) !== process)
         throw new SasoriError("HAPROXY_CHANGED", `${this.name}: it was reloaded: ${server} is not removed`);
       await session.run(`disable server ${server}`); // Without that it is never removed.
-      await session.ask(`del server ${server}`).catch(async (error: unknown) => {
+      await askExperimental(session, `del server ${server}`).catch(async (error: unknown) => {
         await session.run(`enable server ${server}`);
         throw error;
       });
@@ -263,7 +270,7 @@ export class HaproxyInstance implements Target {
     this.#costOf(version);
     this.#isEmpty = map.entries === 0;
     return {
-      fingerprint: { process: processOf(info), content: `${map.version}:${map.entries}` },
+      fingerprint: { process: processOf(info), content: contentOf(map.version, map.entries) },
       servers: parseServers(state),
       version,
       map,
@@ -289,6 +296,17 @@ async function lookUp(session: RuntimeSession, map: MapState, certname: Certname
   return /\bvalue="([^"]*)"/.exec(await session.ask(`get map #${map.id} ${certname}`))?.[1];
 }
 
+/** Before 2.6 servers are added and removed in a mode of its own, which lasts as long as the connection. */
+async function askExperimental(session: RuntimeSession, command: string): Promise<string> {
+  try {
+    return await session.ask(command);
+  } catch (error) {
+    if (!(error instanceof SasoriError) || !/experimental mode/.test(error.message)) throw error;
+    await session.run("experimental-mode on");
+    return session.ask(command);
+  }
+}
+
 async function enable(session: RuntimeSession, server: string, options: string): Promise<string> {
   // HAProxy leaves both off for a server that is added at run time.
   const words = options.split(" ");
@@ -297,6 +315,8 @@ async function enable(session: RuntimeSession, server: string, options: string):
   await session.run(`enable server ${server}`);
   return processOf(await session.ask("show info"));
 }
+
+const contentOf = (version: number, entries: number | undefined) => `${version}:${entries ?? "unknown"}`;
 
 const processOf = (info: string) => `${field(info, "Pid")}@${field(info, "Start_time_sec")}`;
 
@@ -340,14 +360,20 @@ export function field(info: string, name: string): string {
 /**
  * `# id (file) description`
  * `0 (/etc/haproxy/node-master.map) pattern loaded from file '...' used by map at file '...' line 9. curr_ver=1 next_ver=1 entry_cnt=2`
+ * 2.4 ends with `next_ver=1`.
  */
 function parseMaps(listing: string): { name: string; state: MapState }[] {
   const maps = [];
   for (const line of listing.split("\n")) {
-    const match = /^(-?\d+) \((.*?)\) .*curr_ver=(\d+) next_ver=\d+ entry_cnt=(\d+)/.exec(line);
+    const match = /^(-?\d+) \((.*?)\) .*curr_ver=(\d+) next_ver=\d+(?: entry_cnt=(\d+))?/.exec(line);
     if (match === null) continue;
     const [, id = "", name = "", version, entries] = match;
-    maps.push({ name, state: { id, version: Number(version), entries: Number(entries) } });
+    const state = {
+      id,
+      version: Number(version),
+      entries: entries === undefined ? entries : Number(entries),
+    };
+    maps.push({ name, state });
   }
   return maps;
 }
@@ -367,24 +393,40 @@ export function parseServers(state: string): Server[] {
       .map((name, index) => [name, index]),
   );
   const at = (words: string[], name: string) => words[column.get(name) ?? -1] ?? "";
+  const rows = lines.filter((line) => !line.startsWith("#")).map((line) => line.split(" "));
+  const heals = rows.some((words) => /^heal\d+$/.test(at(words, "srv_name")));
   const servers: Server[] = [];
-  for (const line of lines) {
-    const words = line.split(" ");
+  for (const words of rows) {
     const name = at(words, "srv_name");
     const [fqdn, ip] = [at(words, "srv_fqdn"), at(words, "srv_addr")];
     // A server without an address of its own is a socket inside this HAProxy, such as the gateway's healer.
-    if (line.startsWith("#") || !isMaster(name) || (ip === "-" && fqdn === "-")) continue;
-    // srv_op_state: 0 stopped, 1 starting, 2 running, 3 stopping. srv_admin_state: bits of maintenance.
-    const up = at(words, "srv_op_state") !== "0" && at(words, "srv_admin_state") === "0";
+    if (!isMaster(name) || (ip === "-" && fqdn === "-")) continue;
+    const state = stateOf(at(words, "srv_op_state"), Number(at(words, "srv_admin_state")));
+    const weight = Number(at(words, "srv_uweight"));
     // 1 and nothing else: "disabled" in the configuration sets another bit. A server that once was out of maintenance
     // has 8 in srv_check_state: its checks are paused. Without checks (0) nobody can tell whether somebody wants it so.
     const halfAdded =
       at(words, "srv_admin_state") === "1" && ["2", "6"].includes(at(words, "srv_check_state"));
     const host = fqdn === "-" ? ip : fqdn;
     const address = `${host.includes(":") ? `[${host}]` : host}:${at(words, "srv_port")}`;
-    servers.push({ name, host, address, up, ...(halfAdded && { halfAdded }) });
+    servers.push({
+      ...{ name, host, address, state, up: state !== "down" },
+      ...(heals && weight > 0 && { strayWeight: weight }),
+      ...(halfAdded && { halfAdded }),
+    });
   }
   return servers;
+}
+
+/**
+ * `srv_op_state` is what HAProxy itself asks before it sends a server a request: 0 stopped, 1 starting, 2 running, 3 up but
+ * about to stop. In maintenance of any kind it is 0. The bits of `srv_admin_state` only say what led there: 1, 2 and 32 are
+ * maintenance, 8 and 16 drain, but 4 ("disabled" in the configuration) and 64 (its name came by DNS or from the socket)
+ * stay for good, also while it serves (include/haproxy/server-t.h, the same from 2.4 to 3.5).
+ */
+function stateOf(operational: string, admin: number): Server["state"] {
+  if (operational === "0") return "down";
+  return (admin & (8 | 16)) === 0 ? "up" : "drained";
 }
 
 /** One server of one HAProxy, as its statistics say. A limit that is not set is null. */
@@ -392,6 +434,7 @@ export interface ServerLoad {
   name: Master;
   /** HAProxy's own word: `UP`, `UP 1/3`, `DOWN`, `MAINT`, `DRAIN`, `NOLB`, `no check`. */
   status: string;
+  state: Server["state"];
   up: boolean;
   sessions: number;
   maxconn: number | null;
@@ -424,6 +467,7 @@ function parseLoads(stats: string, servers: readonly Server[]): ServerLoad[] {
     return {
       name: server.name,
       status: status ?? "",
+      state: server.state,
       up: server.up,
       sessions: Number(scur),
       maxconn: limit(slim ?? ""),
@@ -528,7 +572,7 @@ function hasGrown(before: Fingerprint, now: Fingerprint): boolean {
 
 /** What the fingerprint must be after the push, if nobody else wrote. After a swap only the process is known. */
 function expectedAfter(method: Method, before: Fingerprint, map: MapState, plan: Plan) {
-  const entries = map.entries + plan.add.length - plan.del.length;
-  const content = method === "swap" ? undefined : `${map.version}:${entries}`;
+  const entries = map.entries === undefined ? undefined : map.entries + plan.add.length - plan.del.length;
+  const content = method === "swap" ? undefined : contentOf(map.version, entries);
   return { process: before.process, content };
 }

@@ -2,18 +2,15 @@
 // changed by hand, so it has no plan: an entry goes into the file, then into every HAProxy that runs. One that
 // does not run reads the file when it starts. Changes go one after the other, whoever makes them.
 
-import { createHash } from "node:crypto";
-import { once } from "node:events";
-import { readFile, realpath } from "node:fs/promises";
-import { createServer, isIP, type Server, SocketAddress } from "node:net";
-import path from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
+import { readFile } from "node:fs/promises";
+import { isIP, SocketAddress } from "node:net";
 import type { Endpoint } from "../config.js";
 import { type Failure, quote, reason, SasoriError, systemCode, toFailure } from "../errors.js";
 import { isCertname } from "../node-map.js";
 import { replaceFile } from "./atomic-file.js";
 import { findMap } from "./haproxy.js";
 import { RuntimeSession } from "./runtime-api.js";
+import { takeTurn } from "./turn.js";
 
 /** HAProxy's range of `set-priority-class`; lower is served first, and whoever is not in the map has 0. */
 const MOST = 2047;
@@ -23,9 +20,11 @@ const HEADER =
 
 const DEADLINE_MS = 10_000;
 
+/** Nobody writes a key so often. */
+const MAX_DUPLICATES = 1_000;
+
 /** Somewhat longer than a change takes that an HAProxy does not answer. */
 const TURN_MS = 15_000;
-const LOOK_AGAIN_MS = 20;
 
 // Not SASORI_MAP_NAME: with that, sasori would write the nodes' masters into this map.
 const REMEDIES = {
@@ -83,11 +82,12 @@ export class PriorityMap {
         `${value} is not a class: expected a whole number from -${MOST} to ${MOST}`,
       );
     }
-    const turn = await takeTurn(this.#file);
+    // Two changes at once would lose one of them, or leave an HAProxy with another class than the file.
+    const turn = await takeTurn(this.#file, TURN_MS);
     try {
       return await this.#change(key, value);
     } finally {
-      turn.close();
+      await turn.end();
     }
   }
 
@@ -113,43 +113,25 @@ export class PriorityMap {
       const maps = await session.ask("show map");
       const { id } = findMap(maps, endpoint.name, { mapFile: this.#file }, REMEDIES);
       // type=str, case=sensitive, found=yes, idx=tree, key="node1", value="-5", type="str"
-      const found = /\bfound=yes\b/.test(await session.ask(`get map #${id} ${key}`));
-      if (value === undefined && found) await session.run(`del map #${id} ${key}`);
-      if (value !== undefined) await session.run(`${found ? "set" : "add"} map #${id} ${key} ${value}`);
+      const lookUp = async () =>
+        /\bfound=yes\b.*?\bvalue="([^"]*)"/.exec(await session.ask(`get map #${id} ${key}`))?.[1];
+      const had = await lookUp();
+      if (value !== undefined && had !== undefined) {
+        await session.run(`set map #${id} ${key} ${value}`);
+        if ((await lookUp()) === String(value)) return;
+      }
+      // A key that stands there twice: from HAProxy 3.4 on "set" and "del" reach one of the entries.
+      for (let times = 1; (await lookUp()) !== undefined; times += 1) {
+        if (times > MAX_DUPLICATES) throw stillThere(endpoint, key);
+        await session.run(`del map #${id} ${key}`);
+      }
+      if (value !== undefined) await session.run(`add map #${id} ${key} ${value}`);
     });
   }
 }
 
-/**
- * Two changes at once would lose one of them, or leave an HAProxy with another class than the file. The turn is an abstract
- * socket of Linux, a name that only one process of a machine (or of a container) can have, and that the kernel takes back
- * when the process ends in whatever way: unlike a file, it is never left behind. Whoever has the turn closes it. Throws `BUSY`.
- */
-async function takeTurn(file: string): Promise<Server> {
-  const place = path.join(
-    await realpath(path.dirname(file)).catch(() => path.dirname(file)),
-    path.basename(file),
-  );
-  const name = createHash("sha256").update(place).digest("hex");
-  const until = performance.now() + TURN_MS;
-  for (;;) {
-    const turn = createServer((stranger) => stranger.destroy());
-    try {
-      await once(turn.listen(`\0sasori-priority-${name}`), "listening");
-      return turn;
-    } catch (error) {
-      if (systemCode(error) !== "EADDRINUSE") throw error;
-    }
-    if (performance.now() > until) {
-      const what = `another process has been changing ${file} for more than ${TURN_MS / 1_000} s`;
-      throw new SasoriError(
-        "BUSY",
-        `${what}: end it if it hangs (\`pgrep -af 'sasori priority'\`), and try again`,
-      );
-    }
-    await sleep(LOOK_AGAIN_MS);
-  }
-}
+const stillThere = ({ name }: Endpoint, key: string) =>
+  new SasoriError("HAPROXY_REPLY", `${name}: ${quote(key)} is still there after ${MAX_DUPLICATES} "del map"`);
 
 /** As the gateway looks it up: a certname in small letters, an address as HAProxy writes it. Throws `USAGE`. */
 function keyOf(name: string): string {

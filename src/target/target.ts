@@ -38,7 +38,12 @@ export interface Server {
   host: string;
   /** `host:port`. */
   address: string;
+  /** HAProxy serves it; `drained`: only those requests that name it, as the map does for its nodes. */
+  state: "up" | "drained" | "down";
+  /** It is not `down`. */
   up: boolean;
+  /** It has this weight beside a healer (haproxy.cfg), where masters must have 0: HAProxy sends it other masters' nodes. */
+  strayWeight?: number;
   /** It was added at run time and never got out of the maintenance that HAProxy adds servers in. */
   halfAdded?: true;
 }

@@ -61,6 +61,12 @@ export function partIfThere(name: string): string | undefined {
   return process.env.CI === "true" ? pathOf(name) : list().get(name)?.[0];
 }
 
+/** Whether a version is this release or a later one, as `isFrom("3.0.11", 3, 4)`. */
+export function isFrom(version: string, major: number, minor: number): boolean {
+  const [ours = 0, minorOurs = 0] = version.split(".").map(Number);
+  return ours > major || (ours === major && minorOurs >= minor);
+}
+
 function findHaproxys(): HaproxyBinary[] {
   const missing = (list().get("missing") ?? []).filter((part) => part.startsWith("haproxy"));
   if (process.env.CI === "true" && missing.length > 0) {
