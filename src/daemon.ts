@@ -25,8 +25,11 @@ import { VERSION } from "./version.js";
 /** What a pass under way may take to finish on SIGTERM; with the rest of the shutdown it stays below 10 s. */
 const STOP_GRACE_MS = 7_000;
 
+/** Whatever hangs after all, a pass or a connection. */
+const STOP_MS = 9_000;
+
 /** When all is done, for the last lines of the log. */
-const LOG_GRACE_MS = 2_000;
+const LOG_GRACE_MS = 1_000;
 
 /** A burst of more is not told one by one: whoever shows the map reads it again. */
 const MAX_MOVES_TOLD = 1_000;
@@ -46,11 +49,14 @@ export async function serve(config: Config): Promise<void> {
   daemon = await startDaemon(config, log);
   const [signal] = (await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")])) as [string];
   log.info({ signal }, "stopping");
-  await daemon.stop();
-  log.info("stopped");
   // It ends by itself, with exit code 0, unless a file system or whoever reads the log does not answer. That holds a thread
   // of Node, for which `process.exit()` would wait too: then only the signal ends it, which nobody catches any more.
-  setTimeout(() => process.kill(process.pid, signal), LOG_GRACE_MS).unref();
+  const end = () => process.kill(process.pid, signal);
+  const late = setTimeout(end, STOP_MS);
+  await daemon.stop();
+  clearTimeout(late);
+  log.info("stopped");
+  setTimeout(end, LOG_GRACE_MS).unref();
 }
 
 export interface Daemon {

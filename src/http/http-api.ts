@@ -4,7 +4,6 @@
 // `application/problem+json` with a code of errors.ts.
 
 import { timingSafeEqual } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import rateLimit from "@fastify/rate-limit";
@@ -15,6 +14,7 @@ import { type ErrorCode, type Failure, quote, reason, SasoriError, toFailure } f
 import { type Certname, parseCertname, parseMaster } from "../node-map.js";
 import type { Resolver } from "../resolve.js";
 import type { Sync } from "../sync.js";
+import { readSecretFile } from "../whole-file.js";
 import {
   CertnameText,
   DisplacedShape,
@@ -447,7 +447,7 @@ async function refuseForeignPages({ headers }: FastifyRequest): Promise<void> {
 /** Before the body is read. */
 async function authorize({ headers }: FastifyRequest, tokenFile: string | undefined): Promise<void> {
   if (tokenFile === undefined) return; // Only possible on loopback: the configuration sees to it.
-  const token = (await readFile(tokenFile, "utf8").catch(() => "")).trim();
+  const token = (await readSecretFile(tokenFile).catch(() => "")).trim();
   if (token === "")
     throw httpError(503, "SASORI_API_TOKEN_FILE cannot be read or is empty: nobody is let in");
   const given = Buffer.from((headers.authorization ?? "").replace(/^bearer +/i, ""));

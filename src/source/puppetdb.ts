@@ -289,7 +289,7 @@ export class PuppetDb {
   /** PuppetDB's own version, such as "7.12.1". Throws `PUPPETDB_...`. */
   async readVersion(signal: AbortSignal): Promise<string> {
     const url = `${this.#config.url}/pdb/meta/v1/version`;
-    const { agent, headers } = await this.#connector.open();
+    const { agent, headers } = await this.#connector.open(signal);
     try {
       const response = await request(url, { dispatcher: agent.dispatcher, headers, signal });
       await checkAnswer(url, response);
@@ -315,7 +315,7 @@ export class PuppetDb {
     const onAbort = () => stop.abort(signal.reason);
     signal.addEventListener("abort", onAbort, { once: true });
     if (signal.aborted) onAbort();
-    const connection = await this.#connector.open();
+    const connection = await this.#connector.open(signal);
     const underway = queries((entity, query, shape, onRow) =>
       this.#query(connection, stop.signal, entity, query, shape, onRow),
     );

@@ -4,13 +4,14 @@
 
 import { createHash } from "node:crypto";
 import { once } from "node:events";
-import { readFile, realpath } from "node:fs/promises";
+import { realpath } from "node:fs/promises";
 import { createServer, isIP, type Server, SocketAddress } from "node:net";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Endpoint } from "../config.js";
 import { type Failure, quote, reason, SasoriError, systemCode, toFailure } from "../errors.js";
 import { isCertname } from "../node-map.js";
+import { readWhole } from "../whole-file.js";
 import { replaceFile } from "./atomic-file.js";
 import { findMap } from "./haproxy.js";
 import { RuntimeSession } from "./runtime-api.js";
@@ -54,7 +55,7 @@ export class PriorityMap {
    * does not start with it, and whoever wrote it by hand meant something.
    */
   async list(): Promise<Map<string, number>> {
-    const text = await readFile(this.#file, "latin1").catch((error: unknown) => {
+    const text = await readWhole(this.#file, "latin1").catch((error: unknown) => {
       if (systemCode(error) === "ENOENT") return "";
       throw new SasoriError("FILE_READ", `cannot read ${this.#file}: ${reason(error)}`, { cause: error });
     });
