@@ -21,6 +21,7 @@ import { Schedule } from "./schedule.js";
 import { assemble, Sync } from "./sync.js";
 import { changedAnything, type SyncReport } from "./sync-report.js";
 import { VERSION } from "./version.js";
+import { Watchdog } from "./watchdog.js";
 
 /** What a pass under way may take to finish on SIGTERM; with the rest of the shutdown it stays below 10 s. */
 const STOP_GRACE_MS = 7_000;
@@ -78,16 +79,18 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     passed(report) {
       metrics.record(report);
       logPass(log, report);
+      watchdog.takePass(report);
       history.takePass(report);
     },
   });
+  const watchdog = new Watchdog();
   const nodes = new NodeList(sync.fleet.map);
   const events = new EventStream();
   const metrics = new Metrics({ sync, nodes, events, version: VERSION });
   const notRestored = await sync.restore().then(() => undefined, toFailure);
   if (notRestored) log.error(notRestored, "state file");
-  const overview = new Overview({ sync, history, nodes, targets: parts, version: VERSION });
-  tellEvents(history, events, overview, log);
+  const overview = new Overview({ sync, history, nodes, targets: parts, version: VERSION, watchdog });
+  const tellStatus = tellEvents(history, events, overview, log);
   const resolver = new Resolver({
     fleet: sync.fleet,
     puppetdb: parts.puppetdb,
@@ -125,8 +128,13 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   };
   // A pass under way sees what this tick would look for, or the next tick does. But not one for a learned route: while
   // many are learned these follow one another without a gap, and PuppetDB would not be asked for as long.
-  const changes = { cron: config.schedule, run: () => (sync.looking ? undefined : request({})) };
-  const full = { cron: config.fullSchedule, run: () => request({ full: true }) };
+  const onTime = (run: () => void) => () => {
+    watchdog.tick();
+    tellStatus(); // A pass that does not end tells nothing.
+    run();
+  };
+  const changes = { cron: config.schedule, run: onTime(() => (sync.looking ? undefined : request({}))) };
+  const full = { cron: config.fullSchedule, run: onTime(() => request({ full: true })) };
   const schedule = new Schedule([changes, full], (seconds) => log.warn({ seconds }, "the clock was set"));
   request({ full: true });
 
@@ -143,9 +151,28 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   };
 }
 
-/** Tells those who listen, and the log, what happens: each trouble when it comes and when it has gone. */
-function tellEvents(history: History, events: EventStream, overview: Overview, log: Logger): void {
+/**
+ * Tells those who listen, and the log, what happens: each trouble when it comes and when it has gone. What is returned
+ * looks for troubles between passes.
+ */
+function tellEvents(history: History, events: EventStream, overview: Overview, log: Logger): () => void {
   let told: Pick<Status, "state" | "summary" | "troubles"> = { state: "starting", summary: "", troubles: [] };
+  const tellStatus = () => {
+    const { status } = overview;
+    const { state, summary, troubles } = status;
+    if (isDeepStrictEqual({ state, summary, troubles }, told)) return;
+    events.publish("status", status);
+    const isIn = (list: Status["troubles"]) => (one: Status["troubles"][number]) =>
+      list.some(({ code, where }) => code === one.code && where === one.where);
+    // One whose remedy has changed is another: a master down for one HAProxy, then for all; a plan with another id.
+    const isTold = ({ code, where, remedy }: Status["troubles"][number]) =>
+      told.troubles.some((one) => one.code === code && one.where === where && one.remedy === remedy);
+    for (const { severity, ...trouble } of troubles.filter((one) => !isTold(one)))
+      log[severity === "critical" ? "error" : "warn"](trouble, "trouble");
+    for (const { code, where } of told.troubles.filter((one) => !isIn(troubles)(one)))
+      log.info({ code, where }, "trouble is over");
+    told = { state, summary, troubles };
+  };
   history.watch({
     moves: (moves, all) => {
       if (all > MAX_MOVES_TOLD) events.publish("reset", {});
@@ -153,22 +180,10 @@ function tellEvents(history: History, events: EventStream, overview: Overview, l
     },
     pass(pass) {
       events.publish("pass", pass);
-      const { status } = overview;
-      const { state, summary, troubles } = status;
-      if (isDeepStrictEqual({ state, summary, troubles }, told)) return;
-      events.publish("status", status);
-      const isIn = (list: Status["troubles"]) => (one: Status["troubles"][number]) =>
-        list.some(({ code, where }) => code === one.code && where === one.where);
-      // One whose remedy has changed is another: a master down for one HAProxy, then for all; a plan with another id.
-      const isTold = ({ code, where, remedy }: Status["troubles"][number]) =>
-        told.troubles.some((one) => one.code === code && one.where === where && one.remedy === remedy);
-      for (const { severity, ...trouble } of troubles.filter((one) => !isTold(one)))
-        log[severity === "critical" ? "error" : "warn"](trouble, "trouble");
-      for (const { code, where } of told.troubles.filter((one) => !isIn(troubles)(one)))
-        log.info({ code, where }, "trouble is over");
-      told = { state, summary, troubles };
+      tellStatus();
     },
   });
+  return tellStatus;
 }
 
 /**

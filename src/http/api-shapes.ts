@@ -284,7 +284,9 @@ export const SyncReportShape = PassShape.omit({ listed: true }).extend({
 /** Something that a person should know, worst first: what is wrong, and what to do about it. */
 export const TroubleShape = z.strictObject({
   severity: z.enum(["critical", "warning"]),
-  code: z.string().describe("an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`"),
+  code: z
+    .string()
+    .describe("an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`, `stalled`"),
   where: z.string().describe("puppetdb, the file, an HAProxy, a master"),
   what: z.string(),
   remedy: z.string(),
