@@ -47,6 +47,8 @@ export async function serve(config: Config): Promise<void> {
   let daemon: Daemon | undefined;
   // From the first moment to the last: without a listener it ends the process. The first pass is a full one anyway.
   process.on("SIGHUP", () => daemon?.sync({ full: true }));
+  // Without a listener Node opens its debugger on port 9229, to every program of this machine.
+  process.on("SIGUSR1", () => log.warn("SIGUSR1 means nothing here"));
   daemon = await startDaemon(config, log);
   const [signal] = (await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")])) as [string];
   log.info({ signal }, "stopping");

@@ -433,15 +433,23 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
 // ---- who may ask
 
 /**
- * Without a token only programs of this machine may ask. A web page in somebody's browser on this machine is none of
- * them, even if its host name leads here: a browser says so in `Host` or `Origin`. HAProxy's health check sends
- * neither, and heal.lua calls us "sasori".
+ * Without a token only programs of this machine may ask, and no web page in somebody's browser on this machine but ours,
+ * even if its host name leads here, or it is another program's on another port. A browser says so: in `Host`, in `Origin`
+ * whenever something might be changed, and in `Sec-Fetch-Site`, also of a mere image. Whoever follows a link is no page.
+ * HAProxy's health check says none of it; heal.lua names `localhost`, a name that no DNS can lead elsewhere.
  */
-async function refuseForeignPages({ headers }: FastifyRequest): Promise<void> {
-  const names = [headers.host, headers.origin?.replace(/^\w+:\/\//, "")];
-  const isHere = (name = "localhost") => /^(localhost|127(\.\d{1,3}){3}|\[::1\]|sasori)(:\d+)?$/.test(name);
-  if (!names.every((name) => isHere(name)))
-    throw httpError(403, "without SASORI_API_TOKEN_FILE only this machine itself is answered");
+async function refuseForeignPages({ headers, method }: FastifyRequest): Promise<void> {
+  const { host = "localhost", origin } = headers;
+  const site = String(headers["sec-fetch-site"] ?? "none");
+  const isHere = /^(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?$/.test(host);
+  const isOurs = origin === undefined || origin.replace(/^https?:\/\//, "") === host;
+  const isAsked = /^(none|same-origin)$/.test(site);
+  const isLink = headers["sec-fetch-mode"] === "navigate" && method === "GET";
+  if (!isHere || !isOurs || !(isAsked || isLink))
+    throw httpError(
+      403,
+      "without SASORI_API_TOKEN_FILE only programs of this machine are answered, and no web page but sasori's",
+    );
 }
 
 /** Before the body is read. */
