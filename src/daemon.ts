@@ -3,8 +3,10 @@
 // SIGTERM ends it within 10 s, with no target half-written, whatever hangs.
 
 import { once } from "node:events";
+import { type AddressInfo, createServer } from "node:net";
 import { isDeepStrictEqual } from "node:util";
 import { setFlagsFromString } from "node:v8";
+import type { FastifyInstance } from "fastify";
 import { type Logger, pino } from "pino";
 import type { Config } from "./config.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
@@ -113,7 +115,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     version: VERSION,
     tokenFile: config.apiTokenFile,
   });
-  const url = await api.listen(config.listen).catch((error: unknown) => {
+  const url = await listen(api, config.listen).catch((error: unknown) => {
     const { host, port } = config.listen;
     const inUse = systemCode(error) === "EADDRINUSE";
     const remedy = inUse ? "does a sasori run there already? `sasori status`" : "correct SASORI_LISTEN";
@@ -151,6 +153,17 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
       await parts.puppetdb.close();
     },
   };
+}
+
+/** Returns the URL. To `localhost` IPv6 leads as well, where the machine has it. */
+async function listen(api: FastifyInstance, { host, port }: Config["listen"]): Promise<string> {
+  if (host !== "localhost") return api.listen({ host, port });
+  const url = await api.listen({ host: "127.0.0.1", port });
+  const too = createServer((socket) => void api.server.emit("connection", socket));
+  too.on("error", () => undefined);
+  too.listen({ host: "::1", port: (api.server.address() as AddressInfo).port });
+  api.server.once("close", () => too.close());
+  return url;
 }
 
 /**
