@@ -66,7 +66,7 @@ local function ask_sasori(node, wrong)
   socket:settimeout(DEADLINE_SECONDS)
   if not socket:connect(SASORI) then return "silent" end
   local query = wrong and ("?not=" .. wrong) or ""
-  socket:send("GET /api/v1/resolve/" .. node .. query .. " HTTP/1.0\r\nHost: sasori\r\n\r\n")
+  socket:send("GET /api/v1/resolve/" .. node .. query .. " HTTP/1.0\r\nHost: localhost\r\n\r\n")
   local response = socket:receive("*a") or ""
   socket:close()
   local status, body = response:match("^HTTP/1%.[01] (%d+).-\r\n\r\n(.*)$")

@@ -2,12 +2,12 @@
 // This schema is the only place that knows a variable's name, meaning, default and form: the README's table,
 // `sasori config` and every message about a wrong value come from it. Nothing else reads a SASORI_ variable.
 
-import { accessSync, constants, readFileSync, statSync } from "node:fs";
 import path from "node:path";
 import { validate as isCron } from "node-cron";
 import { z } from "zod";
 import { quote, reason, SasoriError } from "./errors.js";
 import { isMaster, type Master } from "./node-map.js";
+import { readSecretFileSync } from "./whole-file.js";
 
 /** One Runtime API: a socket path, or an address. `name` is what logs, metrics and reports call it. */
 export interface Endpoint {
@@ -24,23 +24,25 @@ export interface ListenAddress {
 }
 
 const readable = (file: string, context: z.RefinementCtx): string => {
-  try {
-    accessSync(file, constants.R_OK);
-    if (!statSync(file).isFile()) throw new Error("it is no file");
-  } catch (error) {
-    context.addIssue({ code: "custom", message: `a file that sasori can read (${reason(error)})` });
-  }
+  secretIn(file, context);
   return path.resolve(file);
 };
 
-const tokenFile = z.string().transform((name, context): string => {
-  const file = readable(name, context);
-  if (context.issues.length > 0) return file;
+const tokenFile = z.string().transform((file, context): string => {
   // What is in it must not stand in a message.
-  if (!/^[\x21-\x7e]+$/.test(readFileSync(file, "latin1").trim()))
+  if (!/^[\x21-\x7e]+$/.test(secretIn(file, context)?.trim() ?? "-"))
     context.addIssue({ code: "custom", message: "a file with one word of ASCII characters" });
-  return file;
+  return path.resolve(file);
 });
+
+function secretIn(file: string, context: z.RefinementCtx): string | undefined {
+  try {
+    return readSecretFileSync(file);
+  } catch (error) {
+    context.addIssue({ code: "custom", message: `a file that sasori can read (${reason(error)})` });
+    return undefined;
+  }
+}
 
 const fail = (context: z.RefinementCtx, expected: string): never => {
   context.addIssue({ code: "custom", message: expected });

@@ -3,8 +3,10 @@
 // SIGTERM ends it within 10 s, with no target half-written, whatever hangs.
 
 import { once } from "node:events";
+import { type AddressInfo, createServer } from "node:net";
 import { isDeepStrictEqual } from "node:util";
 import { setFlagsFromString } from "node:v8";
+import type { FastifyInstance } from "fastify";
 import { type Logger, pino } from "pino";
 import type { Config } from "./config.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
@@ -21,12 +23,16 @@ import { Schedule } from "./schedule.js";
 import { assemble, Sync } from "./sync.js";
 import { changedAnything, type SyncReport } from "./sync-report.js";
 import { VERSION } from "./version.js";
+import { Watchdog } from "./watchdog.js";
 
 /** What a pass under way may take to finish on SIGTERM; with the rest of the shutdown it stays below 10 s. */
 const STOP_GRACE_MS = 7_000;
 
+/** Whatever hangs after all, a pass or a connection. */
+const STOP_MS = 9_000;
+
 /** When all is done, for the last lines of the log. */
-const LOG_GRACE_MS = 2_000;
+const LOG_GRACE_MS = 1_000;
 
 /** A burst of more is not told one by one: whoever shows the map reads it again. */
 const MAX_MOVES_TOLD = 1_000;
@@ -43,14 +49,19 @@ export async function serve(config: Config): Promise<void> {
   let daemon: Daemon | undefined;
   // From the first moment to the last: without a listener it ends the process. The first pass is a full one anyway.
   process.on("SIGHUP", () => daemon?.sync({ full: true }));
+  // Without a listener Node opens its debugger on port 9229, to every program of this machine.
+  process.on("SIGUSR1", () => log.warn("SIGUSR1 means nothing here"));
   daemon = await startDaemon(config, log);
   const [signal] = (await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")])) as [string];
   log.info({ signal }, "stopping");
-  await daemon.stop();
-  log.info("stopped");
   // It ends by itself, with exit code 0, unless a file system or whoever reads the log does not answer. That holds a thread
   // of Node, for which `process.exit()` would wait too: then only the signal ends it, which nobody catches any more.
-  setTimeout(() => process.kill(process.pid, signal), LOG_GRACE_MS).unref();
+  const end = () => process.kill(process.pid, signal);
+  const late = setTimeout(end, STOP_MS);
+  await daemon.stop();
+  clearTimeout(late);
+  log.info("stopped");
+  setTimeout(end, LOG_GRACE_MS).unref();
 }
 
 export interface Daemon {
@@ -72,16 +83,18 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     passed(report) {
       metrics.record(report);
       logPass(log, report);
+      watchdog.takePass(report);
       history.takePass(report);
     },
   });
+  const watchdog = new Watchdog();
   const nodes = new NodeList(sync.fleet.map);
   const events = new EventStream();
   const metrics = new Metrics({ sync, nodes, events, version: VERSION });
   const notRestored = await sync.restore().then(() => undefined, toFailure);
   if (notRestored) log.error(notRestored, "state file");
-  const overview = new Overview({ sync, history, nodes, targets: parts, version: VERSION });
-  tellEvents(history, events, overview, log);
+  const overview = new Overview({ sync, history, nodes, targets: parts, version: VERSION, watchdog });
+  const tellStatus = tellEvents(history, events, overview, log);
   const resolver = new Resolver({
     fleet: sync.fleet,
     puppetdb: parts.puppetdb,
@@ -102,7 +115,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     version: VERSION,
     tokenFile: config.apiTokenFile,
   });
-  const url = await api.listen(config.listen).catch((error: unknown) => {
+  const url = await listen(api, config.listen).catch((error: unknown) => {
     const { host, port } = config.listen;
     const inUse = systemCode(error) === "EADDRINUSE";
     const remedy = inUse ? "does a sasori run there already? `sasori status`" : "correct SASORI_LISTEN";
@@ -119,8 +132,13 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   };
   // A pass under way sees what this tick would look for, or the next tick does. But not one for a learned route: while
   // many are learned these follow one another without a gap, and PuppetDB would not be asked for as long.
-  const changes = { cron: config.schedule, run: () => (sync.looking ? undefined : request({})) };
-  const full = { cron: config.fullSchedule, run: () => request({ full: true }) };
+  const onTime = (run: () => void) => () => {
+    watchdog.tick();
+    tellStatus(); // A pass that does not end tells nothing.
+    run();
+  };
+  const changes = { cron: config.schedule, run: onTime(() => (sync.looking ? undefined : request({}))) };
+  const full = { cron: config.fullSchedule, run: onTime(() => request({ full: true })) };
   const schedule = new Schedule([changes, full], (seconds) => log.warn({ seconds }, "the clock was set"));
   request({ full: true });
 
@@ -137,9 +155,39 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   };
 }
 
-/** Tells those who listen, and the log, what happens: each trouble when it comes and when it has gone. */
-function tellEvents(history: History, events: EventStream, overview: Overview, log: Logger): void {
+/** Returns the URL. To `localhost` IPv6 leads as well, where the machine has it. */
+async function listen(api: FastifyInstance, { host, port }: Config["listen"]): Promise<string> {
+  if (host !== "localhost") return api.listen({ host, port });
+  const url = await api.listen({ host: "127.0.0.1", port });
+  const too = createServer((socket) => void api.server.emit("connection", socket));
+  too.on("error", () => undefined);
+  too.listen({ host: "::1", port: (api.server.address() as AddressInfo).port });
+  api.server.once("close", () => too.close());
+  return url;
+}
+
+/**
+ * Tells those who listen, and the log, what happens: each trouble when it comes and when it has gone. What is returned
+ * looks for troubles between passes.
+ */
+function tellEvents(history: History, events: EventStream, overview: Overview, log: Logger): () => void {
   let told: Pick<Status, "state" | "summary" | "troubles"> = { state: "starting", summary: "", troubles: [] };
+  const tellStatus = () => {
+    const { status } = overview;
+    const { state, summary, troubles } = status;
+    if (isDeepStrictEqual({ state, summary, troubles }, told)) return;
+    events.publish("status", status);
+    const isIn = (list: Status["troubles"]) => (one: Status["troubles"][number]) =>
+      list.some(({ code, where }) => code === one.code && where === one.where);
+    // One whose remedy has changed is another: a master down for one HAProxy, then for all; a plan with another id.
+    const isTold = ({ code, where, remedy }: Status["troubles"][number]) =>
+      told.troubles.some((one) => one.code === code && one.where === where && one.remedy === remedy);
+    for (const { severity, ...trouble } of troubles.filter((one) => !isTold(one)))
+      log[severity === "critical" ? "error" : "warn"](trouble, "trouble");
+    for (const { code, where } of told.troubles.filter((one) => !isIn(troubles)(one)))
+      log.info({ code, where }, "trouble is over");
+    told = { state, summary, troubles };
+  };
   history.watch({
     moves: (moves, all) => {
       if (all > MAX_MOVES_TOLD) events.publish("reset", {});
@@ -147,22 +195,10 @@ function tellEvents(history: History, events: EventStream, overview: Overview, l
     },
     pass(pass) {
       events.publish("pass", pass);
-      const { status } = overview;
-      const { state, summary, troubles } = status;
-      if (isDeepStrictEqual({ state, summary, troubles }, told)) return;
-      events.publish("status", status);
-      const isIn = (list: Status["troubles"]) => (one: Status["troubles"][number]) =>
-        list.some(({ code, where }) => code === one.code && where === one.where);
-      // One whose remedy has changed is another: a master down for one HAProxy, then for all; a plan with another id.
-      const isTold = ({ code, where, remedy }: Status["troubles"][number]) =>
-        told.troubles.some((one) => one.code === code && one.where === where && one.remedy === remedy);
-      for (const { severity, ...trouble } of troubles.filter((one) => !isTold(one)))
-        log[severity === "critical" ? "error" : "warn"](trouble, "trouble");
-      for (const { code, where } of told.troubles.filter((one) => !isIn(troubles)(one)))
-        log.info({ code, where }, "trouble is over");
-      told = { state, summary, troubles };
+      tellStatus();
     },
   });
+  return tellStatus;
 }
 
 /**

@@ -12,7 +12,7 @@ import { reason, type SasoriError } from "./errors.js";
 export async function within<T>(
   ms: number,
   stop: AbortSignal | undefined,
-  late: SasoriError,
+  late: Error,
   use: (signal: AbortSignal) => Promise<T>,
 ): Promise<T> {
   const controller = new AbortController();

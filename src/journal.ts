@@ -4,7 +4,7 @@
 // is set aside, never overwritten, and never keeps sasori from starting; one bad entry costs that entry.
 
 import { existsSync } from "node:fs";
-import { readFile, rename, stat } from "node:fs/promises";
+import { rename, stat } from "node:fs/promises";
 import { z } from "zod";
 import { Patience } from "./deadline.js";
 import { reason, SasoriError, systemCode } from "./errors.js";
@@ -19,6 +19,7 @@ import {
 } from "./node-map.js";
 import { removeLeftovers, replaceFile } from "./target/atomic-file.js";
 import type { Tombstone } from "./tombstones.js";
+import { inLine, readWhole, SilentFile } from "./whole-file.js";
 
 const CertnameShape = z.custom<Certname>((value) => typeof value === "string" && isCertname(value));
 const MasterShape = z.custom<Master>((value) => typeof value === "string" && isMaster(value));
@@ -110,6 +111,9 @@ export const stateProblem = (error: unknown): string =>
 /** Of what is written here, nothing may be refused when it is read again. */
 const iso = (at: number): string => new Date(Math.min(at, LATEST_TIME)).toISOString();
 
+/** A million entries are read in less than a second; sasori does not start before. */
+const LOAD_MS = 15_000;
+
 /** The file holds names of nodes and masters only; still nobody else needs it. */
 const STATE_FILE_MODE = 0o640;
 
@@ -141,7 +145,7 @@ export class Journal {
    */
   async load(untouched = false): Promise<State> {
     try {
-      const text = await readFile(this.#file, "utf8");
+      const text = await inLine(LOAD_MS, undefined, () => readWhole(this.#file, "utf8"));
       const { unusable, ...state } = parseState(text);
       this.#written = text;
       this.#left = await this.#fingerprint();
@@ -149,7 +153,8 @@ export class Journal {
       return state;
     } catch (error) {
       if (systemCode(error) === "ENOENT") return EMPTY;
-      throw untouched ? this.#block(error) : await this.#setAside(error);
+      // Where the file system does not answer, it is no use to touch it.
+      throw untouched || error instanceof SilentFile ? this.#block(error) : await this.#setAside(error);
     }
   }
 

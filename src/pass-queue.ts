@@ -3,6 +3,9 @@
 
 import { SasoriError } from "./errors.js";
 
+/** A pass that was abandoned ends at once, unless it waits for something that knows no end. */
+const ABANDON_MS = 1_000;
+
 export interface SyncRequest {
   /** Do not ask PuppetDB: only bring what is known to the targets. */
   known?: boolean | undefined;
@@ -52,12 +55,21 @@ export class PassQueue<Report> {
     return waiting.report;
   }
 
-  /** Lets the pass under way finish for `graceMs`, then abandons it. Whoever waits for a next one is told. */
+  /**
+   * Lets the pass under way finish for `graceMs`, then abandons it, and after ABANDON_MS more no longer waits for its end.
+   * Whoever waits for a next one is told.
+   */
   async stop(graceMs: number): Promise<void> {
     const stopping = new SasoriError("STOPPED", "sasori was told to stop");
     this.#stopping = stopping;
-    const timer = setTimeout(() => this.#abort.abort(stopping), graceMs);
-    await this.#running;
+    let timer: NodeJS.Timeout | undefined;
+    const patience = new Promise<void>((resolve) => {
+      timer = setTimeout(() => {
+        this.#abort.abort(stopping);
+        timer = setTimeout(resolve, ABANDON_MS);
+      }, graceMs);
+    });
+    await Promise.race([this.#running, patience]);
     clearTimeout(timer);
   }
 

@@ -3,6 +3,7 @@
 
 import { execFile } from "node:child_process";
 import { once } from "node:events";
+import { constants } from "node:fs";
 import { chmod, mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer, type ServerResponse } from "node:http";
 import { type AddressInfo, createServer as createSocketServer } from "node:net";
@@ -13,6 +14,7 @@ import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { askDaemon, parseEvents } from "../src/cli/daemon-client.js";
 import { SHELLS, type Shell } from "../src/cli/manual.js";
 import type { Move, Nodes, Status, Story } from "../src/http/api-shapes.js";
+import type { SyncReport } from "../src/sync-report.js";
 import { PriorityMap } from "../src/target/priority.js";
 import { Child, freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
@@ -617,6 +619,75 @@ describe("with a daemon", () => {
     } finally {
       await daemon.end("SIGKILL");
       await puppetdb.close();
+    }
+  });
+
+  test("a file system that hangs under PuppetDB's token costs passes and no more, until it answers again", async () => {
+    const puppetdb = await startScriptedPuppetdb({ other: EMPTY });
+    const place = await mkdtemp(path.join(folder, "token-"));
+    const token = path.join(place, "token");
+    await writeFile(token, "secret\n");
+    const env = {
+      ...PLAIN(),
+      SASORI_PUPPETDB_URL: puppetdb.url,
+      SASORI_PUPPETDB_TOKEN_FILE: token,
+      SASORI_HAPROXY: "none",
+      SASORI_MAP_FILE: path.join(place, "nodes.map"),
+      SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
+      SASORI_SCHEDULE: NEVER,
+      SASORI_FULL_SCHEDULE: NEVER,
+    };
+    const daemon = new Child(process.execPath, ["--import", HUNG_DISK, CLI, "serve"], { env });
+    const url = `http://${env.SASORI_LISTEN}`;
+    const sync = async () =>
+      (await (await fetch(`${url}/api/v1/sync`, { method: "POST" })).json()) as SyncReport;
+    try {
+      await daemon.untilReady(async () => (await fetch(`${url}/readyz`)).ok, 15_000);
+      await rm(token);
+      await run("mkfifo", [token], {});
+      const silent = {
+        code: "PUPPETDB_TLS",
+        message: expect.stringContaining(`cannot read ${token}: its file system has not`),
+      };
+      for (let pass = 0; pass < 2; pass += 1)
+        expect((await sync()).source).toMatchObject({ failure: silent });
+      const moved = await fetch(`${url}/api/v1/nodes/${node(1)}`, {
+        method: "PUT",
+        headers: { "content-type": "application/json" },
+        body: JSON.stringify({ master: "master1" }),
+      });
+      expect(moved.status).toBe(200);
+      // Now it answers, and the token is there again.
+      const answers = await open(token, constants.O_RDWR | constants.O_NONBLOCK);
+      await rm(token);
+      await writeFile(token, "another\n");
+      await expect.poll(async () => (await sync()).source.outcome, { timeout: 15_000 }).toBe("done");
+      expect(puppetdb.asked.at(-1)?.headers["x-authentication"]).toBe("another");
+      await answers.close();
+    } finally {
+      await daemon.end();
+      await puppetdb.close();
+    }
+    expect(await daemon.code()).toBe(0);
+  });
+
+  test("SIGUSR1 opens no debugger", async () => {
+    const place = await mkdtemp(path.join(folder, "debugger-"));
+    const env = {
+      ...PLAIN(),
+      SASORI_PUPPETDB_URL: "http://127.0.0.1:1",
+      SASORI_HAPROXY: "none",
+      SASORI_MAP_FILE: path.join(place, "nodes.map"),
+      SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
+    };
+    const daemon = new Child(process.execPath, [CLI, "serve"], { env });
+    try {
+      await daemon.untilReady(async () => (await fetch(`http://${env.SASORI_LISTEN}/healthz`)).ok, 15_000);
+      process.kill(daemon.pid, "SIGUSR1");
+      await expect.poll(() => daemon.printed, { timeout: 10_000 }).toContain("SIGUSR1 means nothing here");
+      expect(daemon.printed).not.toContain("Debugger");
+    } finally {
+      await daemon.end();
     }
   });
 

@@ -149,7 +149,7 @@ describe("the configuration", () => {
       expect.stringContaining("SASORI_MAP_FILE"),
     ]);
     expect(problems({ ...REQUIRED, SASORI_PUPPETDB_TOKEN_FILE: "/tmp" })).toEqual([
-      expect.stringContaining("no file"),
+      expect.stringContaining("it is a folder, not a file"),
     ]);
   });
 

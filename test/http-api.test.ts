@@ -765,6 +765,44 @@ describe("a request that is wrong", () => {
       });
     }));
 
+  test("by a web page is refused, unless it is sasori's own; a link is followed", () =>
+    withFleetLab([], (lab) =>
+      withDaemon(lab, async ({ url }) => {
+        const { host, port } = new URL(url);
+        const ask = async (method: "GET" | "POST", where: string, headers: Record<string, string>) => {
+          const { statusCode, body } = await request(`${url}${where}`, { method, headers });
+          await body.dump();
+          return statusCode;
+        };
+        const image = { "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image" };
+        for (const page of [
+          { host: "sasori" },
+          { host: `sasori:${port}` },
+          { host: "rebound.example.com" },
+          { origin: "http://evil.example" },
+          { origin: "null" },
+          // Another program's, on another port of this machine.
+          { origin: "http://localhost:3000" },
+          { origin: `http://127.0.0.2:${port}` },
+          { ...image, "sec-fetch-site": "cross-site" },
+          { ...image, "sec-fetch-site": "same-site" },
+        ]) {
+          expect(await ask("POST", "/api/v1/sync", page), JSON.stringify(page)).toBe(403);
+          expect(await ask("GET", `/api/v1/resolve/${node(0)}`, page), JSON.stringify(page)).toBe(403);
+        }
+        for (const own of [
+          {},
+          { host: `localhost:${port}`, origin: `http://localhost:${port}`, "sec-fetch-site": "same-origin" },
+          { host, origin: `http://${host}` },
+          { "sec-fetch-site": "none", "sec-fetch-mode": "navigate" },
+        ])
+          expect(await ask("POST", "/api/v1/sync", own), JSON.stringify(own)).toBe(200);
+        const link = { "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate" };
+        expect(await ask("GET", "/", link)).toBe(200);
+        expect(await ask("POST", "/api/v1/sync", link)).toBe(403);
+      }),
+    ));
+
   test("with a flood of headers, or that is no HTTP, is told before it is a request", () =>
     withFleetLab([], (lab) =>
       withDaemon(lab, async ({ url }) => {

@@ -1,4 +1,4 @@
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import { PassQueue, type SyncRequest } from "../src/pass-queue.js";
 
 /** A queue whose passes end when the test says so; each reports the request that it was run for. */
@@ -73,4 +73,26 @@ test("on stop everybody who waits is told, and nothing new begins", async () => 
   await expect(queue.request({})).rejects.toMatchObject({ code: "STOPPED" });
   expect(passes).toHaveLength(1);
   await expect.poll(() => queue.busy).toBe(false);
+});
+
+test("a pass that never ends is waited for no longer than a second after it was told to stop", async () => {
+  vi.useFakeTimers();
+  let told = false;
+  const queue = new PassQueue<SyncRequest>((_request, stop) => {
+    stop.addEventListener("abort", () => {
+      told = true;
+    });
+    return new Promise(() => {});
+  });
+  void queue.request({});
+  let stopped = false;
+  const stopping = queue.stop(7_000).then(() => {
+    stopped = true;
+  });
+  await vi.advanceTimersByTimeAsync(6_999);
+  expect({ told, stopped }).toEqual({ told: false, stopped: false });
+  await vi.advanceTimersByTimeAsync(1_001);
+  expect({ told, stopped }).toEqual({ told: true, stopped: true });
+  await stopping;
+  vi.useRealTimers();
 });

@@ -6,7 +6,8 @@ import { SasoriError } from "../src/errors.js";
 import { parseCertname } from "../src/node-map.js";
 import { PuppetDb } from "../src/source/puppetdb.js";
 import { makeTlsFiles } from "./support/certificates.js";
-import { freePort } from "./support/child.js";
+import { freePort, run } from "./support/child.js";
+import { puppetdbParts } from "./support/parts.js";
 import {
   answer,
   EMPTY,
@@ -379,10 +380,16 @@ describe("credentials", () => {
   });
   afterAll(() => rm(dir, { recursive: true, force: true }));
 
-  async function withTls(name: string, use: (server: ScriptedPuppetdb) => Promise<void>): Promise<void> {
-    const [key, cert, ca] = await Promise.all(
-      [`${name}.key`, `${name}.pem`, "ca.pem"].map((file) => readFile(at(file))),
+  /** `chain`: what the server sends besides its own certificate. */
+  async function withTls(
+    name: string,
+    use: (server: ScriptedPuppetdb) => Promise<void>,
+    chain?: string,
+  ): Promise<void> {
+    const [key, own, ca] = await Promise.all(
+      [`${name}.key`, `${name}.pem`, "ca.pem"].map((file) => readFile(at(file), "utf8")),
     );
+    const cert = chain === undefined ? own : own + (await readFile(at(`${chain}.pem`), "utf8"));
     const server = await startScriptedPuppetdb(ONE_NODE, {
       key,
       cert,
@@ -448,12 +455,6 @@ describe("credentials", () => {
       () => ({ ...certificates(), keyFile: at("renewed.key") }),
       /key.*check SASORI_PUPPETDB_CERT, _KEY and _CA/,
     ],
-    [
-      "a key file that is none",
-      "server",
-      () => ({ ...certificates(), keyFile: at("serial") }),
-      /(no start line|unsupported|PEM|DECODER).*check SASORI_PUPPETDB_CERT, _KEY and _CA/i,
-    ],
   ])("%s is PUPPETDB_TLS and says what to check", (_, name, files, found) =>
     withTls(name, async (server) => {
       const source = new PuppetDb({ url: server.url, ...files() });
@@ -466,6 +467,106 @@ describe("credentials", () => {
       await source.close();
       await server.untilAlone();
     }),
+  );
+
+  test.each(["ca", "intermediate"])("a server below an intermediate CA is believed by the CA file %s", (ca) =>
+    withTls(
+      "below",
+      async (server) => {
+        const source = new PuppetDb({ url: server.url, ...certificates("client", ca) });
+        expect((await source.readAll(soon())).submissions.size).toBe(1);
+        await source.close();
+      },
+      "intermediate",
+    ),
+  );
+
+  test.each([
+    ["empty", () => "", /holds no certificate/],
+    ["cut in its second certificate", (pem: string) => pem + pem.slice(0, 400), /ends in the middle/],
+    [
+      "of a certificate that is cut and closed",
+      (pem: string) => pem.replace(/^M[\s\S]*?\n(?=-)/m, "MIIC\n"),
+      /is none/,
+    ],
+    ["a key and no certificate", () => readFile(at("ca.key"), "utf8"), /holds no certificate/],
+    ["a web page", () => "<html>", /holds no certificate/],
+  ])("a CA file that is %s trusts nobody, and is used again when it is whole", async (_, make, found) => {
+    await withTls("server", async (server) => {
+      const pem = await readFile(at("ca.pem"), "utf8");
+      await writeFile(at("written.pem"), await make(pem));
+      await writeFile(at("token"), "secret\n");
+      const source = new PuppetDb({
+        url: server.url,
+        ...certificates("client", "written"),
+        tokenFile: at("token"),
+      });
+      const error = await failure(source.readAll(soon()));
+      expect(error.code).toBe("PUPPETDB_TLS");
+      expect(error.message).toMatch(found);
+      expect(error.message).toContain(`${at("written.pem")} `);
+      expect(error.message).toContain("SASORI_PUPPETDB_CA");
+      expect(server.asked).toEqual([]);
+      await writeFile(at("written.pem"), pem);
+      await source.readAll(soon());
+      await source.close();
+    });
+  });
+
+  test.each([
+    ["certFile", "CERT", "certificate"],
+    ["keyFile", "KEY", "private key"],
+  ])("a %s that holds none is refused: sasori never comes without", (option, variable, what) =>
+    withTls("server", async (server) => {
+      for (const content of ["", "01\n"]) {
+        await writeFile(at("none"), content);
+        const source = new PuppetDb({ url: server.url, ...certificates(), [option]: at("none") });
+        const error = await failure(source.readAll(soon()));
+        expect(error).toMatchObject({ code: "PUPPETDB_TLS" });
+        expect(error.message).toContain(`${at("none")} holds no ${what}`);
+        expect(error.message).toContain(`SASORI_PUPPETDB_${variable}`);
+      }
+      expect(server.asked).toEqual([]);
+    }),
+  );
+
+  test("a key with a passphrase is refused: nobody is there to be asked for it", async () => {
+    const { openssl } = puppetdbParts();
+    await run(openssl, [
+      "rsa",
+      "-aes256",
+      "-passout",
+      "pass:x",
+      "-in",
+      at("client.key"),
+      "-out",
+      at("locked"),
+    ]);
+    const source = new PuppetDb({ url: "https://127.0.0.1:1", ...certificates(), keyFile: at("locked") });
+    const error = await failure(source.readAll(soon()));
+    expect(error).toMatchObject({ code: "PUPPETDB_TLS", message: expect.stringContaining("a passphrase") });
+  });
+
+  test.each([
+    ["a pipe", "mkfifo"],
+    ["a folder", "mkdir"],
+  ])(
+    "a token file that has become %s fails the reading, and is used again when it is a file",
+    async (what, make) => {
+      const server = await startScriptedPuppetdb(ONE_NODE);
+      const file = at(make);
+      await run(make, [file]);
+      const source = new PuppetDb({ url: server.url, tokenFile: file });
+      const error = await failure(source.readAll(soon()));
+      expect(error.code).toBe("PUPPETDB_TLS");
+      expect(error.message).toContain(`cannot read ${file}: it is ${what}`);
+      expect(server.asked).toEqual([]);
+      await rm(file, { recursive: true });
+      await writeFile(file, "secret\n");
+      expect((await source.readAll(soon())).submissions.size).toBe(1);
+      await source.close();
+      await server.close();
+    },
   );
 
   test("a server that hangs up on our certificate makes sasori ask for it", () =>

@@ -2,12 +2,12 @@
 // Promises: every call has a deadline; the token goes only with calls that change something; nobody listening is
 // no error, but `undefined`, so that a command can do the work itself.
 
-import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Dispatcher, request } from "undici";
 import type { Config } from "../config.js";
 import { type ErrorCode, quote, reason, SasoriError, systemCode } from "../errors.js";
 import { isErrorCode } from "../http/troubles.js";
+import { readSecretFile } from "../whole-file.js";
 
 /** A full pass over a big fleet takes its time; the daemon has a deadline of its own. */
 const SYNC_DEADLINE_MS = 15 * 60_000;
@@ -67,7 +67,7 @@ function late(method: Method, deadlineMs: number): string {
 
 async function readToken(file: string): Promise<string> {
   try {
-    return (await readFile(file, "utf8")).trim();
+    return (await readSecretFile(file)).trim();
   } catch (error) {
     const what = `cannot read the token of SASORI_API_TOKEN_FILE: ${reason(error)}`;
     const remedy =

@@ -14,6 +14,7 @@ import type { Certname } from "../node-map.js";
 import { replaceFile } from "../target/atomic-file.js";
 import { MapFile } from "../target/map-file.js";
 import { PriorityMap } from "../target/priority.js";
+import { readWhole } from "../whole-file.js";
 import { type Check, CheckError, type Problem, verdict } from "./check.js";
 
 /** package.json's `engines`. */
@@ -178,7 +179,7 @@ function stateFileCheck(file: string): Check {
     async look() {
       let text: string;
       try {
-        text = await readFile(file, "utf8");
+        text = await readWhole(file, "utf8");
       } catch (error) {
         if (systemCode(error) === "ENOENT")
           return verdict("not there yet: no registrations, no learned routes", []);

@@ -1,13 +1,14 @@
 // What the doctor looks at in PuppetDB: the certificates on both sides, the connection, the answers, the clocks.
 
 import { createPrivateKey, X509Certificate } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import net from "node:net";
 import tls from "node:tls";
 import type { Config } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { PuppetDb } from "../source/puppetdb.js";
+import { pemProblem } from "../source/puppetdb-connection.js";
 import type { Reading } from "../source/reading.js";
+import { readSecretFile } from "../whole-file.js";
 import { type Check, CheckError, type Problem, type Verdict, verdict } from "./check.js";
 
 const CONNECT_MS = 5_000;
@@ -48,8 +49,8 @@ function certificateCheck(certFile: string, keyFile: string): Check {
     name: "client certificate",
     where: certFile,
     async look() {
-      const certificate = parseCertificate(await readFile(certFile), "SASORI_PUPPETDB_CERT");
-      const key = await readFile(keyFile);
+      const certificate = parseCertificate(await readSecretFile(certFile), "SASORI_PUPPETDB_CERT");
+      const key = await readSecretFile(keyFile);
       let belongs: boolean;
       try {
         belongs = certificate.checkPrivateKey(createPrivateKey(key));
@@ -81,12 +82,13 @@ function authorityCheck(caFile: string): Check {
     name: "CA certificate",
     where: caFile,
     async look() {
-      const text = await readFile(caFile, "latin1");
+      const text = await readSecretFile(caFile);
+      const problem = pemProblem(text, "CERTIFICATE");
+      if (problem !== undefined)
+        throw new CheckError(`it ${problem}`, "name a whole PEM file in SASORI_PUPPETDB_CA");
       const blocks =
         text.match(/-----BEGIN [\w ]*CERTIFICATE-----[\s\S]*?-----END [\w ]*CERTIFICATE-----/g) ?? [];
       const certificates = blocks.map((block) => parseCertificate(block, "SASORI_PUPPETDB_CA"));
-      if (certificates.length === 0)
-        throw new CheckError("it holds no certificate", "name a PEM file in SASORI_PUPPETDB_CA");
       const problems = certificates.map((one) =>
         expiry(commonName(one.subject), one, "renew Puppet's CA and distribute it"),
       );
@@ -150,14 +152,14 @@ function tlsCheck(config: Puppetdb, certificates: readonly Check[]): Check {
     needs: certificates,
     async look(signal) {
       const { host, port } = place(url);
-      const pem = async (file?: string) => (file === undefined ? undefined : await readFile(file));
+      const pem = async (file?: string) => (file === undefined ? undefined : await readSecretFile(file));
       const [cert, key, ca] = await Promise.all([
         pem(config.certFile),
         pem(config.keyFile),
         pem(config.caFile),
       ]);
       const socket = tls.connect({
-        ...{ host, port, rejectUnauthorized: false },
+        ...{ host, port, rejectUnauthorized: false, allowPartialTrustChain: true },
         ...(net.isIP(host) === 0 && { servername: host }),
         ...(cert && { cert }),
         ...(key && { key }),

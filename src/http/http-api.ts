@@ -4,7 +4,6 @@
 // `application/problem+json` with a code of errors.ts.
 
 import { timingSafeEqual } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
 import rateLimit from "@fastify/rate-limit";
@@ -15,6 +14,7 @@ import { type ErrorCode, type Failure, quote, reason, SasoriError, toFailure } f
 import { type Certname, parseCertname, parseMaster } from "../node-map.js";
 import type { Resolver } from "../resolve.js";
 import type { Sync } from "../sync.js";
+import { readSecretFile } from "../whole-file.js";
 import {
   CertnameText,
   DisplacedShape,
@@ -32,7 +32,8 @@ import {
   SyncBody,
   SyncReportShape,
 } from "./api-shapes.js";
-import { type EventStream, MAX_CLIENTS } from "./event-stream.js";
+import { Connections } from "./connections.js";
+import { type EventStream, MAX_CLIENTS, MAX_CLIENTS_OF_ONE } from "./event-stream.js";
 import type { History } from "./history.js";
 import { lacking } from "./lacking.js";
 import type { Metrics } from "./metrics.js";
@@ -42,6 +43,9 @@ import { servePage } from "./page-files.js";
 
 /** The largest request is a plan id; nothing needs more. */
 const MAX_BODY_BYTES = 16 * 1024;
+
+/** To send one, headers and body. */
+const REQUEST_MS = 10_000;
 
 /** For each client. A page that is looked at asks a few times a second, a script that registers nodes some more. */
 const MAX_REQUESTS = 2_000;
@@ -65,6 +69,11 @@ type Api = ReturnType<typeof newServer>;
 export async function buildApi(parts: ApiParts): Promise<FastifyInstance> {
   const api = newServer();
   const methods = rememberRoutes(api);
+  const connections = new Connections();
+  api.server.on("connection", connections.accept);
+  api.addHook("onRequest", connections.queue);
+  api.addHook("preHandler", connections.begin);
+  api.addHook("onSend", connections.end);
   if (parts.tokenFile === undefined) api.addHook("onRequest", refuseForeignPages);
   api.setErrorHandler((error, _request, reply) => problem(reply, error));
   await describeApi(api, parts.version);
@@ -104,7 +113,8 @@ export async function buildApi(parts: ApiParts): Promise<FastifyInstance> {
 function newServer() {
   const api = Fastify({
     bodyLimit: MAX_BODY_BYTES,
-    requestTimeout: 10_000,
+    requestTimeout: REQUEST_MS,
+    http: { headersTimeout: REQUEST_MS, connectionsCheckingInterval: 1_000 },
     // An idle connection of a browser or a balancer must not keep sasori from stopping.
     forceCloseConnections: true,
     routerOptions: { maxParamLength: 255 },
@@ -420,12 +430,13 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
       },
     },
     async (request, reply) => {
-      if (events.full) {
+      if (!events.hasRoomFor(request.ip)) {
         reply.header("retry-after", "10");
-        throw new SasoriError("BUSY", `${MAX_CLIENTS} clients listen already: ask again, or end some`);
+        const what = `${MAX_CLIENTS} clients listen already, or ${MAX_CLIENTS_OF_ONE} at ${request.ip}`;
+        throw new SasoriError("BUSY", `${what}: ask again, or end some`);
       }
       reply.hijack();
-      events.attach(reply.raw, request.headers["last-event-id"], overview.status);
+      events.attach(reply.raw, request.ip, request.headers["last-event-id"], overview.status);
       return reply;
     },
   );
@@ -434,21 +445,29 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
 // ---- who may ask
 
 /**
- * Without a token only programs of this machine may ask. A web page in somebody's browser on this machine is none of
- * them, even if its host name leads here: a browser says so in `Host` or `Origin`. HAProxy's health check sends
- * neither, and heal.lua calls us "sasori".
+ * Without a token only programs of this machine may ask, and no web page in somebody's browser on this machine but ours,
+ * even if its host name leads here, or it is another program's on another port. A browser says so: in `Host`, in `Origin`
+ * whenever something might be changed, and in `Sec-Fetch-Site`, also of a mere image. Whoever follows a link is no page.
+ * HAProxy's health check says none of it; heal.lua names `localhost`, a name that no DNS can lead elsewhere.
  */
-async function refuseForeignPages({ headers }: FastifyRequest): Promise<void> {
-  const names = [headers.host, headers.origin?.replace(/^\w+:\/\//, "")];
-  const isHere = (name = "localhost") => /^(localhost|127(\.\d{1,3}){3}|\[::1\]|sasori)(:\d+)?$/.test(name);
-  if (!names.every((name) => isHere(name)))
-    throw httpError(403, "without SASORI_API_TOKEN_FILE only this machine itself is answered");
+async function refuseForeignPages({ headers, method }: FastifyRequest): Promise<void> {
+  const { host = "localhost", origin } = headers;
+  const site = String(headers["sec-fetch-site"] ?? "none");
+  const isHere = /^(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?$/.test(host);
+  const isOurs = origin === undefined || origin.replace(/^https?:\/\//, "") === host;
+  const isAsked = /^(none|same-origin)$/.test(site);
+  const isLink = headers["sec-fetch-mode"] === "navigate" && method === "GET";
+  if (!isHere || !isOurs || !(isAsked || isLink))
+    throw httpError(
+      403,
+      "without SASORI_API_TOKEN_FILE only programs of this machine are answered, and no web page but sasori's",
+    );
 }
 
 /** Before the body is read. */
 async function authorize({ headers }: FastifyRequest, tokenFile: string | undefined): Promise<void> {
   if (tokenFile === undefined) return; // Only possible on loopback: the configuration sees to it.
-  const token = (await readFile(tokenFile, "utf8").catch(() => "")).trim();
+  const token = (await readSecretFile(tokenFile).catch(() => "")).trim();
   if (token === "")
     throw httpError(503, "SASORI_API_TOKEN_FILE cannot be read or is empty: nobody is let in");
   const given = Buffer.from((headers.authorization ?? "").replace(/^bearer +/i, ""));
@@ -544,4 +563,5 @@ function refuseUnparsed(error: Error & { code?: string }, socket: Socket): void 
   socket.end(
     `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\ncontent-type: application/problem+json\r\ncontent-length: ${Buffer.byteLength(text)}\r\nconnection: close\r\n\r\n${text}`,
   );
+  socket.destroySoon(); // Whoever goes on sending, byte by byte, would keep it open.
 }

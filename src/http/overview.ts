@@ -6,6 +6,7 @@ import { toFailure } from "../errors.js";
 import type { Assignment, Certname } from "../node-map.js";
 import type { Sync, SyncParts } from "../sync.js";
 import type { TargetDetail, TargetState } from "../target/tracked-target.js";
+import type { Watchdog } from "../watchdog.js";
 import type {
   Displaced,
   Instance,
@@ -33,6 +34,7 @@ export interface OverviewParts {
   history: History;
   nodes: NodeList;
   targets: Pick<SyncParts, "file" | "instances" | "journal">;
+  watchdog: Watchdog;
   version: string;
 }
 
@@ -49,7 +51,7 @@ export class Overview {
   }
 
   get status(): Status {
-    const { sync, history, version } = this.#parts;
+    const { sync, history, version, watchdog } = this.#parts;
     const { trouble } = this.#parts.targets.journal;
     const targets = sync.targets();
     const { lastReport: pass } = sync;
@@ -59,6 +61,7 @@ export class Overview {
       targets,
       puppetdb: history.puppetdb,
       secondSasori: sync.secondSasori,
+      notLookedSince: watchdog.isLate ? (history.lastGoodPoll ?? this.#startedAt) : undefined,
       stateFile: trouble && toFailure(trouble),
       homes: sync.fleet.homes.values(),
     });

@@ -77,6 +77,8 @@ export interface Situation {
   puppetdb?: { failure: Failure; since?: string } | undefined;
   /** When another sasori was seen to write the map file or the state file (ISO 8601). */
   secondSasori?: string | undefined;
+  /** PuppetDB has not been looked at for too long, since then (ISO 8601). */
+  notLookedSince?: string | undefined;
   /** What could not be taken over from an earlier run. */
   stateFile?: Failure | undefined;
   /** The master of each displaced node that it left. */
@@ -85,7 +87,7 @@ export interface Situation {
 
 /** The worst first. */
 export function troublesOf(situation: Situation): Trouble[] {
-  const { pass, targets, puppetdb, secondSasori, stateFile, homes = [] } = situation;
+  const { pass, targets, puppetdb, secondSasori, notLookedSince, stateFile, homes = [] } = situation;
   const troubles: Trouble[] = [];
   const failed = (where: string, failure: Failure | undefined, since?: string) => {
     if (failure === undefined) return;
@@ -96,6 +98,8 @@ export function troublesOf(situation: Situation): Trouble[] {
   };
   failed("puppetdb", puppetdb?.failure, puppetdb?.since);
   for (const { target, failure } of targets) failed(target, failure);
+  // Where another failure is told, it is the reason; here nothing is known but the time.
+  if (notLookedSince !== undefined && troubles.length === 0) troubles.push(stalled(notLookedSince));
   failed("state file", pass?.journal ?? stateFile);
   for (const { haproxy, master, change, failure } of pass?.masters.changes ?? []) {
     if (failure === undefined) continue;
@@ -119,6 +123,17 @@ export function troublesOfReport(report: SyncReport): Trouble[] {
   const { failure } = report.source;
   return troublesOf({ pass: report, targets: report.targets, puppetdb: failure && { failure } });
 }
+
+const STALLED = "stalled";
+
+const stalled = (since: string): Trouble => ({
+  severity: "critical",
+  code: STALLED,
+  where: "sasori",
+  what: `no look at PuppetDB has come to its end (since ${since})`,
+  remedy:
+    "restart sasori, and please report this with its log and `sasori doctor`; meanwhile HAProxy goes on with the map that it has",
+});
 
 const warning = (code: string, where: string, what: string, remedy: string): Trouble => ({
   severity: "warning",
@@ -243,13 +258,14 @@ export function summarize(
   troubles: readonly Trouble[],
 ): Pick<Status, "state" | "summary"> {
   const [worst] = troubles;
-  if (pass === undefined) return { state: "starting", summary: "The first pass has not ended yet." };
+  if (pass === undefined && worst?.code !== STALLED)
+    return { state: "starting", summary: "The first pass has not ended yet." };
   if (worst !== undefined) {
     const more = troubles.length > 1 ? ` And ${counted(troubles.length - 1, "more trouble")}.` : "";
     const state = worst.severity === "critical" ? "failing" : "attention";
     return { state, summary: `${headline(worst)}${more}` };
   }
-  const nodes = counted(pass.nodes, "node");
+  const nodes = counted(pass?.nodes ?? 0, "node");
   const behind = targets.filter(({ inSync }) => !inSync);
   if (behind.length > 0) {
     const pending = Math.max(...targets.map((target) => target.pending));

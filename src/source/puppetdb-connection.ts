@@ -2,10 +2,12 @@
 // Promises: certificates are always checked, whatever Node was told; files that are renewed in place are read again; an
 // answer is only handed on after its status and content type were checked; every failure is a SasoriError with a remedy.
 
-import { readFile, stat } from "node:fs/promises";
+import { X509Certificate } from "node:crypto";
+import { isDeepStrictEqual } from "node:util";
 import { Agent, buildConnector, type Dispatcher } from "undici";
 import type { Config } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
+import { readSecretFile } from "../whole-file.js";
 
 /**
  * No byte for this long means that PuppetDB hangs. For the latest reports it first hashes all nodes: 5 s with
@@ -22,34 +24,33 @@ export class Connector {
     this.#config = config;
   }
 
-  /** Asked once per reading, so that all its queries use the same certificates and token. Throws `PUPPETDB_TLS`. */
-  async open(): Promise<Connection> {
-    const { tokenFile } = this.#config;
-    const token = tokenFile === undefined ? undefined : await readToken(tokenFile);
-    const agent = await this.#currentAgent();
+  /**
+   * Asked once per reading, so that all its queries use the same certificates and token. Throws `PUPPETDB_TLS`, or the reason
+   * of `signal`. One after the other, so that a file that hangs is the only one that is waited for.
+   */
+  async open(signal?: AbortSignal): Promise<Connection> {
+    const { tokenFile, certFile, keyFile, caFile } = this.#config;
+    const headers = tokenFile === undefined ? {} : { "x-authentication": await readToken(tokenFile, signal) };
+    const pem: Pem = {};
+    if (certFile) pem.cert = await readSecret(certFile, "SASORI_PUPPETDB_CERT", signal);
+    if (keyFile) pem.key = await readSecret(keyFile, "SASORI_PUPPETDB_KEY", signal);
+    if (caFile) pem.ca = await readSecret(caFile, "SASORI_PUPPETDB_CA", signal);
+    const agent = this.#agentFor(pem);
     agent.alert = undefined;
-    return { agent, headers: token === undefined ? {} : { "x-authentication": token } };
+    return { agent, headers };
   }
 
-  // Puppet's certificates are renewed in place: an agent is made anew when one of the files has changed.
-  async #currentAgent(): Promise<TlsAgent> {
-    const { certFile, keyFile, caFile } = this.#config;
-    const files = [certFile, keyFile, caFile].filter((file) => file !== undefined);
-    const stats = await Promise.all(files.map((file) => stat(file, { bigint: true }).catch(() => undefined)));
-    const identity = stats.map((found) => `${found?.ino}:${found?.mtimeNs}`).join();
-    if (this.#agent?.identity === identity) return this.#agent;
-    const pem = async (file: string | undefined, variable: string) =>
-      file === undefined ? undefined : await readSecret(file, `SASORI_PUPPETDB_${variable}`);
-    const [cert, key, ca] = await Promise.all([
-      pem(certFile, "CERT"),
-      pem(keyFile, "KEY"),
-      pem(caFile, "CA"),
-    ]);
-    const tls = { ...STRICT_TLS, ...(cert && { cert }), ...(key && { key }), ...(ca && { ca }) };
-    // Another reading may have made it meanwhile.
-    if (this.#agent?.identity === identity) return this.#agent;
+  /** Puppet's certificates are renewed in place: an agent is made anew when they have changed. */
+  #agentFor(pem: Pem): TlsAgent {
     const previous = this.#agent;
-    this.#agent = newAgent(tls, identity);
+    if (previous !== undefined && isDeepStrictEqual(previous.pem, pem)) return previous;
+    const { certFile, keyFile, caFile } = this.#config;
+    for (const [part, file] of Object.entries({ cert: certFile, key: keyFile, ca: caFile }) as [
+      keyof Pem,
+      string,
+    ][])
+      mustBePem(file, part, pem[part]);
+    this.#agent = newAgent(pem);
     previous?.dispatcher.close().catch(() => undefined);
     return this.#agent;
   }
@@ -62,12 +63,21 @@ export class Connector {
 }
 
 /** Said outright, because variables of Node (`NODE_TLS_REJECT_UNAUTHORIZED`, `NODE_OPTIONS`) would loosen the defaults. */
-const STRICT_TLS = { rejectUnauthorized: true, minVersion: "TLSv1.2", timeout: CONNECT_MS } as const;
+const STRICT_TLS = {
+  rejectUnauthorized: true,
+  minVersion: "TLSv1.2",
+  timeout: CONNECT_MS,
+  // Puppet's CA has two levels: whoever names the one that signed trusts it, as with curl, also without the root above it.
+  allowPartialTrustChain: true,
+} as const;
+
+/** What the files hold. */
+type Pem = Partial<Record<"cert" | "key" | "ca", string>>;
 
 /** The connections that were made with one state of the certificate files. */
 interface TlsAgent {
   dispatcher: Agent;
-  identity: string;
+  pem: Pem;
   /** What a connection of it last failed with. */
   alert: Error | undefined;
 }
@@ -76,8 +86,8 @@ interface TlsAgent {
  * With TLS 1.3 a server refuses our certificate only after we believe to be connected. undici then reports
  * "other side closed" and drops the alert that came just before, "certificate required": it is kept here.
  */
-function newAgent(tls: buildConnector.BuildOptions, identity: string): TlsAgent {
-  const connectTls = buildConnector(tls);
+function newAgent(pem: Pem): TlsAgent {
+  const connectTls = buildConnector({ ...STRICT_TLS, ...pem });
   const connect: buildConnector.connector = (options, done) =>
     connectTls(options, (...[error, socket]) => {
       socket?.prependListener("error", (alert) => {
@@ -87,7 +97,7 @@ function newAgent(tls: buildConnector.BuildOptions, identity: string): TlsAgent 
       else done(error, null);
     });
   const silence = { headersTimeout: SILENCE_MS, bodyTimeout: SILENCE_MS };
-  const agent: TlsAgent = { dispatcher: new Agent({ connect, ...silence }), identity, alert: undefined };
+  const agent: TlsAgent = { dispatcher: new Agent({ connect, ...silence }), pem, alert: undefined };
   return agent;
 }
 
@@ -172,16 +182,49 @@ function tlsRemedy(code: string, what: string): string {
   return "check SASORI_PUPPETDB_CERT, _KEY and _CA, and when these certificates expire";
 }
 
-async function readToken(file: string): Promise<string> {
-  const token = (await readSecret(file, "SASORI_PUPPETDB_TOKEN_FILE")).trim();
+async function readToken(file: string, signal: AbortSignal | undefined): Promise<string> {
+  const token = (await readSecret(file, "SASORI_PUPPETDB_TOKEN_FILE", signal)).trim();
   if (/^[\x21-\x7e]+$/.test(token)) return token;
   throw new SasoriError("PUPPETDB_TLS", `${file} holds no token: expected one word of ASCII characters`);
 }
 
-async function readSecret(file: string, variable: string): Promise<string> {
+/**
+ * To Node an empty list of CAs is no list, and then its own counts: a file that is being written, or was cut by a full disk,
+ * must never widen whom we trust, nor make us come without a certificate. Throws `PUPPETDB_TLS`.
+ */
+function mustBePem(file: string, part: keyof Pem, text: string | undefined): void {
+  const problem =
+    text === undefined ? undefined : pemProblem(text, part === "key" ? "PRIVATE KEY" : "CERTIFICATE");
+  if (problem === undefined) return;
+  const what = `${file} ${problem}: write it whole, or name another file in SASORI_PUPPETDB_${part.toUpperCase()}`;
+  throw new SasoriError("PUPPETDB_TLS", what);
+}
+
+/** What keeps a text from being a PEM file with at least one such part, each of them whole. */
+export function pemProblem(text: string, kind: "CERTIFICATE" | "PRIVATE KEY"): string | undefined {
+  const [begun, ended] = [/-----BEGIN /g, /-----END [A-Z0-9 ]+-----/g].map(
+    (mark) => text.match(mark)?.length ?? 0,
+  );
+  if (begun !== ended) return "ends in the middle";
+  const parts = text.match(/-----BEGIN [A-Z0-9 ]+-----[\s\S]*?-----END [A-Z0-9 ]+-----/g) ?? [];
+  const wanted = parts.filter((part) => part.endsWith(`${kind}-----`));
+  if (wanted.length === 0) return `holds no ${kind.toLowerCase()} in PEM form`;
+  if (kind === "PRIVATE KEY") return text.includes("ENCRYPTED") ? "holds a key with a passphrase" : undefined;
+  for (const part of wanted) {
+    try {
+      new X509Certificate(part);
+    } catch (error) {
+      return `holds a certificate that is none (${reason(error)})`;
+    }
+  }
+  return undefined;
+}
+
+async function readSecret(file: string, variable: string, signal: AbortSignal | undefined): Promise<string> {
   try {
-    return await readFile(file, "latin1");
+    return await readSecretFile(file, signal);
   } catch (error) {
+    if (error instanceof SasoriError) throw error; // Told to stop, or out of time.
     const text = `cannot read ${file}: ${reason(error)}: check ${variable} and that sasori may read the file`;
     throw new SasoriError("PUPPETDB_TLS", text, { cause: error });
   }

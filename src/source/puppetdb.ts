@@ -343,7 +343,7 @@ export class PuppetDb {
   /** PuppetDB's own version, such as "7.12.1". Throws `PUPPETDB_...`. */
   async readVersion(signal: AbortSignal): Promise<string> {
     const url = `${this.#config.url}/pdb/meta/v1/version`;
-    const { agent, headers } = await this.#connector.open();
+    const { agent, headers } = await this.#connector.open(signal);
     try {
       const response = await request(url, { dispatcher: agent.dispatcher, headers, signal });
       await checkAnswer(url, response);
@@ -369,7 +369,7 @@ export class PuppetDb {
     const onAbort = () => stop.abort(signal.reason);
     signal.addEventListener("abort", onAbort, { once: true });
     if (signal.aborted) onAbort();
-    const connection = await this.#connector.open();
+    const connection = await this.#connector.open(signal);
     const underway = queries((...asked) => this.#query(connection, stop.signal, ...asked));
     try {
       const clocks = await Promise.all(underway);

@@ -3,33 +3,16 @@
 // Written here and not taken from a library, because each way in which it fails needs its own remedy.
 
 import { randomBytes } from "node:crypto";
-import { constants, type Stats } from "node:fs";
-import { type FileHandle, open, readdir, readFile, realpath, rename, stat, unlink } from "node:fs/promises";
+import { type FileHandle, open, readdir, realpath, rename, stat, unlink } from "node:fs/promises";
 import path from "node:path";
 import { reason, SasoriError, systemCode } from "../errors.js";
+import { inLine } from "../whole-file.js";
 
 /** A new file is readable by all (HAProxy runs as another user) unless `mode` says otherwise. */
 const NEW_FILE_MODE = 0o644;
 
 const LEFTOVER_AGE_MS = 60 * 60_000;
-
-/** At this path is something else than a file or a link to one; the message says what. */
-export class NotAFile extends Error {
-  constructor(found: Stats) {
-    const kinds = { isDirectory: "a folder", isFIFO: "a pipe", isSocket: "a socket" } as const;
-    const [, kind = "a device"] =
-      Object.entries(kinds).find(([is]) => found[is as keyof typeof kinds]()) ?? [];
-    super(`it is ${kind}, not a file`);
-  }
-}
-
-/** The whole text. Throws `NotAFile`, or as Node does. Nothing but a file is opened: a pipe would be waited for. */
-export async function readWhole(file: string, encoding: "latin1" | "utf8"): Promise<string> {
-  const found = await stat(file);
-  if (!found.isFile()) throw new NotAFile(found);
-  // Without blocking, should it have become a pipe this very moment; a file does not know the difference.
-  return readFile(file, { encoding, flag: constants.O_RDONLY | constants.O_NONBLOCK });
-}
+const LEFTOVERS_MS = 5_000;
 
 /**
  * Throws `FILE_FULL`, `FILE_READ_ONLY`, `FILE_MOUNTED` or `FILE_WRITE`; the old file is then still in place
@@ -55,8 +38,15 @@ export async function replaceFile(
   await syncFolder(folder);
 }
 
-/** Removes temp files of writers that were killed. One that is younger than an hour may still be written. */
-export async function removeLeftovers(name: string): Promise<void> {
+/**
+ * Removes temp files of writers that were killed. One that is younger than an hour may still be written. Where the file
+ * system does not answer they stay: nothing waits for it.
+ */
+export function removeLeftovers(name: string): Promise<void> {
+  return inLine(LEFTOVERS_MS, undefined, () => removeThem(name)).catch(() => undefined);
+}
+
+async function removeThem(name: string): Promise<void> {
   const file = await realpath(name).catch(() => name);
   const folder = path.dirname(file);
   const left = (await readdir(folder).catch(() => [])).filter(

@@ -11,7 +11,8 @@ import { reason, SasoriError, systemCode } from "../errors.js";
 import { type Certname, isMaster, type Master, type NodeMap } from "../node-map.js";
 import type { Plan } from "../plan.js";
 import { lowerBound } from "../sorted.js";
-import { NotAFile, readWhole, removeLeftovers, replaceFile } from "./atomic-file.js";
+import { readWhole, UnusableFile } from "../whole-file.js";
+import { removeLeftovers, replaceFile } from "./atomic-file.js";
 import { Routes } from "./routes.js";
 import type { Applied, Contents, Fingerprint, Sighting, Target } from "./target.js";
 
@@ -174,7 +175,7 @@ const unwritten = (why: string) =>
   new SasoriError("FILE_WRITE", `cannot write the map file: its file system does not answer (${why})`);
 
 function remedyFor(error: unknown): string {
-  if (error instanceof NotAFile) return "remove it: sasori writes the file anew";
+  if (error instanceof UnusableFile) return "remove it: sasori writes the file anew";
   if (systemCode(error) === "ELOOP")
     return "it is a link that leads back to itself; remove it: sasori writes the file anew";
   return "let sasori's user or group read it";

@@ -2,11 +2,11 @@
 // changed by hand, so it has no plan: an entry goes into the file, then into every HAProxy that runs. One that
 // does not run reads the file when it starts. Changes go one after the other, whoever makes them.
 
-import { readFile } from "node:fs/promises";
 import { isIP, SocketAddress } from "node:net";
 import type { Endpoint } from "../config.js";
 import { type Failure, quote, reason, SasoriError, systemCode, toFailure } from "../errors.js";
 import { isCertname } from "../node-map.js";
+import { readWhole } from "../whole-file.js";
 import { replaceFile } from "./atomic-file.js";
 import { findMap } from "./haproxy.js";
 import { RuntimeSession } from "./runtime-api.js";
@@ -53,7 +53,7 @@ export class PriorityMap {
    * does not start with it, and whoever wrote it by hand meant something.
    */
   async list(): Promise<Map<string, number>> {
-    const text = await readFile(this.#file, "latin1").catch((error: unknown) => {
+    const text = await readWhole(this.#file, "latin1").catch((error: unknown) => {
       if (systemCode(error) === "ENOENT") return "";
       throw new SasoriError("FILE_READ", `cannot read ${this.#file}: ${reason(error)}`, { cause: error });
     });

@@ -7,7 +7,7 @@ import { puppetdbParts } from "./parts.js";
 /**
  * Puts `<name>.pem` and `<name>.key` into `dir`: the CAs `ca` and `other-ca`; of `ca` the servers `server`
  * (127.0.0.1), `elsewhere` (another name), `expired` and `soon` (for ten more days) and the clients `client` and
- * `renewed`; of `other-ca` the client `stranger`.
+ * `renewed`; of `other-ca` the client `stranger`; of `intermediate`, which `ca` has signed, the server `below`.
  */
 export async function makeTlsFiles(dir: string): Promise<void> {
   const { openssl } = puppetdbParts();
@@ -38,6 +38,8 @@ export async function makeTlsFiles(dir: string): Promise<void> {
   const isClient = "extendedKeyUsage=clientAuth";
   await make("ca", "test CA", "basicConstraints=critical,CA:TRUE", ...self(90));
   await make("other-ca", "other CA", "basicConstraints=critical,CA:TRUE", ...self(90));
+  await make("intermediate", "test intermediate", "basicConstraints=critical,CA:TRUE", ...signed("ca"));
+  await make("below", "puppetdb", isServer, ...signed("intermediate"));
   await make("server", "puppetdb", isServer, ...signed("ca"));
   await make("elsewhere", "puppetdb", "subjectAltName=DNS:puppetdb.example.com", ...signed("ca"));
   await make("soon", "puppetdb", isServer, ...signed("ca", 10));

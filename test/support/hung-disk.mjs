@@ -4,12 +4,13 @@
 import fs from "node:fs/promises";
 import { syncBuiltinESMExports } from "node:module";
 
-const { stat, readFile } = fs;
+const { stat, open } = fs;
 
 fs.stat = async (...args) => {
   const found = await stat(...args);
   return found.isFIFO() ? Object.assign(found, { isFile: () => true }) : found;
 };
 // Without O_NONBLOCK, by which a pipe that nobody writes to would be empty.
-fs.readFile = (file, options) => readFile(file, { ...options, flag: "r" });
+fs.open = async (file, flags, mode) =>
+  open(file, (await stat(file).catch(() => undefined))?.isFIFO() ? "r" : flags, mode);
 syncBuiltinESMExports();

@@ -22,12 +22,12 @@ export function freeze(where: string, what: "reads" | "writes"): () => void {
   return thaw;
 }
 
-/** `real`, but for what is frozen. */
+/** `real`, but for what is frozen. sasori opens what it reads by flags of its own (whole-file.ts). */
 export function slowDisk(real: Fs): Fs {
-  const slow = <Call extends (...args: never[]) => unknown>(call: Call, what: "reads" | "writes") =>
-    (async (...args: Parameters<Call>) => {
-      if (frozen?.what === what && String(args[0]).startsWith(frozen.where)) await frozen.thawed;
-      return call(...args);
-    }) as Call;
-  return { ...real, open: slow(real.open, "writes"), readFile: slow(real.readFile, "reads") };
+  const open: Fs["open"] = async (file, flags, mode) => {
+    const what = typeof flags === "number" ? "reads" : "writes";
+    if (frozen?.what === what && String(file).startsWith(frozen.where)) await frozen.thawed;
+    return real.open(file, flags, mode);
+  };
+  return { ...real, open };
 }

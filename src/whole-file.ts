@@ -1,0 +1,98 @@
+// Files that are read as a whole: secrets, the state file, the map file. Whoever may write their folder may put anything
+// in their place, and whoever keeps them may be a file server that no longer answers.
+// Promises: nothing but a file is read, no more than it says to have, and never more than a bound: a pipe, a device or
+// /proc is neither waited for nor read for ever. What is read by the way holds one thread of Node at most, whatever hangs.
+
+import { closeSync, constants, fstatSync, openSync, readSync, type Stats, statSync } from "node:fs";
+import { type FileHandle, open, stat } from "node:fs/promises";
+import { Line, within } from "./deadline.js";
+
+/** A map of five million nodes; the state of a million. */
+const MAX_BYTES = 256 * 1024 * 1024;
+/** All certificates that a machine comes with are 300 kB. */
+const MAX_SECRET_BYTES = 1024 * 1024;
+
+/** Opening a pipe would wait for its other end, and a terminal might become ours; a file does not know the difference. */
+const READ_ONLY = constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY;
+
+/** A small file takes a millisecond. */
+const SECRET_MS = 5_000;
+
+/** What is at this path is no file, or too large to be the one that is meant; the message says what it is. */
+export class UnusableFile extends Error {}
+
+/** The file system does not answer. What was asked of it may still come to an end. */
+export class SilentFile extends Error {}
+
+/** The whole text. Throws `UnusableFile`, or as Node does. */
+export async function readWhole(
+  file: string,
+  encoding: "latin1" | "utf8",
+  limit = MAX_BYTES,
+): Promise<string> {
+  let handle: FileHandle | undefined;
+  try {
+    usableSize(await stat(file), limit); // Before it is opened: even that may do something to a device.
+    handle = await open(file, READ_ONLY);
+    const size = usableSize(await handle.stat(), limit);
+    const bytes = Buffer.allocUnsafe(size);
+    let length = 0;
+    for (let read = -1; read !== 0 && length < size; length += read)
+      ({ bytesRead: read } = await handle.read(bytes, length, size - length, length));
+    return bytes.toString(encoding, 0, length);
+  } finally {
+    await handle?.close();
+  }
+}
+
+/** A token or PEM file. Throws `SilentFile`, the reason of `signal`, or as `readWhole` does. */
+export function readSecretFile(file: string, signal?: AbortSignal): Promise<string> {
+  return inLine(SECRET_MS, signal, () => readWhole(file, "latin1", MAX_SECRET_BYTES));
+}
+
+/** The same at once, for a program that has nothing else to do yet. */
+export function readSecretFileSync(file: string): string {
+  let descriptor: number | undefined;
+  try {
+    usableSize(statSync(file), MAX_SECRET_BYTES);
+    descriptor = openSync(file, READ_ONLY);
+    const bytes = Buffer.alloc(usableSize(fstatSync(descriptor), MAX_SECRET_BYTES));
+    return bytes.toString("latin1", 0, readSync(descriptor, bytes));
+  } finally {
+    if (descriptor !== undefined) closeSync(descriptor);
+  }
+}
+
+const line = new Line(1);
+
+/**
+ * Node has four threads for files and names. Work on files that are not the map waits for each other here, so that what
+ * hangs holds one of them, and whoever waits for it, or behind it, is told so after `ms`.
+ */
+export function inLine<T>(ms: number, signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
+  const late = new SilentFile(`its file system has not answered within ${ms / 1_000} s`);
+  return within(ms, signal, late, (signal) => {
+    const done = line.join(signal, async () => {
+      signal.throwIfAborted();
+      return work();
+    });
+    return new Promise((resolve, reject) => {
+      signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+      done.then(resolve, reject);
+    });
+  });
+}
+
+/** What is in /proc says that it has nothing, and so is taken for empty. */
+function usableSize(found: Stats, limit: number): number {
+  if (!found.isFile()) {
+    const kinds = { isDirectory: "a folder", isFIFO: "a pipe", isSocket: "a socket" } as const;
+    const [, kind = "a device"] =
+      Object.entries(kinds).find(([is]) => found[is as keyof typeof kinds]()) ?? [];
+    throw new UnusableFile(`it is ${kind}, not a file`);
+  }
+  if (found.size <= limit) return found.size;
+  throw new UnusableFile(`it has ${megabytes(found.size)}, more than the ${megabytes(limit)} that are read`);
+}
+
+const megabytes = (bytes: number) => `${Math.ceil(bytes / 1024 / 1024)} MiB`;
