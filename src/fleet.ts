@@ -1,5 +1,5 @@
-// What sasori believes of the fleet: the desired map, the nodes that cannot be routed, the removals that wait
-// for approval. A reading of PuppetDB is merged in here; nothing here knows where the map is put.
+// What sasori believes of the fleet: the desired map, the nodes that cannot be routed, what waits for approval, what was
+// removed. A reading of PuppetDB is merged in here; nothing here knows where the map is put. docs/evidence.md has the rules.
 // Pure state: no I/O, no clock.
 
 import { Flapping } from "./flapping.js";
@@ -118,9 +118,17 @@ export class Fleet {
     return true;
   }
 
-  /** A route that an HAProxy holds and sasori did not put there. That of a removed node is a leftover, and no news. */
+  /**
+   * A route that an HAProxy holds and sasori did not put there. That of a removed node is a leftover, and no news. Over a
+   * registration it is an order too, and where another sasori has ended one it is what that sasori put there.
+   */
   learn(route: Observation): boolean {
-    return !this.tombstones.has(route.certname) && this.observe(route);
+    const { certname, master } = route;
+    if (this.tombstones.has(certname)) return false;
+    const isEnded = this.map.get(certname)?.source === "inherited" && this.ended.has(certname);
+    if (isEnded) return this.map.reassign(certname, master);
+    const isOrder = this.own.get(certname)?.source === "registration";
+    return this.observe(isOrder ? { ...route, source: "registration" } : route);
   }
 
   #took(observation: Observation): void {

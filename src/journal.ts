@@ -247,7 +247,7 @@ export class Journal {
       this.#written = found === MISSING ? "" : "another's";
       return found === MISSING
         ? EMPTY
-        : await readFile(this.#file, "utf8")
+        : await readWhole(this.#file, "utf8")
             .then(parseState)
             .catch(() => EMPTY);
     });

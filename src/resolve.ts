@@ -12,7 +12,7 @@ import { SasoriError } from "./errors.js";
 import type { Fleet, Resolve } from "./fleet.js";
 import type { Assignment, Certname, Master, Observation } from "./node-map.js";
 import type { PuppetDb } from "./source/puppetdb.js";
-import type { Submission } from "./source/reading.js";
+import type { HasServer, Submission } from "./source/reading.js";
 import type { Server } from "./target/target.js";
 
 /** HAProxy waits 2 s. */
@@ -83,7 +83,7 @@ export class Resolver {
 
   /**
    * The node's master, never `wrong`, whose answer raised the question; undefined when nobody knows better than the map, or
-   * at all. That PuppetDB cannot be asked says nothing against a route that the map confirms. Throws otherwise:
+   * at all. That PuppetDB, or a master, cannot be asked says nothing against a route that the map confirms. Throws otherwise:
    * `BUSY` when too much is asked at once, `PUPPETDB_...` if PuppetDB could not be asked, or `PROBE_TIMEOUT` if a master
    * did not say whether it has the node.
    */
@@ -111,7 +111,10 @@ export class Resolver {
       this.#learn(observation, known);
       return observation.master;
     }
-    const probed = await this.#probe(certname, known);
+    const probed = await this.#probe(certname, known).catch((error: SasoriError) => {
+      if (isConfirmed && error.code === "PROBE_TIMEOUT") return undefined; // No evidence.
+      throw error;
+    });
     if (probed === undefined && observation instanceof Error && !isConfirmed) throw observation;
     return probed;
   }
@@ -161,13 +164,16 @@ export class Resolver {
    * know. A node whose producer has no server keeps its route. Throws `PUPPETDB_...`.
    */
   async withoutRegistration(certname: Certname): Promise<Observation | undefined> {
-    const found = await within(PATIENT_MS, undefined, late(PATIENT_MS), (signal) =>
-      this.#parts.puppetdb.readNodes([certname], signal),
-    );
-    const submission = found.get(certname);
+    const resolve = this.#parts.resolve();
+    const read = async (hasServer: HasServer) =>
+      within(PATIENT_MS, undefined, late(PATIENT_MS), (signal) =>
+        this.#parts.puppetdb.readNodes([certname], signal, hasServer),
+      );
+    const routable = await read((producer) => resolve(producer) !== undefined);
+    const submission = routable.get(certname) ?? (await read(() => true)).get(certname);
     if (submission === undefined) return undefined;
     const { producer, at, source } = submission;
-    const master = this.#parts.resolve()(producer) ?? this.#parts.fleet.map.get(certname)?.master;
+    const master = resolve(producer) ?? this.#parts.fleet.map.get(certname)?.master;
     return master && { certname, master, at, source };
   }
 

@@ -297,7 +297,7 @@ export class Sync {
   #tryOut(reading: Reading | Failure | undefined) {
     const fleet = new Fleet(this.fleet);
     for (const { contents } of this.#targets) if (contents !== undefined) fleet.inherit(contents);
-    for (const target of this.#targets) target.keepsOthers = fleet.foreign !== undefined;
+    this.#keepOthers(fleet);
     this.#learn(fleet);
     if (isReading(reading)) this.#merge(fleet, reading);
     const changes = fleet.map.takeChanges();
@@ -398,7 +398,7 @@ export class Sync {
     const isOfSasori = this.#file.contents?.origin === "sasori";
     if (this.#file.touched && isOfSasori) this.#othersWroteAt = Date.now();
     if (kind === "changes") await this.#sample(stop);
-    if (request.full) this.#changesPerFull = Math.max(1, this.#changesSinceFull);
+    if (request.full && this.#changesSinceFull > 0) this.#changesPerFull = this.#changesSinceFull;
     this.#changesSinceFull = request.full ? 0 : this.#changesSinceFull + 1;
     if (!request.dryRun) await this.#settle(stop);
   }
@@ -473,6 +473,11 @@ export class Sync {
     return fleet.merge(reading, this.resolver(), guard, this.#watermark?.asOf ?? 0);
   }
 
+  /** What somebody else has put into the map stays for as long as it waits for approval. */
+  #keepOthers({ foreign }: Fleet): void {
+    for (const target of this.#targets) target.keepsOthers = foreign !== undefined;
+  }
+
   /** Routes that a HAProxy learned since it was last in sync become observations for all others. */
   #learn(fleet: Fleet): void {
     const names = new Set(this.servers()?.map(({ name }) => name));
@@ -523,11 +528,11 @@ export class Sync {
    */
   async #settle(stop: AbortSignal, clock?: Phases): Promise<Failure | undefined> {
     const desired = this.fleet.map;
+    if (this.fleet.foreign === undefined) this.#parts.file.adopt();
+    this.#keepOthers(this.fleet);
     await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeReplacing(desired, signal));
     for (const target of this.#targets) this.#inherit(target);
-    const isForeign = this.fleet.foreign !== undefined;
-    for (const target of this.#targets) target.keepsOthers = isForeign;
-    if (!isForeign) this.#parts.file.adopt();
+    this.#keepOthers(this.fleet);
     this.#learn(this.fleet);
     this.#remember((master) => this.#stateOf(master));
     const journal = await this.#saveJournal(stop);

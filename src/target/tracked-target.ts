@@ -103,8 +103,7 @@ export class TrackedTarget {
   inherited = false;
   /** What was read in this pass and not yet acted upon. */
   contents: Contents | undefined;
-  /** It has entries of somebody else's that are to stay until a person lets them go. */
-  keepsOthers = false;
+  #keepsOthers = false;
   #capitals: ReadonlySet<Certname> = new Set();
   /** Which entries the next sample takes, and when (ms since the epoch) the first of them was taken. */
   #sampling: { next: Iterator<Assignment>; since: number } | undefined;
@@ -129,6 +128,12 @@ export class TrackedTarget {
   constructor(target: Target) {
     this.target = target;
     this.report = this.#newReport();
+  }
+
+  /** It has entries of somebody else's that are to stay until a person lets them go. Then it must be read again. */
+  set keepsOthers(keeps: boolean) {
+    if (this.#keepsOthers && !keeps) this.#left = undefined;
+    this.#keepsOthers = keeps;
   }
 
   get reachable(): boolean {
@@ -294,7 +299,7 @@ export class TrackedTarget {
   }
 
   #kept(plan: Plan): Plan {
-    return this.keepsOthers ? keepingOthers(plan, this.#capitals) : plan;
+    return this.#keepsOthers ? keepingOthers(plan, this.#capitals) : plan;
   }
 
   /** Plans and applies until the target holds the desired map. `planOf` may be shared, see `plansFromChanges`. */
