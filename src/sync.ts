@@ -528,7 +528,7 @@ export class Sync {
    */
   async #settle(stop: AbortSignal, clock?: Phases): Promise<Failure | undefined> {
     const desired = this.fleet.map;
-    if (this.fleet.foreign === undefined) this.#parts.file.adopt();
+    if (this.fleet.complete && this.fleet.foreign === undefined) this.#parts.file.adopt();
     this.#keepOthers(this.fleet);
     await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeReplacing(desired, signal));
     for (const target of this.#targets) this.#inherit(target);

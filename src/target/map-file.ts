@@ -38,6 +38,7 @@ export class MapFile implements Target {
   #written: { text: MapText; content: string } | undefined;
   /** Lines of somebody else's file that are to stay; undefined when the file is our own. */
   #others: string[] | undefined;
+  #isAdopted = false;
   readonly #seed: number;
 
   /** `rules`: the settings by which submissions become routes. With other ones no route of the file is older or newer. */
@@ -48,6 +49,7 @@ export class MapFile implements Target {
 
   /** From now on it is sasori's own, whoever has made it. */
   adopt(): void {
+    this.#isAdopted = true;
     this.#others = undefined;
   }
 
@@ -72,7 +74,7 @@ export class MapFile implements Target {
     const { all: routes, capitals, strays } = found.end();
     const isOurs = text?.startsWith(HEADER) === true;
     const isEmpty = routes.size + strays.length === 0;
-    if (!isOurs && !isEmpty) this.#others = [...strays, ...linesOfOthers(routes)];
+    if (!isOurs && !isEmpty && !this.#isAdopted) this.#others = [...strays, ...linesOfOthers(routes)];
     // HAProxy does not start without the file, even if it would be empty.
     const rebuild = text === undefined || strays.length + capitals.size > 0 || !(isOurs || isEmpty);
     return {
