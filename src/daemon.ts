@@ -3,8 +3,10 @@
 // SIGTERM ends it within 10 s, with no target half-written, whatever hangs.
 
 import { once } from "node:events";
+import { type AddressInfo, createServer } from "node:net";
 import { isDeepStrictEqual } from "node:util";
 import { setFlagsFromString } from "node:v8";
+import type { FastifyInstance } from "fastify";
 import { type Logger, pino } from "pino";
 import type { Config } from "./config.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
@@ -15,6 +17,7 @@ import { buildApi } from "./http/http-api.js";
 import { Metrics } from "./http/metrics.js";
 import { NodeList } from "./http/node-list.js";
 import { Overview } from "./http/overview.js";
+import { LoopDelay } from "./loop-delay.js";
 import type { SyncRequest } from "./pass-queue.js";
 import { Resolver } from "./resolve.js";
 import { Schedule } from "./schedule.js";
@@ -86,12 +89,13 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     },
   });
   const watchdog = new Watchdog();
+  const delay = new LoopDelay();
   const nodes = new NodeList(sync.fleet.map);
   const events = new EventStream();
-  const metrics = new Metrics({ sync, nodes, events, version: VERSION });
+  const metrics = new Metrics({ sync, nodes, events, delay, version: VERSION });
   const notRestored = await sync.restore().then(() => undefined, toFailure);
   if (notRestored) log.error(notRestored, "state file");
-  const overview = new Overview({ sync, history, nodes, targets: parts, version: VERSION, watchdog });
+  const overview = new Overview({ sync, history, nodes, targets: parts, version: VERSION, watchdog, delay });
   const tellStatus = tellEvents(history, events, overview, log);
   const resolver = new Resolver({
     fleet: sync.fleet,
@@ -113,7 +117,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     version: VERSION,
     tokenFile: config.apiTokenFile,
   });
-  const url = await api.listen(config.listen).catch((error: unknown) => {
+  const url = await listen(api, config.listen).catch((error: unknown) => {
     const { host, port } = config.listen;
     const inUse = systemCode(error) === "EADDRINUSE";
     const remedy = inUse ? "does a sasori run there already? `sasori status`" : "correct SASORI_LISTEN";
@@ -149,8 +153,20 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
       await sync.stop(STOP_GRACE_MS);
       await api.close();
       await parts.puppetdb.close();
+      delay.stop();
     },
   };
+}
+
+/** Returns the URL. To `localhost` IPv6 leads as well, where the machine has it. */
+async function listen(api: FastifyInstance, { host, port }: Config["listen"]): Promise<string> {
+  if (host !== "localhost") return api.listen({ host, port });
+  const url = await api.listen({ host: "127.0.0.1", port });
+  const too = createServer((socket) => void api.server.emit("connection", socket));
+  too.on("error", () => undefined);
+  too.listen({ host: "::1", port: (api.server.address() as AddressInfo).port });
+  api.server.once("close", () => too.close());
+  return url;
 }
 
 /**

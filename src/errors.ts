@@ -2,6 +2,8 @@
 // in the README, and what `--json` prints. A message says where, what happened, what was expected and what
 // to do; the cause keeps the original error.
 
+import { MAX_OPEN_FILES } from "./open-files.js";
+
 export type ErrorCode =
   | "CONFIG_INVALID"
   | "USAGE"
@@ -57,6 +59,8 @@ export function toFailure(thrown: unknown): Failure {
 
 /** The reason inside a thrown value, for the end of a message: "connect ECONNREFUSED 127.0.0.1:8080". */
 export function reason(thrown: unknown): string {
+  if (systemCode(thrown) === "EMFILE")
+    return `too many open files: sasori may have ${MAX_OPEN_FILES} open, connections among them: raise that limit (\`ulimit -n\`, or LimitNOFILE= of its unit)`;
   // Node reports a host with several addresses as an AggregateError whose own message is empty.
   if (thrown instanceof AggregateError && thrown.errors.length > 0) return reason(thrown.errors[0]);
   return thrown instanceof Error ? thrown.message || thrown.name : String(thrown);

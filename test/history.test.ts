@@ -216,7 +216,7 @@ describe("the event stream", () => {
   async function withStream(use: (events: EventStream, port: number) => Promise<void>): Promise<void> {
     const events = new EventStream();
     const server = createServer(({ headers }, response) =>
-      events.attach(response, headers["last-event-id"] as string | undefined, {}),
+      events.attach(response, "127.0.0.1", headers["last-event-id"] as string | undefined, {}),
     );
     await once(server.listen(0, "127.0.0.1"), "listening");
     try {

@@ -6,6 +6,8 @@ import type { ServerResponse } from "node:http";
 import type { EventName } from "./api-shapes.js";
 
 export const MAX_CLIENTS = 100;
+/** All users of a page behind one proxy have one address, and so have all programs of this host. */
+export const MAX_CLIENTS_OF_ONE = 60;
 
 /** What is kept for those who come back. */
 const MAX_EVENTS = 1_000;
@@ -30,7 +32,8 @@ export class EventStream {
   #seq = 0;
   #kept: Kept[] = [];
   #keptBytes = 0;
-  readonly #clients = new Set<ServerResponse>();
+  /** Each with its address. */
+  readonly #clients = new Map<ServerResponse, string>();
   #heartbeat: NodeJS.Timeout | undefined;
   #closed = false;
 
@@ -38,9 +41,12 @@ export class EventStream {
     return this.#clients.size;
   }
 
-  /** Whether there is room for another client. */
-  get full(): boolean {
-    return this.#closed || this.#clients.size >= MAX_CLIENTS;
+  /** Whether there is room for another client, of this address. */
+  hasRoomFor(address: string): boolean {
+    if (this.#closed || this.#clients.size >= MAX_CLIENTS) return false;
+    let same = 0;
+    for (const one of this.#clients.values()) if (one === address) same += 1;
+    return same < MAX_CLIENTS_OF_ONE;
   }
 
   publish(name: EventName, value: unknown): void {
@@ -51,12 +57,12 @@ export class EventStream {
     while (this.#kept.length > MAX_EVENTS || this.#keptBytes > MAX_KEPT_BYTES) {
       this.#keptBytes -= this.#kept.shift()?.text.length ?? 0;
     }
-    for (const client of this.#clients) this.#write(client, text);
+    for (const client of this.#clients.keys()) this.#write(client, text);
   }
 
   /** Takes over a response: what was missed since `lastId`, then `status`, then whatever happens. */
-  attach(client: ServerResponse, lastId: string | undefined, status: unknown): void {
-    this.#clients.add(client);
+  attach(client: ServerResponse, address: string, lastId: string | undefined, status: unknown): void {
+    this.#clients.set(client, address);
     client.on("close", () => this.#forget(client));
     client.on("error", () => this.#forget(client));
     client.writeHead(200, {
@@ -74,7 +80,7 @@ export class EventStream {
 
   close(): void {
     this.#closed = true;
-    for (const client of this.#clients) client.end();
+    for (const client of this.#clients.keys()) client.end();
     clearInterval(this.#heartbeat);
   }
 
@@ -94,7 +100,7 @@ export class EventStream {
   }
 
   #beat(): void {
-    for (const client of this.#clients) this.#write(client, ": still here\n\n");
+    for (const client of this.#clients.keys()) this.#write(client, ": still here\n\n");
   }
 
   #write(client: ServerResponse, text: string): void {

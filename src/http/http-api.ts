@@ -32,7 +32,8 @@ import {
   SyncBody,
   SyncReportShape,
 } from "./api-shapes.js";
-import { type EventStream, MAX_CLIENTS } from "./event-stream.js";
+import { Connections } from "./connections.js";
+import { type EventStream, MAX_CLIENTS, MAX_CLIENTS_OF_ONE } from "./event-stream.js";
 import type { History } from "./history.js";
 import { lacking } from "./lacking.js";
 import type { Metrics } from "./metrics.js";
@@ -42,6 +43,9 @@ import { servePage } from "./page-files.js";
 
 /** The largest request is a plan id; nothing needs more. */
 const MAX_BODY_BYTES = 16 * 1024;
+
+/** To send one, headers and body. */
+const REQUEST_MS = 10_000;
 
 /** For each client. A page that is looked at asks a few times a second, a script that registers nodes some more. */
 const MAX_REQUESTS = 2_000;
@@ -65,6 +69,11 @@ type Api = ReturnType<typeof newServer>;
 export async function buildApi(parts: ApiParts): Promise<FastifyInstance> {
   const api = newServer();
   const methods = rememberRoutes(api);
+  const connections = new Connections();
+  api.server.on("connection", connections.accept);
+  api.addHook("onRequest", connections.queue);
+  api.addHook("preHandler", connections.begin);
+  api.addHook("onSend", connections.end);
   if (parts.tokenFile === undefined) api.addHook("onRequest", refuseForeignPages);
   api.setErrorHandler((error, _request, reply) => problem(reply, error));
   await describeApi(api, parts.version);
@@ -104,7 +113,8 @@ export async function buildApi(parts: ApiParts): Promise<FastifyInstance> {
 function newServer() {
   const api = Fastify({
     bodyLimit: MAX_BODY_BYTES,
-    requestTimeout: 10_000,
+    requestTimeout: REQUEST_MS,
+    http: { headersTimeout: REQUEST_MS, connectionsCheckingInterval: 1_000 },
     // An idle connection of a browser or a balancer must not keep sasori from stopping.
     forceCloseConnections: true,
     routerOptions: { maxParamLength: 255 },
@@ -161,8 +171,7 @@ function addMachineRoutes(api: Api, { sync, overview, resolver, metrics }: ApiPa
         response: { 200: answer("the text format", z.string(), "text/plain"), default: PROBLEM },
       },
     },
-    async (_request, reply) =>
-      reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
+    async (_request, reply) => reply.type(metrics.registry.contentType).send(await metrics.text()),
   );
   api.get(
     "/api/v1/resolve/:certname",
@@ -419,12 +428,13 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
       },
     },
     async (request, reply) => {
-      if (events.full) {
+      if (!events.hasRoomFor(request.ip)) {
         reply.header("retry-after", "10");
-        throw new SasoriError("BUSY", `${MAX_CLIENTS} clients listen already: ask again, or end some`);
+        const what = `${MAX_CLIENTS} clients listen already, or ${MAX_CLIENTS_OF_ONE} at ${request.ip}`;
+        throw new SasoriError("BUSY", `${what}: ask again, or end some`);
       }
       reply.hijack();
-      events.attach(reply.raw, request.headers["last-event-id"], overview.status);
+      events.attach(reply.raw, request.ip, request.headers["last-event-id"], overview.status);
       return reply;
     },
   );
@@ -551,4 +561,5 @@ function refuseUnparsed(error: Error & { code?: string }, socket: Socket): void 
   socket.end(
     `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\ncontent-type: application/problem+json\r\ncontent-length: ${Buffer.byteLength(text)}\r\nconnection: close\r\n\r\n${text}`,
   );
+  socket.destroySoon(); // Whoever goes on sending, byte by byte, would keep it open.
 }

@@ -3,6 +3,7 @@
 // told as its failure, in its place.
 
 import { toFailure } from "../errors.js";
+import type { LoopDelay } from "../loop-delay.js";
 import type { Assignment, Certname } from "../node-map.js";
 import type { Sync, SyncParts } from "../sync.js";
 import type { TargetDetail, TargetState } from "../target/tracked-target.js";
@@ -35,6 +36,7 @@ export interface OverviewParts {
   nodes: NodeList;
   targets: Pick<SyncParts, "file" | "instances" | "journal">;
   watchdog: Watchdog;
+  delay: LoopDelay;
   version: string;
 }
 
@@ -51,7 +53,7 @@ export class Overview {
   }
 
   get status(): Status {
-    const { sync, history, version, watchdog } = this.#parts;
+    const { sync, history, version, watchdog, delay } = this.#parts;
     const { trouble } = this.#parts.targets.journal;
     const targets = sync.targets();
     const { lastReport: pass } = sync;
@@ -73,6 +75,7 @@ export class Overview {
       troubles,
       targets: targets.map(targetRow),
       lastGoodPoll: history.lastGoodPoll ?? null,
+      longestDelayMs: delay.longestMs,
       ...(lastPass && { lastPass }),
     };
   }
