@@ -25,10 +25,14 @@ const REMEMBERED_MS = 3_000;
 const MAX_REMEMBERED = 10_000;
 
 /** A probe asks every master, so a flood of bogus names must not become one of probes. What comes beyond is refused too. */
-const MAX_PROBES_PER_SECOND = 100;
+const MAX_PROBES_PER_SECOND = 200;
 
-/** Nodes asked about at once. What comes beyond is refused, and HAProxy goes on by itself. */
+/**
+ * Nodes asked about at once. What comes beyond is refused, and HAProxy goes on by itself. Names that the map does not hold
+ * may take no more than this share of it, and of the probes: anybody can make up such names, however many.
+ */
 const MAX_UNDERWAY = 200;
+const STRANGERS_SHARE = 0.5;
 
 /** Nodes in one question to PuppetDB; with long names it still fits a request line. */
 const MAX_BATCH = 50;
@@ -85,8 +89,8 @@ export class Resolver {
       return answer.owner;
     const underway = this.#underway.get(certname);
     if (underway !== undefined) return underway;
-    if (this.#underway.size >= MAX_UNDERWAY) {
-      throw busy(`${MAX_UNDERWAY} nodes are being looked for`);
+    if (this.#underway.size >= MAX_UNDERWAY * shareOf(known)) {
+      throw busy(`${this.#underway.size} nodes are being looked for`);
     }
     const asked = this.#ask(certname, wrong).finally(() => this.#underway.delete(certname));
     this.#underway.set(certname, asked);
@@ -105,7 +109,7 @@ export class Resolver {
       if (isNews) this.#parts.onObservation(observation);
     }
     if (!isNews) {
-      if (!this.#mayProbe()) {
+      if (!this.#mayProbe(certname)) {
         // Nobody was asked: there is nothing to remember, and the master that was wrong is no answer.
         if (owner !== undefined && owner !== wrong) return owner;
         throw unanswered ?? busy("too many nodes are being looked for at the masters");
@@ -195,12 +199,14 @@ export class Resolver {
   }
 
   /** Also where there are no probes: then there is nothing to refuse. */
-  #mayProbe(): boolean {
+  #mayProbe(certname: Certname): boolean {
     if (this.#parts.probePath === undefined) return true;
     const second = Math.floor(performance.now() / 1000);
     if (this.#probes.second !== second) this.#probes = { second, count: 0 };
+    if (this.#probes.count >= MAX_PROBES_PER_SECOND * shareOf(this.#parts.fleet.map.get(certname)))
+      return false;
     this.#probes.count += 1;
-    return this.#probes.count <= MAX_PROBES_PER_SECOND;
+    return true;
   }
 
   #remember(certname: Certname, owner: Master | undefined): void {
@@ -212,6 +218,8 @@ export class Resolver {
     if (oldest !== undefined) this.#remembered.delete(oldest);
   }
 }
+
+const shareOf = (known: Assignment | undefined) => (known === undefined ? STRANGERS_SHARE : 1);
 
 const late = (ms: number) =>
   new SasoriError("PUPPETDB_TIMEOUT", `PuppetDB has not answered within ${ms} ms: it is too slow or hangs`);

@@ -84,6 +84,60 @@ describe("what takes the place of a registration", () => {
   });
 });
 
+describe("a flood of names that nobody knows", () => {
+  afterEach(() => void vi.useRealTimers());
+
+  test("leaves room for the nodes of the map, at PuppetDB", async () => {
+    const fleet = new Fleet();
+    const [asked, answers] = [[] as string[], [] as (() => void)[]];
+    const resolver = resolverOf(
+      (certnames) =>
+        new Promise((resolve) => {
+          asked.push(...certnames);
+          answers.push(() => resolve(answerOf(A, "master2")));
+        }),
+      fleet,
+    );
+    fleet.observe({ certname: A, master: "master1" as Master, at: 1, source: "facts" });
+    const flood = Array.from({ length: 300 }, (_, index) =>
+      resolver.owner(`bogus${index}` as Certname, undefined).catch((error: SasoriError) => error.code),
+    );
+    const honest = resolver.owner(A, "master1");
+    for (let batch = 0; !asked.includes(A); batch += 1) {
+      await expect.poll(() => answers.length).toBe(batch + 1);
+      answers[batch]?.();
+      expect(batch).toBeLessThan(5);
+    }
+    answers.at(-1)?.();
+    expect(await honest).toBe("master2");
+    expect((await Promise.all(flood)).filter((answer) => answer === "BUSY").length).toBe(200);
+  });
+
+  test("leaves room for them at the masters", async () => {
+    vi.useFakeTimers({ toFake: ["performance"] });
+    const hasIt = createServer((request, response) => {
+      response.statusCode = request.url === `/${A}` ? 200 : 404;
+      response.end();
+    });
+    await new Promise<void>((resolve) => hasIt.listen(0, "127.0.0.1", resolve));
+    const address = `127.0.0.1:${(hasIt.address() as AddressInfo).port}`;
+    const fleet = new Fleet();
+    fleet.observe({ certname: A, master: "master1" as Master, at: 9, source: "facts" });
+    const servers = () => [{ name: "master2" as Master, host: "master2", address, up: true }];
+    const resolver = resolverOf(async () => new Map(), fleet, { probePath: "/{certname}", servers });
+    const codes = new Set<unknown>();
+    for (let index = 0; index < 150; index += 1)
+      codes.add(
+        await resolver
+          .owner(`bogus${index}` as Certname, undefined)
+          .catch((error: SasoriError) => error.code),
+      );
+    expect(codes).toEqual(new Set([undefined, "BUSY"]));
+    expect(await resolver.owner(A, "master1")).toBe("master2");
+    await new Promise((resolve) => hasIt.close(resolve));
+  });
+});
+
 describe("a node that the masters are not asked about, because they are asked about too many already", () => {
   afterEach(() => void vi.useRealTimers());
 
@@ -103,6 +157,11 @@ describe("a node that the masters are not asked about, because they are asked ab
     try {
       for (let index = 0; index < 100; index += 1)
         expect(await resolver.owner(`bogus${index}` as Certname, undefined)).toBeUndefined();
+      for (let index = 0; index < 100; index += 1) {
+        const certname = `known${index}` as Certname;
+        fleet.observe({ certname, master: "master1" as Master, at: 1, source: "facts" });
+        expect(await resolver.owner(certname, "master1")).toBeUndefined();
+      }
       servers.push({ name: "master2" as Master, host: "master2", address, up: true });
       await use(resolver, fleet);
     } finally {

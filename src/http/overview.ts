@@ -87,8 +87,10 @@ export class Overview {
 
   async story(certname: Certname): Promise<Story> {
     const { sync, history, targets } = this.#parts;
-    const found = await lookUp(certname, this.#desired(certname), targets);
     const master = sync.fleet.map.get(certname)?.master;
+    const [file] = sync.targetDetails();
+    const settled = file?.inSync && file.fingerprint && { content: file.fingerprint.content, master };
+    const found = await lookUp(certname, this.#desired(certname), targets, settled || undefined);
     const health = sync
       .targets()
       .flatMap(({ target, servers = [] }) =>
