@@ -4,6 +4,7 @@
 
 import path from "node:path";
 import { validate as isCron } from "node-cron";
+import { RE2JS } from "re2js";
 import { z } from "zod";
 import { quote, reason, SasoriError } from "./errors.js";
 import { isMaster, type Master } from "./node-map.js";
@@ -96,11 +97,18 @@ const absolutePath = z.string().refine((text) => path.isAbsolute(text) && !text.
   message: "the absolute path of a file",
 });
 
-const pattern = z.string().transform((text, context) => {
+/** Says of a whole text whether it matches. */
+export interface Pattern {
+  test(text: string): boolean;
+}
+
+/** In time that grows with the text alone, as RE2 does it: what JavaScript's own engine may try has no end. */
+const pattern = z.string().transform((text, context): Pattern => {
   try {
-    return new RegExp(`^(?:${text})$`);
+    const compiled = RE2JS.compile(text);
+    return { test: (name) => compiled.testExact(name) };
   } catch (error) {
-    return fail(context, `a regular expression (${reason(error)})`);
+    return fail(context, `a regular expression as RE2 takes it (${reason(error)})`);
   }
 });
 
@@ -217,7 +225,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "regular expression: a producer whose whole name it matches gets an HAProxy server at run time if it has none",
+        "regular expression (RE2): a producer whose whole name it matches gets an HAProxy server at run time if it has none",
         "puppet[0-9]+\\.corp",
       ),
     ),
@@ -314,7 +322,7 @@ export interface Config {
   mapFile: string;
   mapName?: string | undefined;
   masterAliases: ReadonlyMap<string, Master>;
-  newMasters?: { pattern: RegExp; port: number; limit: number; options: string } | undefined;
+  newMasters?: { pattern: Pattern; port: number; limit: number; options: string } | undefined;
   probePath?: string | undefined;
   schedule: string;
   fullSchedule: string;

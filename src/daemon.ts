@@ -17,6 +17,7 @@ import { buildApi } from "./http/http-api.js";
 import { Metrics } from "./http/metrics.js";
 import { NodeList } from "./http/node-list.js";
 import { Overview } from "./http/overview.js";
+import { LoopDelay } from "./loop-delay.js";
 import type { SyncRequest } from "./pass-queue.js";
 import { Resolver } from "./resolve.js";
 import { Schedule } from "./schedule.js";
@@ -88,12 +89,13 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     },
   });
   const watchdog = new Watchdog();
+  const delay = new LoopDelay();
   const nodes = new NodeList(sync.fleet.map);
   const events = new EventStream();
-  const metrics = new Metrics({ sync, nodes, events, version: VERSION });
+  const metrics = new Metrics({ sync, nodes, events, delay, version: VERSION });
   const notRestored = await sync.restore().then(() => undefined, toFailure);
   if (notRestored) log.error(notRestored, "state file");
-  const overview = new Overview({ sync, history, nodes, targets: parts, version: VERSION, watchdog });
+  const overview = new Overview({ sync, history, nodes, targets: parts, version: VERSION, watchdog, delay });
   const tellStatus = tellEvents(history, events, overview, log);
   const resolver = new Resolver({
     fleet: sync.fleet,
@@ -151,6 +153,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
       await sync.stop(STOP_GRACE_MS);
       await api.close();
       await parts.puppetdb.close();
+      delay.stop();
     },
   };
 }

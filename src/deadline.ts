@@ -107,3 +107,33 @@ export class Line {
     else next();
   }
 }
+
+/** One work at a time, for all who asked before it began. Whoever asks while it is under way has the next one. */
+export class Shared<T> {
+  readonly #work: () => Promise<T>;
+  #running: Promise<T> | undefined;
+  #next: Promise<T> | undefined;
+
+  constructor(work: () => Promise<T>) {
+    this.#work = work;
+  }
+
+  get(): Promise<T> {
+    if (this.#running === undefined) return this.#run();
+    const again = () => {
+      this.#next = undefined;
+      return this.get();
+    };
+    this.#next ??= this.#running.then(again, again);
+    return this.#next;
+  }
+
+  #run(): Promise<T> {
+    const done = () => {
+      this.#running = undefined;
+    };
+    this.#running = this.#work();
+    this.#running.then(done, done);
+    return this.#running;
+  }
+}

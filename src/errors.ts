@@ -60,7 +60,7 @@ export function toFailure(thrown: unknown): Failure {
 /** The reason inside a thrown value, for the end of a message: "connect ECONNREFUSED 127.0.0.1:8080". */
 export function reason(thrown: unknown): string {
   if (systemCode(thrown) === "EMFILE")
-    return `too many open files: sasori may have ${MAX_OPEN_FILES} open, connections among them: raise that limit (\`ulimit -n\`, or LimitNOFILE= of its unit)`;
+    return `EMFILE, too many open files: sasori may have ${MAX_OPEN_FILES} open, connections among them: raise that limit (\`ulimit -n\`, or LimitNOFILE= of its unit)`;
   // Node reports a host with several addresses as an AggregateError whose own message is empty.
   if (thrown instanceof AggregateError && thrown.errors.length > 0) return reason(thrown.errors[0]);
   return thrown instanceof Error ? thrown.message || thrown.name : String(thrown);

@@ -30,9 +30,15 @@ const MAX_REMEMBERED = 10_000;
 /** A probe asks every master, so a flood of bogus names must not become one of probes: what comes beyond waits, not for long. */
 const PROBES_PER_SECOND = 100;
 const MAX_PROBE_WAIT_MS = 400;
+/** A second in which nothing was asked may be made up for at once. */
+const PROBE_BURST_MS = 1_000;
 
-/** Nodes asked about at once. What comes beyond is refused. */
+/**
+ * Nodes asked about at once. What comes beyond is refused. Names that the map does not hold may take no more than this share
+ * of it, and of the probes: anybody can make up such names, however many.
+ */
 const MAX_UNDERWAY = 1_000;
+const STRANGERS_SHARE = 0.5;
 
 /** Nodes in one question to PuppetDB. */
 const MAX_BATCH = 200;
@@ -94,7 +100,8 @@ export class Resolver {
     const answer = this.#remembered.get(certname);
     if (answer?.known === known && answer !== undefined && performance.now() < answer.until)
       return answer.owner === wrong ? undefined : answer.owner;
-    if (this.#underway >= MAX_UNDERWAY) throw busy(`${MAX_UNDERWAY} nodes are being looked for`);
+    const share = known === undefined ? STRANGERS_SHARE : 1;
+    if (this.#underway >= MAX_UNDERWAY * share) throw busy(`${this.#underway} nodes are being looked for`);
     this.#underway += 1;
     try {
       const owner = await this.#find(certname, known, known !== undefined && known.master === wrong);
@@ -207,7 +214,7 @@ export class Resolver {
   async #probe(certname: Certname, known: Assignment | undefined): Promise<Master | undefined> {
     const { probePath, servers, fleet } = this.#parts;
     if (probePath === undefined) return undefined;
-    await this.#probeTurn();
+    await this.#probeTurn(known === undefined);
     const path = probePath.replaceAll("{certname}", certname);
     const slow = new SasoriError("PROBE_TIMEOUT", "not every master said in time whether it has the node");
     const master = await within(PROBE_DEADLINE_MS, undefined, slow, async (signal) => {
@@ -226,11 +233,11 @@ export class Resolver {
     return master;
   }
 
-  async #probeTurn(): Promise<void> {
+  async #probeTurn(isStranger: boolean): Promise<void> {
     const now = performance.now();
-    // A second in which nothing was asked may be made up for at once.
-    const turn = Math.max(this.#nextProbeAt, now - 1_000) + 1_000 / PROBES_PER_SECOND;
-    if (turn > now + MAX_PROBE_WAIT_MS) throw busy("too many nodes are being looked for at the masters");
+    const turn = Math.max(this.#nextProbeAt, now - PROBE_BURST_MS) + 1_000 / PROBES_PER_SECOND;
+    const latest = isStranger ? -PROBE_BURST_MS * STRANGERS_SHARE : MAX_PROBE_WAIT_MS;
+    if (turn > now + latest) throw busy("too many nodes are being looked for at the masters");
     this.#nextProbeAt = turn;
     if (turn > now) await sleep(turn - now);
   }

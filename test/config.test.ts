@@ -73,6 +73,23 @@ describe("the configuration", () => {
     ]);
   });
 
+  test("takes a pattern for new masters as RE2 does: whole names, and no name that takes longer than its length", () => {
+    const pattern = (text: string) =>
+      readConfig({ ...REQUIRED, SASORI_NEW_MASTERS: text }).newMasters?.pattern;
+    const masters = pattern("puppet[0-9]+\\.corp|compile1");
+    for (const name of ["puppet1.corp", "puppet23.corp", "compile1"]) expect(masters?.test(name)).toBe(true);
+    for (const name of ["xpuppet1.corp", "puppet1.corp\n", "puppet1.corp.evil", "compile12", ""])
+      expect(masters?.test(name)).toBe(false);
+    const began = performance.now();
+    for (const text of ["([a-z]+-?)+[0-9]*\\.corp", "(puppet|compile)([0-9]+|[a-z0-9-]+)*\\.corp", "(a*)*b"])
+      expect(pattern(text)?.test(`${"puppetserver".repeat(25)}_`)).toBe(false);
+    expect(performance.now() - began).toBeLessThan(1_000);
+    for (const text of ["(", "(?=x)y", "(a)\\1"])
+      expect(problems({ ...REQUIRED, SASORI_NEW_MASTERS: text })).toEqual([
+        expect.stringContaining("a regular expression as RE2 takes it"),
+      ]);
+  });
+
   test("says which log levels there are", () => {
     expect(problems({ ...REQUIRED, SASORI_LOG_LEVEL: "loud" })).toEqual([
       expect.stringContaining(

@@ -3,6 +3,7 @@
 
 import { once } from "node:events";
 import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { get, type IncomingMessage } from "node:http";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -14,7 +15,8 @@ import { readConfig } from "../src/config.js";
 import { startDaemon } from "../src/daemon.js";
 import type { Failure } from "../src/errors.js";
 import type { Instances, Masters, Moves, Nodes, Pass, Status, Story } from "../src/http/api-shapes.js";
-import { MAX_CLIENTS } from "../src/http/event-stream.js";
+import { MAX_AHEAD, MAX_CONNECTIONS } from "../src/http/connections.js";
+import { MAX_CLIENTS, MAX_CLIENTS_OF_ONE } from "../src/http/event-stream.js";
 import { summarize, troublesOf } from "../src/http/troubles.js";
 import type { SyncReport } from "../src/sync-report.js";
 import { freePort } from "./support/child.js";
@@ -888,6 +890,109 @@ describe("a request that is wrong", () => {
     ));
 });
 
+describe("who is connected", () => {
+  const question = (path: string) => `GET ${path} HTTP/1.1\r\nhost: localhost\r\n\r\n`;
+
+  /** How long a question of somebody else waits, at worst, until `done`. */
+  async function worstWait(url: string, done: Promise<unknown>): Promise<number> {
+    let isDone = false;
+    void done.finally(() => {
+      isDone = true;
+    });
+    let worst = 0;
+    do {
+      const began = performance.now();
+      expect((await fetch(`${url}/healthz`)).status).toBe(200);
+      worst = Math.max(worst, performance.now() - began);
+    } while (!isDone);
+    return worst;
+  }
+
+  test.each(["/metrics", "/api/v1/nodes?limit=1000", "/healthz", "/nowhere"])(
+    "and sends ten thousand questions for %s at once holds up nobody else, and is sent away",
+    (where) =>
+      withFleetLab([], (lab) =>
+        withDaemon(lab, async ({ url }) => {
+          const socket = connect({ host: "127.0.0.1", port: Number(new URL(url).port) });
+          let answers = "";
+          socket.on("data", (text) => {
+            answers += text;
+          });
+          socket.on("error", () => undefined);
+          const ended = new Promise((resolve) => socket.once("close", resolve));
+          socket.write(question(where).repeat(10_000));
+          expect(await worstWait(url, ended)).toBeLessThan(1_000);
+          expect(answers.match(/^HTTP\/1\.1 /gm)?.length ?? 0).toBeLessThanOrEqual(MAX_AHEAD);
+        }),
+      ),
+  );
+
+  test("and asks a few questions ahead is answered, one after the other", () =>
+    withFleetLab([], (lab) =>
+      withDaemon(lab, async ({ url }) => {
+        const socket = connect({ host: "127.0.0.1", port: Number(new URL(url).port) });
+        const paths = Array.from({ length: MAX_AHEAD - 1 }, (_, index) => `/nowhere${index}`);
+        socket.write(paths.map(question).join(""));
+        socket.end(question("/healthz").replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n"));
+        let answers = "";
+        for await (const text of socket) answers += text;
+        expect(answers.match(/nowhere\d+/g)).toEqual(paths.map((text) => text.slice(1)));
+        expect(answers).toMatch(/200 OK[\s\S]*\{"status":"ok"\}$/);
+      }),
+    ));
+
+  test("and never asks, asks half, or does not read the answer gives way to those who do", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await checkIn(lab, 300);
+      await withDaemon(lab, async ({ url, send }) => {
+        const port = Number(new URL(url).port);
+        let closed = 0;
+        const idle = ["", "GET /healthz HTTP/1.1\r\nhos", question("/api/v1/nodes?limit=1000").repeat(8)];
+        const body =
+          "PUT /api/v1/nodes/a HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n{";
+        const sockets = Array.from({ length: MAX_CONNECTIONS + 200 }, (_, index) => {
+          const socket = connect({ host: "127.0.0.1", port });
+          socket.on("error", () => undefined);
+          socket.on("close", () => {
+            closed += 1;
+          });
+          socket.write([...idle, body][index % 4] ?? "");
+          return socket;
+        });
+        try {
+          // Those that do not read do not see it.
+          await expect.poll(() => closed, { timeout: 8_000 }).toBeGreaterThanOrEqual(150);
+          expect((await fetch(`${url}/readyz`)).status).toBe(200);
+          const registered = await send("PUT", `/api/v1/nodes/${node(0)}`, { master: "master3" });
+          expect(registered.status).toBe(200);
+          expect(closed).toBeLessThan(300);
+        } finally {
+          for (const socket of sockets) socket.destroy();
+        }
+      });
+    }));
+
+  test("and sends a body byte by byte is sent away after ten seconds", () =>
+    withFleetLab([], (lab) =>
+      withDaemon(lab, async ({ url }) => {
+        const socket = connect({ host: "127.0.0.1", port: Number(new URL(url).port) });
+        let answer = "";
+        socket.on("data", (text) => {
+          answer += text;
+        });
+        socket.on("error", () => undefined);
+        const head = "content-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
+        socket.write(`POST /api/v1/sync HTTP/1.1\r\nhost: localhost\r\n${head}`);
+        const drip = setInterval(() => socket.write(" "), 200);
+        const began = performance.now();
+        await new Promise((resolve) => socket.once("close", resolve));
+        clearInterval(drip);
+        expect(performance.now() - began).toBeLessThan(13_000);
+        expect(answer).toMatch(/^HTTP\/1\.1 408 /);
+      }),
+    ));
+});
+
 /** Reads Server-Sent Events as a browser would. */
 async function listen(url: string, lastEventId?: string) {
   const abort = new AbortController();
@@ -1005,10 +1110,20 @@ describe("events", () => {
     withFleetLab([], async (lab) => {
       const listeners: Awaited<ReturnType<typeof listen>>[] = [];
       await withDaemon(lab, async ({ url }) => {
-        for (let index = 0; index < MAX_CLIENTS; index += 1) listeners.push(await listen(url));
+        for (let index = 0; index < MAX_CLIENTS_OF_ONE; index += 1) listeners.push(await listen(url));
         const refused = await fetch(`${url}/api/v1/events`);
         expect(refused.headers.get("retry-after")).toBe("10");
         expect(await problemOf(refused)).toMatchObject({ status: 503, title: "BUSY" });
+        // There is room for other addresses.
+        const from = async (localAddress: string) => {
+          const asking = get(`${url}/api/v1/events`, { localAddress, agent: false });
+          const [response] = (await once(asking, "response")) as [IncomingMessage];
+          response.on("error", () => undefined).resume();
+          return response.statusCode;
+        };
+        for (let index = MAX_CLIENTS_OF_ONE; index < MAX_CLIENTS; index += 1)
+          expect(await from("127.0.0.2")).toBe(200);
+        expect(await from("127.0.0.3")).toBe(503);
         expect(await (await fetch(`${url}/metrics`)).text()).toMatch(/^sasori_event_clients 100$/m);
         await listeners.pop()?.close();
         await expect

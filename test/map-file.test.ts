@@ -23,7 +23,7 @@ import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
 import { planFromChanges, planFromContents } from "../src/plan.js";
 import { MapFile, MapText } from "../src/target/map-file.js";
-import { freeze } from "./support/slow-disk.js";
+import { freeze, opened } from "./support/slow-disk.js";
 
 vi.mock("node:fs/promises", async (original) =>
   (await import("./support/slow-disk.js")).slowDisk(await original()),
@@ -246,6 +246,20 @@ describe("the map file", () => {
       expect(await file.lookUp("a" as Certname)).toBe("m1");
     },
   );
+
+  test("is looked up without being read while it is as it was left, and once for all who ask at a time", async () => {
+    const file = new MapFile(mapPath());
+    await bring(file, fleet({ a: "m1", b: "m2" }));
+    const { content } = (await file.look()).fingerprint;
+    const known = (master: string) => ({ content, master: master as Master });
+    const before = opened();
+    expect(await file.lookUp("a" as Certname, known("m1"))).toBe("m1");
+    expect(opened()).toBe(before);
+    await writeFile(mapPath(), "a m3\n");
+    const asked = Array.from({ length: 100 }, () => file.lookUp("a" as Certname, known("m1")));
+    expect(new Set(await Promise.all(asked))).toEqual(new Set(["m3"]));
+    expect(opened() - before).toBeLessThanOrEqual(2);
+  });
 
   test("is written also in a folder that sasori may write but not list", async () => {
     const asRoot = process.getuid?.() === 0; // Who may read everything.

@@ -2,8 +2,10 @@
 
 import { spawnSync } from "node:child_process";
 import { pino } from "pino";
-import { expect, test } from "vitest";
+import { Registry } from "prom-client";
+import { expect, test, vi } from "vitest";
 import { startDaemon } from "../src/daemon.js";
+import type { Status } from "../src/http/api-shapes.js";
 import { freePort } from "./support/child.js";
 import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
@@ -187,3 +189,31 @@ test("tell displaced nodes, names that cannot be map keys, learned routes, and h
       expect(after('sasori_pass_duration_seconds_count{kind="changes"}')).toBe(1);
     });
   }));
+
+test("metrics are made twice a second however often they are asked for, and anew with each pass", () =>
+  withFleetLab([{ bin }], async (lab) => {
+    await checkIn(lab, 3);
+    await withDaemon(lab, async ({ scrape, sync }) => {
+      const made = vi.spyOn(Registry.prototype, "metrics");
+      const began = performance.now();
+      for (let times = 0; times < 100; times += 1) await scrape();
+      expect(made.mock.calls.length).toBeLessThanOrEqual(1 + (performance.now() - began) / 500);
+      made.mockRestore();
+      const before = (await scrape())('sasori_passes_total{kind="changes",outcome="done"}') ?? 0;
+      await sync();
+      expect((await scrape())('sasori_passes_total{kind="changes",outcome="done"}')).toBe(before + 1);
+    });
+  }));
+
+test("that sasori answered nobody is told for a minute", () =>
+  withFleetLab([{ bin }], (lab) =>
+    withDaemon(lab, async ({ url, scrape, sync }) => {
+      const until = performance.now() + 700;
+      while (performance.now() < until); // As a mistake of ours would.
+      await sync();
+      const told = (await scrape())("sasori_event_loop_delay_seconds") ?? 0;
+      expect(told).toBeGreaterThan(0.6);
+      const { longestDelayMs } = (await (await fetch(`${url}/api/v1/status`)).json()) as Status;
+      expect(longestDelayMs / 1_000).toBeCloseTo(told, 1);
+    }),
+  ));

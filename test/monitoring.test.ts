@@ -11,6 +11,7 @@ import { readConfig } from "../src/config.js";
 import { EventStream } from "../src/http/event-stream.js";
 import { Metrics } from "../src/http/metrics.js";
 import { NodeList } from "../src/http/node-list.js";
+import { LoopDelay } from "../src/loop-delay.js";
 import { assemble, Sync } from "../src/sync.js";
 import { withGateway } from "./support/gateway.js";
 import { haproxyBinaries, pathOf } from "./support/parts.js";
@@ -89,7 +90,9 @@ describe("every metric exists", () => {
       ),
     );
     const nodes = new NodeList(sync.fleet.map);
-    const metrics = new Metrics({ sync, nodes, events: new EventStream(), version: "1" });
+    const delay = new LoopDelay();
+    const metrics = new Metrics({ sync, nodes, events: new EventStream(), delay, version: "1" });
+    delay.stop();
     ours = metricsOf(await metrics.registry.metrics());
   });
 

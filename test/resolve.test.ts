@@ -187,21 +187,72 @@ test("many questions are few to PuppetDB: of one node at most the one under way 
   expect(asked).toBeLessThanOrEqual(2);
 });
 
-describe("more nodes than the masters may be asked about", () => {
-  test("wait for their turn, those that would wait too long are told to come back, and PuppetDB's word counts meanwhile", () =>
-    withMasters({ master2: new Set([A]) }, async (servers) => {
-      const probe = { probePath: "/{certname}", servers: () => servers };
-      const resolver = resolverOf(
-        async ([certname = A]) => answerOf(certname, "stranger"),
-        new Fleet(),
-        probe,
+describe("a flood of names that nobody knows", () => {
+  test("leaves room for the nodes of the map, at PuppetDB", async () => {
+    const fleet = new Fleet();
+    const [asked, answers] = [[] as string[], [] as (() => void)[]];
+    const resolver = resolverOf(
+      (certnames) =>
+        new Promise((resolve) => {
+          asked.push(...certnames);
+          answers.push(() => resolve(answerOf(A, "master2")));
+        }),
+      fleet,
+    );
+    fleet.observe({ certname: A, master: "master1" as Master, at: 1, source: "facts" });
+    const flood = Array.from({ length: 700 }, (_, index) =>
+      resolver.owner(`bogus${index}` as Certname, undefined).catch((error: SasoriError) => error.code),
+    );
+    const honest = resolver.owner(A, "master1");
+    for (let batch = 0; !asked.includes(A); batch += 1) {
+      await expect.poll(() => answers.length).toBe(batch + 1);
+      answers[batch]?.();
+      expect(batch).toBeLessThan(5);
+    }
+    answers.at(-1)?.();
+    expect(await honest).toBe("master2");
+    expect((await Promise.all(flood)).filter((answer) => answer === "BUSY").length).toBe(200);
+  });
+
+  test("leaves room for them at the masters", async () => {
+    const hasIt = createServer((request, response) => {
+      response.statusCode = request.url === `/${A}` ? 200 : 404;
+      response.end();
+    });
+    await new Promise<void>((resolve) => hasIt.listen(0, "127.0.0.1", resolve));
+    const address = `127.0.0.1:${(hasIt.address() as AddressInfo).port}`;
+    const fleet = new Fleet();
+    fleet.observe({ certname: A, master: "master1" as Master, at: 9, source: "facts" });
+    const servers = () => [
+      { name: "master2" as Master, host: "master2", address, state: "up", up: true } as const,
+    ];
+    const resolver = resolverOf(async () => new Map(), fleet, { probePath: "/{certname}", servers });
+    const codes = new Set<unknown>();
+    for (let index = 0; index < 150; index += 1)
+      codes.add(
+        await resolver
+          .owner(`bogus${index}` as Certname, undefined)
+          .catch((error: SasoriError) => error.code),
       );
-      const bogus = Array.from({ length: 300 }, (_, index) =>
-        resolver.owner(`bogus${index}` as Certname, undefined).catch((error: SasoriError) => error.code),
-      );
-      const [first, last] = [bogus.slice(0, 100), bogus.slice(-100)];
-      expect(new Set(await Promise.all(first))).toEqual(new Set([undefined]));
-      expect((await Promise.all(last)).filter((code) => code === "BUSY").length).toBeGreaterThan(50);
-      await expect.poll(() => resolver.owner(A, "master1").catch(() => undefined)).toBe("master2");
-    }));
+    expect(codes).toEqual(new Set([undefined, "BUSY"]));
+    expect(await resolver.owner(A, "master1")).toBe("master2");
+    await new Promise((resolve) => hasIt.close(resolve));
+  });
 });
+
+test("a burst of questions at the masters about nodes of the map waits for its turn, and is told to come back if that is far", () =>
+  withMasters({ master2: new Set([A]) }, async (servers) => {
+    const fleet = knowing("master1", 4);
+    const names = Array.from({ length: 300 }, (_, index) => `node${index}` as Certname);
+    for (const certname of names)
+      fleet.observe({ certname, master: "master1" as Master, at: 4, source: "facts" });
+    const probe = { probePath: "/{certname}", servers: () => servers };
+    const resolver = resolverOf(async () => new Map(), fleet, probe);
+    const answers = names.map((certname) =>
+      resolver.owner(certname, "master1").catch((error: SasoriError) => error.code),
+    );
+    expect(new Set(await Promise.all(answers.slice(0, 100)))).toEqual(new Set([undefined]));
+    const late = (await Promise.all(answers)).filter((code) => code === "BUSY").length;
+    expect(late).toBeGreaterThan(100);
+    await expect.poll(() => resolver.owner(A, "master1").catch(() => undefined)).toBe("master2");
+  }));

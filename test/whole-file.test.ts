@@ -6,17 +6,11 @@ import path from "node:path";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { readSecretFile, readSecretFileSync, readWhole, SilentFile } from "../src/whole-file.js";
 import { run } from "./support/child.js";
-import { freeze } from "./support/slow-disk.js";
+import { freeze, opened } from "./support/slow-disk.js";
 
-const opened = vi.hoisted(() => ({ count: 0 }));
-vi.mock("node:fs/promises", async (original) => {
-  const slow = (await import("./support/slow-disk.js")).slowDisk(await original());
-  const open: typeof slow.open = (...args) => {
-    opened.count += 1;
-    return slow.open(...args);
-  };
-  return { ...slow, open };
-});
+vi.mock("node:fs/promises", async (original) =>
+  (await import("./support/slow-disk.js")).slowDisk(await original()),
+);
 
 let folder: string;
 const at = (name: string) => path.join(folder, name);
@@ -71,19 +65,19 @@ describe("where the file system does not answer", () => {
     await writeFile(at("hangs"), "secret");
     await writeFile(at("well"), "token");
     const thaw = freeze(at("hangs"), "reads");
-    const before = opened.count;
+    const before = opened();
     vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
     const asked = ["hangs", "hangs", "well", "hangs", "well"].map((name) =>
       readSecretFile(at(name)).catch((error: unknown) => error),
     );
-    await vi.waitFor(() => expect(opened.count).toBe(before + 1));
+    await vi.waitFor(() => expect(opened()).toBe(before + 1));
     await vi.advanceTimersByTimeAsync(5_000);
     for (const one of await Promise.all(asked)) {
       expect(one).toBeInstanceOf(SilentFile);
       expect(one).toMatchObject({ message: "its file system has not answered within 5 s" });
     }
     vi.useRealTimers();
-    expect(opened.count).toBe(before + 1);
+    expect(opened()).toBe(before + 1);
     thaw();
     expect(await readSecretFile(at("well"))).toBe("token");
     expect(await readSecretFile(at("hangs"))).toBe("secret");

@@ -48,6 +48,9 @@ export function nodeCheck(): Check {
   };
 }
 
+/** As the alert SasoriSlowToAnswer. */
+const LONG_DELAY_MS = 500;
+
 /** A daemon that runs answers at once. */
 const STATUS_MS = 5_000;
 
@@ -288,6 +291,14 @@ export function daemonCheck({ listen, apiTokenFile }: Config, version: string): 
       return verdict(`sasori ${status.version ?? ""} runs: ${status.summary ?? state}`, [
         other
           ? { outcome: "warning", what: `this is sasori ${version}`, remedy: "restart the daemon" }
+          : undefined,
+        (status.longestDelayMs ?? 0) > LONG_DELAY_MS
+          ? {
+              outcome: "warning",
+              what: `it answered nobody for ${((status.longestDelayMs ?? 0) / 1000).toFixed(1)} s within the last minute`,
+              remedy:
+                "give it more of a processor: HAProxy waits 2 s for an owner, and then heals without it",
+            }
           : undefined,
         status.ready === true && state !== "failing" && state !== "attention"
           ? undefined

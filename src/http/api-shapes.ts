@@ -326,6 +326,7 @@ export const StatusShape = z.strictObject({
   troubles: z.array(TroubleShape),
   targets: z.array(TargetShape).describe("the map file first"),
   lastGoodPoll: Time.nullable().describe("when PuppetDB was last read"),
+  longestDelayMs: Count.describe("the longest time within the last minute for which sasori answered nobody"),
   lastPass: PassShape.optional(),
 });
 

@@ -171,8 +171,7 @@ function addMachineRoutes(api: Api, { sync, overview, resolver, metrics }: ApiPa
         response: { 200: answer("the text format", z.string(), "text/plain"), default: PROBLEM },
       },
     },
-    async (_request, reply) =>
-      reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
+    async (_request, reply) => reply.type(metrics.registry.contentType).send(await metrics.text()),
   );
   api.get(
     "/api/v1/resolve/:certname",

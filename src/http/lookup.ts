@@ -2,24 +2,27 @@
 
 import { Patience, within } from "../deadline.js";
 import { SasoriError, toFailure } from "../errors.js";
-import type { Certname } from "../node-map.js";
+import type { Certname, Master } from "../node-map.js";
 import type { SyncParts } from "../sync.js";
 import type { Desired, Lookup } from "./api-shapes.js";
 
 /** The page waits 8 s for a story, which must tell of an HAProxy, or a file system, that hangs. */
 export const LOOKUP_DEADLINE_MS = 5_000;
 
-/** Never throws: what could not be asked says so in its place. */
+/**
+ * Never throws: what could not be asked says so in its place. `settled`: what the file looks like while it holds the desired
+ * map, as far as is known.
+ */
 export function lookUp(
   certname: Certname,
   desired: Desired | Promise<Desired>,
   { file, instances }: Pick<SyncParts, "file" | "instances">,
+  settled?: { content: string; master: Master | undefined },
 ): Promise<Lookup> {
   const late = new SasoriError("HAPROXY_TIMEOUT", `no answer within ${LOOKUP_DEADLINE_MS / 1_000} s`);
   return within(LOOKUP_DEADLINE_MS, undefined, late, async (signal) => {
-    // The file queues its readers, so that only one of them is ever held up in a file system that hangs.
     const fromFile = new Patience()
-      .wait(signal, unread, () => file.lookUp(certname))
+      .wait(signal, unread, () => file.lookUp(certname, settled))
       .then(
         (master) => ({ master: master ?? null }),
         (error: unknown) => ({ failure: toFailure(error) }),

@@ -4,6 +4,7 @@
 
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 import type { Failure } from "../errors.js";
+import type { LoopDelay } from "../loop-delay.js";
 import type { Sync } from "../sync.js";
 import type { SyncReport } from "../sync-report.js";
 import type { EventStream } from "./event-stream.js";
@@ -15,11 +16,16 @@ export interface MetricsParts {
   sync: Sync;
   nodes: NodeList;
   events: EventStream;
+  delay: LoopDelay;
   version: string;
 }
 
+/** However often they are asked for, the metrics are made so often: that takes milliseconds, in which nobody is answered. */
+const FRESH_MS = 500;
+
 export class Metrics {
   readonly registry = new Registry();
+  #made: { at: number; text: Promise<string> } | undefined;
   readonly #parts: MetricsParts;
   readonly #passes = this.#counter("sasori_passes_total", "Passes by kind and outcome.", ["kind", "outcome"]);
   readonly #seconds = this.#histogram("sasori_pass_duration_seconds", "Duration of passes by kind.", [
@@ -88,7 +94,7 @@ export class Metrics {
   }
 
   /** What is asked when Prometheus asks. */
-  #askedGauges({ sync, nodes, events, version }: MetricsParts): void {
+  #askedGauges({ sync, nodes, events, delay, version }: MetricsParts): void {
     const { fleet } = sync;
     this.#gauge("sasori_build_info", "The running version.", ["version", "node"]).set(
       { version, node: process.version },
@@ -126,9 +132,24 @@ export class Metrics {
     this.#asked("sasori_event_clients", "Clients that listen to events.", [], (set) =>
       set({}, events.clients),
     );
+    this.#asked(
+      "sasori_event_loop_delay_seconds",
+      "The longest time within the last minute for which sasori answered nobody.",
+      [],
+      (set) => set({}, delay.longestMs / 1000),
+    );
+  }
+
+  /** In Prometheus' text format; with each pass anew. */
+  text(): Promise<string> {
+    const now = performance.now();
+    if (this.#made === undefined || now - this.#made.at > FRESH_MS)
+      this.#made = { at: now, text: this.registry.metrics() };
+    return this.#made.text;
   }
 
   record(report: SyncReport): void {
+    this.#made = undefined;
     const { kind, outcome, source } = report;
     this.#passes.inc({ kind, outcome });
     this.#seconds.observe({ kind }, report.durationMs / 1000);

@@ -3,6 +3,7 @@
 // told as its failure, in its place.
 
 import { toFailure } from "../errors.js";
+import type { LoopDelay } from "../loop-delay.js";
 import type { Assignment, Certname } from "../node-map.js";
 import type { Sync, SyncParts } from "../sync.js";
 import type { TargetDetail, TargetState } from "../target/tracked-target.js";
@@ -35,6 +36,7 @@ export interface OverviewParts {
   nodes: NodeList;
   targets: Pick<SyncParts, "file" | "instances" | "journal">;
   watchdog: Watchdog;
+  delay: LoopDelay;
   version: string;
 }
 
@@ -51,7 +53,7 @@ export class Overview {
   }
 
   get status(): Status {
-    const { sync, history, version, watchdog } = this.#parts;
+    const { sync, history, version, watchdog, delay } = this.#parts;
     const { trouble } = this.#parts.targets.journal;
     const targets = sync.targets();
     const { lastReport: pass } = sync;
@@ -74,6 +76,7 @@ export class Overview {
       troubles,
       targets: targets.map(targetRow),
       lastGoodPoll: history.lastGoodPoll ?? null,
+      longestDelayMs: delay.longestMs,
       ...(lastPass && { lastPass }),
     };
   }
@@ -85,8 +88,10 @@ export class Overview {
 
   async story(certname: Certname): Promise<Story> {
     const { sync, history, targets } = this.#parts;
-    const found = await lookUp(certname, this.#desired(certname), targets);
     const master = sync.fleet.map.get(certname)?.master;
+    const [file] = sync.targetDetails();
+    const settled = file?.inSync && file.fingerprint && { content: file.fingerprint.content, master };
+    const found = await lookUp(certname, this.#desired(certname), targets, settled || undefined);
     const health = sync
       .targets()
       .flatMap(({ target, servers = [] }) =>

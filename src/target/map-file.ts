@@ -6,7 +6,7 @@
 
 import { stat } from "node:fs/promises";
 import { crc32 } from "node:zlib";
-import { Patience } from "../deadline.js";
+import { Patience, Shared } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
 import { type Certname, isMaster, type Master, type NodeMap } from "../node-map.js";
 import type { Plan } from "../plan.js";
@@ -33,7 +33,9 @@ export class MapFile implements Target {
   readonly kind = "file";
   readonly name: string;
   readonly #patience = new Patience();
-  #lookups: Promise<unknown> = Promise.resolve();
+  // Shared by all who ask at the same time: the text of a big map is large, and a file system that hangs takes threads.
+  readonly #looks = new Shared(() => this.#fingerprint());
+  readonly #texts = new Shared(async () => `\n${(await this.#text()) ?? ""}\n`);
   /** The text as it was written last, and the file's fingerprint then. */
   #written: { text: MapText; content: string } | undefined;
   /** Lines of somebody else's file that are to stay; undefined when the file is our own. */
@@ -106,16 +108,16 @@ export class MapFile implements Target {
     }
   }
 
-  /** Where a certname leads in the file, or undefined. Throws `FILE_READ`. */
-  lookUp(certname: Certname): Promise<string | undefined> {
-    // One at a time: the text of a big map is large.
-    const found = this.#lookups.then(() => this.#find(certname));
-    this.#lookups = found.catch(() => undefined);
-    return found;
-  }
-
-  async #find(certname: Certname): Promise<string | undefined> {
-    const text = `\n${(await this.#text()) ?? ""}\n`;
+  /**
+   * Where a certname leads in the file, or undefined. `known` is where it led when the file looked like that: if it still
+   * does, it is not read, however often it is asked. Throws `FILE_READ`.
+   */
+  async lookUp(
+    certname: Certname,
+    known?: { content: string; master: Master | undefined },
+  ): Promise<string | undefined> {
+    if (known !== undefined && (await this.#looks.get()).content === known.content) return known.master;
+    const text = await this.#texts.get();
     const start = text.indexOf(`\n${certname} `) + 1;
     if (start === 0) return undefined;
     return parseLine(text.slice(start, text.indexOf("\n", start)))?.value;

@@ -22,10 +22,16 @@ export function freeze(where: string, what: "reads" | "writes"): () => void {
   return thaw;
 }
 
+let reads = 0;
+
+/** How many files were opened to be read. */
+export const opened = (): number => reads;
+
 /** `real`, but for what is frozen. sasori opens what it reads by flags of its own (whole-file.ts). */
 export function slowDisk(real: Fs): Fs {
   const open: Fs["open"] = async (file, flags, mode) => {
     const what = typeof flags === "number" ? "reads" : "writes";
+    if (what === "reads") reads += 1;
     if (frozen?.what === what && String(file).startsWith(frozen.where)) await frozen.thawed;
     return real.open(file, flags, mode);
   };
