@@ -1,6 +1,7 @@
 /**
  * The project's own haproxy.cfg on a real HAProxy, with small masters behind it, for tests of routing.
  */
+import { createHash } from "node:crypto";
 import { copyFileSync, mkdirSync, readFileSync } from "node:fs";
 import http from "node:http";
 import { join } from "node:path";
@@ -22,6 +23,8 @@ export interface TestMaster {
   nodes: Set<string> | undefined;
   /** The status that says "not mine". */
   notMine: number;
+  /** Says "please wait" (102) before each answer. */
+  interim: boolean;
   /** More headers of its answers. */
   says: Record<string, string>;
   /** The headers and the body of the last request. */
@@ -45,6 +48,7 @@ export async function startMaster(name: string): Promise<TestMaster> {
     port,
     nodes: undefined,
     notMine: 404,
+    interim: false,
     says: {},
     headers: {},
     body: "",
@@ -68,6 +72,7 @@ export async function startMaster(name: string): Promise<TestMaster> {
     master.headers = request.headers;
     master.body = "";
     for await (const chunk of request) master.body += String(chunk);
+    if (master.interim) response.writeProcessing();
     await master.hold;
     const mine = master.nodes?.has(node) ?? true;
     response.writeHead(mine ? 200 : master.notMine, { "content-type": "application/json", ...master.says });
@@ -75,7 +80,10 @@ export async function startMaster(name: string): Promise<TestMaster> {
   });
   // Another protocol, whatever its name: says everything back.
   server.on("upgrade", (request, socket) => {
-    const head = `Connection: Upgrade\r\nUpgrade: ${request.headers.upgrade}\r\n\r\n`;
+    master.headers = request.headers;
+    const { upgrade, "sec-websocket-key": key } = request.headers;
+    const accept = createHash("sha1").update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest("base64");
+    const head = `Connection: Upgrade\r\nUpgrade: ${upgrade}\r\nSec-WebSocket-Accept: ${accept}\r\n\r\n`;
     socket.write(`HTTP/1.1 101 Switching Protocols\r\n${head}`);
     socket.pipe(socket);
   });
