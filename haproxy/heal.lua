@@ -33,12 +33,12 @@ local function is_up(server)
   return status ~= nil and (status:sub(1, 2) == "UP" or status == "no check")
 end
 
--- One of the masters that are up and not in `tried`, by chance, and whether there is another. heal1 and heal2 would only
--- lead back here. No server is asked how it is (a page of statistics) beyond the two that answer this.
+-- One of the masters that are up and not in `tried`, by chance, and whether there is another. The healers would only lead
+-- back here. No server is asked how it is (a page of statistics) beyond the two that answer this.
 local function another(tried)
   local names, found = {}, nil
   for name in pairs(core.backends[BACKEND].servers) do
-    if not name:match("^heal%d$") and not tried[name] then names[#names + 1] = name end
+    if name ~= "heal1" and name ~= "heal2" and not tried[name] then names[#names + 1] = name end
   end
   while #names > 0 do
     local name = table.remove(names, math.random(#names))

@@ -4,7 +4,9 @@
 import { createHash } from "node:crypto";
 import { copyFileSync, mkdirSync, readFileSync } from "node:fs";
 import http from "node:http";
+import https from "node:https";
 import { join } from "node:path";
+import { TLSSocket } from "node:tls";
 import { freePort } from "./child.js";
 import {
   type HaproxyOptions,
@@ -30,6 +32,8 @@ export interface TestMaster {
   /** The headers and the body of the last request. */
   headers: http.IncomingHttpHeaders;
   body: string;
+  /** With TLS: whose certificate was shown with it, and which name was asked for in the handshake (SNI). */
+  client: { name: unknown; sni: unknown } | undefined;
   /** Whom the requests were for, in their order. */
   nodesAsked: string[];
   /** Requests for nodes so far, without health checks. */
@@ -41,7 +45,8 @@ export interface TestMaster {
   start(): Promise<void>;
 }
 
-export async function startMaster(name: string): Promise<TestMaster> {
+/** With `tls` it speaks that, and takes who it asks for a certificate. */
+export async function startMaster(name: string, tls?: https.ServerOptions): Promise<TestMaster> {
   const port = await freePort();
   const master: TestMaster = {
     name,
@@ -51,6 +56,7 @@ export async function startMaster(name: string): Promise<TestMaster> {
     interim: false,
     says: {},
     headers: {},
+    client: undefined,
     body: "",
     nodesAsked: [],
     requests: 0,
@@ -58,7 +64,7 @@ export async function startMaster(name: string): Promise<TestMaster> {
     stop: async () => undefined,
     start: () => new Promise((resolve) => server.listen(master.port, "127.0.0.1", resolve)),
   };
-  const server = http.createServer(async (request, response) => {
+  const listener: http.RequestListener = async (request, response) => {
     if (request.url === "/status/v1/simple") {
       response.end("running");
       return;
@@ -70,6 +76,11 @@ export async function startMaster(name: string): Promise<TestMaster> {
       master.nodesAsked.push(node);
     }
     master.headers = request.headers;
+    if (request.socket instanceof TLSSocket)
+      master.client = {
+        name: request.socket.getPeerCertificate().subject?.CN,
+        sni: request.socket.servername,
+      };
     master.body = "";
     for await (const chunk of request) master.body += String(chunk);
     if (master.interim) response.writeProcessing();
@@ -77,7 +88,10 @@ export async function startMaster(name: string): Promise<TestMaster> {
     const mine = master.nodes?.has(node) ?? true;
     response.writeHead(mine ? 200 : master.notMine, { "content-type": "application/json", ...master.says });
     response.end(JSON.stringify({ master: name, node, path: request.url }));
-  });
+  };
+  const server = tls
+    ? https.createServer({ requestCert: true, ...tls }, listener)
+    : http.createServer(listener);
   // Another protocol, whatever its name: says everything back.
   server.on("upgrade", (request, socket) => {
     master.headers = request.headers;
