@@ -123,11 +123,7 @@ export function gatewayConfig(
   globalLines: readonly string[] = [],
 ): Config {
   const names = masters.map((_, index) => `MASTER${index + 1}`);
-  const lines = names.map((name) => `  server ${name.toLowerCase()} "\${${name}}"\n`).join("");
-  const text = readFileSync(path.join(HAPROXY_DIR, "haproxy.cfg"), "utf8").replace(
-    /\.if !defined\(MASTER1\)[\s\S]*?( {2}server master\d+ .*\n)+/,
-    lines,
-  );
+  const text = readFileSync(path.join(HAPROXY_DIR, "haproxy.cfg"), "utf8");
   return {
     text: `${globalSection(globalLines)}${text}`,
     env: {

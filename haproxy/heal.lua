@@ -13,8 +13,8 @@
 
 local BACKEND = "puppet"
 -- The gateway's own way to sasori: HAProxy resolves the name, checks its health, and fails at once when it is down.
-local SASORI = "unix@" .. os.getenv("HAPROXY_SOCKET") .. ".sasori"
-local HEALER = "unix@" .. os.getenv("HAPROXY_SOCKET") .. ".heal"
+local SOCKET = os.getenv("HAPROXY_SOCKET")
+local SASORI = "unix@" .. SOCKET .. ".sasori"
 local FALLBACK = os.getenv("GATEWAY_FALLBACK") ~= "off"
 local REPLAY_ALL = os.getenv("GATEWAY_REPLAY") == "all"
 
@@ -33,12 +33,12 @@ local function is_up(server)
   return status ~= nil and (status:sub(1, 2) == "UP" or status == "no check")
 end
 
--- One of the masters that are up and not in `tried`, by chance, and whether there is another. heal1 and heal2 would only
--- lead back here. No server is asked how it is (a page of statistics) beyond the two that answer this.
+-- One of the masters that are up and not in `tried`, by chance, and whether there is another. The healers would only lead
+-- back here. No server is asked how it is (a page of statistics) beyond the two that answer this.
 local function another(tried)
   local names, found = {}, nil
   for name in pairs(core.backends[BACKEND].servers) do
-    if not name:match("^heal%d$") and not tried[name] then names[#names + 1] = name end
+    if name ~= "heal1" and name ~= "heal2" and not tried[name] then names[#names + 1] = name end
   end
   while #names > 0 do
     local name = table.remove(names, math.random(#names))
@@ -127,26 +127,21 @@ core.register_action("ask_later", { "http-res" }, function(txn)
   end)
 end)
 
-local function is_reached(address)
-  local socket = core.tcp()
-  local connected = socket:connect(address)
-  socket:close()
-  return connected
-end
+-- HAProxy makes its own sockets as "....new". They get their names here, once after each start and in the process that
+-- serves, because one that could not start (a reload that fails, with -sf) must not take away those of the one that goes
+-- on. A process that took over the sockets of the one before has none to rename, so what another one left is removed first.
+local OWN = { SOCKET .. ".heal", SOCKET .. ".sasori" }
+for _, file in ipairs(OWN) do os.remove((os.getenv("HAPROXY_CHROOT") or "") .. file .. ".new") end
 
--- Once after each start, in the process that serves. Its sockets get their names only here, because one that could not
--- start (a reload that fails, with -sf) must not take away those of the one that goes on. Without them nothing heals, and
--- nobody would notice before the first wrong route.
 core.register_task(function()
-  local is_whole = true
-  for _, address in ipairs({ HEALER, SASORI }) do
-    local file = address:gsub("^unix@", "")
-    -- There is none when the sockets of the process before were taken over; one that nobody answers was left behind.
-    if is_reached(address .. ".new") then os.rename(file .. ".new", file) end
-    is_whole = is_reached(address) and is_whole
-  end
-  if not is_whole then
-    core.log(core.alert, "no wrong route will heal: HAProxy cannot reach its own sockets beside HAPROXY_SOCKET. HAProxy's user "
-      .. "must be allowed to make files in that folder; with a chroot, HAPROXY_CHROOT must name that")
+  for _, file in ipairs(OWN) do os.rename(file .. ".new", file) end
+  -- Without them nothing heals, and nobody would notice before the first wrong route.
+  for _, file in ipairs(OWN) do
+    local socket = core.tcp()
+    if not socket:connect("unix@" .. file) then
+      core.log(core.alert, "no wrong route will heal: HAProxy cannot reach its own socket " .. file .. ". HAProxy's user must be "
+        .. "allowed to make files in that folder; with a chroot, HAPROXY_CHROOT must name that")
+    end
+    socket:close()
   end
 end)

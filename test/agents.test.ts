@@ -46,7 +46,7 @@ const MAP = [
 ] as const;
 
 /** All values of the headers that tell masters who is there. */
-const identity = ({ headers }: Received) => headers.filter(([name]) => name.startsWith("x-client-"));
+const identity = ({ headers }: Received) => headers.filter(([name]) => /^x.(client|ssl)/.test(name));
 
 /** What haproxy.cfg needs in its environment beside agents.cfg. */
 const besideVariables = ({ socketPath }: { socketPath: string }) => ({
@@ -176,6 +176,7 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
       const headers = [
         ...["X-Client-Verify", "SUCCESS", "x-cLiEnT-vErIfY", "SUCCESS", "X-CLIENT-DN", "CN=admin"],
         ...["X-Client-DN", "CN=other", "x-client-cert", "forged", "X-Client-Cert", "", "X-Client-Else", "1"],
+        ...["X_Client_DN", "CN=admin", "x_client-verify", "SUCCESS", "X-SSL-Subject", "CN=admin"],
       ];
       expect(identity((await ask(undefined, { headers })).received())).toEqual([["x-client-verify", "NONE"]]);
 
@@ -190,6 +191,21 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
       expect(pem).toMatch(/^-----BEGIN CERTIFICATE-----\n\S+\n-----END CERTIFICATE-----\n$/);
       const sent = new X509Certificate(readFileSync(node1.cert));
       expect(new X509Certificate(pem).fingerprint256).toBe(sent.fingerprint256);
+    }));
+
+  test("reach a master by HTTP/1.1 alone: no other protocol gets past these rules", () =>
+    withGateway(async ({ ask }) => {
+      const headers = [
+        "Connection",
+        "Upgrade, HTTP2-Settings",
+        "Upgrade",
+        "h2c",
+        "HTTP2-Settings",
+        "AAMAAABk",
+      ];
+      const names = (await ask(node1, { headers })).received().headers.map(([name]) => name);
+      expect(names).toContain("x-client-dn");
+      expect(names.filter((name) => /upgrade|http2/.test(name))).toEqual([]);
     }));
 
   test("are refused in the handshake when another CA has signed their certificate", () =>

@@ -11,7 +11,7 @@ import { promisify } from "node:util";
 import { Agent, request } from "undici";
 import { describe, expect, test } from "vitest";
 import { PriorityMap } from "../src/target/priority.js";
-import { type Gateway, hold, withGateway } from "./support/gateway.js";
+import { type Gateway, hold, startMaster, withGateway } from "./support/gateway.js";
 import { runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries, puppetdbParts } from "./support/parts.js";
 
@@ -41,6 +41,7 @@ function check(
 }
 
 const NODE = "node1.example.com";
+const WEBSOCKET_KEY = "Sec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==";
 
 describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, version }) => {
   test.each([
@@ -51,7 +52,7 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
     expect({ status, warnings: text.match(/WARNING|ALERT/g) }).toEqual({ status: 0, warnings: null });
   });
 
-  test.each(["NODE_MASTER_MAP", "HAPROXY_SOCKET", "STATS_PASSWORD", "MASTER1", "MASTER3"])(
+  test.each(["NODE_MASTER_MAP", "HAPROXY_SOCKET", "STATS_PASSWORD", "MASTER1"])(
     "does not start without %s, and says so",
     (name) => {
       const { status, text } = check(bin, { without: [name] });
@@ -232,10 +233,10 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
       expect(masters[0]?.requests).toBe(1);
     }));
 
-  test("passes on another protocol that a client and a master agree upon", () =>
+  test("passes on a WebSocket that a client and a master agree upon", () =>
     withGateway({ bin, map: [[NODE, "master1"]] }, async ({ haproxy, masters }) => {
       const head = `GET / HTTP/1.1\r\nHost: gateway\r\nX-Node-Name: ${NODE}\r\n`;
-      const text = `${head}Connection: Upgrade\r\nUpgrade: echo\r\n\r\n`;
+      const text = `${head}Connection: Upgrade\r\nUpgrade: WebSocket\r\n${WEBSOCKET_KEY}\r\n\r\n`;
       for (const route of ["mapped", "redispatched"]) {
         const talk = await send(haproxy.ports.frontend, text, (seen) => {
           if (seen.endsWith("\r\n\r\n")) return "are you there";
@@ -477,6 +478,97 @@ frontend classes
       ),
     ));
 
+  test("asks masters by TLS, whose certificates must have their names, also to check and to heal", () =>
+    withCertificates(async ({ ca, client, puppet1, puppet2 }) => {
+      const pem = (file: string) => ({
+        ca: readFileSync(ca),
+        key: readFileSync(file),
+        cert: readFileSync(file),
+      });
+      const [first, second, forged] = await Promise.all([
+        startMaster("puppet1.example.com", { ...pem(puppet1), rejectUnauthorized: true }),
+        startMaster("puppet2.example.com", { ...pem(puppet2), rejectUnauthorized: true }),
+        startMaster("puppet3", pem(puppet2)),
+      ]);
+      const masters = [first, second, forged];
+      const variables = {
+        MASTERS_CA: ca,
+        MASTERS_CERT: client,
+        MASTER1_NAME: first.name,
+        MASTER2_NAME: "two",
+        MASTER2_CERTNAME: second.name,
+        MASTER3_NAME: forged.name,
+        GATEWAY_REPLAY: "all",
+      };
+      const map: [string, string][] = [
+        [NODE, first.name],
+        ["node2.example.com", "two"],
+        ["node3.example.com", forged.name],
+      ];
+      try {
+        await withGateway({ bin, map, masters, variables }, async ({ ask, haproxy }) => {
+          expect(routeOf(await ask(NODE))).toEqual({ status: 200, route: "mapped", master: first.name });
+          expect(first.client).toEqual({ name: "Client.example.com", sni: false });
+          expect(routeOf(await ask("node2.example.com"))).toMatchObject({ status: 200, master: "two" });
+          first.nodes = new Set();
+          const moved = routeOf(await ask(NODE, { method: "POST", body: "x" }));
+          expect(moved).toEqual({ status: 200, route: "redispatched", master: "two" });
+          const { status, route } = routeOf(await ask("node3.example.com"));
+          expect({ status, route }).toEqual({ status: 200, route: "redispatched" });
+          await expect.poll(haproxy.output).toMatch(/puppet\/puppet3 is DOWN/);
+          expect(haproxy.output()).not.toMatch(/puppet\/(two|puppet1\S*) is DOWN/);
+          expect(forged.requests).toBe(0);
+        });
+      } finally {
+        for (const master of masters) await master.stop();
+      }
+    }));
+
+  test("has as many masters as there are, by their own names", async () => {
+    const long = `${"p".repeat(40)}.${"x".repeat(7)}.example.com`; // 60 characters
+    const names = [long, "heal3", "UPPER.example.com", "puppet-4", "master5"];
+    const masters = await Promise.all(names.map((name) => startMaster(name)));
+    const variables = Object.fromEntries(
+      names.flatMap((name, index) => (name === "master5" ? [] : [[`MASTER${index + 1}_NAME`, name]])),
+    );
+    const map = names.map((name, index): [string, string] => [`node${index}.example.com`, name]);
+    try {
+      await withGateway(
+        { bin, map, masters, variables: { ...variables, GATEWAY_REPLAY: "all" } },
+        async ({ ask }) => {
+          for (const [node, master] of map)
+            expect(routeOf(await ask(node))).toEqual({ status: 200, route: "mapped", master });
+          // The only one that has the node is found, whatever its name is.
+          for (const master of masters)
+            master.nodes = new Set(master.name === "heal3" ? ["node0.example.com"] : []);
+          for (const master of masters.slice(2)) await master.stop();
+          await expect
+            .poll(async () => routeOf(await ask("node0.example.com")), { timeout: 10_000 })
+            .toMatchObject({ status: 200, master: "heal3" });
+        },
+      );
+    } finally {
+      for (const master of masters) await master.stop();
+    }
+  });
+
+  test("takes 32 masters, and one alone", () => {
+    const all = Array.from({ length: 32 }, (_, index) => [
+      [`MASTER${index + 1}`, `127.0.0.1:${index + 1}`],
+      [`MASTER${index + 1}_NAME`, `puppet${index + 1}.example.com`],
+    ]);
+    const many = check(bin, { more: Object.fromEntries(all.flat()) });
+    const one = check(bin, { without: ["MASTER2", "MASTER3"] });
+    for (const { status, text } of [many, one])
+      expect({ status, warnings: text.match(/WARNING|ALERT/g) }).toEqual({ status: 0, warnings: null });
+  });
+
+  test("does not start with MASTERS_CA when no name is said that the first master's certificate has", () => {
+    const { status, text } = check(bin, { more: { MASTERS_CA: "/etc/ca.pem" } });
+    expect(status).not.toBe(0);
+    expect(text).toMatch(/MASTER1_CERTNAME is not set/);
+  });
+
   test("heals also what comes by HTTP/2, from a client with a certificate", () =>
     withCertificates(({ ca, server, client }) =>
       withGateway(
@@ -506,19 +598,103 @@ frontend classes
       ),
     ));
 
-  test("lets no line break in a certificate's name through", () =>
-    withCertificates(({ ca, server, broken }) =>
+  test("takes a certificate for nobody when its name is not exactly a certname", () =>
+    withCertificates(({ ca, server, broken, blanks, twice }) =>
       withGateway(
-        { bin, variables: { GATEWAY_CERT: server, GATEWAY_CLIENT_CA: ca, GATEWAY_DISCOVERY: "on" } },
-        async ({ url }) => {
-          const pem = readFileSync(broken);
-          const dispatcher = new Agent({ connect: { ca: readFileSync(ca), cert: pem, key: pem } });
-          const response = await request(url.replace("http:", "https:"), { dispatcher });
-          expect(await response.body.json()).toMatchObject({ error: "node_invalid" });
-          await dispatcher.close();
+        {
+          bin,
+          map: [["client.example.com", "master1"]],
+          variables: { GATEWAY_CERT: server, GATEWAY_CLIENT_CA: ca, GATEWAY_DISCOVERY: "on" },
+        },
+        async ({ url, masters }) => {
+          for (const file of [broken, blanks, twice]) {
+            const pem = readFileSync(file);
+            const dispatcher = new Agent({ connect: { ca: readFileSync(ca), cert: pem, key: pem } });
+            const response = await request(url.replace("http:", "https:"), { dispatcher });
+            expect({ file, ...((await response.body.json()) as object) }).toMatchObject({
+              file,
+              error: "node_invalid",
+            });
+            await dispatcher.close();
+          }
+          expect(masters.map(({ requests }) => requests)).toEqual([0, 0, 0]);
         },
       ),
     ));
+
+  test.each(["h2c", "echo", "h2c, websocket"])(
+    "lets nothing past its rules as another protocol: %s",
+    (protocol) =>
+      withGateway({ bin, map: [[NODE, "master1"]] }, async ({ haproxy, masters }) => {
+        const head = `GET / HTTP/1.1\r\nHost: gateway\r\nX-Node-Name: ${NODE}\r\nHTTP2-Settings: AAMAAABk\r\n`;
+        const upgrade = `Connection: Upgrade, HTTP2-Settings\r\nUpgrade: ${protocol}\r\n${WEBSOCKET_KEY}\r\n\r\n`;
+        const isWebsocket = protocol.includes("websocket");
+        const answer = await send(haproxy.ports.frontend, head + upgrade, (seen) =>
+          seen.includes(isWebsocket ? "\r\n\r\n" : "}"),
+        );
+        expect(answer).toMatch(isWebsocket ? /^HTTP\/1\.1 101 / : /^HTTP\/1\.1 200 /);
+        expect(masters[0]?.headers.upgrade).toBe(isWebsocket ? "websocket" : undefined);
+        expect(masters[0]?.headers["http2-settings"]).toBeUndefined();
+      }),
+  );
+
+  test.each([
+    "X-Client-Verify",
+    "x-client-dn",
+    "X_CLIENT_DN",
+    "X-Client_Cert",
+    "X_Client-Verify",
+    "X.Client.DN",
+    "X-Client",
+    "X-SSL-Subject",
+    "X_Sasori_Tried",
+    "X_Node_Name",
+    "X-Node_Name",
+    "X_Node-Name",
+  ])("lets no client tell a master who it is: %s", (name) =>
+    withGateway({ bin, map: [[NODE, "master1"]] }, async ({ ask, masters }) => {
+      expect((await ask(NODE, { headers: { [name]: "SUCCESS", "x-mine": "mine" } })).status).toBe(200);
+      const headers = masters[0]?.headers ?? {};
+      expect(headers).toMatchObject({ "x-node-name": NODE, "x-mine": "mine" });
+      expect(Object.values(headers).filter((value) => value === "SUCCESS")).toEqual([]);
+    }),
+  );
+
+  test("sends a request again whose client waits to be told to go on (Expect)", () =>
+    withGateway(
+      { bin, map: [[NODE, "master1"]], variables: { GATEWAY_REPLAY: "all" } },
+      async ({ haproxy, masters }) => {
+        if (masters[0]) masters[0].nodes = new Set();
+        const head = `POST / HTTP/1.1\r\nHost: gateway\r\nX-Node-Name: ${NODE}\r\nConnection: close\r\n`;
+        const text = `${head}Expect: 100-continue\r\nContent-Length: 4\r\n\r\n`;
+        const answer = await send(haproxy.ports.frontend, text, (seen) =>
+          / 100 .*\r\n\r\n$/.test(seen) ? "body" : false,
+        );
+        expect(answer).toMatch(/HTTP\/1\.1 200 /);
+        expect(masters.map(({ body }) => body).filter((body) => body === "body")).toHaveLength(2);
+      },
+    ));
+
+  test("lets no client have the node's name dropped on the way, as a header of this connection only", () =>
+    withGateway({ bin, map: [[NODE, "master1"]] }, async ({ haproxy, masters }) => {
+      const text = `GET / HTTP/1.1\r\nHost: gateway\r\nX-Node-Name: ${NODE}\r\nConnection: close, X-Node-Name\r\n\r\n`;
+      expect(await send(haproxy.ports.frontend, text)).toMatch(/^HTTP\/1\.1 200 /);
+      expect(masters[0]?.headers["x-node-name"]).toBe(NODE);
+      expect(masters[0]?.headers.connection ?? "").not.toMatch(/x-node/i);
+    }));
+
+  test.each(["X-Node-Name: node1.example.com\0", "X-Other: a\0b"])(
+    "refuses a header with a zero in it: %j",
+    (line) =>
+      withGateway({ bin, map: [[NODE, "master1"]] }, async ({ haproxy, masters }) => {
+        const own = line.startsWith("X-Node") ? "" : `X-Node-Name: ${NODE}\r\n`;
+        const text = `GET / HTTP/1.1\r\nHost: gateway\r\n${own}${line}\r\n\r\n`;
+        expect(await send(haproxy.ports.frontend, text, (seen) => seen.includes("\r\n\r\n"))).toMatch(
+          /^HTTP\/1\.1 400 /,
+        );
+        expect(masters[0]?.requests).toBe(0);
+      }),
+  );
 
   test("has its internal sockets where only those reach them who may command HAProxy", () =>
     withGateway({ bin }, async ({ haproxy }) => {
@@ -738,9 +914,12 @@ async function withCertificates(use: (files: Certificates) => Promise<void>): Pr
   }
 }
 
-/** PEM files: a CA, and certificates of it with their keys for the gateway, for
- * `client.example.com`, and for somebody whose name ends in a line break. */
-type Certificates = Record<"ca" | "server" | "client" | "broken", string>;
+/** PEM files: a CA, and certificates of it with their keys for the gateway, for `client.example.com`, for those whose name
+ * is nearly that: with a line break at its end, blanks around it, or another name beside it; and for two masters. */
+type Certificates = Record<
+  "ca" | "server" | "client" | "broken" | "blanks" | "twice" | "puppet1" | "puppet2",
+  string
+>;
 
 function makeCertificates(folder: string): Certificates {
   const openssl = (...args: string[]) =>
@@ -764,8 +943,13 @@ function makeCertificates(folder: string): Certificates {
     ["server", "127.0.0.1"],
     ["client", "Client.example.com"],
     ["broken", "client.example.com\n"],
+    ["blanks", " client.example.com "],
+    ["twice", "client.example.com/CN=other.example.com"],
+    ["puppet1", "puppet1.example.com"],
+    ["puppet2", "puppet2.example.com"],
   ] as const) {
-    writeFileSync(path.join(folder, `${name}.ext`), "subjectAltName=IP:127.0.0.1");
+    const alternative = name.startsWith("puppet") ? `DNS:${subject}` : "IP:127.0.0.1";
+    writeFileSync(path.join(folder, `${name}.ext`), `subjectAltName=${alternative}`);
     openssl(
       "req",
       "-newkey",
@@ -799,7 +983,8 @@ function makeCertificates(folder: string): Certificates {
     writeFileSync(path.join(folder, `${name}.pem`), pem.join(""));
   }
   const file = (name: string) => path.join(folder, `${name}.pem`);
-  return { ca: file("ca"), server: file("server"), client: file("client"), broken: file("broken") };
+  const names = ["ca", "server", "client", "broken", "blanks", "twice", "puppet1", "puppet2"] as const;
+  return Object.fromEntries(names.map((name) => [name, file(name)])) as Certificates;
 }
 
 /** The masters live in this process, which a burst keeps too busy to answer HAProxy's checks in time. */

@@ -125,7 +125,7 @@ const requestLines = ({ haproxy }: Pair) =>
     .filter((line) => /connect (from|to)| status=/i.test(line));
 const requests = (lab: Lab) => lab.masters.map((master) => master.requests);
 
-describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) => {
+describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, version }) => {
   const map: [string, string][] = [
     [NODE, "master1"],
     [node(2), "master2"],
@@ -178,6 +178,16 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin }) 
         expect(routeOf(await lab.ask(NODE, init))).toMatchObject({ status: 200, master: "master3" });
       }),
   );
+
+  test("heals also where a master has sent an interim answer before its 404, but not on HAProxy 2.6", () =>
+    withHealing({ bin, map }, async (lab) => {
+      if (lab.masters[0]) lab.masters[0].interim = true;
+      lab.move(NODE, "master3");
+      await lab.puppetdb.replaceFacts({ certname: NODE, producer: "master3" });
+      const { status } = routeOf(await lab.ask(NODE));
+      expect(status).toBe(version.startsWith("2.6") ? 500 : 200); // As docs/gateway.md says.
+      expect(lab.masters[0]?.requests).toBe(1);
+    }));
 
   test("does not make a client wait for what sasori finds out after a POST", () =>
     withSilentSasori(async (sasori) =>

@@ -1,9 +1,12 @@
 /**
  * The project's own haproxy.cfg on a real HAProxy, with small masters behind it, for tests of routing.
  */
+import { createHash } from "node:crypto";
 import { copyFileSync, mkdirSync, readFileSync } from "node:fs";
 import http from "node:http";
+import https from "node:https";
 import { join } from "node:path";
+import { TLSSocket } from "node:tls";
 import { freePort } from "./child.js";
 import {
   type HaproxyOptions,
@@ -22,11 +25,15 @@ export interface TestMaster {
   nodes: Set<string> | undefined;
   /** The status that says "not mine". */
   notMine: number;
+  /** Says "please wait" (102) before each answer. */
+  interim: boolean;
   /** More headers of its answers. */
   says: Record<string, string>;
   /** The headers and the body of the last request. */
   headers: http.IncomingHttpHeaders;
   body: string;
+  /** With TLS: whose certificate was shown with it, and which name was asked for in the handshake (SNI). */
+  client: { name: unknown; sni: unknown } | undefined;
   /** Whom the requests were for, in their order. */
   nodesAsked: string[];
   /** Requests for nodes so far, without health checks. */
@@ -38,15 +45,18 @@ export interface TestMaster {
   start(): Promise<void>;
 }
 
-export async function startMaster(name: string): Promise<TestMaster> {
+/** With `tls` it speaks that, and takes who it asks for a certificate. */
+export async function startMaster(name: string, tls?: https.ServerOptions): Promise<TestMaster> {
   const port = await freePort();
   const master: TestMaster = {
     name,
     port,
     nodes: undefined,
     notMine: 404,
+    interim: false,
     says: {},
     headers: {},
+    client: undefined,
     body: "",
     nodesAsked: [],
     requests: 0,
@@ -54,7 +64,7 @@ export async function startMaster(name: string): Promise<TestMaster> {
     stop: async () => undefined,
     start: () => new Promise((resolve) => server.listen(master.port, "127.0.0.1", resolve)),
   };
-  const server = http.createServer(async (request, response) => {
+  const listener: http.RequestListener = async (request, response) => {
     if (request.url === "/status/v1/simple") {
       response.end("running");
       return;
@@ -66,16 +76,28 @@ export async function startMaster(name: string): Promise<TestMaster> {
       master.nodesAsked.push(node);
     }
     master.headers = request.headers;
+    if (request.socket instanceof TLSSocket)
+      master.client = {
+        name: request.socket.getPeerCertificate().subject?.CN,
+        sni: request.socket.servername,
+      };
     master.body = "";
     for await (const chunk of request) master.body += String(chunk);
+    if (master.interim) response.writeProcessing();
     await master.hold;
     const mine = master.nodes?.has(node) ?? true;
     response.writeHead(mine ? 200 : master.notMine, { "content-type": "application/json", ...master.says });
     response.end(JSON.stringify({ master: name, node, path: request.url }));
-  });
+  };
+  const server = tls
+    ? https.createServer({ requestCert: true, ...tls }, listener)
+    : http.createServer(listener);
   // Another protocol, whatever its name: says everything back.
   server.on("upgrade", (request, socket) => {
-    const head = `Connection: Upgrade\r\nUpgrade: ${request.headers.upgrade}\r\n\r\n`;
+    master.headers = request.headers;
+    const { upgrade, "sec-websocket-key": key } = request.headers;
+    const accept = createHash("sha1").update(`${key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest("base64");
+    const head = `Connection: Upgrade\r\nUpgrade: ${upgrade}\r\nSec-WebSocket-Accept: ${accept}\r\n\r\n`;
     socket.write(`HTTP/1.1 101 Switching Protocols\r\n${head}`);
     socket.pipe(socket);
   });
