@@ -18,6 +18,7 @@ import { Metrics } from "./http/metrics.js";
 import { NodeList } from "./http/node-list.js";
 import { Overview } from "./http/overview.js";
 import type { SyncRequest } from "./pass-queue.js";
+import { hasNode, masterAsker } from "./probe.js";
 import { Resolver } from "./resolve.js";
 import { Schedule } from "./schedule.js";
 import { assemble, Sync } from "./sync.js";
@@ -101,6 +102,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     resolve: () => sync.resolver(),
     servers: () => sync.servers() ?? [],
     probePath: config.probePath,
+    hasNode: hasNode(masterAsker(config)),
     onObservation: (observation) => {
       sync.submit(observation).catch((error: unknown) => log.error(toFailure(error), "resolved route"));
     },
