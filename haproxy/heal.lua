@@ -33,6 +33,12 @@ local function is_up(server)
   return status ~= nil and (status:sub(1, 2) == "UP" or status == "no check")
 end
 
+-- A master that is drained, or about to stop, still serves its own nodes. It stands in for nobody.
+local function serves(server)
+  local status = server:get_stats()["status"] or ""
+  return is_up(server) or status:sub(1, 5) == "DRAIN" or status:sub(1, 4) == "NOLB"
+end
+
 -- One of the masters that are up and not in `tried`, by chance, and whether there is another. The healers would only lead
 -- back here. No server is asked how it is (a page of statistics) beyond the two that answer this.
 local function another(tried)
@@ -91,7 +97,7 @@ core.register_action("heal", { "http-req" }, function(txn)
   -- time is not in this table, so one that is not may be up.
   local function may_try(name)
     local server = core.backends[BACKEND].servers[name]
-    return (not server or is_up(server)) and (tried[name] or 0) < 2
+    return (not server or serves(server)) and (tried[name] or 0) < 2
   end
 
   if owner and may_try(owner) then return go(owner, "learned", true) end

@@ -6,6 +6,7 @@
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
 #   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, Chromium, and
 #                            the tools for deploy/
+#   setup/parts.sh next      HAProxy 3.4, which only Debian experimental has: TEST_HAPROXY_BINS=$(setup/parts.sh next) npm test
 #   setup/parts.sh wrk       the load generator, for the benchmarks
 #   setup/parts.sh instead   what the benchmark of that name runs: nginx, curl, jq, socat
 #   setup/parts.sh paths     fetches nothing: prints where everything is, for test/support/parts.ts
@@ -24,7 +25,7 @@
 set -euo pipefail
 umask 022
 
-usage="usage: setup/parts.sh haproxy|test|wrk|instead|paths"
+usage="usage: setup/parts.sh haproxy|test|next|wrk|instead|paths"
 oldest_haproxy=2.6
 
 # Raise the number when a part is unpacked differently: the old ones are then fetched anew.
@@ -132,6 +133,8 @@ archive_uri() {
 download() {
   local suite=$1 work=$2 uri keyring=/usr/share/keyrings/$distribution-archive-keyring.gpg
   shift 2
+  # Experimental has only what is newer than in sid, of which nothing but HAProxy is wanted.
+  [ "$suite" != experimental ] || suite="sid experimental"
   uri=$(archive_uri)
   [ -n "$uri" ] || die "no archive of $distribution \"$release\" in this machine's apt sources (/etc/apt)"
   [ -r "$keyring" ] || die "$keyring is missing; install the package $distribution-archive-keyring"
@@ -155,6 +158,7 @@ Maintainer: sasori
 Description: stands for what the parts do not need
 Provides: $(printf '%s (= 999:0), ' $left_out | sed 's/, $//')
 END
+  printf 'Package: haproxy\nPin: version 3.4.*\nPin-Priority: 990\n' >"$work/preferences"
   # Read after the machine's own apt.conf.d: its proxies stay, its hooks, which clean the machine's caches, go.
   cat >"$work/apt.conf" <<END
 #clear APT::Update::Post-Invoke;
@@ -164,7 +168,7 @@ END
 #clear DPkg::Pre-Invoke;
 Dir::Etc::SourceList "/dev/null";
 Dir::Etc::SourceParts "$work/sources";
-Dir::Etc::Preferences "/dev/null";
+Dir::Etc::Preferences "$work/preferences";
 Dir::Etc::PreferencesParts "/dev/null";
 Dir::State "$work";
 Dir::State::Lists "$work/lists";
@@ -327,6 +331,11 @@ case ${1:-} in
     # shellcheck disable=SC2046 # a list of words
     fetch_all $(test_parts)
     print_paths
+    ;;
+  next)
+    [ "$distribution" = debian ] || die "only Debian has it here; build one, and name it in TEST_HAPROXY_BINS"
+    fetch_all haproxy-experimental
+    paths_of haproxy-experimental "$parts/haproxy-experimental" | cut -f 2
     ;;
   wrk | instead)
     fetch_all "$1-${puppetdb_suite:-unknown}"

@@ -249,7 +249,7 @@ export const Env = z.object({
     .default("check inter 2s downinter 2s fall 2 rise 1 maxconn 50 maxqueue 100 weight 0")
     .meta(
       about(
-        "what `add server` says of them: `default-server` does not apply to servers added at run time",
+        "what `add server` says of them: `default-server` does not apply to servers added at run time; with `ssl` the name of their certificate is checked, and a server line of the configuration must name the same `ca-file`",
         "check maxconn 20 weight 0 ssl verify required ca-file /etc/ca.pem",
       ),
     ),
@@ -257,9 +257,31 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "path of a master that answers 200 for a node it has; asked, by plain HTTP, when PuppetDB does not know better than a wrong route",
+        "path of a master that answers 200 for a node it has; asked, by plain HTTP without SASORI_PROBE_CA, when PuppetDB does not know better than a wrong route",
         "/nodes/{certname}",
       ),
+    ),
+  SASORI_PROBE_CA: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(
+      about(
+        "the CA of the masters' certificates, PEM: masters are asked by TLS, and need a certificate of their host, server name or alias",
+        "/etc/puppetlabs/puppet/ssl/certs/ca.pem",
+      ),
+    ),
+  SASORI_PROBE_CERT: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(about("client certificate for the masters, PEM", "/etc/puppetlabs/puppet/ssl/certs/sasori.pem")),
+  SASORI_PROBE_KEY: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(
+      about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
     ),
   SASORI_SCHEDULE: cron.default("*/5 * * * * *").meta(about("cron: look for changes", "*/5 * * * * *")),
   SASORI_FULL_SCHEDULE: cron
@@ -324,6 +346,8 @@ export interface Config {
   masterAliases: ReadonlyMap<string, Master>;
   newMasters?: { pattern: Pattern; port: number; limit: number; options: string } | undefined;
   probePath?: string | undefined;
+  /** With it masters are asked by TLS. */
+  probeTls?: { caFile: string; certFile?: string | undefined; keyFile?: string | undefined } | undefined;
   schedule: string;
   fullSchedule: string;
   maxRemoved: RemovalLimit;
@@ -392,6 +416,10 @@ function toConfig(env: z.output<typeof Env>): Config {
       options: env.SASORI_NEW_MASTER_OPTIONS,
     },
     probePath: env.SASORI_PROBE_PATH,
+    probeTls:
+      env.SASORI_PROBE_CA === undefined
+        ? undefined
+        : { caFile: env.SASORI_PROBE_CA, certFile: env.SASORI_PROBE_CERT, keyFile: env.SASORI_PROBE_KEY },
     schedule: env.SASORI_SCHEDULE,
     fullSchedule: env.SASORI_FULL_SCHEDULE,
     maxRemoved: env.SASORI_MAX_REMOVED,
@@ -443,6 +471,16 @@ function contradictions(env: Readonly<Record<string, string | undefined>>): stri
   const { SASORI_PUPPETDB_URL: url, SASORI_PUPPETDB_CERT: cert, SASORI_PUPPETDB_KEY: key } = env;
   if ((cert === undefined) !== (key === undefined)) {
     problems.push("SASORI_PUPPETDB_CERT and SASORI_PUPPETDB_KEY belong together: set both or neither");
+  }
+  const { SASORI_PROBE_CA: probeCa, SASORI_PROBE_CERT: probeCert, SASORI_PROBE_KEY: probeKey } = env;
+  if ((probeCert === undefined) !== (probeKey === undefined)) {
+    problems.push("SASORI_PROBE_CERT and SASORI_PROBE_KEY belong together: set both or neither");
+  }
+  if (probeCert !== undefined && probeCa === undefined) {
+    problems.push("SASORI_PROBE_CERT needs SASORI_PROBE_CA: without that, masters are asked by plain HTTP");
+  }
+  if (probeCa !== undefined && env.SASORI_PROBE_PATH === undefined) {
+    problems.push("SASORI_PROBE_CA needs SASORI_PROBE_PATH: without that, no master is asked");
   }
   if (url?.startsWith("http:") && [cert, key, env.SASORI_PUPPETDB_CA].some((file) => file !== undefined)) {
     problems.push(`SASORI_PUPPETDB_URL is ${quote(url)}: certificates need an https URL`);

@@ -19,6 +19,7 @@ import { NodeList } from "./http/node-list.js";
 import { Overview } from "./http/overview.js";
 import { LoopDelay } from "./loop-delay.js";
 import type { SyncRequest } from "./pass-queue.js";
+import { hasNode, masterAsker } from "./probe.js";
 import { Resolver } from "./resolve.js";
 import { Schedule } from "./schedule.js";
 import { assemble, Sync } from "./sync.js";
@@ -103,6 +104,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     resolve: () => sync.resolver(),
     servers: () => sync.servers() ?? [],
     probePath: config.probePath,
+    hasNode: hasNode(masterAsker(config)),
     onObservation: (observation) => {
       sync.submit(observation).catch((error: unknown) => log.error(toFailure(error), "resolved route"));
     },

@@ -6,11 +6,11 @@
 // neither. What was never asked is no answer.
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { request } from "undici";
 import { within } from "./deadline.js";
 import { SasoriError } from "./errors.js";
 import type { Fleet, Resolve } from "./fleet.js";
 import type { Assignment, Certname, Master, Observation } from "./node-map.js";
+import type { HasNode } from "./probe.js";
 import type { PuppetDb } from "./source/puppetdb.js";
 import type { HasServer, Submission } from "./source/reading.js";
 import type { Server } from "./target/target.js";
@@ -53,6 +53,7 @@ export interface ResolverParts {
   servers: () => readonly Server[];
   /** Path of a master that answers 200 for a node that it has, with `{certname}` in it. */
   probePath: string | undefined;
+  hasNode: HasNode;
   /** Told what was found out; it must reach the map. */
   onObservation: (observation: Observation) => void;
 }
@@ -212,7 +213,7 @@ export class Resolver {
    * has the node. Throws `BUSY` or `PROBE_TIMEOUT`.
    */
   async #probe(certname: Certname, known: Assignment | undefined): Promise<Master | undefined> {
-    const { probePath, servers, fleet } = this.#parts;
+    const { probePath, servers, fleet, hasNode } = this.#parts;
     if (probePath === undefined) return undefined;
     await this.#probeTurn(known === undefined);
     const path = probePath.replaceAll("{certname}", certname);
@@ -251,11 +252,3 @@ const late = (ms: number) =>
   new SasoriError("PUPPETDB_TIMEOUT", `PuppetDB has not answered within ${ms} ms: it is too slow or hangs`);
 
 const busy = (what: string) => new SasoriError("BUSY", `${what}: ask again`);
-
-/** Rejects unless the master answers 200. */
-async function hasNode({ name, address }: Server, path: string, signal: AbortSignal): Promise<Master> {
-  const { statusCode, body } = await request(`http://${address}${path}`, { signal });
-  await body.dump();
-  if (statusCode !== 200) throw new Error(`${name} answered ${statusCode}`);
-  return name;
-}

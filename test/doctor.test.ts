@@ -314,6 +314,39 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
     }));
 });
 
+describe("the doctor and masters that are asked for nodes", () => {
+  test("says which of them does not answer, is not believed, or does not let sasori ask", async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), "sasori-asked-"));
+    await makeTlsFiles(folder);
+    await withGateway({ bin: anyBin }, async ({ haproxy, masters }) => {
+      const env = {
+        SASORI_PUPPETDB_URL: `http://127.0.0.1:${await freePort()}`,
+        SASORI_HAPROXY: haproxy.socketPath,
+        SASORI_MAP_FILE: haproxy.mapPath,
+        SASORI_PROBE_PATH: "/probe/{certname}",
+      };
+      const probes = async (extra = {}) => finding(await diagnose({ ...env, ...extra }, VERSION), "probes");
+      const states = () => runtimeCommand(haproxy.socketPath, "show servers state puppet");
+      await expect.poll(states).toMatch(/ master3 127\.0\.0\.1 2 /);
+      for (const master of masters) master.nodes = new Set();
+      expect(await probes()).toMatchObject({ outcome: "ok", detail: "3 masters asked by plain HTTP" });
+      const [first] = masters;
+      if (first) first.notMine = 403;
+      expect(await probes()).toMatchObject({
+        outcome: "warning",
+        detail: expect.stringMatching(/^master1 \(127\.0\.0\.1:\d+\) answers 403 \(3 masters/),
+        remedy: expect.stringContaining("auth.conf"),
+      });
+      expect(await probes({ SASORI_PROBE_CA: path.join(folder, "ca.pem") })).toMatchObject({
+        outcome: "warning",
+        detail: expect.stringMatching(/master1 .*; master2 .*; master3 .*by TLS/s),
+        remedy: expect.stringContaining("check SASORI_PROBE_CA"),
+      });
+    });
+    await rm(folder, { recursive: true });
+  });
+});
+
 describe("the doctor and releases of HAProxy", () => {
   const at = (day: string) => Date.parse(`${day}T12:00:00Z`);
 

@@ -158,6 +158,17 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, ve
       }),
   );
 
+  test("heals to a drained master, which has its nodes, and takes it for no dead one's stand-in", () =>
+    withHealing({ bin, map }, async (lab) => {
+      await runtimeCommand(lab.haproxy.socketPath, "set server puppet/master3 state drain");
+      lab.move(NODE, "master3");
+      await lab.puppetdb.replaceFacts({ certname: NODE, producer: "master3" });
+      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 200, route: "learned", master: "master3" });
+      await lab.masters[1]?.stop();
+      for (let request = 0; request < 10; request += 1)
+        expect((await lab.ask(node(2))).headers.get("x-served-by")).not.toBe("master3");
+    }));
+
   test.each([
     { what: "a POST", init: { method: "POST", body: "x" }, replay: "safe" },
     { what: "a DELETE", init: { method: "DELETE" }, replay: "safe" },

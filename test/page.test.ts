@@ -13,6 +13,7 @@ import { addMoves, emptyMoveLog, MINUTE_MS, plotOf } from "../src/page/state.js"
 import { findChromium, launchChromium, overflow, withPage } from "./support/browser.js";
 import { Child, freePort } from "./support/child.js";
 import { type Gateway, withGateway } from "./support/gateway.js";
+import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
 
@@ -223,6 +224,30 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, ()
         await notice.getByRole("button", { name: "Dismiss" }).click();
         await notice.waitFor({ state: "detached" });
         expect(await focused(page)).toBe("Register"); // Its neighbour.
+      }),
+    ));
+
+  test("shows a drained master as that, with what to do, and up again when it is ready", () =>
+    withSite((site) =>
+      withPage(browser, async (page) => {
+        await openedInSync(page, site);
+        const server = (state: string) =>
+          runtimeCommand(site.gateway.haproxy.socketPath, `set server puppet/master1 state ${state}`);
+        await server("drain");
+        const master = section(page, "Masters").getByRole("listitem").filter({ hasText: "master1" });
+        await master.getByText("drained", { exact: true }).waitFor();
+        await page
+          .getByText(/still serves the nodes that the map names/)
+          .first()
+          .waitFor();
+        await page
+          .getByText(/sasori drain master1/)
+          .first()
+          .waitFor();
+        expect(await masterOf(site, NODE)).toBe("master1");
+        await server("ready");
+        await says(page, "Everything is in sync");
+        await master.getByText("up", { exact: true }).waitFor();
       }),
     ));
 

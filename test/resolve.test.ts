@@ -8,6 +8,7 @@ import { describe, expect, test } from "vitest";
 import { SasoriError } from "../src/errors.js";
 import { Fleet } from "../src/fleet.js";
 import type { Certname, Master, Observation, Source } from "../src/node-map.js";
+import { hasNode, masterAsker } from "../src/probe.js";
 import { Resolver, type ResolverParts } from "../src/resolve.js";
 import type { Submission } from "../src/source/reading.js";
 import type { Server } from "../src/target/target.js";
@@ -27,6 +28,7 @@ function resolverOf(
     resolve: () => (producer) => (producer === "stranger" ? undefined : (producer as Master)),
     servers: () => [],
     probePath: undefined,
+    hasNode: hasNode(masterAsker({ masterAliases: new Map() })),
     onObservation: () => undefined,
     ...probe,
   });

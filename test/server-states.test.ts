@@ -185,7 +185,7 @@ async function servedBy(haproxy: HaproxyServer, node = NODE): Promise<string | n
 
 describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
   test.each(WAYS)("says $state where $way", async (way) => {
-    const [it, other] = await Promise.all(["it", "other"].map(startMaster));
+    const [it, other] = await Promise.all(["it", "other"].map((one) => startMaster(one)));
     if (it === undefined || other === undefined) throw new Error("no masters");
     const agent = net
       .createServer((socket) => socket.on("error", () => undefined).end(`${way.agent}\n`))
@@ -219,7 +219,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
 
   test("takes servers that DNS has found (SRV) for what they are: up, with their nodes at home", async () => {
     const names = [1, 2].map((index) => `puppet${index}.example.com`);
-    const masters = await Promise.all(names.map(startMaster));
+    const masters = await Promise.all(names.map((one) => startMaster(one)));
     const nameserver = await startNameserver({
       addresses: Object.fromEntries(names.map((name) => [name, "127.0.0.1"])),
       services: { "_puppet._tcp.example.com": masters.map(({ name, port }) => ({ name, port })) },

@@ -8,6 +8,7 @@ import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { resolver } from "../fleet.js";
 import { weightRemedy } from "../http/troubles.js";
 import { type Certname, isCertname } from "../node-map.js";
+import { masterAsker } from "../probe.js";
 import type { Submission } from "../source/reading.js";
 import { field, findMap, type MapState, parseServers } from "../target/haproxy.js";
 import { RuntimeSession } from "../target/runtime-api.js";
@@ -514,6 +515,44 @@ export function mastersCheck(config: Config, nodes: NodesCheck, haproxys: readon
           ...unequalServers(seen),
         ],
       );
+    },
+  };
+}
+
+/** A node that nobody has. */
+const NO_NODE = "sasori-doctor.invalid";
+const PROBE_MS = 5_000;
+
+/** Each master that is up is asked for a node as a wrong route would have it asked: does it answer, and is it believed? */
+export function probeCheck(config: Config, haproxys: readonly HaproxyChecks[]): Check {
+  const { probePath = "", probeTls } = config;
+  const ask = masterAsker(config);
+  const problemOf = async (server: Server, signal: AbortSignal): Promise<Problem | undefined> => {
+    const where = `${server.name} (${server.address})`;
+    const path = probePath.replaceAll("{certname}", NO_NODE);
+    try {
+      const status = await ask(server, path, AbortSignal.any([signal, AbortSignal.timeout(PROBE_MS)]));
+      if (status !== 401 && status !== 403) return undefined;
+      const remedy = "let sasori ask for this path: SASORI_PROBE_CERT, and a rule in the masters' auth.conf";
+      return { outcome: "warning", what: `${where} answers ${status}`, remedy };
+    } catch (error) {
+      const remedy =
+        probeTls === undefined
+          ? "should it be asked by TLS? Set SASORI_PROBE_CA"
+          : "check SASORI_PROBE_CA, _CERT and _KEY; SASORI_MASTER_ALIASES gives a server its master's certname";
+      return { outcome: "warning", what: `${where}: ${reason(error)}`, remedy };
+    }
+  };
+  return {
+    name: "probes",
+    where: "masters",
+    follows: haproxys.map(({ servers }) => servers),
+    async look(signal, known) {
+      const all = haproxys.flatMap(({ servers }) => known.maybe(servers) ?? []).filter(({ up }) => up);
+      const servers = [...new Map(all.map((server) => [server.address, server])).values()];
+      const problems = await Promise.all(servers.map((server) => problemOf(server, signal)));
+      const how = probeTls === undefined ? "plain HTTP" : "TLS";
+      return verdict(`${servers.length} masters asked by ${how}`, problems);
     },
   };
 }

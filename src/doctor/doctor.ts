@@ -4,7 +4,7 @@
 
 import { type Config, readConfig } from "../config.js";
 import { type Check, type Finding, runChecks } from "./check.js";
-import { haproxyChecks, mastersCheck } from "./checks-haproxy.js";
+import { haproxyChecks, mastersCheck, probeCheck } from "./checks-haproxy.js";
 import { daemonCheck, fileChecks, nodeCheck } from "./checks-host.js";
 import { puppetdbChecks } from "./checks-puppetdb.js";
 
@@ -23,6 +23,7 @@ export function checksFor(config: Config, version: string): Check[] {
     ...files.all,
     ...haproxys.flatMap(({ all }) => all),
     ...(haproxys.length > 0 ? [mastersCheck(config, puppetdb.nodes, haproxys)] : []),
+    ...(config.probePath === undefined ? [] : [probeCheck(config, haproxys)]),
     daemonCheck(config, version),
   ];
 }

@@ -63,7 +63,7 @@ export class Connector {
 }
 
 /** Said outright, because variables of Node (`NODE_TLS_REJECT_UNAUTHORIZED`, `NODE_OPTIONS`) would loosen the defaults. */
-const STRICT_TLS = {
+export const STRICT_TLS = {
   rejectUnauthorized: true,
   minVersion: "TLSv1.2",
   timeout: CONNECT_MS,

@@ -219,7 +219,9 @@ export class HaproxyInstance implements Target {
   addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<string> {
     const server = `${this.#options.backend}/${name}`;
     return RuntimeSession.with(this.#endpoint, signal, async (session) => {
-      const reply = await askExperimental(session, `add server ${server} ${address} ${options}`);
+      const version = field(await session.ask("show info"), "Version");
+      const all = [options, ...tlsOptions(name, options.split(/ +/), version)].join(" ");
+      const reply = await askExperimental(session, `add server ${server} ${address} ${all}`);
       // 2.6 says "New server registered." as a notice; anything else is the reason why not.
       if (!/^New server registered/.test(reply)) {
         throw new SasoriError(
@@ -294,6 +296,24 @@ export class HaproxyInstance implements Target {
 /** `type=str, case=sensitive, found=yes, idx=tree, key="node1", value="master1", type="str"` */
 async function lookUp(session: RuntimeSession, map: MapState, certname: Certname) {
   return /\bvalue="([^"]*)"/.exec(await session.ask(`get map #${map.id} ${certname}`))?.[1];
+}
+
+/**
+ * What a server with TLS needs besides, unless the operator says otherwise: a health check that speaks it, and the name in
+ * its certificate, which for a Puppet master is the producer's. From 3.3 on HAProxy would take the client's Host header for
+ * that name, in the connection (SNI) and in the certificate.
+ */
+function tlsOptions(name: Master, options: readonly string[], version: string): string[] {
+  const says = (pattern: RegExp) => options.some((word) => pattern.test(word));
+  if (!says(/^ssl$/)) return [];
+  const more: string[] = [];
+  if (says(/^check$/) && !says(/^(no-)?check-ssl$/)) more.push("check-ssl");
+  if (!says(/^verifyhost$/) && !says(/^none$/)) more.push(`verifyhost ${name}`);
+  const [major = 0, minor = 0] = version.split(".").map(Number);
+  if (major < 3 || (major === 3 && minor < 3)) return more;
+  if (!says(/^(no-)?sni(-auto)?$/)) more.push("no-sni-auto");
+  if (!says(/^(no-)?check-sni(-auto)?$/)) more.push("no-check-sni-auto");
+  return more;
 }
 
 /** Before 2.6 servers are added and removed in a mode of its own, which lasts as long as the connection. */

@@ -1,0 +1,119 @@
+// "Do you have this node?", asked of one master. Promises: with SASORI_PROBE_CA by TLS alone, with the master's certificate
+// and its name checked whatever Node was told; certificates that are renewed in place are read again.
+
+import { checkServerIdentity, type PeerCertificate } from "node:tls";
+import { isDeepStrictEqual } from "node:util";
+import { Agent, type Dispatcher, request } from "undici";
+import type { Config } from "./config.js";
+import type { Master } from "./node-map.js";
+import { pemProblem, STRICT_TLS } from "./source/puppetdb-connection.js";
+import type { Server } from "./target/target.js";
+import { readSecretFile } from "./whole-file.js";
+
+const READ_AGAIN_MS = 1_000;
+
+type Pem = Record<"ca" | "cert" | "key", string | undefined>;
+
+/** The status of a master's answer to this path. Rejects when there is none, or when it is not believed. */
+export type AskMaster = (server: Server, path: string, signal: AbortSignal) => Promise<number>;
+
+export function masterAsker({
+  probeTls,
+  masterAliases,
+}: Pick<Config, "probeTls" | "masterAliases">): AskMaster {
+  const agents = probeTls && new TlsAgents(probeTls, masterAliases);
+  return async (server, path, signal) => {
+    const dispatcher = await agents?.of(server);
+    const address = server.address.replace(/\.(?=:\d+$)/, ""); // No name in a certificate ends with a dot.
+    const url = `${agents === undefined ? "http" : "https"}://${address}${path}`;
+    const { statusCode, body } = await request(url, { signal, ...(dispatcher && { dispatcher }) });
+    await body.dump();
+    return statusCode;
+  };
+}
+
+/** Rejects unless the master answers 200. */
+export type HasNode = (server: Server, path: string, signal: AbortSignal) => Promise<Master>;
+
+export const hasNode =
+  (ask: AskMaster): HasNode =>
+  async (server, path, signal) => {
+    const status = await ask(server, path, signal);
+    if (status !== 200) throw new Error(`${server.name} answered ${status}`);
+    return server.name;
+  };
+
+/** Connections to masters by TLS. */
+class TlsAgents {
+  readonly #files: NonNullable<Config["probeTls"]>;
+  readonly #aliases: Config["masterAliases"];
+  #pem: Promise<Pem> | undefined;
+  /** (`performance.now()`) */
+  #readAt = 0;
+  /** All made with this. */
+  #agents: { pem: Pem; of: Map<string, Agent> } | undefined;
+
+  constructor(files: NonNullable<Config["probeTls"]>, aliases: Config["masterAliases"]) {
+    this.#files = files;
+    this.#aliases = aliases;
+  }
+
+  async of(server: Server): Promise<Dispatcher> {
+    const pem = await this.#current();
+    if (!isDeepStrictEqual(this.#agents?.pem, pem)) {
+      for (const old of this.#agents?.of.values() ?? []) old.close().catch(() => undefined); // When it has its answers.
+      this.#agents = { pem, of: new Map() };
+    }
+    const agents = this.#agents?.of ?? new Map<string, Agent>();
+    const which = `${server.address} ${server.name}`;
+    const agent = agents.get(which) ?? newAgent(pem, namesOf(server, this.#aliases));
+    agents.set(which, agent);
+    return agent;
+  }
+
+  /** The files are read again when they may have been renewed, at most so often. */
+  #current(): Promise<Pem> {
+    const now = performance.now();
+    if (this.#pem !== undefined && now - this.#readAt < READ_AGAIN_MS) return this.#pem;
+    this.#readAt = now;
+    const { caFile, certFile, keyFile } = this.#files;
+    const read = async (file: string | undefined, kind: Parameters<typeof pemProblem>[1]) => {
+      if (file === undefined) return undefined;
+      const text = await readSecretFile(file);
+      // An empty list of CAs would be none to Node: its own would count.
+      const problem = pemProblem(text, kind);
+      if (problem !== undefined) throw new Error(`${file} ${problem}`);
+      return text;
+    };
+    const pem = Promise.all([
+      read(caFile, "CERTIFICATE"),
+      read(certFile, "CERTIFICATE"),
+      read(keyFile, "PRIVATE KEY"),
+    ]).then(([ca, cert, key]) => ({ ca, cert, key }));
+    this.#pem = pem;
+    return pem;
+  }
+}
+
+const newAgent = (pem: Pem, names: readonly string[]) =>
+  new Agent({
+    connect: {
+      ...STRICT_TLS,
+      ...pem,
+      checkServerIdentity: (_, certificate) => wrongName(names, certificate),
+    },
+  });
+
+/** A Puppet master's certificate has its certname: its host, its server's name, or what an alias says. */
+function namesOf({ name, host }: Server, aliases: Config["masterAliases"]): string[] {
+  const producers = [...aliases].flatMap(([producer, server]) => (server === name ? [producer] : []));
+  return [...new Set([host, name, ...producers])];
+}
+
+/** Undefined if the certificate has one of the names. */
+function wrongName(names: readonly string[], certificate: PeerCertificate): Error | undefined {
+  const errors = names.map((name) => checkServerIdentity(name, certificate));
+  if (errors.includes(undefined)) return undefined;
+  const has = certificate.subjectaltname ?? certificate.subject?.CN ?? "no name";
+  return new Error(`its certificate is that of ${has}, and not of ${names.join(" or ")}`);
+}
