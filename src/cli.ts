@@ -4,7 +4,7 @@
 // Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 held by the guard.
 
 import { Argument, Command, CommanderError, InvalidArgumentError, Option } from "commander";
-import { askDaemon, mustAskDaemon } from "./cli/daemon-client.js";
+import { askDaemon, isReady, mustAskDaemon } from "./cli/daemon-client.js";
 import { renderDiagnosis, renderFinding, renderMasters, renderMove, renderPass } from "./cli/list-text.js";
 import { followMoves, listNodes, query, recentMoves } from "./cli/listing.js";
 import {
@@ -223,6 +223,17 @@ withExamples(
   const isHeld = status.troubles.some(({ code }) => code === "held");
   process.exitCode =
     !status.ready || status.state === "failing" ? EXIT.failed : isHeld ? EXIT.held : EXIT.done;
+});
+
+withExamples(
+  program
+    .command("healthy")
+    .description("exit code 0 if the daemon serves a map: for health checks, wherever it listens"),
+  [["sasori healthy", "what the image's HEALTHCHECK does"]],
+).action(async () => {
+  if (await isReady(address())) return;
+  process.stderr.write("sasori: no map is being served yet: `sasori status` says why\n");
+  process.exitCode = EXIT.failed;
 });
 
 withExamples(
