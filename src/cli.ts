@@ -3,6 +3,7 @@
 // prints what a SyncReport, a Lookup or a Status says: for people, or with --json for machines.
 // Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 held by the guard.
 
+import { getDefaultAutoSelectFamilyAttemptTimeout, setDefaultAutoSelectFamilyAttemptTimeout } from "node:net";
 import { Argument, Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { askDaemon, isReady, mustAskDaemon } from "./cli/daemon-client.js";
 import { renderDiagnosis, renderFinding, renderMasters, renderMove, renderPass } from "./cli/list-text.js";
@@ -58,6 +59,11 @@ const EXIT_CODES: Example[] = [
 
 /** Nobody waits longer for a completion. */
 const COMPLETION_MS = 1_000;
+
+// Of a host with several addresses Node tries each for 250 ms: too short for one that is far away, when the one beside it
+// (IPv6, most often) leads nowhere. This is time for the first packet to be sent twice.
+const ADDRESS_MS = 1_500;
+setDefaultAutoSelectFamilyAttemptTimeout(Math.max(ADDRESS_MS, getDefaultAutoSelectFamilyAttemptTimeout()));
 
 const style = styleFor(process.stdout, process.env);
 

@@ -698,6 +698,26 @@ describe("with a daemon", () => {
       }),
   );
 
+  test("a socket that is mounted itself is told as that: HAProxy makes a new one when it starts", () =>
+    withDesk(3, async ({ lab, env }) => {
+      const [haproxy] = lab.haproxys;
+      await haproxy?.kill();
+      const mounted = path.join(path.dirname(lab.mapFile), "haproxy.sock");
+      const flags = process.getuid?.() === 0 ? "-m" : "-Urm";
+      for (const command of ["diff", "doctor"]) {
+        const inside = `touch ${mounted}; mount --bind ${haproxy?.socketPath} ${mounted}; exec sasori ${command}`;
+        const mine = { ...env, SASORI_HAPROXY: mounted };
+        const { code, stdout } = await run("unshare", [flags, "sh", "-ec", inside], mine);
+        expect({ command, code, stdout }).toEqual({
+          command,
+          code: 1,
+          stdout: expect.stringMatching(
+            /nobody listens there: the socket itself is mounted[\s\S]*mount its folder/,
+          ),
+        });
+      }
+    }));
+
   test("SIGUSR1 opens no debugger", async () => {
     const place = await mkdtemp(path.join(folder, "debugger-"));
     const env = {

@@ -8,7 +8,7 @@
 import { request } from "undici";
 import { z } from "zod";
 import type { Config } from "../config.js";
-import { quote, SasoriError, systemCode } from "../errors.js";
+import { quote, SasoriError } from "../errors.js";
 import { type Certname, isCertname, LATEST_TIME } from "../node-map.js";
 import { JsonRows } from "./json-rows.js";
 import { type Connection, Connector, checkAnswer, queryError, WRONG_URL } from "./puppetdb-connection.js";
@@ -297,7 +297,7 @@ export class PuppetDb {
       if (answer.success) return answer.data.version;
       throw new SasoriError("PUPPETDB_BODY", `${url} tells no version; ${WRONG_URL}`);
     } catch (error) {
-      throw queryError(url, error, signal);
+      throw queryError(url, error, signal, agent);
     }
   }
 
@@ -369,8 +369,7 @@ export class PuppetDb {
       // Jetty takes the date when the request arrives. Something in front of it may drop the header.
       return Date.parse(String(response.headers.date)) || began;
     } catch (error) {
-      const lost = systemCode(error) === "UND_ERR_SOCKET";
-      throw queryError(url, (lost && connection.agent.alert) || error, signal);
+      throw queryError(url, error, signal, connection.agent);
     }
   }
 }
