@@ -382,6 +382,33 @@ describe("what PuppetDB may answer instead of rows", () => {
   });
 });
 
+test("a clock in front of PuppetDB that is ahead hides nothing: changes are asked for as much further back", async () => {
+  const server = await startScriptedPuppetdb({ other: EMPTY });
+  const source = new PuppetDb({ url: server.url });
+  const since = Date.UTC(2026, 0, 1, 12);
+  for (const [aheadMs, lookedBackMs] of [
+    [0, 0],
+    [-6 * 60_000, 0],
+    [6 * 60_000, 6 * 60_000],
+  ] as const) {
+    const dated =
+      (script: Script): Script =>
+      (response) => {
+        response.setHeader("date", new Date(Date.now() + aheadMs).toUTCString());
+        script(response);
+      };
+    server.scripts = { nodes: dated(answer('[{"count":0}]')), other: dated(EMPTY) };
+    await source.readChanges(since, soon(), 0);
+    expect(Math.abs(source.clockAheadMs - aheadMs)).toBeLessThan(3_000);
+    await source.readChanges(since, soon(), 0);
+    const query = server.asked.findLast(({ entity }) => entity === "factsets")?.query ?? "";
+    const [, from = ""] = /"timestamp","([^"]+)"/.exec(query) ?? [];
+    expect(Math.abs(since - lookedBackMs - Date.parse(from))).toBeLessThan(3_000);
+  }
+  await source.close();
+  await server.close();
+});
+
 test("a name that DNS does not know is told as that", async () => {
   const source = new PuppetDb({ url: "http://puppetdb.invalid:8080" });
   expect(await failure(source.readAll(soon()))).toMatchObject({

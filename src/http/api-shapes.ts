@@ -286,7 +286,7 @@ export const TroubleShape = z.strictObject({
   severity: z.enum(["critical", "warning"]),
   code: z
     .string()
-    .describe("an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`, `stalled`"),
+    .describe("an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`, `clock`, `stalled`"),
   where: z.string().describe("puppetdb, the file, an HAProxy, a master"),
   what: z.string(),
   remedy: z.string(),

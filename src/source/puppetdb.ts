@@ -19,6 +19,8 @@ export const MAX_REFUSED = 1_000;
 const MAX_NAME_CHARACTERS = 300;
 
 const MINUTE_MS = 60_000;
+/** The `Date` header has whole seconds, and an answer takes its time. */
+const CLOCK_MS = 5_000;
 
 /**
  * `producer_timestamp` is the master's clock and has an index, PuppetDB's own `receive_time` has none. The
@@ -121,6 +123,11 @@ type Entity = "nodes" | "factsets" | "reports" | "catalogs";
 export class PuppetDb {
   readonly #config: Config["puppetdb"];
   readonly #connector: Connector;
+  /**
+   * How far the clock in the last answer, PuppetDB's or that of a proxy before it, is ahead of this machine's (ms). If it is
+   * a proxy's, what PuppetDB receives meanwhile is dated earlier, so a reading of changes looks back as much further.
+   */
+  clockAheadMs = 0;
   /** The last full reading has found nodes for which only a catalog can tell. */
   #hasLoneNodes = true;
 
@@ -216,9 +223,9 @@ export class PuppetDb {
    */
   async readChanges(since: number, signal: AbortSignal, inactiveBefore?: number): Promise<Reading> {
     const reading = emptyReading("changes");
-    const from = iso(since);
+    const from = iso(since - Math.min(Math.max(0, this.clockAheadMs), DAY_MS));
     const newFacts = ["and", [">", "timestamp", from], ACTIVE];
-    const recent = after(since - MASTER_CLOCK_ALLOWANCE_MS);
+    const recent = after(Date.parse(from) - MASTER_CLOCK_ALLOWANCE_MS);
     const newReports = ["and", recent, [">", "receive_time", from], ACTIVE];
     const newCatalogs = ["and", [">", "catalog_timestamp", from], NEITHER_FACTS_NOR_REPORT];
     const withoutOther = ["and", ACTIVE, certnameIn(newCatalogs)];
@@ -367,7 +374,9 @@ export class PuppetDb {
       rows.push(decoder.decode());
       rows.end();
       // Jetty takes the date when the request arrives. Something in front of it may drop the header.
-      return Date.parse(String(response.headers.date)) || began;
+      const clock = Date.parse(String(response.headers.date)) || began;
+      this.clockAheadMs = Math.abs(clock - began) < CLOCK_MS ? 0 : clock - began;
+      return clock;
     } catch (error) {
       throw queryError(url, error, signal, connection.agent);
     }
