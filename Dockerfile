@@ -45,6 +45,6 @@ COPY --from=build /app/dist ./dist
 USER 1000:1000
 EXPOSE 9180
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-  CMD ["node", "-e", "const port = (process.env.SASORI_LISTEN || ':9180').split(':').pop(); fetch(`http://localhost:${port}/readyz`).then(({ ok }) => process.exit(ok ? 0 : 1))"]
+  CMD ["sasori", "healthy"]
 ENTRYPOINT ["node", "/app/dist/src/cli.js"]
 CMD ["serve"]

@@ -3,11 +3,11 @@
 // `sasori config` and every message about a wrong value come from it. Nothing else reads a SASORI_ variable.
 
 import path from "node:path";
-import { validate as isCron } from "node-cron";
 import { RE2JS } from "re2js";
 import { z } from "zod";
 import { quote, reason, SasoriError } from "./errors.js";
 import { isMaster, type Master } from "./node-map.js";
+import { isCron } from "./schedule.js";
 import { readSecretFileSync } from "./whole-file.js";
 
 /** One Runtime API: a socket path, or an address. `name` is what logs, metrics and reports call it. */
@@ -116,7 +116,7 @@ const probePath = z.string().refine((text) => /^\/[!-~]*$/.test(text) && text.in
   message: "a path with {certname} in it",
 });
 
-const cron = z.string().refine(isCron, { message: "a cron expression of 5 or 6 fields" });
+const cron = z.string().refine(isCron, { message: "a cron expression of 5 or 6 fields, or @hourly, @daily" });
 
 const OBSERVATIONS = ["facts", "reports"] as const;
 type ObservationKind = (typeof OBSERVATIONS)[number];
@@ -283,7 +283,9 @@ export const Env = z.object({
     .meta(
       about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
     ),
-  SASORI_SCHEDULE: cron.default("*/5 * * * * *").meta(about("cron: look for changes", "*/5 * * * * *")),
+  SASORI_SCHEDULE: cron
+    .default("*/5 * * * * *")
+    .meta(about("cron, in local time (`TZ`): look for changes", "*/5 * * * * *")),
   SASORI_FULL_SCHEDULE: cron
     .default("*/15 * * * *")
     .meta(about("cron: read everything and compare it with the file and every live map", "*/15 * * * *")),
@@ -360,9 +362,7 @@ export interface Config {
 
 /** Throws `CONFIG_INVALID` naming every wrong, missing, contradictory or unknown variable at once. */
 export function readConfig(environment: Readonly<Record<string, string | undefined>>): Config {
-  // Compose and systemd pass an unset variable as an empty one.
-  const env = Object.fromEntries(Object.entries(environment).filter(([, value]) => value !== ""));
-  const problems = unknownNames(env);
+  const { env, problems } = tidy(environment);
   const parsed = Env.safeParse(env);
   for (const issue of parsed.error?.issues ?? [])
     problems.push(problem(String(issue.path[0]), issue.message, env));
@@ -386,9 +386,8 @@ const invalid = (problems: readonly string[]): SasoriError =>
 export function readAddress(
   environment: Readonly<Record<string, string | undefined>>,
 ): Pick<Config, "listen" | "apiTokenFile"> {
-  const env = Object.fromEntries(Object.entries(environment).filter(([, value]) => value !== ""));
+  const { env, problems } = tidy(environment);
   const parsed = Env.shape.SASORI_LISTEN.safeParse(env.SASORI_LISTEN);
-  const problems = unknownNames(env);
   for (const { message } of parsed.error?.issues ?? []) problems.push(problem("SASORI_LISTEN", message, env));
   if (problems.length > 0 || !parsed.success) throw invalid(problems);
   return { listen: parsed.data, apiTokenFile: env.SASORI_API_TOKEN_FILE };
@@ -509,6 +508,20 @@ function contradictions(env: Readonly<Record<string, string | undefined>>): stri
 
 function isLoopback(host: string): boolean {
   return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
+}
+
+/** What is set, and what is wrong with it before it is looked at. */
+function tidy(environment: Readonly<Record<string, string | undefined>>) {
+  // Compose and systemd pass an unset variable as an empty one.
+  const set = Object.entries(environment).filter(([, value]) => value !== "");
+  const env = Object.fromEntries(set.map(([name, value]) => [name, value?.replace(/\r$/, "")]));
+  const problems = unknownNames(env);
+  for (const [name, value] of set)
+    if (name.startsWith("SASORI_") && value?.endsWith("\r"))
+      problems.push(
+        `${name} ends in a carriage return: the file that sets it has Windows line ends, save it with Unix ones`,
+      );
+  return { env, problems };
 }
 
 // A misspelt variable would silently leave its default in force, so a name that is not ours is refused.

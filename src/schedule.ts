@@ -5,7 +5,7 @@
 // Promises: a second that matches is acted on, late if the process was held up; a clock that was set, and a machine that
 // slept, change nothing but that everything is done once, at once.
 
-import { createTask } from "node-cron";
+import { createTask, validate } from "node-cron";
 
 /** How often the clock is looked at. */
 const BEAT_MS = 250;
@@ -14,9 +14,41 @@ const BEAT_MS = 250;
 const MAX_LATE_S = 60;
 
 export interface Job {
-  /** A cron expression of 5 or 6 fields. */
+  /** As `isCron` takes it; in local time. */
   cron: string;
   run(): void;
+}
+
+/** As crontab(5) has them. */
+const NICKNAMES: Record<string, string> = {
+  "@yearly": "0 0 1 1 *",
+  "@annually": "0 0 1 1 *",
+  "@monthly": "0 0 1 * *",
+  "@weekly": "0 0 * * 0",
+  "@daily": "0 0 * * *",
+  "@midnight": "0 0 * * *",
+  "@hourly": "0 * * * *",
+};
+
+/** 5 or 6 fields, or a nickname such as `@hourly`. */
+export const isCron = (text: string): boolean =>
+  expressionsOf(text).every((expression) => validate(expression));
+
+/** Says of a second (since the epoch) whether it is time. */
+export function matcherOf(cron: string): (second: number) => boolean {
+  const tasks = expressionsOf(cron).map((expression) => createTask(expression, () => undefined));
+  return (second) => tasks.some((task) => task.match(new Date(second * 1000)));
+}
+
+/**
+ * What node-cron takes for this. Where both are said, the day of the month or that of the week is enough for cron, and has
+ * been for as long as there is one; node-cron wants both.
+ */
+function expressionsOf(cron: string): string[] {
+  const fields = (NICKNAMES[cron.trim()] ?? cron).trim().split(/\s+/);
+  const days = [fields.length - 3, fields.length - 1];
+  const isEither = fields.length >= 5 && days.every((day) => !/^[*?]/.test(fields[day] ?? "*"));
+  return isEither ? days.map((day) => fields.with(day, "*").join(" ")) : [fields.join(" ")];
 }
 
 export class Schedule {
@@ -28,10 +60,7 @@ export class Schedule {
 
   /** Begins with the next second. `onJump` is told by how many seconds the clock was set. */
   constructor(jobs: readonly Job[], onJump: (seconds: number) => void) {
-    this.#jobs = jobs.map(({ cron, run }) => {
-      const task = createTask(cron, () => undefined);
-      return { matches: (second) => task.match(new Date(second * 1000)), run };
-    });
+    this.#jobs = jobs.map(({ cron, run }) => ({ matches: matcherOf(cron), run }));
     this.#onJump = onJump;
     this.#timer = setInterval(() => this.#beat(), BEAT_MS);
   }

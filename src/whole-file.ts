@@ -3,7 +3,16 @@
 // Promises: nothing but a file is read, no more than it says to have, and never more than a bound: a pipe, a device or
 // /proc is neither waited for nor read for ever. What is read by the way holds one thread of Node at most, whatever hangs.
 
-import { closeSync, constants, fstatSync, openSync, readSync, type Stats, statSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  openSync,
+  readFileSync,
+  readSync,
+  type Stats,
+  statSync,
+} from "node:fs";
 import { type FileHandle, open, stat } from "node:fs/promises";
 import { Line, within } from "./deadline.js";
 
@@ -96,3 +105,15 @@ function usableSize(found: Stats, limit: number): number {
 }
 
 const megabytes = (bytes: number) => `${Math.ceil(bytes / 1024 / 1024)} MiB`;
+
+/** `36 35 98:0 /maps/nodes.map /var/lib/sasori/nodes.map rw ...`: whoever makes this file anew makes another one. */
+export function isMountPoint(file: string): boolean {
+  try {
+    const place = file.replaceAll(" ", "\\040");
+    return readFileSync("/proc/self/mountinfo", "utf8")
+      .split("\n")
+      .some((line) => line.split(" ")[4] === place);
+  } catch {
+    return false; // Not on Linux.
+  }
+}

@@ -46,7 +46,7 @@ const COMMANDS = [
   "moves",
   "passes",
 ];
-const MORE = ["register", "drain", "rebalance", "priority", "config", "completion", "man"];
+const MORE = ["healthy", "register", "drain", "rebalance", "priority", "config", "completion", "man"];
 
 interface Done {
   code: number;
@@ -671,6 +671,54 @@ describe("with a daemon", () => {
     }
     expect(await daemon.code()).toBe(0);
   });
+
+  test.each(["127.0.0.1", "127.0.0.2", "[::1]", "localhost", "0.0.0.0", "[::]"])(
+    "healthy finds the daemon that listens on %s, and is what the image's HEALTHCHECK runs",
+    (host) =>
+      withDesk(3, async ({ lab, env }) => {
+        const dockerfile = await readFile(path.join(ROOT, "Dockerfile"), "utf8");
+        expect(dockerfile).toMatch(/^HEALTHCHECK .*\\\n +CMD \["sasori", "healthy"\]$/m);
+        const token = path.join(path.dirname(lab.mapFile), "token");
+        await writeFile(token, "secret\n");
+        const mine = {
+          ...PLAIN(),
+          ...env,
+          SASORI_LISTEN: `${host}:${await freePort()}`,
+          SASORI_API_TOKEN_FILE: token,
+        };
+        const healthy = async () => {
+          const child = new Child(process.execPath, [CLI, "healthy"], { env: mine });
+          return { code: await child.code(), printed: child.printed };
+        };
+        expect(await healthy()).toMatchObject({ code: 1, printed: expect.stringContaining("DAEMON") });
+        const daemon = new Child(process.execPath, [CLI, "serve"], { env: mine });
+        try {
+          await expect.poll(healthy, { timeout: 30_000, interval: 200 }).toEqual({ code: 0, printed: "" });
+        } finally {
+          await daemon.end();
+        }
+      }),
+  );
+
+  test("a socket that is mounted itself is told as that: HAProxy makes a new one when it starts", () =>
+    withDesk(3, async ({ lab, env }) => {
+      const [haproxy] = lab.haproxys;
+      await haproxy?.kill();
+      const mounted = path.join(path.dirname(lab.mapFile), "haproxy.sock");
+      const flags = process.getuid?.() === 0 ? "-m" : "-Urm";
+      for (const command of ["diff", "doctor"]) {
+        const inside = `touch ${mounted}; mount --bind ${haproxy?.socketPath} ${mounted}; exec sasori ${command}`;
+        const mine = { ...env, SASORI_HAPROXY: mounted };
+        const { code, stdout } = await run("unshare", [flags, "sh", "-ec", inside], mine);
+        expect({ command, code, stdout }).toEqual({
+          command,
+          code: 1,
+          stdout: expect.stringMatching(
+            /nobody listens there: the socket itself is mounted[\s\S]*mount its folder/,
+          ),
+        });
+      }
+    }));
 
   test("SIGUSR1 opens no debugger", async () => {
     const place = await mkdtemp(path.join(folder, "debugger-"));

@@ -2,7 +2,7 @@ import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { describe, expect, test } from "vitest";
-import { describeVariables, readConfig, showConfig, variablesTable } from "../src/config.js";
+import { describeVariables, readAddress, readConfig, showConfig, variablesTable } from "../src/config.js";
 
 const REQUIRED = {
   SASORI_PUPPETDB_URL: "http://127.0.0.1:8080/",
@@ -88,6 +88,15 @@ describe("the configuration", () => {
       expect(problems({ ...REQUIRED, SASORI_NEW_MASTERS: text })).toEqual([
         expect.stringContaining("a regular expression as RE2 takes it"),
       ]);
+  });
+
+  test("names Windows line ends as what they are, once for each variable", () => {
+    const values = { ...REQUIRED, SASORI_BACKEND: "puppet", SASORI_LISTEN: "127.0.0.1:9180" };
+    const windows = Object.fromEntries(Object.entries(values).map(([name, value]) => [name, `${value}\r`]));
+    expect(problems(windows)).toEqual(
+      Object.keys(values).map((name) => expect.stringContaining(`${name} ends in a carriage return`)),
+    );
+    expect(() => readAddress({ SASORI_LISTEN: "127.0.0.1:9180\r" })).toThrow("ends in a carriage return");
   });
 
   test("says which log levels there are", () => {

@@ -84,6 +84,23 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
       expect(await instance.lookUp("node2.example.com" as Certname, signal())).toBeUndefined();
     }));
 
+  test("whose buffers are too small for large commands is filled in small ones from the second try on", () =>
+    withHaproxy({ bin, servers, globalLines: ["tune.bufsize 2048"] }, async (haproxy) => {
+      const instance = instanceOf(haproxy);
+      const desired = fleet(300);
+      await expect(bring(instance, desired)).rejects.toMatchObject({ code: "HAPROXY_UNREACHABLE" });
+      await bring(instance, desired);
+      expect(await haproxy.showMap()).toEqual(entries(desired));
+    }));
+
+  test("whose buffers are too small for any answer is told so", () =>
+    withHaproxy({ bin, servers, globalLines: ["tune.bufsize 1024"] }, async (haproxy) => {
+      await expect(instanceOf(haproxy).look(signal())).rejects.toMatchObject({
+        code: "HAPROXY_REPLY",
+        message: expect.stringContaining("`tune.bufsize` below 2048"),
+      });
+    }));
+
   test("answers hundreds of questions at once, and leaves connections to passes meanwhile", () =>
     withHaproxy({ bin, servers, map: entries(fleet(100)) }, async (haproxy) => {
       const instance = instanceOf(haproxy);

@@ -539,6 +539,19 @@ describe("the status", () => {
     }
   });
 
+  test("tells of a clock that is wrong by minutes, and not of one that is by seconds", () => {
+    const clock = (clockAheadMs: number) => troublesOf({ pass: undefined, targets: [], clockAheadMs });
+    expect(clock(50_000)).toEqual([]);
+    expect(clock(6.2 * MINUTE)).toMatchObject([
+      {
+        severity: "warning",
+        code: "clock",
+        what: "its answers are dated 6 minutes ahead of this machine's clock",
+      },
+    ]);
+    expect(clock(-MINUTE)[0]?.what).toBe("its answers are dated 1 minute behind this machine's clock");
+  });
+
   test("is what the log says: each trouble once when it comes, with its remedy, and once when it is over", () =>
     withFleetLab([{ bin }], async (lab) => {
       await checkIn(lab, 3);

@@ -1,7 +1,9 @@
+import dns from "node:dns";
 import { copyFile, mkdtemp, readFile, rm, unlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { gzipSync } from "node:zlib";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { SasoriError } from "../src/errors.js";
 import { parseCertname } from "../src/node-map.js";
 import { PuppetDb } from "../src/source/puppetdb.js";
@@ -197,6 +199,16 @@ describe("what PuppetDB may answer instead of rows", () => {
       ["producer", ":7,", "SASORI_PUPPETDB_URL"],
     ],
     [
+      "rows that something before it has packed, though nobody asked for that",
+      (response) => {
+        const packed = gzipSync("[]");
+        const headers = { "content-type": "application/json", "content-encoding": "gzip" };
+        response.writeHead(200, { ...headers, "content-length": packed.length }).end(packed);
+      },
+      "PUPPETDB_BODY",
+      ["gzip", "something before PuppetDB compresses"],
+    ],
+    [
       "bytes that are not UTF-8",
       answer(Buffer.from('[{"certname":"caf\xe9"}]', "latin1")),
       "PUPPETDB_BODY",
@@ -368,6 +380,55 @@ describe("what PuppetDB may answer instead of rows", () => {
     expect(reading.submissions.get(NODE)).toMatchObject({ producer: beginning });
     await source.close();
   });
+});
+
+test("a clock in front of PuppetDB that is ahead hides nothing: changes are asked for as much further back", async () => {
+  const server = await startScriptedPuppetdb({ other: EMPTY });
+  const source = new PuppetDb({ url: server.url });
+  const since = Date.UTC(2026, 0, 1, 12);
+  for (const [aheadMs, lookedBackMs] of [
+    [0, 0],
+    [-6 * 60_000, 0],
+    [6 * 60_000, 6 * 60_000],
+  ] as const) {
+    const dated =
+      (script: Script): Script =>
+      (response) => {
+        response.setHeader("date", new Date(Date.now() + aheadMs).toUTCString());
+        script(response);
+      };
+    server.scripts = { nodes: dated(answer('[{"count":0}]')), other: dated(EMPTY) };
+    await source.readChanges(since, soon(), { inactiveBefore: 0 });
+    expect(Math.abs(source.clockAheadMs - aheadMs)).toBeLessThan(3_000);
+    await source.readChanges(since, soon(), { inactiveBefore: 0 });
+    const query = server.asked.findLast(({ entity }) => entity === "factsets")?.query ?? "";
+    const [, from = ""] = /"timestamp","([^"]+)"/.exec(query) ?? [];
+    expect(Math.abs(since - lookedBackMs - Date.parse(from))).toBeLessThan(3_000);
+  }
+  await source.close();
+  await server.close();
+});
+
+test("a name that DNS does not know is told as that", async () => {
+  const source = new PuppetDb({ url: "http://puppetdb.invalid:8080" });
+  expect(await failure(source.readAll(soon()))).toMatchObject({
+    code: "PUPPETDB_UNREACHABLE",
+    message: expect.stringMatching(/the name puppetdb\.invalid cannot be looked up \(.*DNS/),
+  });
+  await source.close();
+});
+
+test("a name that DNS gives no answer about is told as that", async () => {
+  const lookup = vi
+    .spyOn(dns, "lookup")
+    .mockImplementation((() => undefined) as unknown as typeof dns.lookup);
+  const source = new PuppetDb({ url: "http://puppetdb.example.com:8080" });
+  expect(await failure(source.readAll(soon()))).toMatchObject({
+    code: "PUPPETDB_UNREACHABLE",
+    message: expect.stringMatching(/the name puppetdb\.example\.com cannot be looked up .*DNS/),
+  });
+  await source.close();
+  lookup.mockRestore();
 });
 
 describe("credentials", () => {

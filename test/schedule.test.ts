@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { Schedule } from "../src/schedule.js";
+import { isCron, matcherOf, Schedule } from "../src/schedule.js";
 
 const SECOND = 1_000;
 const HOUR = 3_600 * SECOND;
@@ -59,4 +59,31 @@ test("nothing is done any more when it was stopped", () => {
   schedule.stop();
   vi.advanceTimersByTime(HOUR);
   expect(ran).toEqual([]);
+});
+
+/** The days of March 2026 on which it is time, and the hours. */
+function marchOf(cron: string): string[] {
+  const matches = matcherOf(cron);
+  const hours = Array.from({ length: 31 * 24 }, (_, hour) => new Date(2026, 2, 1, hour));
+  return hours.filter((at) => matches(at.getTime() / 1000)).map((at) => `${at.getDate()}:${at.getHours()}`);
+}
+
+test.each([
+  // 1 March 2026 is a Sunday.
+  ["0 3 1 * 1", ["1:3", "2:3", "9:3", "16:3", "23:3", "30:3"]],
+  ["0 0 3 1,15 * FRI", ["1:3", "6:3", "13:3", "15:3", "20:3", "27:3"]],
+  ["0 3 1 * *", ["1:3"]],
+  ["0 3 ? * 1", ["2:3", "9:3", "16:3", "23:3", "30:3"]],
+  ["0 3 */10 * 1", []],
+  ["@weekly", ["1:0", "8:0", "15:0", "22:0", "29:0"]],
+  ["@monthly", ["1:0"]],
+])("%s is when cron says", (cron, times) => {
+  expect(isCron(cron)).toBe(true);
+  expect(marchOf(cron)).toEqual(times);
+});
+
+test("@hourly is each full hour, and what is none is refused", () => {
+  expect(marchOf("@hourly").length).toBeGreaterThanOrEqual(31 * 24 - 1); // An hour is left out in spring.
+  for (const wrong of ["", "@often", "@reboot", "* * *", "61 * * * *", "0 3 1 * 9", "H/15 * * * *"])
+    expect(isCron(wrong), wrong).toBe(false);
 });

@@ -27,6 +27,21 @@ export function daemonUrl({ host, port }: Config["listen"]): string {
   return `http://${everywhere[host] ?? (host.includes(":") ? `[${host}]` : host)}:${port}`;
 }
 
+/** A supervisor asks again in seconds. */
+const READY_DEADLINE_MS = 3_000;
+
+/** Whether the daemon serves a map. Throws `DAEMON` when there is none, or it does not answer. */
+export async function isReady({ listen }: Pick<Config, "listen">): Promise<boolean> {
+  const url = `${daemonUrl(listen)}/readyz`;
+  try {
+    const { statusCode, body } = await request(url, { signal: AbortSignal.timeout(READY_DEADLINE_MS) });
+    await body.dump();
+    return statusCode === 200;
+  } catch (error) {
+    throw new SasoriError("DAEMON", `${url}: ${reason(error)}: ${NO_DAEMON}`, { cause: error });
+  }
+}
+
 /** Undefined when no daemon listens. Throws what the daemon's problem+json says, and `DAEMON` where it says nothing. */
 export async function askDaemon<T>(
   address: Address,

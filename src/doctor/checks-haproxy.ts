@@ -3,6 +3,7 @@
 
 import { readFile, stat } from "node:fs/promises";
 import net from "node:net";
+import { dirname } from "node:path";
 import type { Config, Endpoint } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { resolver } from "../fleet.js";
@@ -13,6 +14,7 @@ import type { Submission } from "../source/reading.js";
 import { field, findMap, type MapState, parseServers } from "../target/haproxy.js";
 import { RuntimeSession } from "../target/runtime-api.js";
 import type { Server } from "../target/target.js";
+import { isMountPoint } from "../whole-file.js";
 import { type Check, CheckError, type Problem, verdict } from "./check.js";
 import { type MapFileCheck, whoAmI } from "./checks-host.js";
 import type { NodesCheck } from "./checks-puppetdb.js";
@@ -106,7 +108,8 @@ async function socketError({ connect }: Endpoint, error: unknown): Promise<Check
     const place = `${connect.host}:${connect.port}`;
     const remedies: Record<string, string> = {
       ECONNREFUSED: `start HAProxy; its configuration needs: stats socket ipv4@${place} level admin`,
-      ENOTFOUND: "correct the host name in SASORI_HAPROXY",
+      ENOTFOUND: "correct the host name in SASORI_HAPROXY, or DNS on this machine",
+      EAI_AGAIN: "is the host name in SASORI_HAPROXY right, and does DNS answer on this machine?",
     };
     return new CheckError(reason(error), remedies[code] ?? `is ${place} right, and no firewall in between?`);
   }
@@ -126,6 +129,11 @@ async function socketError({ connect }: Endpoint, error: unknown): Promise<Check
   );
   if (!isSocket)
     return new CheckError("this is no socket", "name HAProxy's `stats socket` in SASORI_HAPROXY");
+  if (code === "ECONNREFUSED" && isMountPoint(path))
+    return new CheckError(
+      "nobody listens there: the socket itself is mounted, and HAProxy makes a new one when it starts",
+      `mount its folder ${dirname(path)}`,
+    );
   if (code === "ECONNREFUSED") return new CheckError("nobody listens there", "start HAProxy");
   return new CheckError(reason(error), "name HAProxy's `stats socket` in SASORI_HAPROXY");
 }

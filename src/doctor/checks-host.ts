@@ -1,7 +1,7 @@
 // What the doctor looks at on this machine: Node, the files that sasori reads and writes, the daemon.
 
 import { randomBytes } from "node:crypto";
-import { readFile, rename, stat, statfs, unlink } from "node:fs/promises";
+import { rename, stat, statfs, unlink } from "node:fs/promises";
 import { createServer } from "node:net";
 import { userInfo } from "node:os";
 import path from "node:path";
@@ -14,7 +14,7 @@ import type { Certname } from "../node-map.js";
 import { replaceFile } from "../target/atomic-file.js";
 import { MapFile } from "../target/map-file.js";
 import { PriorityMap } from "../target/priority.js";
-import { readWhole } from "../whole-file.js";
+import { isMountPoint, readWhole } from "../whole-file.js";
 import { type Check, CheckError, type Problem, verdict } from "./check.js";
 
 /** package.json's `engines`. */
@@ -88,7 +88,7 @@ function mapFileCheck(file: string): MapFileCheck {
       if (!found.isFile()) throw new CheckError("it is no file", "name a file in SASORI_MAP_FILE");
       const { routes, capitals, strays = [] } = await new MapFile(file).read();
       const strange = strays.length + (capitals?.size ?? 0);
-      const mounted = await isMountPoint(file);
+      const mounted = isMountPoint(file);
       return verdict(
         `${routes.size} nodes`,
         [
@@ -115,12 +115,6 @@ function cannotRead(file: string, error: unknown): CheckError {
     `cannot read it: ${reason(error)}`,
     `let ${whoAmI()} read ${file} and enter its folder`,
   );
-}
-
-/** `36 35 98:0 /maps/nodes.map /var/lib/sasori/nodes.map rw ...`: a file that is mounted cannot be renamed over. */
-async function isMountPoint(file: string): Promise<boolean> {
-  const table = await readFile("/proc/self/mountinfo", "utf8").catch(() => "");
-  return table.split("\n").some((line) => line.split(" ")[4] === file.replaceAll(" ", "\\040"));
 }
 
 /** A file is written there as the map is: a temporary one, renamed, and then removed. */

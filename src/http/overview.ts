@@ -34,7 +34,7 @@ export interface OverviewParts {
   sync: Sync;
   history: History;
   nodes: NodeList;
-  targets: Pick<SyncParts, "file" | "instances" | "journal">;
+  targets: Pick<SyncParts, "file" | "instances" | "journal" | "puppetdb">;
   watchdog: Watchdog;
   delay: LoopDelay;
   version: string;
@@ -64,6 +64,7 @@ export class Overview {
       puppetdb: history.puppetdb,
       secondSasori: sync.secondSasori,
       notLookedSince: watchdog.isLate ? (history.lastGoodPoll ?? this.#startedAt) : undefined,
+      clockAheadMs: this.#parts.targets.puppetdb.clockAheadMs,
       stateFile: trouble && toFailure(trouble),
       homes: sync.fleet.homes.values(),
     });

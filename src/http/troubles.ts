@@ -79,6 +79,8 @@ export interface Situation {
   secondSasori?: string | undefined;
   /** PuppetDB has not been looked at for too long, since then (ISO 8601). */
   notLookedSince?: string | undefined;
+  /** How far the clock in PuppetDB's answers is ahead of this machine's. */
+  clockAheadMs?: number | undefined;
   /** What could not be taken over from an earlier run. */
   stateFile?: Failure | undefined;
   /** The master of each displaced node that it left. */
@@ -87,7 +89,16 @@ export interface Situation {
 
 /** The worst first. */
 export function troublesOf(situation: Situation): Trouble[] {
-  const { pass, targets, puppetdb, secondSasori, notLookedSince, stateFile, homes = [] } = situation;
+  const {
+    pass,
+    targets,
+    puppetdb,
+    secondSasori,
+    notLookedSince,
+    clockAheadMs = 0,
+    stateFile,
+    homes = [],
+  } = situation;
   const troubles: Trouble[] = [];
   const failed = (where: string, failure: Failure | undefined, since?: string) => {
     if (failure === undefined) return;
@@ -108,6 +119,7 @@ export function troublesOf(situation: Situation): Trouble[] {
   }
   for (const failure of pass?.masters.failures ?? []) failed("masters", failure);
   if (pass !== undefined) troubles.push(...heldTroubles(pass));
+  if (Math.abs(clockAheadMs) >= MINUTE_MS) troubles.push(wrongClock(clockAheadMs));
   troubles.push(...downTroubles(targets), ...drainedTroubles(targets), ...weightTroubles(targets));
   if (pass !== undefined) troubles.push(...fleetTroubles(pass, homes), ...evidenceTroubles(pass));
   if (secondSasori !== undefined) {
@@ -142,6 +154,19 @@ const warning = (code: string, where: string, what: string, remedy: string): Tro
   what,
   remedy,
 });
+
+const MINUTE_MS = 60_000;
+
+function wrongClock(aheadMs: number): Trouble {
+  const minutes = counted(Math.round(Math.abs(aheadMs) / MINUTE_MS), "minute");
+  const where = aheadMs > 0 ? "ahead of" : "behind";
+  return warning(
+    "clock",
+    "puppetdb",
+    `its answers are dated ${minutes} ${where} this machine's clock`,
+    "set the clocks right: that of PuppetDB's host, of a proxy before it, or the one here",
+  );
+}
 
 function heldTroubles({ held }: Pick<SyncReport, "held">): Trouble[] {
   if (held === undefined) return [];

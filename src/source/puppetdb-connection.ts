@@ -3,6 +3,8 @@
 // answer is only handed on after its status and content type were checked; every failure is a SasoriError with a remedy.
 
 import { X509Certificate } from "node:crypto";
+import dns from "node:dns";
+import type { LookupFunction } from "node:net";
 import { isDeepStrictEqual } from "node:util";
 import { Agent, buildConnector, type Dispatcher } from "undici";
 import type { Config } from "../config.js";
@@ -80,6 +82,8 @@ interface TlsAgent {
   pem: Pem;
   /** What a connection of it last failed with. */
   alert: Error | undefined;
+  /** How many connections wait for the name to be looked up. */
+  lookups: number;
 }
 
 /**
@@ -87,7 +91,14 @@ interface TlsAgent {
  * "other side closed" and drops the alert that came just before, "certificate required": it is kept here.
  */
 function newAgent(pem: Pem): TlsAgent {
-  const connectTls = buildConnector({ ...STRICT_TLS, ...pem });
+  const lookup: LookupFunction = (host, options, done) => {
+    agent.lookups += 1;
+    dns.lookup(host, options, (...found) => {
+      agent.lookups -= 1;
+      done(...found);
+    });
+  };
+  const connectTls = buildConnector({ ...STRICT_TLS, ...pem, lookup } as buildConnector.BuildOptions);
   const connect: buildConnector.connector = (options, done) =>
     connectTls(options, (...[error, socket]) => {
       socket?.prependListener("error", (alert) => {
@@ -97,7 +108,12 @@ function newAgent(pem: Pem): TlsAgent {
       else done(error, null);
     });
   const silence = { headersTimeout: SILENCE_MS, bodyTimeout: SILENCE_MS };
-  const agent: TlsAgent = { dispatcher: new Agent({ connect, ...silence }), pem, alert: undefined };
+  const agent: TlsAgent = {
+    dispatcher: new Agent({ connect, ...silence }),
+    pem,
+    alert: undefined,
+    lookups: 0,
+  };
   return agent;
 }
 
@@ -119,6 +135,15 @@ const SEE_LOG = "PuppetDB's log says why";
 export async function checkAnswer(url: string, response: Dispatcher.ResponseData): Promise<void> {
   const { statusCode, headers, body } = response;
   const type = String(headers["content-type"] ?? "");
+  const encoding = String(headers["content-encoding"] ?? "identity");
+  if (statusCode === 200 && encoding !== "identity") {
+    body.on("error", () => undefined).destroy();
+    const what = `${url} answered in ${quote(encoding)}, for which sasori had not asked`;
+    throw new SasoriError(
+      "PUPPETDB_BODY",
+      `${what}: something before PuppetDB compresses, let it not do so here`,
+    );
+  }
   if (statusCode === 200 && /^application\/json\b/i.test(type)) return;
   const text = quote(await firstText(body), 200);
   if (statusCode === 200) {
@@ -141,8 +166,16 @@ const TLS_CODES =
   /^(CERT_|ERR_TLS|ERR_SSL|ERR_OSSL|SELF_SIGNED|DEPTH_ZERO|UNABLE_TO|HOSTNAME_MISMATCH|EPROTO)/;
 
 /** Any failure of a question as a SasoriError. */
-export function queryError(url: string, error: unknown, signal: AbortSignal): SasoriError {
+export function queryError(url: string, thrown: unknown, signal: AbortSignal, agent: TlsAgent): SasoriError {
+  const error = (systemCode(thrown) === "UND_ERR_SOCKET" && agent.alert) || thrown;
   if (error instanceof SasoriError) return error;
+  const isSilent = /CONNECT_TIMEOUT/.test(systemCode(error)) || signal.aborted;
+  if (/^(ENOTFOUND|EAI_)/.test(systemCode(error)) || (isSilent && agent.lookups > 0)) {
+    const { hostname } = new URL(url);
+    const what = `${url}: the name ${hostname} cannot be looked up (${systemCode(error) || "no answer"})`;
+    const remedy = "is it right in SASORI_PUPPETDB_URL, and does DNS answer on this machine?";
+    return new SasoriError("PUPPETDB_UNREACHABLE", `${what}: ${remedy}`, { cause: error });
+  }
   if (signal.aborted && signal.reason instanceof SasoriError) return signal.reason;
   const cause = { cause: error };
   const code = systemCode(error);

@@ -8,13 +8,15 @@
 import { request } from "undici";
 import { z } from "zod";
 import type { Config } from "../config.js";
-import { quote, SasoriError, systemCode } from "../errors.js";
+import { quote, SasoriError } from "../errors.js";
 import type { Certname, NodeMap } from "../node-map.js";
 import { JsonRows } from "./json-rows.js";
 import { type Connection, Connector, checkAnswer, queryError, WRONG_URL } from "./puppetdb-connection.js";
 import { Gathering, type HasServer, type Names, type Reading, type Submission } from "./reading.js";
 
 const MINUTE_MS = 60_000;
+/** The `Date` header has whole seconds, and an answer takes its time. */
+const CLOCK_MS = 5_000;
 
 /**
  * `producer_timestamp` is the master's clock and has an index, PuppetDB's own `receive_time` has none. The
@@ -106,6 +108,11 @@ export class PuppetDb {
   readonly #config: Config["puppetdb"];
   readonly #connector: Connector;
   readonly #counts: ReadonlySet<"facts" | "reports">;
+  /**
+   * How far the clock in the last answer, PuppetDB's or that of a proxy before it, is ahead of this machine's (ms). If it is
+   * a proxy's, what PuppetDB receives meanwhile is dated earlier, so a reading of changes looks back as much further.
+   */
+  clockAheadMs = 0;
   /** The last full reading has found nodes for which only a catalog can tell. */
   #hasLoneNodes = true;
 
@@ -255,8 +262,8 @@ export class PuppetDb {
     { inactiveBefore, known, hasServer = anyProducer }: ChangesOptions = {},
   ): Promise<Reading> {
     const found = new Gathering("changes", hasServer);
-    const from = iso(since);
-    const recent = after(since - MASTER_CLOCK_ALLOWANCE_MS);
+    const from = iso(since - Math.min(Math.max(0, this.clockAheadMs), DAY_MS));
+    const recent = after(Date.parse(from) - MASTER_CLOCK_ALLOWANCE_MS);
     await this.#readTogether(found, signal, (ask) => [
       ...this.#askFacts(ask, found, ["and", [">", "timestamp", from], ACTIVE]),
       ...this.#askReports(ask, found, ["and", recent, [">", "receive_time", from], ACTIVE]),
@@ -351,7 +358,7 @@ export class PuppetDb {
       if (answer.success) return answer.data.version;
       throw new SasoriError("PUPPETDB_BODY", `${url} tells no version; ${WRONG_URL}`);
     } catch (error) {
-      throw queryError(url, error, signal);
+      throw queryError(url, error, signal, agent);
     }
   }
 
@@ -423,10 +430,11 @@ export class PuppetDb {
       rows.push(decoder.decode());
       rows.end();
       // Jetty takes the date when the request arrives. Something in front of it may drop the header.
-      return Date.parse(String(response.headers.date)) || began;
+      const clock = Date.parse(String(response.headers.date)) || began;
+      this.clockAheadMs = Math.abs(clock - began) < CLOCK_MS ? 0 : clock - began;
+      return clock;
     } catch (error) {
-      const lost = systemCode(error) === "UND_ERR_SOCKET";
-      throw queryError(url, (lost && connection.agent.alert) || error, signal);
+      throw queryError(url, error, signal, connection.agent);
     }
   }
 }

@@ -62,6 +62,8 @@ export class HaproxyInstance implements Target {
   #tidy = false;
   /** Its map was when it was last looked at. */
   #isEmpty = false;
+  /** The process that closed the connection during a push in large commands. */
+  #narrow: string | undefined;
   /** Of the version that was last seen. */
   #cost: { version: string; of: PushCost } | undefined;
 
@@ -160,11 +162,37 @@ export class HaproxyInstance implements Target {
   ): Promise<{ method: Method; learned: boolean }> {
     const { map } = look;
     const cost = this.#costOf(look.version);
-    const keyed = plan.set.length + plan.del.length;
-    const push: Push = { keyed, added: plan.add.length, entries: desired.size };
+    const push: Push = {
+      keyed: plan.set.length + plan.del.length,
+      added: plan.add.length,
+      entries: desired.size,
+    };
     const method = plan.rebuild ? "swap" : plan.keepsOthers ? "incremental" : cost.cheaper(push);
     // Most requests do not find their route in a map that is mostly empty: the sooner it is filled the better.
-    const pace = (map.entries ?? desired.size) < desired.size / 2 ? "at once" : "gently";
+    const isUrgent =
+      (map.entries ?? desired.size) < desired.size / 2 && this.#narrow !== look.fingerprint.process;
+    const pace = isUrgent ? "at once" : "gently";
+    try {
+      return await this.#pushBy(method, push, pace, session, look, plan, desired);
+    } catch (error) {
+      // Closed in the middle: it was reloaded, or its buffers are too small for large commands, which gentle ones are not.
+      const isClosed = error instanceof SasoriError && error.code === "HAPROXY_UNREACHABLE";
+      if (isUrgent && isClosed) this.#narrow = look.fingerprint.process;
+      throw error;
+    }
+  }
+
+  async #pushBy(
+    method: Method,
+    push: Push,
+    pace: Pace,
+    session: RuntimeSession,
+    look: Look,
+    plan: Plan,
+    desired: NodeMap,
+  ): Promise<{ method: Method; learned: boolean }> {
+    const { map } = look;
+    const cost = this.#costOf(look.version);
     if (method === "swap") {
       const { workedMs, learned } = await this.#swap(session, pace, look, plan, desired);
       cost.learn(method, push, workedMs);
@@ -373,7 +401,10 @@ export function findMap(
 /** A line of `show info`. */
 export function field(info: string, name: string): string {
   const value = new RegExp(`^${name}: (.*)$`, "m").exec(info)?.[1];
-  if (value === undefined) throw new SasoriError("HAPROXY_REPLY", `"show info" has no line ${quote(name)}`);
+  if (value === undefined) {
+    const what = `"show info" has no line ${quote(name)}`;
+    throw new SasoriError("HAPROXY_REPLY", `${what}: a \`tune.bufsize\` below 2048 would cut it short`);
+  }
   return value;
 }
 

@@ -8,6 +8,7 @@ import net from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Endpoint } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
+import { isMountPoint } from "../whole-file.js";
 
 /** A reply longer than this is not believed. Dumps of maps are read line by line and are not bound by it. */
 const MAX_REPLY_BYTES = 4 * 1024 * 1024;
@@ -352,6 +353,9 @@ function eachLine(text: string, onLine: (line: string) => void): string {
   return from === 0 ? text : text.slice(from - 1);
 }
 
+const UNKNOWN_NAME =
+  "the name cannot be looked up: is it right in SASORI_HAPROXY, and does DNS answer on this machine?";
+
 function abortError(endpoint: Endpoint, signal: AbortSignal): SasoriError {
   const { reason: why } = signal;
   const code = why instanceof SasoriError ? why.code : "HAPROXY_TIMEOUT";
@@ -359,16 +363,22 @@ function abortError(endpoint: Endpoint, signal: AbortSignal): SasoriError {
 }
 
 function unreachable(endpoint: Endpoint, error: Error): SasoriError {
+  const code = systemCode(error);
+  const { connect } = endpoint;
+  const isMounted = code === "ECONNREFUSED" && "path" in connect && isMountPoint(connect.path);
   const remedies: Record<string, string> = {
     // A local socket does not let a client wait; over TCP it waits, and times out.
     EAGAIN:
       "all connections of this socket are in use: who holds them (an exporter, a script, another sasori)? End those, or raise `stats maxconn` (10 unless it is set)",
     ENOENT: "no such socket: is HAProxy running, and does its `stats socket` line name this path?",
-    ECONNREFUSED: "nobody listens there: is HAProxy running?",
+    ECONNREFUSED: isMounted
+      ? "nobody listens there: the socket itself is mounted, and HAProxy makes a new one when it starts: mount its folder"
+      : "nobody listens there: is HAProxy running?",
+    ENOTFOUND: UNKNOWN_NAME,
+    EAI_AGAIN: UNKNOWN_NAME,
     EACCES:
       "permission denied: let sasori's user or group use the socket (`user`, `group`, `mode` of `stats socket`)",
   };
-  const code = systemCode(error);
   return new SasoriError(
     code === "EACCES" ? "HAPROXY_PERMISSION" : "HAPROXY_UNREACHABLE",
     `${endpoint.name}: ${remedies[code] ?? `${reason(error)}: is HAProxy running, or being restarted?`}`,
