@@ -29,9 +29,9 @@ const FRESH_MS = 10 * 60_000;
 
 /**
  * An inherited route counts as this much older than the file that had it: when sasori stopped, PuppetDB may not have
- * stored yet what it had received.
+ * stored yet what it had received, and the clock of a master may be behind.
  */
-const INHERITED_ALLOWANCE_MS = 15 * 60_000;
+const INHERITED_ALLOWANCE_MS = 5 * 60_000;
 
 export class Fleet {
   readonly map: NodeMap;
@@ -274,6 +274,8 @@ export class Fleet {
   }
 
   #hold(step: StepBack): void {
+    const known = this.map.get(step.certname);
+    if (known?.source === "inherited") this.map.replace({ ...known, confirmed: true });
     this.#stepsBack.set(step.certname, step);
     this.#heldChanged = true;
   }

@@ -66,6 +66,8 @@ export interface Observation {
   source: Source;
   /** Of a learned route: the time of what PuppetDB knew of the node then; missing if it knew nothing. */
   reported?: number;
+  /** Of an inherited route: PuppetDB was read and says nothing newer. */
+  confirmed?: true;
 }
 
 /** The newest observation of a node. */

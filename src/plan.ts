@@ -82,9 +82,11 @@ function planOne(plan: Plan, certname: Certname, from: string | undefined, wante
   if (from === undefined) plan.add.push({ certname, to: to as Master });
   else if (to === undefined) plan.del.push({ certname, from });
   // What was only inherited from one target never overrules what another one holds: only PuppetDB can decide.
-  else if (wanted?.source === "inherited") plan.undecided.set(certname, from as Master);
+  else if (wanted !== undefined && isUndecided(wanted)) plan.undecided.set(certname, from as Master);
   else plan.set.push({ certname, from, to });
 }
+
+const isUndecided = ({ source, confirmed }: Observation) => source === "inherited" && confirmed !== true;
 
 /**
  * The same without what would lose an entry. `capitals`: nodes whose key has capitals, which no command can name; an entry
@@ -121,7 +123,8 @@ export function learnedRoutes(
   const learned: Observation[] = [];
   for (const [certname, master] of live.routes) {
     const wanted = desired.get(certname);
-    const isOld = wanted?.source === "inherited" ? pending.get(certname) === master : pending.has(certname);
+    const isOld =
+      wanted !== undefined && isUndecided(wanted) ? pending.get(certname) === master : pending.has(certname);
     if (wanted?.master === master || isOld) continue;
     if (isMaster(master) && isServer(master)) learned.push({ certname, master, at: now, source: "learned" });
   }

@@ -134,6 +134,14 @@ describe("an old backup of PuppetDB", () => {
       expect(await count(lab, "master2")).toBe(11);
     }));
 
+  test("leaves no HAProxy with another route than the file while it is held", () =>
+    withOldBackup(async (lab, sync) => {
+      await setLive(lab, NODE, "master3");
+      for (let passes = 0; passes < 3; passes += 1) expect((await full(sync)).outcome).toBe("held");
+      expect(await lab.haproxys[0]?.showMap()).toEqual(await lab.file());
+      expect(sync.targets().map(({ inSync }) => inSync)).toEqual([true, true]);
+    }));
+
   test("is believed when a person approves it", () =>
     withOldBackup(async (lab, sync) => {
       const { held } = await full(sync);
