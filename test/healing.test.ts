@@ -302,6 +302,15 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, ve
       expect((await resolve("other.example.com")).status).toBe(404);
     }));
 
+  test("is its own master's 404 also while that one is drained, and no other is asked", () =>
+    withHealing({ bin, map }, async (lab) => {
+      await runtimeCommand(lab.haproxy.socketPath, "set server puppet/master1 state drain");
+      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 200, route: "mapped", master: "master1" });
+      lab.masters[0]?.nodes?.delete(NODE);
+      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 404, route: "mapped", master: "master1" });
+      expect(requests(lab)).toEqual([3, 0, 0]);
+    }));
+
   test.each(["GET", "POST"])(
     "is 503 no_master, and not a stranger's 404, when the stand-in for a dead master does not have the node: %s",
     (method) =>
