@@ -527,7 +527,9 @@ describe("with a daemon", () => {
       const fifo = path.join(folder, "state.fifo");
       expect((await run("mkfifo", [fifo], {})).code).toBe(0);
       const more = { ...env, SASORI_STATE_FILE: fifo };
-      const daemon = new Child(process.execPath, [CLI, "serve"], { env: { ...PLAIN(), ...more } });
+      // It takes the pipe for a file, and waits for it.
+      const args = ["--import", HUNG_DISK, CLI, "serve"];
+      const daemon = new Child(process.execPath, args, { env: { ...PLAIN(), ...more } });
       try {
         const state = await open(fifo, "w"); // Done when the daemon reads it.
         process.kill(daemon.pid, "SIGHUP");
