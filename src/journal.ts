@@ -145,7 +145,7 @@ export class Journal {
    */
   async load(untouched = false): Promise<State> {
     try {
-      const text = await inLine(LOAD_MS, undefined, () => readWhole(this.#file, "utf8"));
+      const text = await inLine(this.#file, LOAD_MS, undefined, () => readWhole(this.#file, "utf8"));
       const { unusable, ...state } = parseState(text);
       this.#written = text;
       this.#left = await this.#fingerprint();

@@ -1,7 +1,7 @@
 // Files that are read as a whole: secrets, the state file, the map file. Whoever may write their folder may put anything
 // in their place, and whoever keeps them may be a file server that no longer answers.
 // Promises: nothing but a file is read, no more than it says to have, and never more than a bound: a pipe, a device or
-// /proc is neither waited for nor read for ever. What is read by the way holds one thread of Node at most, whatever hangs.
+// /proc is neither waited for nor read for ever. A file system that hangs holds one thread of Node.
 
 import {
   closeSync,
@@ -14,6 +14,7 @@ import {
   statSync,
 } from "node:fs";
 import { type FileHandle, open, stat } from "node:fs/promises";
+import path from "node:path";
 import { Line, within } from "./deadline.js";
 
 /** A map of five million nodes; the state of a million. */
@@ -56,7 +57,7 @@ export async function readWhole(
 
 /** A token or PEM file. Throws `SilentFile`, the reason of `signal`, or as `readWhole` does. */
 export function readSecretFile(file: string, signal?: AbortSignal): Promise<string> {
-  return inLine(SECRET_MS, signal, () => readWhole(file, "latin1", MAX_SECRET_BYTES));
+  return inLine(file, SECRET_MS, signal, () => readWhole(file, "latin1", MAX_SECRET_BYTES));
 }
 
 /** The same at once, for a program that has nothing else to do yet. */
@@ -72,13 +73,22 @@ export function readSecretFileSync(file: string): string {
   }
 }
 
-const line = new Line(1);
+/** One for each folder: what hangs is a file system, and not a file of it. */
+const lines = new Map<string, Line>();
 
 /**
- * Node has four threads for files and names. Work on files that are not the map waits for each other here, so that what
- * hangs holds one of them, and whoever waits for it, or behind it, is told so after `ms`.
+ * Node has four threads for files and names. Work on the files of a folder, the map aside, waits for each other here, so that
+ * a file system that hangs holds one of them; whoever waits for it, or behind it, is told so after `ms`.
  */
-export function inLine<T>(ms: number, signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
+export function inLine<T>(
+  file: string,
+  ms: number,
+  signal: AbortSignal | undefined,
+  work: () => Promise<T>,
+): Promise<T> {
+  const folder = path.dirname(file);
+  const line = lines.get(folder) ?? new Line(1);
+  lines.set(folder, line);
   const late = new SilentFile(`its file system has not answered within ${ms / 1_000} s`);
   return within(ms, signal, late, (signal) => {
     const done = line.join(signal, async () => {

@@ -71,13 +71,18 @@ describe("where the file system does not answer", () => {
       readSecretFile(at(name)).catch((error: unknown) => error),
     );
     await vi.waitFor(() => expect(opened()).toBe(before + 1));
+    // Another file system goes on.
+    const elsewhere = await mkdtemp(path.join(tmpdir(), "sasori-whole-"));
+    await writeFile(path.join(elsewhere, "well"), "elsewhere");
+    expect(await readSecretFile(path.join(elsewhere, "well"))).toBe("elsewhere");
+    await rm(elsewhere, { recursive: true });
     await vi.advanceTimersByTimeAsync(5_000);
     for (const one of await Promise.all(asked)) {
       expect(one).toBeInstanceOf(SilentFile);
       expect(one).toMatchObject({ message: "its file system has not answered within 5 s" });
     }
     vi.useRealTimers();
-    expect(opened()).toBe(before + 1);
+    expect(opened()).toBe(before + 2);
     thaw();
     expect(await readSecretFile(at("well"))).toBe("token");
     expect(await readSecretFile(at("hangs"))).toBe("secret");

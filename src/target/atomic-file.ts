@@ -43,7 +43,7 @@ export async function replaceFile(
  * system does not answer they stay: nothing waits for it.
  */
 export function removeLeftovers(name: string): Promise<void> {
-  return inLine(LEFTOVERS_MS, undefined, () => removeThem(name)).catch(() => undefined);
+  return inLine(name, LEFTOVERS_MS, undefined, () => removeThem(name)).catch(() => undefined);
 }
 
 async function removeThem(name: string): Promise<void> {
