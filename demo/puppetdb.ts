@@ -63,13 +63,12 @@ interface StoredNode {
 }
 
 /** What was submitted, and the rows that PuppetDB's entities would show of it. */
-class Storage implements Database {
+export class Storage implements Database {
   readonly #nodes = new Map<string, StoredNode>();
   readonly #producers = new Set<string>();
 
   /** Takes one command. Throws when the payload is not what the command's wire format says. */
-  submit(command: string, version: number, payload: unknown): void {
-    const received = new Date().toISOString();
+  submit(command: string, version: number, payload: unknown, received = new Date().toISOString()): void {
     switch (`${command} v${version}`) {
       case "replace facts v5": {
         const { values, ...facts } = Facts.parse(payload);
@@ -201,9 +200,11 @@ type Submitted = { producer_timestamp: string };
 const isCurrent = (submitted: Submitted, known: Submitted | undefined): boolean =>
   known === undefined || known.producer_timestamp <= submitted.producer_timestamp;
 
-/** Serves PuppetDB's API, empty at first. Rejects when the address is taken. */
-export async function startPuppetdbStandIn(address: ListenAddress): Promise<RunningServer> {
-  const storage = new Storage();
+/** Serves PuppetDB's API, empty at first unless it is given what was stored. Rejects when the address is taken. */
+export async function startPuppetdbStandIn(
+  address: ListenAddress,
+  storage = new Storage(),
+): Promise<RunningServer> {
   const app = newServer();
   addQueries(app, storage);
   addCommands(app, storage);

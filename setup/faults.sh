@@ -1,6 +1,6 @@
 #!/bin/sh
 # `npm run test:faults`: hurts the whole of it in every way that can be thought of, and counts what was lost. About
-# three minutes; with --long also soak and fuzz, about half an hour. Other arguments go to vitest: -t "two sasoris"
+# three minutes; with --long also soak, fuzz, and thousands of random steps, about an hour. Other arguments go to vitest: -t "two sasoris"
 set -eu
 cd "$(dirname "$0")/.."
 if [ "${1:-}" = --long ]; then

@@ -44,17 +44,22 @@ export function enterCode(code: string, message: string): void {
   ledger.codes[code] = message;
 }
 
-/** A PuppetDB for the tests of this file, which begin by emptying it; at their end the ledger is written. */
+/** At the end of the tests of this file the ledger is written. */
+export function keepLedger(file: string): void {
+  afterAll(() => {
+    mkdirSync(RESULTS, { recursive: true });
+    writeFileSync(path.join(RESULTS, `${file}.json`), JSON.stringify(ledger));
+  });
+}
+
+/** A PuppetDB for the tests of this file, which begin by emptying it. */
 export function ownPuppetdb(file: string): () => PuppetdbServer {
   let server: PuppetdbServer | undefined;
   beforeAll(async () => {
     server = await startPuppetdb();
   });
-  afterAll(async () => {
-    await server?.stop();
-    mkdirSync(RESULTS, { recursive: true });
-    writeFileSync(path.join(RESULTS, `${file}.json`), JSON.stringify(ledger));
-  });
+  afterAll(() => server?.stop());
+  keepLedger(file);
   return () => {
     if (server === undefined) throw new Error("PuppetDB has not been started");
     return server;
