@@ -4,6 +4,7 @@
 
 import { Flapping } from "./flapping.js";
 import { Guard, type GuardRules, type StepBack, type Verdict } from "./guard.js";
+import type { State } from "./journal.js";
 import {
   type Assignment,
   type Before,
@@ -166,6 +167,19 @@ export class Fleet {
     return true;
   }
 
+  /** Whether all that must not be lost is in what another sasori has saved. */
+  isIn({ observations, homes, tombstones, ended }: Omit<State, "sizes">): boolean {
+    const times = new Map(observations.map(({ certname, at }) => [certname, at]));
+    const homeless = new Map(homes);
+    const [removed, over] = [new Map(tombstones), new Map(ended)];
+    return (
+      [...this.own.values()].every(({ certname, at }) => times.get(certname) === at) &&
+      [...this.homes].every(([certname, home]) => homeless.get(certname) === home) &&
+      [...this.tombstones].every(([certname]) => removed.has(certname)) &&
+      [...this.ended].every(([certname, { at }]) => (over.get(certname)?.at ?? -1) >= at)
+    );
+  }
+
   /** Its removal, or its move back, waits for approval. */
   isHeld(certname: Certname): boolean {
     return this.#held.has(certname) || this.#stepsBack.has(certname);
@@ -312,11 +326,12 @@ export class Fleet {
     return true;
   }
 
-  /** False if it is older than what is known. */
+  /** False if it is older than what is known. When an inherited route was made nobody knows. */
   #takeUnroutable(submission: Submission): boolean {
     const { certname, at, source } = submission;
     const known = this.map.get(certname);
-    const news = at > Math.max(known?.at ?? 0, this.unroutable.get(certname)?.at ?? 0);
+    const knownAt = known === undefined || known.source === "inherited" ? 0 : known.at;
+    const news = at > Math.max(knownAt, this.unroutable.get(certname)?.at ?? 0);
     const isKnown = known?.at === at && known.source === source; // HAProxy had a server for it.
     if (news || isKnown) this.unroutable.set(certname, submission);
     return news;
@@ -398,6 +413,7 @@ const isStepBack = ({ master, at }: Observation, known: Assignment, resolve: Res
   master !== known.master &&
   (isOfPuppetdb(known) || known.source === "inherited") &&
   resolve(known.master) !== undefined;
+
 /** As DNS compares names: letter case and a dot at the end make no difference. */
 const dnsName = (name: string) => name.toLowerCase().replace(/\.$/, "");
 

@@ -315,7 +315,8 @@ export class Sync {
     if (others.observations.length + others.tombstones.length + others.ended.length > 0)
       this.#othersWroteAt = Date.now();
     this.#takeState(others);
-    this.#savedRevision = UNSAVED;
+    // Otherwise two sasoris would write it for each other's sake in every pass.
+    this.#savedRevision = this.fleet.isIn(others) ? this.fleet.revision : UNSAVED;
   }
 
   #isServed(): boolean {

@@ -1,6 +1,6 @@
 // The rules of docs/evidence.md: what moves a route, and what never does. Real HAProxys, the PuppetDB stand-in, real passes.
 
-import { readFile, rename, rm, writeFile } from "node:fs/promises";
+import { readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { describe, expect, test } from "vitest";
 import { Fleet } from "../src/fleet.js";
 import type { Certname, Master, Observation } from "../src/node-map.js";
@@ -68,6 +68,14 @@ describe("a submission of a producer without a server", () => {
       await everywhere(lab, routes);
     }));
 });
+
+test("a producer without a server is told also of nodes whose route was only found in the map file", () =>
+  withFleetLab([{ bin: newestBin, servers: [{ name: "master2", port: 18142 }] }], async (lab) => {
+    await lab.run(NODE, "master1", -60 * MINUTE);
+    await full(await lab.newSync({ SASORI_HAPROXY: "none" }));
+    expect(await full(await lab.newSync())).toMatchObject({ nodes: 1, unroutable: { nodes: 1 } });
+    await everywhere(lab, { [NODE]: "master1" });
+  }));
 
 describe("a node whose reports go to another machine than its facts", () => {
   const run = async (lab: FleetLab, sync: Sync) => {
@@ -323,6 +331,17 @@ describe("two sasoris on one file and one HAProxy", () => {
         expect(other.secondSasori).toBeDefined();
       }),
   );
+
+  test("do not write the state file for each other's sake when nothing happens", () =>
+    withFleetLab([{ bin: newestBin }], async (lab) => {
+      for (const index of [0, 1]) await lab.run(name(index), "master1", -60 * MINUTE);
+      const both = await pair(lab);
+      for (const [index, sync] of both.entries()) await sync.submit(registration(name(index), "master3"));
+      for (let round = 0; round < 2; round += 1) for (const sync of both) await sync.request({});
+      const { mtimeNs } = await stat(`${lab.mapFile}.state.json`, { bigint: true });
+      for (const full of [false, true]) for (const sync of both) await sync.request({ full });
+      expect((await stat(`${lab.mapFile}.state.json`, { bigint: true })).mtimeNs).toBe(mtimeNs);
+    }));
 
   test("agree on the end of a registration", () =>
     withFleetLab([{ bin: newestBin }], async (lab) => {
