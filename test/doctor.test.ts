@@ -174,7 +174,7 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
         remedy: expect.stringContaining("sasori diff"),
       });
       const differs = finding(diagnosis, "file and live map");
-      expect(differs?.detail).toContain("2 nodes differ");
+      expect(differs?.detail).toContain("3 nodes differ"); // Node1 is node1.
       expect(differs?.detail).toContain("node2.example.com master3 → master1");
       expect(differs?.detail).toContain("node3.example.com master1 → (missing)");
     }));

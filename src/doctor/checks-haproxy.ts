@@ -12,6 +12,7 @@ import { type Certname, isCertname } from "../node-map.js";
 import { masterAsker } from "../probe.js";
 import type { Submission } from "../source/reading.js";
 import { field, findMap, type MapState, parseServers } from "../target/haproxy.js";
+import { Routes } from "../target/routes.js";
 import { RuntimeSession } from "../target/runtime-api.js";
 import type { Server } from "../target/target.js";
 import { isMountPoint } from "../whole-file.js";
@@ -333,15 +334,15 @@ function liveMapCheck(endpoint: Endpoint, map: Check<MapState>): Check<ReadonlyM
     look: (signal, known) =>
       withSession(endpoint, signal, async (session) => {
         const { id } = known.of(map);
-        const routes = new Map<Certname, string>();
-        const twice: string[] = [];
+        const found = new Routes(undefined);
         const strange: string[] = [];
         await session.lines(`show map #${id}`, (line) => {
           const [, key = "", value = ""] = line.split(" ");
+          found.add(key, value);
           if (!isCertname(key)) strange.push(quote(key));
-          else if (routes.has(key)) twice.push(key);
-          else routes.set(key, value);
         });
+        const { all: routes, strays } = found.end();
+        const twice = strays.map((stray) => stray.split(" ")[0] ?? "").filter(isCertname);
         const remedy = "`sasori diff` shows what a pass would change; find out who else writes to this map";
         const problems: Problem[] = [];
         if (twice.length > 0)
@@ -373,7 +374,8 @@ function agreementCheck(
         if (!file.has(certname)) differ.push(`${certname} (not in the file)`);
       if (differ.length === 0) return verdict("they agree", []);
       const what = `${differ.length} nodes differ between the file and the live map: ${names(differ)}`;
-      const remedy = "`sasori diff` shows all; the daemon's next full pass brings them together";
+      const remedy =
+        "`sasori diff` shows all. The daemon's next full pass brings them together, unless something is held";
       return verdict("", [{ outcome: "warning", what, remedy }]);
     },
   };
