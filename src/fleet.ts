@@ -15,6 +15,7 @@ import {
   NodeMap,
   type Observation,
 } from "./node-map.js";
+import { atOnce, eachInPieces } from "./pieces.js";
 import { type Ahead, MAX_REFUSED, type Names, type Reading, type Submission } from "./source/reading.js";
 import type { Contents, Server } from "./target/target.js";
 import { type Tombstone, Tombstones } from "./tombstones.js";
@@ -226,18 +227,30 @@ export class Fleet {
    * (ms, PuppetDB's clock) a submission, new to us, had been received: PuppetDB stamps a command when it arrives and
    * stores it when its queue gets there. 0 when nothing came late.
    */
-  merge(reading: Reading, resolve: Resolve, rules: GuardRules, since: number): number {
+  *mergeInPieces(
+    reading: Reading,
+    resolve: Resolve,
+    rules: GuardRules,
+    since: number,
+  ): Generator<void, number> {
     let lateMs = 0;
     if (reading.kind === "full") this.#beginAnew();
-    for (const submission of reading.submissions.values()) {
+    yield* eachInPieces(reading.submissions.values(), (submission) => {
       const news = this.#takeSubmission(submission, resolve, reading.kind);
       if (news && submission.receivedAt > 0) lateMs = Math.max(lateMs, since - submission.receivedAt);
-    }
+    });
     for (const submission of reading.unroutable?.values() ?? []) this.#takeUnroutable(submission);
     this.#takeNames(reading);
-    this.#judge(reading, rules);
+    const { active } = reading;
+    const gone = active === undefined ? this.#goneSince(reading) : yield* this.#goneFrom(reading, active);
+    this.#judge(gone, reading, rules);
     if (reading.kind === "full") this.complete = true;
     return lateMs;
+  }
+
+  /** The same without a pause. */
+  merge(...all: Parameters<Fleet["mergeInPieces"]>): number {
+    return atOnce(this.mergeInPieces(...all));
   }
 
   #beginAnew(): void {
@@ -246,9 +259,7 @@ export class Fleet {
     this.ahead.clear();
   }
 
-  #judge(reading: Reading, rules: GuardRules): void {
-    const gone =
-      reading.active === undefined ? this.#goneSince(reading) : this.#goneFrom(reading, reading.active);
+  #judge(gone: Certname[] | "as held", reading: Reading, rules: GuardRules): void {
     // As many may be held as the fleet has nodes: nothing new costs nothing.
     if (gone === "as held" && rules.approved === undefined) return;
     const nodes = gone === "as held" ? [...this.#held] : gone;
@@ -350,19 +361,19 @@ export class Fleet {
   }
 
   /** After a full reading: everything that it does not list. */
-  #goneFrom(reading: Reading, active: Names): Certname[] {
+  *#goneFrom(reading: Reading, active: Names): Generator<void, Certname[]> {
     for (const certname of this.unroutable.keys())
       if (!active.has(certname)) this.unroutable.delete(certname);
     const gone: Certname[] = [];
-    for (const known of this.map.assignments()) {
+    yield* eachInPieces(this.map.assignments(), (known) => {
       const { certname } = known;
-      if (active.has(certname)) continue;
+      if (active.has(certname)) return;
       const inactiveSince = reading.inactive.get(certname);
-      if (this.#outlives(certname, inactiveSince)) continue;
+      if (this.#outlives(certname, inactiveSince)) return;
       if (inactiveSince !== undefined && isOfPuppetdb(known) && inactiveSince < known.at)
         this.#hold({ certname, observation: undefined, at: inactiveSince, from: known.at });
       else gone.push(certname);
-    }
+    });
     return gone;
   }
 

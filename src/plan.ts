@@ -10,6 +10,7 @@ import {
   type NodeMap,
   type Observation,
 } from "./node-map.js";
+import { atOnce, eachInPieces } from "./pieces.js";
 import type { Contents } from "./target/target.js";
 
 /** One entry that changes. No `from`: it is added. No `to`: it is removed. */
@@ -33,18 +34,23 @@ export interface Plan {
 }
 
 /** Compares everything: for a target whose contents were just read. */
-export function planFromContents(desired: NodeMap, actual: Contents): Plan {
+export function* planInPieces(desired: NodeMap, actual: Contents): Generator<void, Plan> {
   const plan = emptyPlan();
-  for (const assignment of desired.assignments())
-    planOne(plan, assignment.certname, actual.routes.get(assignment.certname), assignment);
+  yield* eachInPieces(desired.assignments(), (assignment) =>
+    planOne(plan, assignment.certname, actual.routes.get(assignment.certname), assignment),
+  );
   // As many entries as the two have in common means that the target has nothing else.
   if (actual.routes.size > desired.size - plan.add.length) {
-    for (const [certname, from] of actual.routes) {
+    yield* eachInPieces(actual.routes, ([certname, from]) => {
       if (desired.get(certname) === undefined) planOne(plan, certname, from, undefined);
-    }
+    });
   }
   return settled({ ...plan, rebuild: actual.rebuild });
 }
+
+/** The same without a pause. */
+export const planFromContents = (desired: NodeMap, actual: Contents): Plan =>
+  atOnce(planInPieces(desired, actual));
 
 /** Looks only at what changed since the target was in sync: the cost follows the changes, not the fleet. */
 export function planFromChanges(desired: NodeMap, pending: Before): Plan {

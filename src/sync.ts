@@ -12,6 +12,7 @@ import { Journal, type State } from "./journal.js";
 import { NewMasters } from "./masters.js";
 import type { Before, Master, Observation } from "./node-map.js";
 import { PassQueue, type SyncRequest } from "./pass-queue.js";
+import { inPieces } from "./pieces.js";
 import { plansFromChanges } from "./plan.js";
 import { PuppetDb } from "./source/puppetdb.js";
 import type { Reading } from "./source/reading.js";
@@ -247,7 +248,7 @@ export class Sync {
 
       clock.begin("plan");
       const result = request.dryRun
-        ? this.#tryOut(reading)
+        ? await this.#tryOut(reading)
         : await this.#carryOut(reading, request.approve, kind, clock, stop);
       clock.end();
       const learned = this.#instances.reduce((sum, { report }) => sum + report.learned, 0);
@@ -279,7 +280,7 @@ export class Sync {
     // As far as can be told: PuppetDB may not have been read.
     let approvalUnmatched = approve !== undefined;
     if (isReading(reading)) {
-      const lateMs = this.#merge(this.fleet, reading, approve);
+      const lateMs = await this.#merge(this.fleet, reading, approve);
       this.#watermark = advance(this.#watermark, reading, lateMs);
       if (reading.kind === "full") this.#serverNames = this.#namesOfServers();
       const { verdict } = this.fleet;
@@ -294,12 +295,12 @@ export class Sync {
   }
 
   /** Plans the same with a copy of the fleet, of which nothing stays: a dry run. */
-  #tryOut(reading: Reading | Failure | undefined) {
+  async #tryOut(reading: Reading | Failure | undefined) {
     const fleet = new Fleet(this.fleet);
     for (const { contents } of this.#targets) if (contents !== undefined) fleet.inherit(contents);
     this.#keepOthers(fleet);
     this.#learn(fleet);
-    if (isReading(reading)) this.#merge(fleet, reading);
+    if (isReading(reading)) await this.#merge(fleet, reading);
     const changes = fleet.map.takeChanges();
     for (const target of this.#targets) target.plan(fleet.map, changes);
     return { fleet, approvalUnmatched: false, masters: NO_MASTERS, journal: undefined };
@@ -469,9 +470,9 @@ export class Sync {
   }
 
   /** Returns how late a submission was, see Fleet.merge. */
-  #merge(fleet: Fleet, reading: Reading, approved?: string): number {
+  #merge(fleet: Fleet, reading: Reading, approved?: string): Promise<number> {
     const guard = { limit: this.#parts.config.maxRemoved, approved, now: performance.now() };
-    return fleet.merge(reading, this.resolver(), guard, this.#watermark?.asOf ?? 0);
+    return inPieces(fleet.mergeInPieces(reading, this.resolver(), guard, this.#watermark?.asOf ?? 0));
   }
 
   /** What somebody else has put into the map stays for as long as it waits for approval. */

@@ -107,7 +107,7 @@ describe("the map file", () => {
         }
         const plan = planFromChanges(desired, desired.takeChanges());
         ({ fingerprint } = await file.apply(plan, desired, fingerprint));
-        const anew = Array.from(new MapText(desired).chunks(""), String).join("");
+        const anew = Array.from((await MapText.of(desired)).chunks(""), String).join("");
         const [first = "", ...lines] = (await readFile(mapPath(), "utf8")).split("\n");
         expect(first).toContain("Written by sasori");
         expect(lines.slice(0, -2).join("\n")).toBe(anew.slice(0, -1));

@@ -4,9 +4,10 @@
 
 import { setImmediate as breathe } from "node:timers/promises";
 import type { Assignment, Before, Certname, Master, NodeMap, Source } from "../node-map.js";
+import { inPieces, sortInPieces } from "../pieces.js";
 import { lowerBound } from "../sorted.js";
 
-/** How many names are sorted, or looked at, in one go: a few milliseconds. */
+/** How many names are looked at in one go: a few milliseconds. */
 const STEP = 20_000;
 
 /** More news than this since the last request: the order is made anew when somebody asks. */
@@ -101,47 +102,16 @@ export class NodeList {
     return this.#names;
   }
 
-  /** A merge sort that lets others run between its steps. A million names take about a second in all. */
+  /** A million names take about a second in all. */
   async #sort(): Promise<void> {
     this.#news.clear();
-    let runs: Certname[][] = [];
-    let run: Certname[] = [];
-    for (const { certname } of this.#map.assignments()) {
-      run.push(certname);
-      if (run.length < STEP) continue;
-      runs.push(run.sort());
-      run = [];
-      await breathe();
-    }
-    runs.push(run.sort());
-    while (runs.length > 1) {
-      const longer: Certname[][] = [];
-      for (let index = 0; index < runs.length; index += 2) {
-        longer.push(zip(runs[index] ?? [], runs[index + 1] ?? []));
-        await breathe();
-      }
-      runs = longer;
-    }
-    this.#names = runs[0] ?? [];
+    this.#names = await inPieces(sortInPieces(this.#map.certnames(), (a, b) => (a < b ? -1 : 1)));
   }
 }
 
 /** The index of the first name behind `name`. */
 const firstBehind = (names: readonly string[], name: string): number =>
   lowerBound(names.length, (at) => (names[at] as string) > name);
-
-/** Two sorted lists as one. */
-function zip<Name extends string>(left: readonly Name[], right: readonly Name[]): Name[] {
-  if (right.length === 0) return [...left];
-  const names: Name[] = [];
-  let at = 0;
-  for (const name of left) {
-    while (at < right.length && (right[at] as Name) < name) names.push(right[at++] as Name);
-    names.push(name);
-  }
-  while (at < right.length) names.push(right[at++] as Name);
-  return names;
-}
 
 /** The list with those of the sorted `news` that are there, and without those that are not: copied in large pieces. */
 function merged<Name extends string>(

@@ -9,6 +9,7 @@ import { crc32 } from "node:zlib";
 import { Patience, Shared } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
 import { type Certname, isMaster, type Master, type NodeMap } from "../node-map.js";
+import { inPieces, sortInPieces } from "../pieces.js";
 import type { Plan } from "../plan.js";
 import { lowerBound } from "../sorted.js";
 import { readWhole, UnusableFile } from "../whole-file.js";
@@ -144,8 +145,8 @@ export class MapFile implements Target {
     this.#written = undefined;
     const changes = [...plan.add, ...plan.set, ...plan.del];
     const isSmall = changes.length * 10 < desired.size;
-    const next = (isSmall && written) || new MapText(desired);
-    if (next === written) next.update(changes, desired);
+    const isUpdated = isSmall && written?.update(changes, desired) === true;
+    const next = isUpdated && written ? written : await MapText.of(desired);
     await replaceFile(this.name, this.#chunks(next, desired));
     this.#written = { text: next, content: (await this.#fingerprint()).content };
   }
@@ -227,20 +228,27 @@ interface Page {
  * changed in place: with new ones for each change V8 went through all of its memory in every fourth pass, 0.3 s.
  */
 export class MapText {
-  #pages: Page[] = [];
+  readonly #pages: Page[] = [];
 
-  constructor(map: NodeMap) {
-    // Not their names alone: to look each of them up again takes longer than to compare them here.
-    const sorted = [...map.assignments()].sort((a, b) => (a.certname < b.certname ? -1 : 1));
-    for (let from = 0; from < sorted.length; from += PAGE_ENTRIES) {
-      const entries = sorted.slice(from, from + PAGE_ENTRIES);
-      const text = entries.map(({ certname, master }) => lineOf(certname, master)).join("");
-      this.#pages.push({ from: entries[0]?.certname ?? "", ...newPage(text) });
-    }
+  static of(map: NodeMap): Promise<MapText> {
+    return inPieces(MapText.#inPieces(map));
   }
 
-  /** Takes over how these nodes stand in the map now. */
-  update(changes: Iterable<{ certname: Certname }>, map: NodeMap): void {
+  static *#inPieces(map: NodeMap): Generator<void, MapText> {
+    const text = new MapText();
+    // Not their names alone: to look each of them up again takes longer than to compare them here.
+    const sorted = yield* sortInPieces(map.assignments(), (a, b) => (a.certname < b.certname ? -1 : 1));
+    for (let from = 0; from < sorted.length; from += PAGE_ENTRIES) {
+      const entries = sorted.slice(from, from + PAGE_ENTRIES);
+      const lines = entries.map(({ certname, master }) => lineOf(certname, master)).join("");
+      text.#pages.push({ from: entries[0]?.certname ?? "", ...newPage(lines) });
+      yield;
+    }
+    return text;
+  }
+
+  /** Takes over how these nodes stand in the map now. False if the text must be made anew. */
+  update(changes: Iterable<{ certname: Certname }>, map: NodeMap): boolean {
     let isCrowded = this.#pages.length === 0;
     for (const { certname } of changes) {
       const after = lowerBound(this.#pages.length, (at) => (this.#pages[at]?.from ?? "") > certname);
@@ -249,7 +257,7 @@ export class MapText {
       putLine(page, certname, map.get(certname)?.master);
       isCrowded ||= page.length > MAX_PAGE_BYTES;
     }
-    if (isCrowded) this.#pages = new MapText(map).#pages;
+    return !isCrowded;
   }
 
   /** In pieces, each of which holds until the next is asked for: 29 MB of new ones made V8 clean up a large heap. */

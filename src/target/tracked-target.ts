@@ -11,6 +11,7 @@ import {
   NodeMap,
   type Observation,
 } from "../node-map.js";
+import { inPieces } from "../pieces.js";
 import {
   type Change,
   countOf,
@@ -19,6 +20,7 @@ import {
   type Plan,
   planFromChanges,
   planFromContents,
+  planInPieces,
 } from "../plan.js";
 import {
   type Contents,
@@ -308,7 +310,9 @@ export class TrackedTarget {
       const { contents } = this;
       let seen = contents?.fingerprint ?? this.#left;
       if (seen === undefined) return;
-      let plan = this.#kept(contents ? planFromContents(desired, contents) : planOf(this.#pending));
+      let plan = this.#kept(
+        contents ? await inPieces(planInPieces(desired, contents)) : planOf(this.#pending),
+      );
       if (contents !== undefined && plan.kind === "changes") this.#countDrift(plan, contents);
       // An HAProxy that finds nodes which its map does not hold adds them itself.
       if (this.report.drift > 0 || (this.#touched && this.report.learned === 0))
@@ -327,7 +331,7 @@ export class TrackedTarget {
         const now = await this.#read(desired, signal);
         seen = now.fingerprint;
         wanted = this.#withNews(desired);
-        plan = this.#kept(planFromContents(wanted, now));
+        plan = this.#kept(await inPieces(planInPieces(wanted, now)));
         if (process === seen.process && countOf(plan) > unpushed) this.report.changedByOthers = true;
       }
       this.#inSync(seen, plan, wanted === desired);

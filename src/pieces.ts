@@ -1,0 +1,83 @@
+// Long work in pieces, so that whoever asks meanwhile is answered: HAProxy waits two seconds for the owner of a node, and
+// gives up on healing then. Work says where it may be interrupted (`yield`); here is decided whether it is.
+
+import { setImmediate as breathe } from "node:timers/promises";
+
+const PIECE_MS = 10;
+
+/** Nothing that the work reads or changes may be changed by others until it is done. */
+export async function inPieces<Result>(work: Generator<void, Result>): Promise<Result> {
+  let began = performance.now();
+  for (;;) {
+    const { done, value } = work.next();
+    if (done) return value;
+    if (performance.now() - began < PIECE_MS) continue;
+    await breathe();
+    began = performance.now();
+  }
+}
+
+/** The same without a pause. */
+export function atOnce<Result>(work: Generator<void, Result>): Result {
+  for (;;) {
+    const { done, value } = work.next();
+    if (done) return value;
+  }
+}
+
+/** Some entries are a piece of work of about a millisecond. */
+const STEP = 1_000;
+
+/** The items, with a place between some of them where the work may be interrupted. */
+export function* eachInPieces<Item>(items: Iterable<Item>, use: (item: Item) => void): Generator<void> {
+  let count = 0;
+  for (const item of items) {
+    use(item);
+    count += 1;
+    if (count % STEP === 0) yield;
+  }
+}
+
+/** How many are sorted in one go. */
+const RUN = 2_000;
+
+/** A merge sort. `compare` as that of Array's sort, for items of which no two are equal. */
+export function* sortInPieces<Item>(
+  items: Iterable<Item>,
+  compare: (a: Item, b: Item) => number,
+): Generator<void, Item[]> {
+  let runs: Item[][] = [];
+  let run: Item[] = [];
+  for (const item of items) {
+    run.push(item);
+    if (run.length < RUN) continue;
+    runs.push(run.sort(compare));
+    run = [];
+    yield;
+  }
+  runs.push(run.sort(compare));
+  while (runs.length > 1) {
+    const longer: Item[][] = [];
+    for (let index = 0; index < runs.length; index += 2)
+      longer.push(yield* zip(runs[index] ?? [], runs[index + 1] ?? [], compare));
+    runs = longer;
+  }
+  return runs[0] ?? [];
+}
+
+/** Two sorted lists as one. */
+function* zip<Item>(
+  left: Item[],
+  right: Item[],
+  compare: (a: Item, b: Item) => number,
+): Generator<void, Item[]> {
+  if (right.length === 0) return left;
+  const items: Item[] = [];
+  let at = 0;
+  yield* eachInPieces(left, (item) => {
+    while (at < right.length && compare(right[at] as Item, item) < 0) items.push(right[at++] as Item);
+    items.push(item);
+  });
+  while (at < right.length) items.push(right[at++] as Item);
+  return items;
+}
