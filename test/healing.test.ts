@@ -219,6 +219,30 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, ve
       }),
     ));
 
+  test("stays where a registration put it when a request meets a 404 there and the master before would answer", () =>
+    withHealing({ bin, map }, async (lab) => {
+      const url = `${lab.daemon.url}/api/v1/nodes/${NODE}`;
+      const headers = { "content-type": "application/json" };
+      const put = await fetch(url, { method: "PUT", headers, body: JSON.stringify({ master: "master3" }) });
+      expect(put.status).toBe(200); // The node itself is still at master1, as far as that one says.
+      for (const method of ["GET", "POST"]) {
+        const answer = { status: 404, route: "mapped", master: "master3" };
+        expect(routeOf(await lab.ask(NODE, { method }))).toEqual(answer);
+      }
+      expect(requests(lab).slice(0, 2)).toEqual([0, 0]);
+      await fetch(`${lab.daemon.url}/api/v1/sync`, { method: "POST", headers, body: '{"full":true}' });
+      expect((await lab.haproxy.showMap()).get(NODE)).toBe("master3");
+    }));
+
+  test("is healed by the first request after a legitimate 404, also if that was a moment ago", () =>
+    withHealing({ bin, map }, async (lab) => {
+      lab.move(NODE, "nowhere");
+      expect(routeOf(await lab.ask(NODE)).status).toBe(404);
+      lab.move(NODE, "master2");
+      await lab.puppetdb.replaceFacts({ certname: NODE, producer: "master2" });
+      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 200, route: "learned", master: "master2" });
+    }));
+
   test("heals a burst of 500 moved nodes from 50 clients without one failure, each at one wrong and one right request", () => {
     const many = Array.from({ length: 500 }, (_, index): [string, string] => [node(index), "master1"]);
     return withHealing({ bin, map: many }, async (lab) => {
