@@ -3,7 +3,7 @@
 
 import { once } from "node:events";
 import { rm } from "node:fs/promises";
-import { createServer as createHttpServer, type ServerResponse } from "node:http";
+import { createServer as createHttpServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { request } from "undici";
@@ -135,7 +135,7 @@ export class PuppetdbFront {
   /** Opens the port; after `close()` the same one again. */
   async open(): Promise<void> {
     const server = createHttpServer((incoming, response) => {
-      this.#pass(incoming.url ?? "", response).catch(() => response.destroy());
+      this.#pass(incoming, response).catch(() => response.destroy());
     });
     server.on("connection", (socket: Socket) => {
       this.#sockets.add(socket);
@@ -155,7 +155,10 @@ export class PuppetdbFront {
     if (server !== undefined) await new Promise((resolve) => server.close(resolve));
   }
 
-  async #pass(path: string, response: ServerResponse): Promise<void> {
+  async #pass(incoming: IncomingMessage, response: ServerResponse): Promise<void> {
+    const path = incoming.url ?? "";
+    let body = ""; // A long query.
+    for await (const chunk of incoming) body += String(chunk);
     const { pathname, searchParams } = new URL(path, "http://localhost");
     const entity = pathname.split("/").at(-1) ?? "";
     await this.tap.asked?.(entity, searchParams.get("query") ?? "");
@@ -165,7 +168,9 @@ export class PuppetdbFront {
     }
     const question = `${entity} since ${new Date().toISOString()}`;
     this.underway.add(question);
-    const answer = await ask(`${this.upstream(entity)}${path}`).finally(() => this.underway.delete(question));
+    const answer = await ask(`${this.upstream(entity)}${path}`, body).finally(() =>
+      this.underway.delete(question),
+    );
     const { statusCode, headers } = answer;
     let { text } = answer;
     const { rows, text: send } = this.tap;
@@ -180,7 +185,8 @@ export class PuppetdbFront {
   }
 }
 
-async function ask(url: string) {
-  const { statusCode, headers, body } = await request(url);
+async function ask(url: string, query: string) {
+  const post = { method: "POST", headers: { "content-type": "application/json" }, body: query } as const;
+  const { statusCode, headers, body } = await request(url, query === "" ? undefined : post);
   return { statusCode, headers, text: await body.text() };
 }

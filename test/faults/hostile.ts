@@ -108,7 +108,7 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
           );
           for (const name of names) if (isCertname(name)) arena.place(name, "master1");
           const report = await arena.sync({ full: true });
-          expect(report.outcome).toBe("done");
+          expect(report).toMatchObject({ outcome: "done" });
           expect(report.refused.count).toBe(
             Math.min(1_000, names.filter((name) => !isCertname(name)).length),
           );
@@ -246,15 +246,17 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
           { bin, config: (at) => configWithMap(at.socketPath, at.ports.frontend, file) },
           async (haproxy) => {
             const seen = new Map<string, string>();
+            const inSmallLetters = new Set<string>(); // Keys that differ in letter case only are the same node.
             for (const text of (await runtimeCommand(haproxy.socketPath, `show map ${file}`)).split("\n")) {
               const [, key, value] = /^0x[0-9a-f]+ (\S+) (.*)$/.exec(text) ?? [];
               if (key !== undefined && isCertname(key) && !seen.has(key)) seen.set(key, value ?? "");
+              inSmallLetters.add(key?.toLowerCase() ?? "");
             }
             const { routes } = await new MapFile(file).read();
             const usableBySasori = [...seen].filter(([, value]) => isMaster(value));
             for (const [key, value] of usableBySasori)
               expect([key, routes.get(key as never)]).toEqual([key, value]);
-            expect([...routes.keys()].filter((key) => !seen.has(key))).toEqual([]);
+            expect([...routes.keys()].filter((key) => !inSmallLetters.has(key))).toEqual([]);
           },
         );
       }
