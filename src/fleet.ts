@@ -35,6 +35,13 @@ const FRESH_MS = 10 * 60_000;
  */
 const INHERITED_ALLOWANCE_MS = 5 * 60_000;
 
+/** One change that is held. `from` is null for an entry that is no route of sasori's, `to` where the entry would go. */
+export interface HeldChange {
+  certname: string;
+  from: Master | null;
+  to: Master | null;
+}
+
 export class Fleet {
   readonly map: NodeMap;
   /** Nodes with a newer submission of a producer without a server. The route of an older one is kept. */
@@ -184,6 +191,13 @@ export class Fleet {
   /** Its removal, or its move back, waits for approval. */
   isHeld(certname: Certname): boolean {
     return this.#held.has(certname) || this.#stepsBack.has(certname);
+  }
+
+  /** What approval of the held plan would do to one of its entries. */
+  heldChange(certname: string): HeldChange {
+    const step = this.#stepsBack.get(certname as Certname);
+    const from = this.map.get(certname as Certname)?.master ?? null;
+    return { certname, from, to: step?.observation?.master ?? null };
   }
 
   /** What was held is another plan then: the next look at PuppetDB gives it another id. */

@@ -14,7 +14,16 @@ import { z } from "zod";
 import { readConfig } from "../src/config.js";
 import { startDaemon } from "../src/daemon.js";
 import type { Failure } from "../src/errors.js";
-import type { Instances, Masters, Moves, Nodes, Pass, Status, Story } from "../src/http/api-shapes.js";
+import type {
+  HeldPlan,
+  Instances,
+  Masters,
+  Moves,
+  Nodes,
+  Pass,
+  Status,
+  Story,
+} from "../src/http/api-shapes.js";
 import { MAX_AHEAD, MAX_CONNECTIONS } from "../src/http/connections.js";
 import { MAX_CLIENTS, MAX_CLIENTS_OF_ONE } from "../src/http/event-stream.js";
 import { summarize, troublesOf } from "../src/http/troubles.js";
@@ -142,7 +151,7 @@ describe("openapi.json", () => {
             await response.body?.cancel();
             continue;
           }
-          const answered = type === "application/json" ? await response.json() : await response.text();
+          const answered = type.endsWith("json") ? await response.json() : await response.text();
           const shape = shapeOf(document, described?.[type]?.schema ?? {});
           const checked = shape.safeParse(answered);
           expect(checked.error?.issues, call).toBeUndefined();
@@ -474,7 +483,7 @@ describe("the status", () => {
   test("says what is wrong, since when, and what to do, worst first, and that it is over", () =>
     withFleetLab([{ bin }], async (lab) => {
       await checkIn(lab, 15);
-      await withDaemon(lab, async ({ get, sync }) => {
+      await withDaemon(lab, async ({ get, send, sync }) => {
         const status = () => get<Status>("/api/v1/status");
         expect(await status()).toMatchObject({
           state: "in sync",
@@ -488,6 +497,11 @@ describe("the status", () => {
         expect(await status()).toMatchObject({
           state: "attention",
           troubles: [{ severity: "warning", code: "unroutable", what: expect.stringContaining("puppet9 1") }],
+        });
+        expect(await get("/api/v1/nodes?q=LOST.")).toEqual({
+          nodes: [],
+          next: null,
+          unroutable: [{ certname: "lost.example.com", producer: "puppet9" }],
         });
         await lab.stopPuppetdb();
         await lab.haproxys[0]?.kill();
@@ -519,8 +533,24 @@ describe("the status", () => {
         expect(held).toMatchObject({ state: "attention", nodes: 15 });
         const [, plan] = /sasori sync --approve ([0-9a-f]{12})$/.exec(held.troubles[0]?.remedy ?? "") ?? [];
         expect(held.troubles.map(({ code }) => code)).toEqual(["held"]);
+        // Three names have come back; twelve are held, and can be read one by one.
+        const page = await get<HeldPlan>("/api/v1/plan?limit=7");
+        expect(page).toMatchObject({ id: plan, count: 12, next: page.changes[6]?.certname });
+        expect(page.masters.reduce((sum, { removed }) => sum + removed, 0)).toBe(12);
+        const rest = await get<HeldPlan>(`/api/v1/plan?limit=7&cursor=${page.next}`);
+        expect(rest.next).toBeNull();
+        const names = [...page.changes, ...rest.changes].map(({ certname }) => certname);
+        expect(names).toEqual([...new Set(names)].sort());
+        expect(names).toHaveLength(12);
+        const [first] = page.changes;
+        const ofOne = await get<HeldPlan>(`/api/v1/plan?master=${first?.from}`);
+        expect(new Set(ofOne.changes.map(({ from }) => from))).toEqual(new Set([first?.from]));
+        const text = await (await send("GET", "/api/v1/plan.txt")).text();
+        expect(text.split("\n")).toContain(`${first?.certname}\t${first?.from}\t-`);
+        expect(text.match(/^[^#]/gm)).toHaveLength(12);
         expect(await sync({ approve: plan })).toMatchObject({ outcome: "done", nodes: 3 });
         expect(await status()).toMatchObject({ state: "in sync", nodes: 3, troubles: [] });
+        expect((await send("GET", "/api/v1/plan")).status).toBe(404);
       });
     }));
 

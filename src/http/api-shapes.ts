@@ -54,6 +54,12 @@ export const NodesQuery = z.strictObject({
 export const NodesShape = z.strictObject({
   nodes: z.array(NodeShape),
   next: z.string().nullable(),
+  unroutable: z
+    .array(z.strictObject({ certname: CertnameText, producer: z.string() }))
+    .optional()
+    .describe(
+      "on the first page of a search by `q`: matching nodes that have no route, because HAProxy has no server for the producer of their latest submission; at most `limit`",
+    ),
 });
 
 /** A change of one node's route. `from` is null for a node that is new, `to` for one that was removed. */
@@ -276,6 +282,30 @@ export const SyncBody = z
   .partial()
   .refine(({ dryRun, approve }) => !dryRun || approve === undefined, "dryRun and approve exclude each other");
 
+export const HeldPlanQuery = z.strictObject({
+  master: z.string().max(128).optional().describe("only nodes that this master would lose"),
+  limit: z.coerce.number().int().min(1).max(1000).default(100),
+  cursor: z.string().max(255).optional().describe("`next` of the page before"),
+});
+
+/** A page of the plan that the guard holds, by certname. `next` is null on the last page. */
+export const HeldPlanShape = z.strictObject({
+  id: z.string().describe("what an approval names; another set of changes has another id"),
+  reason: z.string(),
+  count: Count.describe("all changes of the plan"),
+  masters: z
+    .array(z.strictObject({ master: MasterText.nullable(), removed: Count, moved: Count }))
+    .describe("what each master would lose; null: entries that are no routes of sasori's"),
+  changes: z.array(
+    z.strictObject({
+      certname: z.string(),
+      from: MasterText.nullable(),
+      to: MasterText.nullable().describe("null: it would be removed"),
+    }),
+  ),
+  next: z.string().nullable(),
+});
+
 /** What one pass did to one target. */
 export const TargetReportShape = z.strictObject({
   target: z.string(),
@@ -311,6 +341,7 @@ export const TroubleShape = z.strictObject({
     ),
   where: z.string().describe("puppetdb, the file, an HAProxy, a master"),
   what: z.string(),
+  since: Time.optional().describe("when it began, where that is known"),
   remedy: z.string(),
 });
 
@@ -343,6 +374,8 @@ export type Nodes = z.infer<typeof NodesShape>;
 export type Move = z.infer<typeof MoveShape>;
 export type Moves = z.infer<typeof MovesShape>;
 export type Story = z.infer<typeof StoryShape>;
+export type HeldPlan = z.infer<typeof HeldPlanShape>;
+export type HeldPlanQuery = z.infer<typeof HeldPlanQuery>;
 export type Displaced = z.infer<typeof DisplacedShape>;
 export type ServerLoad = z.infer<typeof ServerLoadShape>;
 export type MasterRow = z.infer<typeof MasterShape>;

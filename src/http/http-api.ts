@@ -6,6 +6,7 @@
 import { timingSafeEqual } from "node:crypto";
 import { STATUS_CODES } from "node:http";
 import type { Socket } from "node:net";
+import { Readable } from "node:stream";
 import rateLimit from "@fastify/rate-limit";
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { serializerCompiler, validatorCompiler, type ZodTypeProvider } from "fastify-type-provider-zod";
@@ -18,6 +19,8 @@ import { readSecretFile } from "../whole-file.js";
 import {
   CertnameText,
   DisplacedShape,
+  HeldPlanQuery,
+  HeldPlanShape,
   InstancesShape,
   MastersShape,
   MovesQuery,
@@ -392,6 +395,47 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
       },
     },
     () => ({ passes: history.passes }),
+  );
+  const nothingHeld = "nothing is held: no plan waits for approval";
+  api.get(
+    "/api/v1/plan",
+    {
+      schema: {
+        tags,
+        summary: "The plan that the guard holds, whole, page by page. 404 when it holds none",
+        querystring: HeldPlanQuery,
+        response: {
+          200: answer("a page; `next` is the cursor of the one behind it", HeldPlanShape),
+          404: PROBLEM,
+          default: PROBLEM,
+        },
+      },
+    },
+    async (request) => {
+      const plan = await overview.heldPlan(request.query);
+      if (plan === undefined) throw httpError(404, nothingHeld);
+      return plan;
+    },
+  );
+  api.get(
+    "/api/v1/plan.txt",
+    {
+      schema: {
+        tags,
+        summary: "The same as text, one change a line: certname, from, to. 404 when it holds none",
+        response: {
+          200: answer("all of it", z.string(), "text/plain"),
+          404: PROBLEM,
+          default: PROBLEM,
+        },
+      },
+    },
+    async (_request, reply) => {
+      const { verdict } = sync.fleet;
+      if (verdict.kind !== "held") throw httpError(404, nothingHeld);
+      reply.header("content-disposition", `attachment; filename="plan-${verdict.id}.txt"`);
+      return reply.type("text/plain; charset=utf-8").send(Readable.from(overview.heldPlanText()) as never);
+    },
   );
   api.post(
     "/api/v1/sync",

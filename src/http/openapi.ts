@@ -28,6 +28,7 @@ const NAMED = {
   Instances: shapes.InstancesShape,
   Pass: shapes.PassShape,
   Passes: shapes.PassesShape,
+  HeldPlan: shapes.HeldPlanShape,
   TargetReport: shapes.TargetReportShape,
   SyncReport: shapes.SyncReportShape,
   Trouble: shapes.TroubleShape,

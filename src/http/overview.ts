@@ -3,13 +3,17 @@
 // told as its failure, in its place.
 
 import { toFailure } from "../errors.js";
+import type { Fleet } from "../fleet.js";
 import type { LoopDelay } from "../loop-delay.js";
 import type { Assignment, Certname } from "../node-map.js";
+import { inPieces } from "../pieces.js";
 import type { Sync, SyncParts } from "../sync.js";
 import type { TargetDetail, TargetState } from "../target/tracked-target.js";
 import type { Watchdog } from "../watchdog.js";
 import type {
   Displaced,
+  HeldPlan,
+  HeldPlanQuery,
   Instance,
   Instances,
   Lookup,
@@ -22,6 +26,7 @@ import type {
   Story,
   TargetRow,
 } from "./api-shapes.js";
+import { HeldPlans } from "./held-plan.js";
 import type { History } from "./history.js";
 import { lookUp } from "./lookup.js";
 import type { NodeList } from "./node-list.js";
@@ -42,10 +47,12 @@ export interface OverviewParts {
 
 export class Overview {
   readonly #parts: OverviewParts;
+  readonly #heldPlans: HeldPlans;
   readonly #startedAt = new Date().toISOString();
 
   constructor(parts: OverviewParts) {
     this.#parts = parts;
+    this.#heldPlans = new HeldPlans(parts.sync.fleet);
   }
 
   get ready(): boolean {
@@ -84,7 +91,22 @@ export class Overview {
 
   async page(query: NodesQuery): Promise<Nodes> {
     const { nodes, next } = await this.#parts.nodes.page(query);
-    return { nodes: nodes.map(nodeRow), next };
+    const { q, master, source, cursor, limit } = query;
+    const isSearch = q !== undefined && (master ?? source ?? cursor) === undefined;
+    return {
+      nodes: nodes.map(nodeRow),
+      next,
+      ...(isSearch && { unroutable: await inPieces(withoutRoute(this.#parts.sync.fleet, q, limit)) }),
+    };
+  }
+
+  /** The plan that the guard holds; undefined when it holds none. */
+  heldPlan(query: HeldPlanQuery): Promise<HeldPlan | undefined> {
+    return this.#heldPlans.page(query);
+  }
+
+  heldPlanText(): AsyncGenerator<string> {
+    return this.#heldPlans.text();
   }
 
   async story(certname: Certname): Promise<Story> {
@@ -165,6 +187,24 @@ export class Overview {
     if (file === undefined) throw new Error("there is always a map file");
     return { file, instances };
   }
+}
+
+/** Nodes without a route whose names have this in them, and whose producer has no server. */
+function* withoutRoute(
+  { map, unroutable }: Pick<Fleet, "map" | "unroutable">,
+  q: string,
+  limit: number,
+): Generator<void, NonNullable<Nodes["unroutable"]>> {
+  const found: NonNullable<Nodes["unroutable"]> = [];
+  let seen = 0;
+  for (const [certname, { producer }] of unroutable) {
+    seen += 1;
+    if (seen % 1_000 === 0) yield;
+    if (!certname.includes(q) || map.get(certname) !== undefined) continue;
+    found.push({ certname, producer });
+    if (found.length === limit) break;
+  }
+  return found;
 }
 
 /** Nobody knows the age of a route that was inherited. */

@@ -105,7 +105,14 @@ export function troublesOf(situation: Situation): Trouble[] {
     const { code } = failure;
     const message = withoutPlace(failure.message, where);
     const what = since === undefined ? message : `${message} (since ${since})`;
-    troubles.push({ severity: "critical", code, where, what, remedy: remedyFor(code) });
+    troubles.push({
+      severity: "critical",
+      code,
+      where,
+      what,
+      ...(since !== undefined && { since }),
+      remedy: remedyFor(code),
+    });
   };
   failed("puppetdb", puppetdb?.failure, puppetdb?.since);
   for (const { target, failure } of targets) failed(target, failure);
