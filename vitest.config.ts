@@ -1,25 +1,16 @@
+import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
+import { patient } from "./test/support/patience.js";
 
-// Files run side by side, but for those in test/puppetdb: they share one PuppetDB and begin by emptying it.
 export default defineConfig({
   test: {
-    testTimeout: 30_000,
-    hookTimeout: 60_000,
+    include: ["test/*.test.ts", "test/puppetdb/*.test.ts"],
+    // A good part of a test is waiting (health checks, schedules), so that a CPU has time for more than one file.
+    maxWorkers: Math.min(8, availableParallelism() + 1),
+    testTimeout: patient(60_000),
+    hookTimeout: patient(150_000),
     // A condition is waited for, not the clock: on a busy machine a second is not much.
-    expect: { poll: { timeout: 10_000 } },
-    projects: [
-      { extends: true, test: { name: "sasori", include: ["test/*.test.ts"], sequence: { groupOrder: 0 } } },
-      {
-        extends: true,
-        test: {
-          name: "puppetdb",
-          include: ["test/puppetdb/*.test.ts"],
-          globalSetup: ["test/support/global-setup.ts"],
-          fileParallelism: false,
-          testTimeout: 60_000,
-          sequence: { groupOrder: 1 },
-        },
-      },
-    ],
+    expect: { poll: { timeout: patient(15_000) } },
+    reporters: ["./test/support/reporter.ts"],
   },
 });

@@ -137,7 +137,7 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
       const env = { ...own, ...besideVariables(at), GATEWAY_PORT: `${gateway}`, STATS_PORT: `${stats}` };
       const both = new Child(bin, ["-db", "-f", GATEWAY_CONFIG, "-f", AGENTS_CONFIG], { env });
       try {
-        await both.untilReady(async () => (await ask(node1, { port: frontend })).status === 200, 10_000);
+        await both.untilReady(async () => (await ask(node1, { port: frontend })).status === 200);
         await runtimeCommand(at.socketPath, `set map ${at.mapPath} node1.example.com master1`);
         expect((await ask(node1, { port: frontend })).received().master).toBe("master1");
         const tool = await fetch(`http://127.0.0.1:${gateway}/`, { headers: { "x-node-name": "nobody" } });
@@ -334,7 +334,7 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
         expect(await haproxy.showMap()).toEqual(new Map([["node1.example.com", home]]));
         await own?.start();
         const served = async () => (await ask(node1)).headers["x-served-by"];
-        await expect.poll(served, { timeout: 10_000 }).toBe(home);
+        await expect.poll(served).toBe(home);
       },
       { map: [] },
     ));

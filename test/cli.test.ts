@@ -21,6 +21,7 @@ import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
 import { withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries, pathOf } from "./support/parts.js";
+import { patient } from "./support/patience.js";
 import { EMPTY, SILENT, startScriptedPuppetdb } from "./support/scripted-puppetdb.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
@@ -31,7 +32,7 @@ const node = (index: number) => `node${index}.example.com`;
 const NEVER = "0 0 1 1 *";
 
 // Each run of the program is a process that starts, and a machine may have better things to do.
-vi.setConfig({ testTimeout: 120_000 });
+vi.setConfig({ testTimeout: patient(120_000) });
 
 /** Every command, with arguments that it takes; those of them that print something have --json. */
 const COMMANDS = [
@@ -117,7 +118,7 @@ async function withDesk(count: number, use: (desk: Desk) => Promise<void>): Prom
           const daemon = new Child(process.execPath, [CLI, "serve"], { env: { ...PLAIN(), ...env } });
           daemons.push(daemon);
           const ready = async () => (await fetch(`http://${env.SASORI_LISTEN}/readyz`)).ok;
-          await daemon.untilReady(ready, 15_000);
+          await daemon.untilReady(ready);
           return daemon;
         },
       });
@@ -535,7 +536,7 @@ describe("with a daemon", () => {
           .toBe(1);
         process.kill(daemon.pid, "SIGHUP");
         const ready = async () => (await fetch(`http://${env.SASORI_LISTEN}/readyz`)).ok;
-        await daemon.untilReady(ready, 15_000);
+        await daemon.untilReady(ready);
       } finally {
         await daemon.end();
       }
@@ -595,7 +596,7 @@ describe("with a daemon", () => {
     const story = `${url}/api/v1/nodes/${node(1)}`;
     const body = JSON.stringify({ master: "master1" });
     try {
-      await daemon.untilReady(async () => (await fetch(`${url}/readyz`)).ok, 15_000);
+      await daemon.untilReady(async () => (await fetch(`${url}/readyz`)).ok);
       const headers = { "content-type": "application/json" };
       expect((await fetch(story, { method: "PUT", headers, body })).status).toBe(200);
       let asked: Promise<unknown> = Promise.resolve();
@@ -643,7 +644,7 @@ describe("with a daemon", () => {
     const sync = async () =>
       (await (await fetch(`${url}/api/v1/sync`, { method: "POST" })).json()) as SyncReport;
     try {
-      await daemon.untilReady(async () => (await fetch(`${url}/readyz`)).ok, 15_000);
+      await daemon.untilReady(async () => (await fetch(`${url}/readyz`)).ok);
       await rm(token);
       await run("mkfifo", [token], {});
       const silent = {
@@ -662,7 +663,7 @@ describe("with a daemon", () => {
       const answers = await open(token, constants.O_RDWR | constants.O_NONBLOCK);
       await rm(token);
       await writeFile(token, "another\n");
-      await expect.poll(async () => (await sync()).source.outcome, { timeout: 15_000 }).toBe("done");
+      await expect.poll(async () => (await sync()).source.outcome).toBe("done");
       expect(puppetdb.asked.at(-1)?.headers["x-authentication"]).toBe("another");
       await answers.close();
     } finally {
@@ -693,7 +694,7 @@ describe("with a daemon", () => {
         expect(await healthy()).toMatchObject({ code: 1, printed: expect.stringContaining("DAEMON") });
         const daemon = new Child(process.execPath, [CLI, "serve"], { env: mine });
         try {
-          await expect.poll(healthy, { timeout: 30_000, interval: 200 }).toEqual({ code: 0, printed: "" });
+          await expect.poll(healthy, { interval: 200 }).toEqual({ code: 0, printed: "" });
         } finally {
           await daemon.end();
         }
@@ -731,9 +732,9 @@ describe("with a daemon", () => {
     };
     const daemon = new Child(process.execPath, [CLI, "serve"], { env });
     try {
-      await daemon.untilReady(async () => (await fetch(`http://${env.SASORI_LISTEN}/healthz`)).ok, 15_000);
+      await daemon.untilReady(async () => (await fetch(`http://${env.SASORI_LISTEN}/healthz`)).ok);
       process.kill(daemon.pid, "SIGUSR1");
-      await expect.poll(() => daemon.printed, { timeout: 10_000 }).toContain("SIGUSR1 means nothing here");
+      await expect.poll(() => daemon.printed).toContain("SIGUSR1 means nothing here");
       expect(daemon.printed).not.toContain("Debugger");
     } finally {
       await daemon.end();
@@ -803,14 +804,14 @@ describe("with a daemon", () => {
           .map((line) => JSON.parse(line) as Move)
           .map(({ certname, from, to }) => `${certname} ${from} ${to}`);
       const expected = [`${node(0)} master1 master2`];
-      const poll = () => expect.poll(seen, { timeout: 15_000 });
+      const poll = () => expect.poll(seen);
       try {
         await poll().toEqual(expected);
         await sasori("register", node(1), "master3");
         expected.push(`${node(1)} master2 master3`);
         await poll().toEqual(expected);
         await daemon.end();
-        await expect.poll(() => follow.printed, { timeout: 15_000 }).toContain("the daemon is gone");
+        await expect.poll(() => follow.printed).toContain("the daemon is gone");
         await startDaemon();
         await sasori("register", node(2), "master1");
         expected.push(`${node(2)} master3 master1`);
@@ -856,7 +857,7 @@ describe("rebalance", () => {
       const args = [CLI, "rebalance", "--master", "master1", "--per-minute", "1"];
       const slow = new Child(process.execPath, args, { env: { ...PLAIN(), ...env } });
       try {
-        await expect.poll(() => slow.printed, { timeout: 15_000 }).toBe(`1/3  ${node(0)} → master1\n`);
+        await expect.poll(() => slow.printed).toBe(`1/3  ${node(0)} → master1\n`);
       } finally {
         await slow.end("SIGINT");
       }
@@ -936,10 +937,10 @@ describe("drain", () => {
       const args = [CLI, "drain", "master1", "--per-minute", "10"];
       const slow = new Child(process.execPath, args, { env: { ...PLAIN(), ...env } });
       try {
-        await expect.poll(() => slow.printed, { timeout: 15_000 }).toBe(`1/3  ${node(0)} → master2\n`);
+        await expect.poll(() => slow.printed).toBe(`1/3  ${node(0)} → master2\n`);
         await lab.run(node(3), "master3"); // The next one would have been moved 6 s later.
         expect((await sasori("sync")).code).toBe(0);
-        await expect.poll(() => slow.ended, { timeout: 20_000 }).toBe(true);
+        await expect.poll(() => slow.ended).toBe(true);
       } finally {
         await slow.end();
       }

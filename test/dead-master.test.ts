@@ -163,7 +163,7 @@ async function withMortal(
     read = end;
   };
   try {
-    await child.untilReady(async () => (await fetch(`http://127.0.0.1:${port}/status/v1/simple`)).ok, 10_000);
+    await child.untilReady(async () => (await fetch(`http://127.0.0.1:${port}/status/v1/simple`)).ok);
     await use({
       address: `127.0.0.1:${port}`,
       begun: () => {

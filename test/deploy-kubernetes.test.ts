@@ -15,12 +15,14 @@ import { readConfig } from "../src/config.js";
 import { freePort, run } from "./support/child.js";
 import { startMaster, type TestMaster } from "./support/gateway.js";
 import { haproxyBinaries, partIfThere } from "./support/parts.js";
+import { patient } from "./support/patience.js";
 import { Pod, Service } from "./support/pods.js";
 import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const MANIFESTS = path.join(ROOT, "deploy/kubernetes");
 const kubectl = partIfThere("kubectl");
+const NO_KUBECTL = { meta: { lacks: "there is no kubectl here: name one by KUBECTL_BIN" } };
 
 interface Manifest {
   apiVersion: string;
@@ -85,7 +87,7 @@ async function fieldErrors(all: readonly Manifest[]): Promise<string> {
   }
 }
 
-describe.skipIf(kubectl === undefined)("the manifests", () => {
+describe.skipIf(kubectl === undefined)("the manifests", NO_KUBECTL, () => {
   test("hold to Kubernetes' schemas, with no field that there is not", async () => {
     expect(manifests.map(({ kind }) => kind).sort()).toEqual(
       // biome-ignore format: a list
@@ -250,7 +252,7 @@ async function withFleet(use: (fleet: Fleet) => Promise<void>): Promise<void> {
 
 const NODES = Array.from({ length: 60 }, (_, index) => `node${index}.example.com`);
 
-describe.skipIf(kubectl === undefined)("a pod", () => {
+describe.skipIf(kubectl === undefined)("a pod", NO_KUBECTL, () => {
   test.each(haproxyBinaries())(
     "gets no request before HAProxy $version has the map, and keeps them when sasori and PuppetDB are down",
     ({ bin }) =>
@@ -259,7 +261,7 @@ describe.skipIf(kubectl === undefined)("a pod", () => {
         const ready = () => pod.probe("haproxy", "readinessProbe");
         // PuppetDB is empty, and sasori has said so: HAProxy is alive, but not for clients.
         const passes = () => pod.printed.split('"msg":"pass done"').length - 1;
-        await expect.poll(passes, { timeout: 10_000 }).toBeGreaterThan(0);
+        await expect.poll(passes).toBeGreaterThan(0);
         expect([await pod.probe("haproxy", "livenessProbe"), await ready()]).toEqual([200, 503]);
         await move("node1.example.com", "master2");
         await pod.untilReady();
@@ -274,7 +276,7 @@ describe.skipIf(kubectl === undefined)("a pod", () => {
   );
 });
 
-describe.skipIf(kubectl === undefined)("a rolling restart", () => {
+describe.skipIf(kubectl === undefined)("a rolling restart", NO_KUBECTL, () => {
   // The oldest and the newest: each takes a quarter of a minute.
   test.each(haproxyBinaries().filter((_, index, all) => index === 0 || index === all.length - 1))(
     "fails no request on HAProxy $version, while nodes move and clients keep their connections",
@@ -331,6 +333,6 @@ describe.skipIf(kubectl === undefined)("a rolling restart", () => {
         expect(requests).toBeGreaterThan(500);
         expect(masters.every((master) => master.requests > 0)).toBe(true);
       }),
-    60_000,
+    patient(60_000),
   );
 });

@@ -5,6 +5,7 @@ import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { run } from "./support/child.js";
+import { patient } from "./support/patience.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const LEFT_OUT = new Set(["node_modules", "dist", ".git", ".demo"]);
@@ -36,10 +37,10 @@ beforeAll(async () => {
     cwd: elsewhere,
     env,
   });
-}, 180_000);
+}, patient(180_000));
 
 // npm and npx take seconds on a busy machine.
-vi.setConfig({ testTimeout: 90_000 });
+vi.setConfig({ testTimeout: patient(90_000) });
 
 afterAll(() => rm(folder, { recursive: true, force: true }));
 

@@ -518,9 +518,7 @@ describe("the doctor and this machine", () => {
       await writeFile(mapFile, "");
       const daemon = await startDaemon(readConfig(env), pino({ level: "silent" }));
       try {
-        await expect
-          .poll(async () => (await fetch(`${daemon.url}/readyz`)).status, { timeout: 10_000 })
-          .toBe(200);
+        await expect.poll(async () => (await fetch(`${daemon.url}/readyz`)).status).toBe(200);
         expect(finding(await examine(), "daemon")).toMatchObject({
           outcome: "ok",
           detail: expect.stringContaining(`sasori ${VERSION} runs: 30 nodes in sync`),

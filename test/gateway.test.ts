@@ -299,7 +299,7 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
         // maxconn 50 are served and maxqueue 100 wait; further ones have no place.
         const waiting = Array.from({ length: 150 }, () => ask(NODE));
         const queue = async () => Number((await servers(haproxy.socketPath)).get("master1"));
-        await expect.poll(queue, { timeout: 10_000 }).toBe(100);
+        await expect.poll(queue).toBe(100);
         const refused = await ask(NODE);
         expect(refused.status).toBe(503);
         expect(refused.headers.get("retry-after")).toBe("1");
@@ -543,7 +543,7 @@ frontend classes
             master.nodes = new Set(master.name === "heal3" ? ["node0.example.com"] : []);
           for (const master of masters.slice(2)) await master.stop();
           await expect
-            .poll(async () => routeOf(await ask("node0.example.com")), { timeout: 10_000 })
+            .poll(async () => routeOf(await ask("node0.example.com")))
             .toMatchObject({ status: 200, master: "heal3" });
         },
       );
@@ -723,7 +723,7 @@ frontend classes
           const good = readFileSync(file, "utf8");
           writeFileSync(file, `${good}\nfrontend more\n  bind 127.0.0.1:${taken}\n`);
           process.kill(gateway.haproxy.pid, "SIGUSR2");
-          await expect.poll(gateway.haproxy.output, { timeout: 10_000 }).toMatch(TAKEN);
+          await expect.poll(gateway.haproxy.output).toMatch(TAKEN);
           await expect
             .poll(() => runtimeCommand(gateway.haproxy.masterSocketPath, "show version").catch(() => "away"))
             .not.toBe("away");

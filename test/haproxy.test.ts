@@ -11,8 +11,9 @@ import { HaproxyInstance } from "../src/target/haproxy.js";
 import { RuntimeSession } from "../src/target/runtime-api.js";
 import { type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries, isFrom } from "./support/parts.js";
+import { patient } from "./support/patience.js";
 
-const signal = () => AbortSignal.timeout(20_000);
+const signal = () => AbortSignal.timeout(patient(20_000));
 const servers = ["master1", "master2", "master3"].map((name, index) => ({ name, port: 18141 + index }));
 
 /** A desired map of `count` nodes; every node at or after `movedFrom` is at the next master. */
@@ -146,7 +147,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
   test("says at once that the socket is the master process's, which has no maps", () =>
     withHaproxy({ bin, servers, masterWorker: true }, async ({ masterSocketPath }) => {
       const endpoint = { name: "master", connect: { path: masterSocketPath } };
-      await expect(RuntimeSession.open(endpoint, AbortSignal.timeout(5_000))).rejects.toMatchObject({
+      await expect(RuntimeSession.open(endpoint, AbortSignal.timeout(patient(5_000)))).rejects.toMatchObject({
         code: "HAPROXY_REPLY",
         message: expect.stringMatching(/master process.*`stats socket`.*SASORI_HAPROXY/),
       });

@@ -79,9 +79,7 @@ async function withDaemon(
   const sync = async (wanted = {}) =>
     (await (await send("POST", "/api/v1/sync", wanted)).json()) as SyncReport;
   try {
-    await expect
-      .poll(async () => (await get<Status>("/api/v1/status")).lastPass, { timeout: 15_000 })
-      .toBeDefined();
+    await expect.poll(async () => (await get<Status>("/api/v1/status")).lastPass).toBeDefined();
     await use({ url, get, send, sync });
   } finally {
     await daemon.stop();
@@ -651,7 +649,7 @@ describe.each(haproxyBinaries())("the masters of HAProxy $version", ({ bin }) =>
               });
             const answers = Array.from({ length: 53 }, () => ask(node(0)));
             const load = async () => (await get<Masters>("/api/v1/masters")).masters[0]?.servers[0];
-            await expect.poll(async () => (await load())?.queue, { timeout: 10_000 }).toBe(3);
+            await expect.poll(async () => (await load())?.queue).toBe(3);
             const answer = await get<Masters>("/api/v1/masters");
             expect(answer.masters.map(({ master, nodes }) => [master, nodes])).toEqual([
               ["master1", 2],
@@ -681,9 +679,7 @@ describe.each(haproxyBinaries())("the masters of HAProxy $version", ({ bin }) =>
             for (const { status } of await Promise.all(answers)) expect(status).toBe(200);
             await expect.poll(load).toMatchObject({ sessions: 0, queue: 0, requests: 53 });
             await first?.stop();
-            await expect
-              .poll(load, { timeout: 15_000 })
-              .toMatchObject({ status: expect.stringMatching(/^DOWN/), up: false });
+            await expect.poll(load).toMatchObject({ status: expect.stringMatching(/^DOWN/), up: false });
             await sync();
             expect((await get<Status>("/api/v1/status")).troubles).toContainEqual({
               severity: "warning",
@@ -1004,7 +1000,7 @@ describe("who is connected", () => {
         });
         try {
           // Those that do not read do not see it.
-          await expect.poll(() => closed, { timeout: 8_000 }).toBeGreaterThanOrEqual(150);
+          await expect.poll(() => closed).toBeGreaterThanOrEqual(150);
           expect((await fetch(`${url}/readyz`)).status).toBe(200);
           const registered = await send("PUT", `/api/v1/nodes/${node(0)}`, { master: "master3" });
           expect(registered.status).toBe(200);

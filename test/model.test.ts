@@ -4,11 +4,12 @@
 
 import { describe, expect, test } from "vitest";
 import { chosen, playSeed } from "./model/run.js";
+import { patient } from "./support/patience.js";
 
 const STEPS = 150;
 
 describe("The file and both live maps are what the newest evidence says, and requests are executed where they may be", () => {
-  test.each(chosen.seeds ?? [1, 2])("seed %i", { timeout: 600_000 }, async (seed) => {
+  test.each(chosen.seeds ?? [1, 2])("seed %i", { timeout: patient(600_000) }, async (seed) => {
     const { compared } = await playSeed(seed, chosen.steps ?? STEPS);
     expect(compared).toBeGreaterThan(1);
   });

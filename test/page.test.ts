@@ -10,11 +10,12 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
 import type { Move } from "../src/http/api-shapes.js";
 import { addMoves, emptyMoveLog, MINUTE_MS, plotOf } from "../src/page/state.js";
-import { findChromium, launchChromium, overflow, withPage } from "./support/browser.js";
+import { findChromium, launchChromium, NO_CHROMIUM, overflow, withPage } from "./support/browser.js";
 import { Child, freePort } from "./support/child.js";
 import { type Gateway, withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
+import { patient } from "./support/patience.js";
 import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
 
 const CLI = fileURLToPath(new URL("../dist/src/cli.js", import.meta.url));
@@ -22,7 +23,7 @@ const BUILT = fileURLToPath(new URL("../dist/page/", import.meta.url));
 const NODE = "node1.example.com";
 const NODES = Array.from({ length: 30 }, (_, index) => `node${index + 1}.example.com`);
 const SECOND = 1_000;
-const DEADLINE_MS = 60 * SECOND;
+const DEADLINE_MS = patient(60 * SECOND);
 const LOST = /Failed to load resource|net::ERR_/;
 const UNAUTHORIZED = /status of 401/;
 
@@ -71,7 +72,7 @@ async function withSite(
       };
       const start = async () => {
         daemon = new Child(process.execPath, [CLI, "serve"], { env });
-        await daemon.untilReady(async () => (await fetch(`${url}/readyz`)).ok, 20 * SECOND);
+        await daemon.untilReady(async () => (await fetch(`${url}/readyz`)).ok);
       };
       await start();
       await use({
@@ -102,7 +103,7 @@ const headline = (page: Page) => page.getByRole("heading", { level: 1 });
 const says = (page: Page, text: string | RegExp) =>
   headline(page)
     .filter({ hasText: text })
-    .waitFor({ timeout: 30 * SECOND });
+    .waitFor({ timeout: patient(30 * SECOND) });
 const section = (page: Page, name: string) => page.getByRole("region", { name, exact: true });
 /** The id, else the label, else the text of the element that has the keyboard. */
 const focused = (page: Page) =>
@@ -127,7 +128,7 @@ async function openedInSync(page: Page, { url }: Site): Promise<void> {
   await says(page, "Everything is in sync");
 }
 
-describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS }, () => {
+describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta: NO_CHROMIUM }, () => {
   test("says that everything is in sync, shows masters, HAProxy and passes, and a move as it happens", () =>
     withSite((site) =>
       withPage(browser, async (page) => {

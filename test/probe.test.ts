@@ -15,10 +15,11 @@ import type { Server } from "../src/target/target.js";
 import { makeTlsFiles } from "./support/certificates.js";
 import { type HaproxyPlaces, type HaproxyServer, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
+import { patient } from "./support/patience.js";
 
 /** Of the certificate `elsewhere`. */
 const CERTNAME = "puppetdb.example.com";
-const signal = () => AbortSignal.timeout(10_000);
+const signal = () => AbortSignal.timeout(patient(10_000));
 
 let folder: string;
 const at = (name: string) => path.join(folder, name);
@@ -133,7 +134,7 @@ describe("a master asked by TLS", () => {
     expect(asked).toEqual([]);
     await install("client");
     const answer = () => ask(server, "/nodes/node1", signal()).catch(() => "refused");
-    await expect.poll(answer, { timeout: 5_000 }).toBe("m1"); // Files are looked at once a second.
+    await expect.poll(answer).toBe("m1"); // Files are looked at once a second.
     await expect(isThere(port, { SASORI_PROBE_CA: at("ca.pem") })).rejects.toThrow();
   });
 });
@@ -198,7 +199,7 @@ backend puppet
       await instance.addServer(name as Master, `127.0.0.1:${port}`, OPTIONS(), signal());
       const found = async () =>
         (await instance.look(signal())).servers.find((server) => server.name === name)?.state;
-      await expect.poll(found, { timeout: 8_000 }).toBe(state);
+      await expect.poll(found).toBe(state);
       expect(await askThrough(haproxy)).toBe(status);
     });
   });

@@ -10,6 +10,7 @@ import { PuppetDb } from "../src/source/puppetdb.js";
 import { makeTlsFiles } from "./support/certificates.js";
 import { freePort, run } from "./support/child.js";
 import { puppetdbParts } from "./support/parts.js";
+import { patient } from "./support/patience.js";
 import {
   answer,
   EMPTY,
@@ -63,7 +64,7 @@ const stalledAfter = (text: string): Script => {
   };
 };
 
-const soon = () => AbortSignal.timeout(20_000);
+const soon = () => AbortSignal.timeout(patient(20_000));
 
 /** The error of a reading that must fail. */
 async function failure(reading: Promise<unknown>): Promise<SasoriError> {

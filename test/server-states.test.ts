@@ -17,8 +17,9 @@ import {
   withHaproxy,
 } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
+import { patient } from "./support/patience.js";
 
-const signal = () => AbortSignal.timeout(20_000);
+const signal = () => AbortSignal.timeout(patient(20_000));
 const NODE = "node1.example.com";
 
 interface Way {
@@ -203,8 +204,8 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
             await expect.poll(statusOf).toMatch(/^UP/);
             it.nodes = new Set();
           }
-          if (way.status) await expect.poll(statusOf, { timeout: 5_000 }).toMatch(way.status);
-          await expect.poll(() => stateOf(haproxy), { timeout: 5_000 }).toBe(way.state);
+          if (way.status) await expect.poll(statusOf).toMatch(way.status);
+          await expect.poll(() => stateOf(haproxy)).toBe(way.state);
           // It is so if HAProxy does so.
           expect((await servedBy(haproxy)) === "it").toBe(way.state !== "down");
           const [load] = await instanceOf(haproxy).loads(signal());
@@ -229,7 +230,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       await withFleetLab([{ bin, config: found }], async (lab) => {
         const sync = await lab.newSync();
         const states = async () => (await sync.request({})) && sync.servers()?.map(({ state }) => state);
-        await expect.poll(states, { timeout: 10_000 }).toEqual(["up", "up"]);
+        await expect.poll(states).toEqual(["up", "up"]);
         await lab.run(NODE, "puppet1.example.com", -1_000);
         await sync.request({});
         const [haproxy] = lab.haproxys;
@@ -241,7 +242,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
         expect(await sync.request({})).toMatchObject({ moved: 1, displaced: 0 });
         expect(troublesOf({ pass: sync.lastReport, targets: sync.targets() })).toEqual([]);
         nameserver.services["_puppet._tcp.example.com"] = [];
-        await expect.poll(states, { timeout: 10_000 }).not.toContain("up");
+        await expect.poll(states).not.toContain("up");
       });
     } finally {
       await nameserver.stop();
@@ -267,7 +268,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       await withFleetLab([{ bin, config: found }], async (lab) => {
         const sync = await lab.newSync({ SASORI_MASTER_ALIASES: "Puppet9.example.com.=m3" });
         const states = async () => (await sync.request({})) && sync.servers()?.map(({ state }) => state);
-        await expect.poll(states, { timeout: 10_000 }).toEqual(["up", "up", "up"]);
+        await expect.poll(states).toEqual(["up", "up", "up"]);
         await lab.run("node1.example.com", "puppet1.example.com");
         await lab.run("node2.example.com", "puppet2.example.com");
         await lab.run("node3.example.com", "PUPPET3.example.com");
@@ -290,7 +291,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
         return troublesOf({ pass: undefined, targets: [{ target: "it", servers }] });
       };
       const states = async () => (await instanceOf(haproxy).look(signal())).servers.map(({ state }) => state);
-      await expect.poll(states, { timeout: 10_000 }).toEqual(["up", "up", "up"]);
+      await expect.poll(states).toEqual(["up", "up", "up"]);
       expect(await told()).toEqual([]);
       const command = (text: string) =>
         runtimeCommand(haproxy.socketPath, `set server puppet/master1 ${text}`);

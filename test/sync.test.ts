@@ -529,7 +529,7 @@ describe("a pass", () => {
       await once(hanging, "listening");
       await lab.haproxys[0]?.restart();
       const pass = sync.request({});
-      await expect.poll(() => lab.haproxys[0]?.showMap(), { timeout: 10_000 }).toEqual(routes);
+      await expect.poll(() => lab.haproxys[0]?.showMap()).toEqual(routes);
       expect(sync.busy).toBe(true); // PuppetDB still has not answered.
       await sync.stop(0);
       await expect(pass).resolves.toMatchObject({ source: { outcome: "failed" } });
@@ -600,30 +600,30 @@ describe("a pass", () => {
     await withFleetLab([{ bin, config: checkedConfig(masters.map(({ port }) => port)) }], async (lab) => {
       const sync = await lab.newSync();
       const up = async () => (await sync.request({})) && sync.servers()?.map((server) => server.up);
-      await expect.poll(up, { timeout: 10_000 }).toEqual([true, true]);
+      await expect.poll(up).toEqual([true, true]);
       await lab.run(name(0), "master1", -MINUTE);
       await lab.run(name(1), "master2", -MINUTE);
       expect(await sync.request({})).toMatchObject({ displaced: 0, nodes: 2 });
       await masters[0]?.stop();
-      await expect.poll(up, { timeout: 10_000 }).toEqual([false, true]);
+      await expect.poll(up).toEqual([false, true]);
       await lab.run(name(0), "master2");
       expect(await sync.request({})).toMatchObject({ displaced: 1 });
       expect([...sync.fleet.homes]).toEqual([[name(0), "master1"]]);
       expect([...(await lab.newSync()).fleet.homes]).toEqual([[name(0), "master1"]]);
       await masters[0]?.start();
-      await expect.poll(up, { timeout: 10_000 }).toEqual([true, true]);
+      await expect.poll(up).toEqual([true, true]);
       await sync.submit(registration(name(0), "master1", Date.now() + 1));
       expect(sync.lastReport).toMatchObject({ displaced: 0 });
       expect((await lab.haproxys[0]?.showMap())?.get(name(0))).toBe("master1");
 
       // Also when HAProxy has learned it, or a person has set it there.
       await masters[0]?.stop();
-      await expect.poll(up, { timeout: 10_000 }).toEqual([false, true]);
+      await expect.poll(up).toEqual([false, true]);
       await full(sync); // What differs from now on is newer than the registration.
       await setLive(lab, 0, name(0), "master2");
       expect(await full(sync)).toMatchObject({ learned: 1, displaced: 1 });
       await masters[0]?.start();
-      await expect.poll(up, { timeout: 10_000 }).toEqual([true, true]);
+      await expect.poll(up).toEqual([true, true]);
       await setLive(lab, 0, name(0), "master1");
       expect(await full(sync)).toMatchObject({ learned: 1, displaced: 0 });
     });
@@ -999,7 +999,7 @@ describe("a pass", () => {
       const pass = await passThatHangs(lab, sync, { full: true });
       await lab.haproxys[1]?.restart(); // It reads a file of its own, which is empty.
       expect(await lab.haproxys[1]?.showMap()).toEqual(new Map());
-      await expect.poll(() => lab.haproxys[1]?.showMap(), { timeout: 15_000 }).toEqual(routes);
+      await expect.poll(() => lab.haproxys[1]?.showMap()).toEqual(routes);
       expect(sync.phase).toBe("fetch");
       await pass.end();
     }));

@@ -17,6 +17,7 @@ import { Child, freePort } from "../support/child.js";
 import { gatewayConfig, startMaster, type TestMaster } from "../support/gateway.js";
 import { type HaproxyServer, runtimeCommand, showMap, startHaproxy } from "../support/haproxy-server.js";
 import { haproxyBinaries } from "../support/parts.js";
+import { patient } from "../support/patience.js";
 import type { PuppetdbServer } from "../support/puppetdb-server.js";
 import { PuppetdbFront, SocketFront } from "./fronts.js";
 import { enter, enterCode } from "./ledger.js";
@@ -27,7 +28,6 @@ export const MASTERS = ["master1", "master2", "master3"] as const;
 /** The long form of the suite: more tries, soak and fuzz. */
 export const LONG = process.env.FAULTS_LONG === "yes";
 
-const START_MS = 20_000;
 const RECOVERY_MS = 30_000;
 /** An answer that sasori has is passed on for as long: it is remembered for 3 s, and was asked for before that. */
 const REMEMBERED_MS = 8_000;
@@ -179,7 +179,7 @@ export class Arena {
   /** Starts the daemon and waits until it answers. */
   async startSasori(options: SasoriOptions = {}): Promise<Child> {
     const child = this.spawnSasori(options);
-    await child.untilReady(async () => (await fetch(`${this.url}/healthz`)).ok, START_MS);
+    await child.untilReady(async () => (await fetch(`${this.url}/healthz`)).ok);
     return child;
   }
 
@@ -396,7 +396,8 @@ export class Arena {
 
   /** Waits until the file, every live map, the masters and PuppetDB agree. Returns what still differs. */
   async agreement(withinMs = RECOVERY_MS): Promise<string[]> {
-    const deadline = Date.now() + withinMs;
+    const waitMs = patient(withinMs);
+    const deadline = Date.now() + waitMs;
     let found = await this.differences();
     while (found.length > 0 && Date.now() < deadline) {
       await sleep(50);
@@ -423,7 +424,8 @@ export class Arena {
     withinMs = 15_000,
     saw = () => "",
   ): Promise<void> {
-    const deadline = Date.now() + withinMs;
+    const waitMs = patient(withinMs);
+    const deadline = Date.now() + waitMs;
     let last: unknown;
     while (Date.now() < deadline) {
       try {
@@ -434,7 +436,7 @@ export class Arena {
       }
       await sleep(20);
     }
-    throw new Error(`not within ${withinMs} ms: ${what}; saw ${saw()} ${last ?? ""}\n${this.#lastLog()}`);
+    throw new Error(`not within ${waitMs} ms: ${what}; saw ${saw()} ${last ?? ""}\n${this.#lastLog()}`);
   }
 
   #lastLog(): string {
@@ -535,7 +537,7 @@ interface Answer {
 /** One request on a connection of its own: what a reload does to idle ones is no matter of sasori's. */
 async function ask(port: number, node: string): Promise<Answer> {
   try {
-    const request = httpRequest({ host: "127.0.0.1", port, agent: false, timeout: 10_000 });
+    const request = httpRequest({ host: "127.0.0.1", port, agent: false, timeout: patient(10_000) });
     request.setHeader("x-node-name", node);
     request.on("timeout", () => request.destroy(new Error("no answer for 10 s")));
     request.end();

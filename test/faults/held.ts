@@ -103,7 +103,7 @@ function holdOne(method: string, aTimePasses: () => void): Promise<Hold> {
       const daemon = await startDaemon(config, pino({ level: "silent" }));
       const status = async () => (await (await fetch(`${daemon.url}/api/v1/status`)).json()) as Status;
       try {
-        await expect.poll(async () => (await status()).state, { timeout: 60_000 }).toBe("in sync");
+        await expect.poll(async () => (await status()).state).toBe("in sync");
         hold.armed = true;
         // A move, a registration and a full pass: something of all that a pass may do.
         await lab.run("node1.example.com", "master2");
@@ -120,7 +120,7 @@ function holdOne(method: string, aTimePasses: () => void): Promise<Hold> {
           const { state, troubles } = await status();
           return { method, state, critical: troubles.some(({ severity }) => severity === "critical") };
         };
-        await expect.poll(told, { timeout: 30_000 }).toEqual({ method, state: "failing", critical: true });
+        await expect.poll(told).toEqual({ method, state: "failing", critical: true });
         return hold;
       } finally {
         const began = Date.now();

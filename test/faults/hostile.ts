@@ -16,6 +16,7 @@ import { HaproxyInstance } from "../../src/target/haproxy.js";
 import { MapFile } from "../../src/target/map-file.js";
 import { runtimeCommand, withHaproxy } from "../support/haproxy-server.js";
 import { haproxyBinaries } from "../support/parts.js";
+import { patient } from "../support/patience.js";
 import type { PuppetdbServer } from "../support/puppetdb-server.js";
 import { Arena, LONG } from "./arena.js";
 import { enterCases } from "./ledger.js";
@@ -191,7 +192,7 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
           { name: "liar", connect: { path: peer.path } },
           { backend: "puppet", mapFile: haproxy.mapPath },
         );
-        expect((await instance.read(AbortSignal.timeout(5_000))).routes.size).toBe(60);
+        expect((await instance.read(AbortSignal.timeout(patient(5_000)))).routes.size).toBe(60);
         const property = fc.asyncProperty(
           fc.constantFrom(...replies.keys()),
           fc.array(mutation, { minLength: 1, maxLength: 3 }),
@@ -200,7 +201,9 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
             const whole = peer.whole(command);
             const at = Math.floor((mutations[0]?.at ?? 0) * whole.length);
             peer.lie = { command, text: cut ? whole.slice(0, at) : mutate(whole, mutations) };
-            const result = await instance.read(AbortSignal.timeout(5_000)).catch((error: unknown) => error);
+            const result = await instance
+              .read(AbortSignal.timeout(patient(5_000)))
+              .catch((error: unknown) => error);
             if (result instanceof Error) {
               expect(result).toBeInstanceOf(SasoriError);
               expect((result as SasoriError).code).toMatch(/^HAPROXY_/);

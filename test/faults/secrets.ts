@@ -9,6 +9,7 @@ import path from "node:path";
 import { createServer } from "node:tls";
 import { describe, expect, test } from "vitest";
 import { PuppetDb } from "../../src/source/puppetdb.js";
+import { patient } from "../support/patience.js";
 import type { PuppetdbServer } from "../support/puppetdb-server.js";
 import { EMPTY, startScriptedPuppetdb } from "../support/scripted-puppetdb.js";
 import { Arena } from "./arena.js";
@@ -130,7 +131,7 @@ export function secrets(puppetdb: () => PuppetdbServer): void {
       try {
         // Without SASORI_PUPPETDB_CA nobody vouches for it.
         const source = new PuppetDb({ url: server.url, tokenFile: token });
-        await expect(source.readAll(AbortSignal.timeout(5_000))).rejects.toMatchObject({
+        await expect(source.readAll(AbortSignal.timeout(patient(5_000)))).rejects.toMatchObject({
           code: "PUPPETDB_TLS",
         });
         expect(server.asked).toEqual([]);
@@ -160,7 +161,7 @@ export function secrets(puppetdb: () => PuppetdbServer): void {
         url: `https://127.0.0.1:${(old.address() as AddressInfo).port}`,
         caFile: tls.ca,
       });
-      await expect(source.readAll(AbortSignal.timeout(5_000))).rejects.toMatchObject({
+      await expect(source.readAll(AbortSignal.timeout(patient(5_000)))).rejects.toMatchObject({
         code: "PUPPETDB_TLS",
       });
       expect(seen).toEqual([]);

@@ -15,7 +15,7 @@ export function twoSasoris(puppetdb: () => PuppetdbServer): void {
         const env = { ...arena.env, SASORI_LISTEN: `127.0.0.1:${port}` };
         const other = new Child(process.execPath, [CLI, "serve"], { env });
         try {
-          await other.untilReady(async () => (await fetch(`${url}/readyz`)).ok, 20_000);
+          await other.untilReady(async () => (await fetch(`${url}/readyz`)).ok);
           await arena.suffer(
             "two sasoris on one file and the same HAProxys",
             async (index) => {

@@ -17,9 +17,9 @@ import { Child, freePort } from "../support/child.js";
 import { gatewayConfig } from "../support/gateway.js";
 import { type HaproxyServer, runtimeCommand, showMap, startHaproxy } from "../support/haproxy-server.js";
 import { haproxyBinaries } from "../support/parts.js";
+import { patient } from "../support/patience.js";
 import { type Command, type Log, MASTERS } from "./model.js";
 
-const START_MS = 30_000;
 const CONDITION_MS = 15_000;
 const REQUEST_ID = "x-model-request";
 
@@ -175,7 +175,7 @@ export class World {
     const headers = { "x-node-name": node, [REQUEST_ID]: id };
     const port = this.gateways[side]?.haproxy.ports.frontend;
     const request = http.request({ host: "127.0.0.1", port, path: where, method, headers, agent: false });
-    request.setTimeout(CONDITION_MS, () => request.destroy(new Error("no answer")));
+    request.setTimeout(patient(CONDITION_MS), () => request.destroy(new Error("no answer")));
     request.end(method === "POST" ? "order=1" : undefined);
     try {
       const [response] = (await once(request, "response")) as [http.IncomingMessage];
@@ -282,7 +282,7 @@ export class World {
         ...this.#env,
       },
     });
-    await sasori.child.untilReady(async () => (await fetch(`${this.url(who)}/healthz`)).ok, START_MS);
+    await sasori.child.untilReady(async () => (await fetch(`${this.url(who)}/healthz`)).ok);
     // Its first pass is over when the next one is.
     await this.sync(who, {});
   }
@@ -378,9 +378,10 @@ export async function until(
   condition: () => Promise<boolean>,
   ms = CONDITION_MS,
 ): Promise<void> {
-  const deadline = performance.now() + ms;
+  const waitMs = patient(ms);
+  const deadline = performance.now() + waitMs;
   while (!(await condition())) {
-    if (performance.now() > deadline) throw new Error(`not within ${ms / 1000} s: ${what}`);
+    if (performance.now() > deadline) throw new Error(`not within ${waitMs / 1000} s: ${what}`);
     await sleep(10);
   }
 }

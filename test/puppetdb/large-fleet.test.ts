@@ -1,22 +1,21 @@
 // 100,000 nodes in the real PuppetDB: what arrives in the file and in HAProxy is compared entry by entry with what
 // PuppetDB's own database says.
 
-import { beforeAll, describe, expect, inject, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { MASTERS, withFleetLab } from "../support/fleet-lab.js";
 import { haproxyBinaries } from "../support/parts.js";
-import { puppetdbClient } from "../support/puppetdb-server.js";
+import { patient } from "../support/patience.js";
+import { type PuppetdbServer, startPuppetdb } from "../support/puppetdb-server.js";
 
 const NODES = 100_000;
 const MOVED = 1_000;
 
-const address = inject("puppetdb");
-if (address === null) throw new Error("no PuppetDB: run setup/parts.sh test");
-const puppetdb = puppetdbClient(address);
-
+let puppetdb: PuppetdbServer;
 beforeAll(async () => {
-  await puppetdb.reset();
+  puppetdb = await startPuppetdb();
   await puppetdb.fill(NODES, MASTERS);
-}, 240_000);
+}, patient(240_000));
+afterAll(() => puppetdb.stop());
 
 /** Node to the producer of its factset, read past PuppetDB. */
 async function truth(): Promise<Map<string, string>> {

@@ -2,14 +2,20 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, test } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { startPuppetdbStandIn } from "../../demo/puppetdb.js";
 import { parseCertname } from "../../src/node-map.js";
 import { PuppetDb } from "../../src/source/puppetdb.js";
 import type { Reading, Submission } from "../../src/source/reading.js";
 import { run } from "../support/child.js";
 import { puppetdbParts } from "../support/parts.js";
-import { type PuppetdbClient, puppetdbClient } from "../support/puppetdb-server.js";
+import { patient } from "../support/patience.js";
+import {
+  type PuppetdbClient,
+  type PuppetdbServer,
+  puppetdbClient,
+  startPuppetdb,
+} from "../support/puppetdb-server.js";
 
 /** Thrown away at the beginning of each test. */
 type Backend = Pick<
@@ -20,25 +26,24 @@ type Backend = Pick<
 const SECOND_MS = 1_000;
 const MINUTE_MS = 60 * SECOND_MS;
 const NODE = "node1.example.com";
-const soon = () => AbortSignal.timeout(30_000);
+const soon = () => AbortSignal.timeout(patient(30_000));
 /** A time so many milliseconds ago. */
 const ago = (ms: number) => new Date(Date.now() - ms);
 
-function realPuppetdb(): PuppetdbClient {
-  const address = inject("puppetdb");
-  if (address === null) throw new Error("no PuppetDB to test against: run `setup/parts.sh test`");
-  return puppetdbClient(address);
-}
+let real: PuppetdbServer;
+beforeAll(async () => {
+  real = await startPuppetdb();
+});
+afterAll(() => real.stop());
 
 const BACKENDS: Record<string, () => Promise<Backend>> = {
   "the real PuppetDB": async () => {
-    const client = realPuppetdb();
-    await client.reset();
-    return { ...client, close: () => Promise.resolve() };
+    await real.reset();
+    return { ...real, close: () => Promise.resolve() };
   },
   "the demo's stand-in": async () => {
     const { url, close } = await startPuppetdbStandIn({ host: "127.0.0.1", port: 0 });
-    return { ...puppetdbClient({ ...realPuppetdb(), url }), close };
+    return { ...puppetdbClient({ ...real, url }), close };
   },
 };
 
@@ -370,7 +375,7 @@ describe("the real PuppetDB over TLS", () => {
   afterAll(() => rm(dir, { recursive: true, force: true }));
 
   test("is read with the client certificate", async () => {
-    const client = realPuppetdb();
+    const client = real;
     await client.reset();
     await client.replaceFacts({ certname: NODE, producer: "master1" });
     const { url, cert: certFile, key: keyFile, ca: caFile } = client.tls;
@@ -387,7 +392,7 @@ describe("the real PuppetDB over TLS", () => {
       () => ({ certFile: join(dir, "cert.pem"), keyFile: join(dir, "key.pem") }),
     ],
   ])("refuses sasori %s, and sasori says PUPPETDB_TLS", async (_, files) => {
-    const { url, ca: caFile } = realPuppetdb().tls;
+    const { url, ca: caFile } = real.tls;
     const source = new PuppetDb({ url, caFile, ...files() });
     await expect(source.readAll(soon())).rejects.toMatchObject({
       code: "PUPPETDB_TLS",
@@ -396,7 +401,7 @@ describe("the real PuppetDB over TLS", () => {
   });
 
   test("is not trusted without its CA", async () => {
-    const { url, cert: certFile, key: keyFile } = realPuppetdb().tls;
+    const { url, cert: certFile, key: keyFile } = real.tls;
     await expect(new PuppetDb({ url, certFile, keyFile }).readAll(soon())).rejects.toMatchObject({
       code: "PUPPETDB_TLS",
     });
@@ -405,7 +410,7 @@ describe("the real PuppetDB over TLS", () => {
 
 describe("the real PuppetDB with an old database", () => {
   test("rows that lost their producer, or expired, are read for what they are", async () => {
-    const client = realPuppetdb();
+    const client = real;
     await client.reset();
     for (const certname of ["old.example.com", "expired.example.com", NODE]) {
       await client.replaceFacts({ certname, producer: "master1" });
@@ -427,7 +432,7 @@ describe("the real PuppetDB with an old database", () => {
   });
 
   test("a thousand nodes are all read, each with the master that it has", async () => {
-    const client = realPuppetdb();
+    const client = real;
     await client.reset();
     await client.fill(1_000, ["master1", "master2", "master3"]);
     const source = new PuppetDb({ url: client.url });
@@ -446,7 +451,7 @@ describe("the real PuppetDB with a history of reports", () => {
 
   // Each node at random masters, its last run within the last half hour, others 19, 38, 57 and 76 hours before.
   beforeAll(async () => {
-    client = realPuppetdb();
+    client = real;
     await client.reset();
     await client.fill(NODES, ["master1", "master2", "master3"], 5);
     await client.sql(

@@ -17,6 +17,7 @@ import {
   startHaproxy,
 } from "./haproxy-server.js";
 import { puppetdbParts } from "./parts.js";
+import { patient } from "./patience.js";
 
 const ANSWER_DEADLINE_MS = 15_000;
 
@@ -352,7 +353,7 @@ async function ask(
       );
       response.on("error", reject);
     });
-    request.setTimeout(ANSWER_DEADLINE_MS, () => request.destroy(new Error("no answer")));
+    request.setTimeout(patient(ANSWER_DEADLINE_MS), () => request.destroy(new Error("no answer")));
     request.on("error", reject);
     request.end(body);
   });

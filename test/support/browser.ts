@@ -6,6 +6,7 @@ import { existsSync } from "node:fs";
 import path from "node:path";
 import { type Browser, type BrowserContextOptions, chromium, type Page } from "playwright-core";
 import { pathOf } from "./parts.js";
+import { patient } from "./patience.js";
 
 const ARGUMENTS = [
   "--no-sandbox", // Root may not use it, and in a container nobody may; it only ever sees our own page.
@@ -23,10 +24,12 @@ export function findChromium(): string | undefined {
     return pathOf("chromium");
   } catch (error) {
     if (process.env.CI === "true") throw error;
-    console.warn(`Tests of the page are skipped: name a Chromium by CHROMIUM_BIN. ${String(error)}`);
     return undefined;
   }
 }
+
+/** Why tests are not run then. */
+export const NO_CHROMIUM = { lacks: "there is no Chromium here: name one by CHROMIUM_BIN" };
 
 /** Starts it with an empty profile. */
 export function launchChromium(executablePath: string): Promise<Browser> {
@@ -56,7 +59,7 @@ export async function withPage<T>(
   const complaints: string[] = [];
   try {
     const page = await context.newPage();
-    page.setDefaultTimeout(15_000);
+    page.setDefaultTimeout(patient(15_000));
     page.on("pageerror", (error) => complaints.push(String(error)));
     page.on("console", (message) => {
       if (["error", "warning"].includes(message.type())) complaints.push(message.text());

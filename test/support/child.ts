@@ -2,8 +2,10 @@
 import { type ChildProcess, type SpawnOptions, spawn } from "node:child_process";
 import { createServer } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
+import { patient } from "./patience.js";
 
 const STOP_DEADLINE_MS = 10_000;
+const READY_DEADLINE_MS = 20_000;
 
 /** A started program. Its output, stderr too, is collected in `printed`. */
 export class Child {
@@ -51,20 +53,25 @@ export class Child {
     return this.#code ?? -1;
   }
 
-  /** Sends `signal` and waits until it has gone. After 10 s it is killed. Does nothing when it has ended. */
+  /** Sends `signal` and waits until it has gone. After 10 s, with patience, it is killed. Does nothing when it has ended. */
   async end(signal: NodeJS.Signals = "SIGTERM"): Promise<void> {
     this.#signal(signal);
-    const killer = setTimeout(() => this.#signal("SIGKILL"), STOP_DEADLINE_MS);
+    const killer = setTimeout(() => this.#signal("SIGKILL"), patient(STOP_DEADLINE_MS));
     await this.#exit;
     clearTimeout(killer);
   }
 
   /**
-   * Asks again and again whether it is `ready`, until it is. When the child ends or `deadlineMs` has passed, ends
-   * it and rejects with the command, the last error of `ready` and all that was printed.
+   * Asks again and again whether it is `ready`, until it is. When the child ends or `deadlineMs` has passed, with
+   * patience, ends it and rejects with the command, the last error of `ready` and all that was printed.
    */
-  async untilReady(ready: () => Promise<boolean>, deadlineMs: number, everyMs = 10): Promise<void> {
-    const deadline = Date.now() + deadlineMs;
+  async untilReady(
+    ready: () => Promise<boolean>,
+    deadlineMs = READY_DEADLINE_MS,
+    everyMs = 10,
+  ): Promise<void> {
+    const waitMs = patient(deadlineMs);
+    const deadline = Date.now() + waitMs;
     let last = "";
     while (!this.ended && Date.now() < deadline) {
       try {
@@ -74,7 +81,7 @@ export class Child {
       }
       await sleep(everyMs);
     }
-    const why = this.ended ? "ended" : `is not ready after ${deadlineMs / 1000} s (${last})`;
+    const why = this.ended ? "ended" : `is not ready after ${waitMs / 1000} s (${last})`;
     await this.end("SIGKILL");
     throw new Error(`${this.#command} ${why}; it printed:\n${this.printed}`);
   }

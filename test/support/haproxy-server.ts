@@ -7,8 +7,8 @@ import { connect, type NetConnectOpts } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Child, freePort } from "./child.js";
+import { patient } from "./patience.js";
 
-const START_DEADLINE_MS = 20_000;
 const ANSWER_DEADLINE_MS = 10_000;
 
 /** What a test may ask for. Everything but `bin` has a default; all ports are on 127.0.0.1. */
@@ -56,7 +56,7 @@ export interface HaproxyServer extends HaproxyPlaces {
   showMap(): Promise<Map<string, string>>;
 }
 
-/** Starts a HAProxy; rejects, with what it printed, when it does not answer within 20 s. */
+/** Starts a HAProxy; rejects, with what it printed, when it does not answer in time. */
 export async function startHaproxy(options: HaproxyOptions): Promise<HaproxyServer> {
   const dir = await mkdtemp(join(tmpdir(), "sasori-haproxy-"));
   const places: HaproxyPlaces = {
@@ -87,7 +87,7 @@ export async function startHaproxy(options: HaproxyOptions): Promise<HaproxyServ
       const pid = await workerPid(places.socketPath);
       if (options.masterWorker) await runtimeCommand(places.masterSocketPath, "show proc");
       return pid !== 0 && pid !== before;
-    }, START_DEADLINE_MS);
+    });
   };
 
   try {
@@ -141,7 +141,7 @@ export async function withHaproxy<T>(
 /**
  * Sends one line to a stats socket (a path, or a port on 127.0.0.1) and resolves with the whole answer. As plain
  * as can be: it is what our own client is checked against. Rejects on a refused or reset connection and
- * after 10 s of silence.
+ * after 10 s of silence, with patience.
  */
 export function runtimeCommand(socket: string | number, line: string): Promise<string> {
   const where: NetConnectOpts =
@@ -151,7 +151,7 @@ export function runtimeCommand(socket: string | number, line: string): Promise<s
     // The half-close is for the master CLI, which would wait for another command.
     const connection = connect({ ...where, allowHalfOpen: true }, () => connection.end(`${line}\n`));
     connection.setEncoding("utf8");
-    connection.setTimeout(ANSWER_DEADLINE_MS, () => connection.destroy(new Error("no answer")));
+    connection.setTimeout(patient(ANSWER_DEADLINE_MS), () => connection.destroy(new Error("no answer")));
     connection.on("data", (chunk: string) => {
       answer += chunk;
     });

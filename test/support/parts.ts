@@ -56,6 +56,11 @@ export function puppetdbParts(): PuppetdbParts {
   };
 }
 
+/** Those that have not been fetched, such as "haproxy-trixie". */
+export function missingParts(): string[] {
+  return list().get("missing") ?? [];
+}
+
 /** As `pathOf`, for a program that not every distribution has: undefined where it is missing, but for CI. */
 export function partIfThere(name: string): string | undefined {
   return process.env.CI === "true" ? pathOf(name) : list().get(name)?.[0];
@@ -68,7 +73,7 @@ export function isFrom(version: string, major: number, minor: number): boolean {
 }
 
 function findHaproxys(): HaproxyBinary[] {
-  const missing = (list().get("missing") ?? []).filter((part) => part.startsWith("haproxy"));
+  const missing = missingParts().filter((part) => part.startsWith("haproxy"));
   if (process.env.CI === "true" && missing.length > 0) {
     throw new Error(`${missing.join(", ")} missing, and CI=true skips nothing: ${REMEDY}`);
   }

@@ -13,13 +13,13 @@ import { fileURLToPath } from "node:url";
 import type { IDeployment } from "kubernetes-models/apps/v1";
 import type { IContainer } from "kubernetes-models/v1";
 import { Child, freePort } from "./child.js";
+import { patient } from "./patience.js";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 /** A second of the manifests. */
 const SECOND_MS = 100;
 /** How long everybody needs to hear that a pod came or goes. preStop must be longer. */
 const NEWS_MS = 10 * SECOND_MS;
-const START_DEADLINE_MS = 20_000;
 
 export interface PodOptions {
   deployment: IDeployment;
@@ -83,7 +83,7 @@ export class Pod {
 
   async untilReady(): Promise<void> {
     if (this.#haproxy === undefined) throw new Error("the pod has not been started");
-    await this.#haproxy.untilReady(async () => this.ready, START_DEADLINE_MS);
+    await this.#haproxy.untilReady(async () => this.ready);
   }
 
   /** The status of a probe; 0 when nobody answers. */
@@ -102,9 +102,9 @@ export class Pod {
     const [, seconds] = this.#container.lifecycle?.preStop?.exec?.command ?? [];
     await sleep(Number(seconds ?? 0) * SECOND_MS);
     const asked = Date.now();
-    // Unscaled: what HAProxy waits for are its own time-outs. (10 s after the signal a Child is killed.)
+    // Unscaled: what HAProxy waits for are its own time-outs. (10 s after the signal a Child is killed, with patience.)
     await this.#haproxy?.end("SIGUSR1");
-    if (Date.now() - asked > 9_000) throw new Error(`HAProxy did not end:\n${this.printed}`);
+    if (Date.now() - asked > patient(9_000)) throw new Error(`HAProxy did not end:\n${this.printed}`);
     await this.endSasori();
     await rm(this.#folder, { recursive: true, force: true });
   }
@@ -145,11 +145,7 @@ export class Pod {
   }
 
   async #untilStarted(container: IContainer, child: Child): Promise<void> {
-    await child.untilReady(
-      async () => (await this.#ask(container, "startupProbe")) === 200,
-      START_DEADLINE_MS,
-      50,
-    );
+    await child.untilReady(async () => (await this.#ask(container, "startupProbe")) === 200, undefined, 50);
   }
 
   async #ask(
@@ -158,7 +154,7 @@ export class Pod {
   ): Promise<number> {
     const { path: at, port } = container[kind]?.httpGet ?? {};
     const url = `http://127.0.0.1:${this.ports[port as keyof Pod["ports"]]}${at}`;
-    return fetch(url, { signal: AbortSignal.timeout(3_000) }).then(
+    return fetch(url, { signal: AbortSignal.timeout(patient(3_000)) }).then(
       async (response) => {
         await response.arrayBuffer();
         return response.status;

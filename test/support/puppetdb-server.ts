@@ -1,7 +1,6 @@
 /**
  * The real PuppetDB on a PostgreSQL of its own, on loopback, for tests. It is slow to start (about 8 s), so one
- * serves the whole test run (see global-setup.ts): tests get a `PuppetdbClient` on it and begin with `reset()`.
- * A test that needs it to go away starts its own.
+ * serves a whole file of tests, and each begins with `reset()`.
  */
 import { randomBytes, randomUUID } from "node:crypto";
 import { chmod, chown, copyFile, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
@@ -10,14 +9,13 @@ import { join } from "node:path";
 import { Child, freePort, run } from "./child.js";
 import { type PuppetdbParts, puppetdbParts } from "./parts.js";
 
-const POSTGRES_DEADLINE_MS = 20_000;
 const PUPPETDB_DEADLINE_MS = 120_000;
 const COMMAND_SECONDS = 20;
 
 /** PostgreSQL refuses to run as root. This is "nobody" on Debian and Ubuntu. */
 const NOBODY = 65534;
 
-/** Where a PuppetDB is and how to reach it; plain data, so that vitest can hand it to the tests. */
+/** Where a PuppetDB is and how to reach it. */
 export interface PuppetdbAddress {
   /** Plain HTTP, such as "http://127.0.0.1:34567". */
   url: string;
@@ -128,7 +126,7 @@ export const standInClient = (url: string): PuppetdbClient =>
     postgres: { psql: "", port: 0, password: "" },
   });
 
-/** A client for a PuppetDB that somebody else has started, e.g. `puppetdbClient(inject("puppetdb"))`. */
+/** A client for a PuppetDB that somebody else has started. */
 export function puppetdbClient(address: PuppetdbAddress): PuppetdbClient {
   const { url, postgres } = address;
   const sql = async (text: string): Promise<string> => {
@@ -324,7 +322,7 @@ async function startPostgres(parts: PuppetdbParts, parent: string, address: Pupp
       await run(join(parts.postgresBin, "pg_isready"), socket);
       return true;
     },
-    POSTGRES_DEADLINE_MS,
+    undefined,
     50,
   );
   await run(
