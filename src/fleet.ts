@@ -4,7 +4,6 @@
 
 import { Flapping } from "./flapping.js";
 import { Guard, type GuardRules, type StepBack, type Verdict } from "./guard.js";
-import type { State } from "./journal.js";
 import {
   type Assignment,
   type Before,
@@ -17,6 +16,7 @@ import {
 } from "./node-map.js";
 import { atOnce, eachInPieces } from "./pieces.js";
 import { type Ahead, MAX_REFUSED, type Names, type Reading, type Submission } from "./source/reading.js";
+import { type Change, type Kind, keyOf } from "./state/rows.js";
 import type { Contents, Server } from "./target/target.js";
 import { type Tombstone, Tombstones } from "./tombstones.js";
 
@@ -55,8 +55,8 @@ export class Fleet {
   readonly ended: Tombstones;
   readonly flapping: Flapping;
   readonly guard: Guard;
-  /** Grows with every change of `own`, `homes`, `tombstones`, `ended` and `guard`. */
-  revision = 0;
+  /** The rows of `own`, `homes`, `tombstones`, `ended` and `guard.approvals` that have changed. */
+  readonly #unsaved = new Map<string, { kind: Exclude<Kind, "sizes">; key: string }>();
   verdict: Verdict;
   /** Removals of a held verdict that are still held, and whether what is held has changed since. */
   #held: Set<Certname>;
@@ -144,10 +144,10 @@ export class Fleet {
     const { certname, source } = observation;
     this.#unhold(certname);
     if (this.#stepsBack.delete(certname)) this.#heldChanged = true;
-    if (this.tombstones.delete(certname)) this.revision += 1;
+    if (this.tombstones.delete(certname)) this.#changed("removed", certname);
     if (source === "registration" || source === "learned") {
       this.own.set(certname, observation);
-      this.revision += 1;
+      this.#changed("route", certname);
     } else {
       this.#disown(certname);
     }
@@ -160,6 +160,7 @@ export class Fleet {
     if (this.own.get(certname) !== ended) return;
     this.#remove(certname, ended.at, ended.at);
     this.ended.set(certname, { at: ended.at, since: ended.at });
+    this.#changed("ended", certname);
     if (observation === undefined) return;
     this.tombstones.delete(certname);
     this.observe(observation);
@@ -175,17 +176,68 @@ export class Fleet {
     return true;
   }
 
-  /** Whether all that must not be lost is in what another sasori has saved. */
-  isIn({ observations, homes, tombstones, ended }: Omit<State, "sizes">): boolean {
-    const times = new Map(observations.map(({ certname, at }) => [certname, at]));
-    const homeless = new Map(homes);
-    const [removed, over] = [new Map(tombstones), new Map(ended)];
-    return (
-      [...this.own.values()].every(({ certname, at }) => times.get(certname) === at) &&
-      [...this.homes].every(([certname, home]) => homeless.get(certname) === home) &&
-      [...this.tombstones].every(([certname]) => removed.has(certname)) &&
-      [...this.ended].every(([certname, { at }]) => (over.get(certname)?.at ?? -1) >= at)
+  /**
+   * What another sasori was told or found out. Over what is our own the row that won counts, whatever the clocks say; over what
+   * PuppetDB says only what is newer. False for what is over by that.
+   */
+  takeOwn(observation: Observation): boolean {
+    const { certname } = observation;
+    const known = this.map.get(certname);
+    const isOurs = known !== undefined && !isOfPuppetdb(known);
+    const isOver = observation.at <= (this.ended.get(certname)?.at ?? -1);
+    if (isOurs && !isOver) {
+      this.map.replace(observation);
+      this.#took(observation);
+      return true;
+    }
+    if (this.observe(observation)) return true;
+    this.#changed("route", certname);
+    return false;
+  }
+
+  /** A plan that was approved at another replica. */
+  takeApproval(id: string, at: number): void {
+    this.guard.approvals.set(id, at);
+    if (this.verdict.kind === "held" && this.verdict.id === id) this.#heldChanged = true;
+  }
+
+  /** What changed since the last call of all that must be saved. */
+  takeUnsaved(): Change[] {
+    const changes = Array.from(this.#unsaved.values(), (row) =>
+      this.#changeOf(row.kind, row.key as Certname),
     );
+    this.#unsaved.clear();
+    return changes;
+  }
+
+  #changeOf(kind: Exclude<Kind, "sizes">, key: Certname): Change {
+    switch (kind) {
+      case "route": {
+        const own = this.own.get(key);
+        if (own === undefined) return { kind, key, value: null };
+        const { master, at, reported, reason, by } = own;
+        const source = own.source === "learned" ? own.source : "registration";
+        return { kind, key, at, value: { master, source, reported, reason, by } };
+      }
+      case "ended": {
+        const { at, since } = this.ended.get(key) ?? { at: 0, since: 0 };
+        return { kind, key, at, value: { since } };
+      }
+      case "removed": {
+        const stone = this.tombstones.get(key);
+        return { kind, key, value: stone === undefined ? null : { at: stone.at, since: stone.since } };
+      }
+      case "home": {
+        const master = this.homes.get(key);
+        return { kind, key, value: master === undefined ? null : { master } };
+      }
+      case "approval":
+        return { kind, key, at: this.guard.approvals.get(key) ?? 0, value: {} };
+    }
+  }
+
+  #changed(kind: Exclude<Kind, "sizes">, key: string): void {
+    this.#unsaved.set(keyOf({ kind, key }), { kind, key });
   }
 
   /** Its removal, or its move back, waits for approval. */
@@ -206,7 +258,7 @@ export class Fleet {
   }
 
   #disown(certname: Certname): void {
-    if (this.own.delete(certname)) this.revision += 1;
+    if (this.own.delete(certname)) this.#changed("route", certname);
   }
 
   /**
@@ -231,7 +283,7 @@ export class Fleet {
   }
 
   #setHome(certname: Certname, home: Master | undefined): void {
-    this.revision += 1;
+    this.#changed("home", certname);
     if (home === undefined) this.homes.delete(certname);
     else this.homes.set(certname, home);
   }
@@ -275,15 +327,24 @@ export class Fleet {
 
   #judge(gone: Certname[] | "as held", reading: Reading, rules: GuardRules): void {
     // As many may be held as the fleet has nodes: nothing new costs nothing.
-    if (gone === "as held" && rules.approved === undefined) return;
+    if (gone === "as held" && rules.approved === undefined && !this.#heldChanged) return;
     const nodes = gone === "as held" ? [...this.#held] : gone;
     const stepsBack = [...this.#stepsBack.values()];
-    const losses = { gone: nodes, foreign: this.#foreignEntries(), stepsBack };
+    const newestAt = [
+      ...stepsBack.map(({ from }) => from),
+      ...nodes.map((certname) => this.map.get(certname)?.at ?? 0),
+    ].reduce((newest, at) => Math.max(newest, at), 0);
+    const losses = { gone: nodes, foreign: this.#foreignEntries(), stepsBack, newestAt };
     const { verdict, mayRemove } = this.guard.judge(losses, this.map.size, rules);
     this.verdict = verdict;
     this.#held = new Set(mayRemove ? [] : nodes);
     this.#heldChanged = false;
-    const isApproved = verdict.kind === "allowed" && verdict.byApproval === true;
+    const approved = verdict.kind === "allowed" ? verdict.byApproval : undefined;
+    const isApproved = approved !== undefined;
+    if (approved !== undefined && approved === rules.approved) {
+      this.guard.approvals.set(approved, reading.asOf);
+      this.#changed("approval", approved);
+    }
     if (isApproved) for (const step of stepsBack) this.#stepBack(step);
     if (!mayRemove) return;
     for (const certname of nodes) {
@@ -421,7 +482,7 @@ export class Fleet {
     this.flapping.delete(certname);
     this.#disown(certname);
     this.tombstones.set(certname, { at: voidUntil, since });
-    this.revision += 1;
+    this.#changed("removed", certname);
   }
 }
 

@@ -15,9 +15,12 @@ export interface GuardRules {
   now: number;
 }
 
-/** What the guard says. `id` names exactly what is held: `certnames`, and entries that belong to no node, as they are. */
+/**
+ * What the guard says. `byApproval`: the plan that was approved. `id` names exactly what is held: `certnames`, and entries
+ * that belong to no node, as they are.
+ */
 export type Verdict =
-  | { kind: "allowed"; byApproval?: true }
+  | { kind: "allowed"; byApproval?: string }
   | { kind: "held"; id: string; reason: string; certnames: readonly string[] };
 
 /** What would change. */
@@ -28,6 +31,8 @@ export interface Losses {
   foreign: readonly string[] | undefined;
   /** What PuppetDB says that is older than the route it would replace. */
   stepsBack: readonly StepBack[];
+  /** The time of the newest route that would go or be replaced: an approval that is older was not given for it. */
+  newestAt: number;
 }
 
 export interface StepBack {
@@ -56,9 +61,15 @@ export interface SizeThen {
 export class Guard {
   /** The largest of each day, the oldest first, and only those that no later one exceeds. */
   readonly sizes: SizeThen[];
+  /** What was larger before counts no longer: an approval was given then. Minus infinity: none was. */
+  forgottenAt: number;
+  /** Plans that a person approved, here or at another replica, and when (ms since the epoch). */
+  readonly approvals: Map<string, number>;
 
   constructor(like?: Guard) {
     this.sizes = like === undefined ? [] : like.sizes.map((one) => ({ ...one }));
+    this.forgottenAt = like?.forgottenAt ?? Number.NEGATIVE_INFINITY;
+    this.approvals = new Map(like?.approvals);
   }
 
   /** Returns the verdict, and whether nodes may be removed: steps back are held alone. */
@@ -70,9 +81,9 @@ export class Guard {
     if (names.length + stepsBack.length === 0) return { verdict: { kind: "allowed" }, mayRemove: true };
     const moves = stepsBack.map(({ certname, observation }) => `${certname} ${observation?.master ?? "-"}`);
     const id = planId([...names, ...moves]);
-    if (rules.approved === id) {
+    if (rules.approved === id || (this.approvals.get(id) ?? -1) >= losses.newestAt) {
       if (names.length > 0) this.#forget(size - gone.length, rules.now);
-      return { verdict: { kind: "allowed", byApproval: true }, mayRemove: true };
+      return { verdict: { kind: "allowed", byApproval: id }, mayRemove: true };
     }
     const reason = [removals, stepsBackReason(stepsBack)].filter((why) => why !== undefined).join("; ");
     const certnames = [...names, ...stepsBack.map(({ certname }) => certname)];
@@ -107,9 +118,20 @@ export class Guard {
     if (last === undefined || isOld(last)) this.sizes.push({ at: now, size });
   }
 
+  /** Takes what an earlier run, or another replica, has remembered. */
+  take(sizes: readonly SizeThen[], forgottenAt: number): void {
+    this.forgottenAt = Math.max(this.forgottenAt, forgottenAt);
+    const all = [...this.sizes, ...sizes].sort((a, b) => b.at - a.at);
+    const kept: SizeThen[] = [];
+    for (const then of all)
+      if (then.at >= this.forgottenAt && then.size > (kept.at(-1)?.size ?? 0)) kept.push({ ...then });
+    this.sizes.splice(0, this.sizes.length, ...kept.reverse());
+  }
+
   /** After an approval the smaller map is what others are compared with. */
   #forget(size: number, now: number): void {
-    this.sizes.splice(0, this.sizes.length, { at: now, size });
+    this.forgottenAt = now;
+    this.sizes.splice(0, this.sizes.length, ...(size > 0 ? [{ at: now, size }] : []));
   }
 }
 

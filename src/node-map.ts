@@ -65,9 +65,12 @@ export interface Observation {
   at: number;
   source: Source;
   /** Of a learned route: the time of what PuppetDB knew of the node then; missing if it knew nothing. */
-  reported?: number;
+  reported?: number | undefined;
   /** Of an inherited route: PuppetDB was read and says nothing newer. */
   confirmed?: true;
+  /** Of a registration: what it is for, and who says to have ordered it; each one line. */
+  reason?: string | undefined;
+  by?: string | undefined;
 }
 
 /** The newest observation of a node. */

@@ -8,7 +8,6 @@ import type { Config } from "./config.js";
 import { within } from "./deadline.js";
 import { type Failure, SasoriError, toFailure } from "./errors.js";
 import { Fleet, type Resolve, resolver } from "./fleet.js";
-import { Journal, type State } from "./journal.js";
 import { NewMasters } from "./masters.js";
 import type { Before, Master, Observation } from "./node-map.js";
 import { PassQueue, type SyncRequest } from "./pass-queue.js";
@@ -17,6 +16,9 @@ import { plansFromChanges } from "./plan.js";
 import { PuppetDb } from "./source/puppetdb.js";
 import type { Reading } from "./source/reading.js";
 import { advance, type Watermark } from "./source/watermark.js";
+import { Journal } from "./state/journal.js";
+import type { Change, Kind, Row } from "./state/rows.js";
+import type { State } from "./state/state.js";
 import { makeReport, type Phase, Phases, type SyncReport } from "./sync-report.js";
 import { HaproxyInstance } from "./target/haproxy.js";
 import { MapFile } from "./target/map-file.js";
@@ -48,8 +50,8 @@ const MAX_SAMPLE = 10_000;
 /** Two sasoris write at the same time only when something changes. */
 const OTHERS_REMEMBERED_MS = 30 * 60_000;
 
-/** No revision: what there is must be saved. */
-const UNSAVED = -1;
+/** In this order: what is over stands before what began later. */
+const ORDER: readonly Kind[] = ["ended", "removed", "route", "home", "sizes", "approval"];
 
 const NO_MASTERS: SyncReport["masters"] = { changes: [], failures: [] };
 
@@ -58,7 +60,7 @@ export interface SyncParts {
   puppetdb: PuppetDb;
   file: MapFile;
   instances: readonly HaproxyInstance[];
-  journal: Journal;
+  state: State;
   newMasters?: NewMasters | undefined;
 }
 
@@ -69,7 +71,7 @@ export function assemble(config: Config): SyncParts {
     puppetdb: new PuppetDb(config.puppetdb),
     file: new MapFile(config.mapFile, rulesOf(config)),
     instances: config.haproxy.map((endpoint) => new HaproxyInstance(endpoint, config)),
-    journal: new Journal(config.stateFile),
+    state: new Journal(config.stateFile),
     newMasters: config.newMasters && new NewMasters(config.newMasters),
   };
 }
@@ -116,7 +118,6 @@ export class Sync {
   /** Passes that looked for changes since the last full one, and between the two before. */
   #changesSinceFull = 0;
   #changesPerFull = FIRST_CHANGES_PER_FULL;
-  #savedRevision = 0;
 
   constructor(parts: SyncParts, watcher: SyncWatcher = {}) {
     this.#parts = parts;
@@ -166,29 +167,47 @@ export class Sync {
    * taken over; sasori can go on without.
    */
   async restore({ dryRun = false }: Pick<SyncRequest, "dryRun"> = {}): Promise<void> {
-    const { file, journal } = this.#parts;
-    if (!dryRun) for (const one of [file, journal]) await one.removeLeftovers();
-    const { homes, sizes, ...state } = await journal.load(dryRun);
-    this.#takeState(state);
-    for (const [certname, home] of homes) this.fleet.homes.set(certname, home);
-    // A clock that was set back since made these times future ones: they count as now.
-    const now = performance.now();
-    const then = (at: number) => Math.min(at - this.#startedAt, now);
-    this.fleet.guard.sizes.push(...sizes.map(({ at, size }) => ({ at: then(at), size })));
-    this.#savedRevision = this.fleet.revision;
-    if (journal.trouble === undefined) return;
-    this.#savedRevision = UNSAVED; // The next pass writes what is usable.
-    throw journal.trouble;
+    const { file, state } = this.#parts;
+    if (!dryRun) for (const one of [file, state]) await one.removeLeftovers();
+    this.#take(await state.load(dryRun));
+    if (state.trouble !== undefined) throw state.trouble;
   }
 
-  /** Takes what an earlier run, or another sasori that shares the state file, has found out or was told. */
-  #takeState({ observations, tombstones, ended }: Omit<State, "homes" | "sizes">): void {
+  /** Takes what an earlier run, or another sasori, has found out or was told. */
+  #take(rows: readonly Row[]): void {
+    for (const kind of ORDER) for (const row of rows) if (row.kind === kind) this.#takeRow(row);
+  }
+
+  #takeRow(row: Row): void {
     const { fleet } = this;
-    for (const [certname, stone] of ended) if (fleet.takeEnd(certname, stone)) this.#watermark = undefined; // PuppetDB says what takes its place.
-    for (const [certname, stone] of tombstones)
-      if (fleet.map.get(certname) === undefined) fleet.tombstones.set(certname, stone);
-    for (const observation of observations)
-      fleet.observe({ ...observation, at: Math.min(observation.at, Date.now()) });
+    switch (row.kind) {
+      case "ended":
+        // PuppetDB says what takes its place.
+        if (fleet.takeEnd(row.key, { at: row.at, since: row.value.since })) this.#watermark = undefined;
+        break;
+      case "removed":
+        if (row.value !== null && fleet.map.get(row.key) === undefined)
+          fleet.tombstones.set(row.key, row.value);
+        break;
+      case "route":
+        if (row.value !== null) fleet.takeOwn({ certname: row.key, at: row.at, ...row.value });
+        break;
+      case "home":
+        if (row.value === null) fleet.homes.delete(row.key);
+        else fleet.homes.set(row.key, row.value.master);
+        break;
+      case "sizes": {
+        const { sizes, forgottenAt } = row.value;
+        // A clock that was set back since made these times future ones: they count as now.
+        const then = (at: number) => Math.min(at - this.#startedAt, performance.now());
+        const known = sizes.map(({ at, size }) => ({ at: then(at), size }));
+        fleet.guard.take(known, forgottenAt === 0 ? Number.NEGATIVE_INFINITY : then(forgottenAt));
+        break;
+      }
+      case "approval":
+        fleet.takeApproval(row.key, row.at);
+        break;
+    }
   }
 
   /** Runs a pass or joins the next one. A failed pass does not reject: its report says so. */
@@ -284,7 +303,7 @@ export class Sync {
       this.#watermark = advance(this.#watermark, reading, lateMs);
       if (reading.kind === "full") this.#serverNames = this.#namesOfServers();
       const { verdict } = this.fleet;
-      approvalUnmatched &&= !(verdict.kind === "allowed" && verdict.byApproval);
+      approvalUnmatched &&= !(verdict.kind === "allowed" && verdict.byApproval === approve);
     }
     const submitted = this.#takeSubmitted();
     const masters = await this.#settleMasters(kind, stop);
@@ -310,14 +329,11 @@ export class Sync {
   async #takeOthers(stop: AbortSignal): Promise<void> {
     const late = new SasoriError("FILE_READ", `gave up after ${LOOK_MS / 1000} s`);
     // Why it cannot be read is told when it is written.
-    const read = (signal: AbortSignal) => this.#parts.journal.readOthers(signal).catch(() => undefined);
+    const read = (signal: AbortSignal) => this.#parts.state.readOthers(signal).catch(() => undefined);
     const others = await within(LOOK_MS, stop, late, read).catch(() => undefined);
-    if (others === undefined) return;
-    if (others.observations.length + others.tombstones.length + others.ended.length > 0)
-      this.#othersWroteAt = Date.now();
-    this.#takeState(others);
-    // Otherwise two sasoris would write it for each other's sake in every pass.
-    this.#savedRevision = this.fleet.isIn(others) ? this.fleet.revision : UNSAVED;
+    if (others === undefined || others.length === 0) return;
+    this.#othersWroteAt = Date.now();
+    this.#take(others);
   }
 
   #isServed(): boolean {
@@ -537,7 +553,7 @@ export class Sync {
     this.#keepOthers(this.fleet);
     this.#learn(this.fleet);
     this.#remember((master) => this.#stateOf(master));
-    const journal = await this.#saveJournal(stop);
+    const journal = await this.#saveState(stop);
     clock?.begin("file");
     const planOf = plansFromChanges(desired);
     await this.#withFile(stop, (file, signal) => file.settle(desired, planOf, signal));
@@ -550,23 +566,28 @@ export class Sync {
     return journal;
   }
 
-  async #saveJournal(stop: AbortSignal): Promise<Failure | undefined> {
-    const { own, homes, tombstones, ended, guard, revision } = this.fleet;
-    const sizes = guard.sizes.map(({ at, size }) => ({ at: at + this.#startedAt, size }));
-    const { journal } = this.#parts;
-    if (revision === this.#savedRevision) return undefined;
+  async #saveState(stop: AbortSignal): Promise<Failure | undefined> {
+    const changes = this.fleet.takeUnsaved();
+    // How large the map was is worth a file only once something was removed from it.
+    if (changes.length > 0) changes.push(this.#sizes());
     try {
       const late = new SasoriError("FILE_WRITE", `gave up after ${LOOK_MS / 1000} s`);
-      await within(LOOK_MS, stop, late, async (signal) => {
-        if (revision === this.#savedRevision) return;
-        await journal.save({ observations: own.values(), homes, tombstones, ended, sizes }, signal);
-      });
-      this.#savedRevision = revision;
+      await within(LOOK_MS, stop, late, (signal) => this.#parts.state.save(changes, signal));
       this.unsaved = undefined;
     } catch (error) {
       this.unsaved = toFailure(error);
     }
     return this.unsaved;
+  }
+
+  #sizes(): Change {
+    const { sizes, forgottenAt } = this.fleet.guard;
+    const time = (at: number) => Math.max(0, Math.round(at + this.#startedAt));
+    const value = {
+      forgottenAt: Number.isFinite(forgottenAt) ? time(forgottenAt) : 0,
+      sizes: sizes.map(({ at, size }) => ({ at: time(at), size })),
+    };
+    return { kind: "sizes", key: "guard", value };
   }
 }
 

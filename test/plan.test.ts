@@ -161,7 +161,7 @@ describe("the guard", () => {
       guard.judge(losses({ gone: names(gone) }), size, { limit, now: 0, ...rules }).verdict;
     const held = ask(500, 1_000);
     if (held.kind !== "held") throw new Error("expected to be held");
-    expect(ask(500, 1_000, { approved: held.id })).toEqual({ kind: "allowed", byApproval: true });
+    expect(ask(500, 1_000, { approved: held.id })).toEqual({ kind: "allowed", byApproval: held.id });
     expect(ask(40, 500, { now: HOUR }).kind).toBe("allowed");
     expect(ask(40, 460, { now: 2 * HOUR }).kind).toBe("held");
     expect(ask(40, 460, { now: 31 * 24 * HOUR }).kind).toBe("allowed");
@@ -197,6 +197,7 @@ describe("the guard", () => {
     const all = losses({
       gone: names(1),
       stepsBack: [{ certname: observation.certname, observation, at: 1_000, from: 5_000 }],
+      newestAt: 5_000,
     });
     const { verdict, mayRemove } = new Guard().judge(all, 100, { limit, now: 0 });
     expect(mayRemove).toBe(true);
@@ -211,6 +212,7 @@ describe("the guard", () => {
     gone: [],
     foreign: undefined,
     stepsBack: [],
+    newestAt: 5_000,
     ...some,
   });
   const judge = (some: Partial<Losses>, size: number, rules: Omit<GuardRules, "now">) =>

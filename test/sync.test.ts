@@ -1108,8 +1108,8 @@ describe("a pass", () => {
         /^2 entries \(observations\[1\]\.at: .*; homes\[0\].*\).* set aside as /,
       );
       await expect(sync.restore()).rejects.toMatchObject({ code: "STATE_FILE", message: told });
-      expect(parts.journal.trouble).toMatchObject({ message: told });
-      const aside = /set aside as (\S+)/.exec(parts.journal.trouble?.message ?? "")?.[1] ?? "";
+      expect(parts.state.trouble).toMatchObject({ message: told });
+      const aside = /set aside as (\S+)/.exec(parts.state.trouble?.message ?? "")?.[1] ?? "";
       expect(await readFile(aside, "utf8")).toBe(text);
       await sync.request({});
       expect([...sync.fleet.own.keys()]).toEqual([name(0), name(2)]);

@@ -9,8 +9,9 @@ import { askDaemon, daemonUrl, NoSasori } from "../cli/daemon-client.js";
 import type { Config, ListenAddress } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import type { Status } from "../http/api-shapes.js";
-import { parseState, stateProblem, unusableEntries } from "../journal.js";
 import type { Certname } from "../node-map.js";
+import { parseState, stateProblem, unusableEntries } from "../state/journal.js";
+import { type Kind, Rows } from "../state/rows.js";
 import { replaceFile } from "../target/atomic-file.js";
 import { MapFile } from "../target/map-file.js";
 import { PriorityMap } from "../target/priority.js";
@@ -183,9 +184,13 @@ function stateFileCheck(file: string): Check {
         throw cannotRead(file, error);
       }
       try {
-        const { observations, homes, unusable } = parseState(text);
+        const { rows, unusable } = parseState(text);
+        const known = new Rows();
+        for (const row of rows) known.take(row);
+        const count = (kind: Kind) =>
+          [...known].filter((row) => row.kind === kind && row.value !== null).length;
         return verdict(
-          `${observations.length} registrations and learned routes, ${homes.length} displaced nodes`,
+          `${count("route")} registrations and learned routes, ${count("home")} displaced nodes`,
           unusable.length === 0
             ? []
             : [

@@ -39,7 +39,7 @@ export interface OverviewParts {
   sync: Sync;
   history: History;
   nodes: NodeList;
-  targets: Pick<SyncParts, "file" | "instances" | "journal" | "puppetdb">;
+  targets: Pick<SyncParts, "file" | "instances" | "state" | "puppetdb">;
   watchdog: Watchdog;
   delay: LoopDelay;
   version: string;
@@ -61,7 +61,7 @@ export class Overview {
 
   get status(): Status {
     const { sync, history, version, watchdog, delay } = this.#parts;
-    const { trouble } = this.#parts.targets.journal;
+    const { trouble } = this.#parts.targets.state;
     const targets = sync.targets();
     const { lastReport: pass } = sync;
     const { lastPass } = history;

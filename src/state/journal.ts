@@ -1,0 +1,345 @@
+// The state file: the rows of rows.ts, one a line. What changes is added at the end, so that an order costs what it is and
+// not what all others are; now and then the file is written anew without the lines that are no longer true.
+// Promises: a file that cannot be read is set aside, never overwritten, and never keeps sasori from starting; one bad line
+// costs that line, and a last line that was cut off by a kill nothing that was answered. Two sasoris may share the file: what
+// the other one wrote is read and merged, the newest wins.
+
+import { constants, existsSync } from "node:fs";
+import { type FileHandle, open, rename, stat } from "node:fs/promises";
+import { z } from "zod";
+import { Patience } from "../deadline.js";
+import { reason, SasoriError, systemCode } from "../errors.js";
+import { removeLeftovers, replaceFile, writeError } from "../target/atomic-file.js";
+import { inLine, readWhole, SilentFile } from "../whole-file.js";
+import { type Change, keyOf, parseLine, parseRow, type Row, Rows, toLine } from "./rows.js";
+import type { State } from "./state.js";
+
+/** What the first line says. A file of an earlier sasori is one JSON object. */
+const HEADER = "sasori-state 2\n";
+
+/** The file is written anew when so many of its lines are no longer true, and these are more than half. */
+const MANY_LINES = 1_000;
+/** Lines that are written in one go. */
+const CHUNK = 1_000;
+
+/** A million entries are read in less than a second; sasori does not start before. */
+const LOAD_MS = 15_000;
+
+/** The file holds names of nodes and masters only; still nobody else needs it. */
+const STATE_FILE_MODE = 0o640;
+
+/** Opening a pipe would wait for its other end. */
+const APPEND = constants.O_WRONLY | constants.O_APPEND | constants.O_NONBLOCK | constants.O_NOCTTY;
+
+const MISSING = "missing";
+
+export interface Found {
+  rows: Row[];
+  /** What is left out, each with its place and what is wrong. */
+  unusable: string[];
+  /** How many lines it has. */
+  lines: number;
+  /** It must be written anew before a line can be added. */
+  isOld: boolean;
+}
+
+/** Throws what `stateProblem` puts into words. */
+export function parseState(text: string): Found {
+  if (text.startsWith("{")) return { ...parseVersion1(text), lines: 0, isOld: true };
+  if (!text.startsWith(HEADER)) throw new Error(`its first line is not ${JSON.stringify(HEADER.trim())}`);
+  const rows: Row[] = [];
+  const unusable: string[] = [];
+  const lines = text.slice(HEADER.length).split("\n");
+  const last = lines.pop() ?? "";
+  for (const [index, line] of lines.entries()) {
+    try {
+      rows.push(parseLine(line));
+    } catch (error) {
+      unusable.push(`line ${index + 2}: ${stateProblem(error).replaceAll(/\s*\n\s*/g, ", ")}`);
+    }
+  }
+  // Its writer was killed, and never said that it was written.
+  return { rows, unusable, lines: lines.length, isOld: last !== "" };
+}
+
+const Time = z.iso.datetime().transform((text) => Date.parse(text));
+const Stone1 = z.object({ certname: z.string(), at: Time, since: Time });
+/** What each list of a file of version 1 holds, as rows. What has no time is older than all that has. */
+const LISTS = {
+  observations: z
+    .looseObject({ certname: z.string(), master: z.string(), at: Time, reported: Time.optional() })
+    .transform(({ certname: key, at, ...value }) => ({ kind: "route", key, at, value })),
+  homes: z
+    .tuple([z.string(), z.string()])
+    .transform(([key, master]) => ({ kind: "home", key, at: 0, value: { master } })),
+  tombstones: Stone1.transform(({ certname: key, at, since }) => ({
+    kind: "removed",
+    key,
+    at: since,
+    value: { at, since },
+  })),
+  ended: Stone1.transform(({ certname: key, at, since }) => ({ kind: "ended", key, at, value: { since } })),
+};
+const SizeShape = z.object({ at: Time, size: z.int().positive() });
+const Version1 = z.object({
+  version: z.literal(1),
+  observations: z.array(z.unknown()),
+  homes: z.array(z.unknown()),
+  tombstones: z.array(z.unknown()).default([]),
+  ended: z.array(z.unknown()).default([]),
+  sizes: z.array(z.unknown()).default([]),
+});
+
+function parseVersion1(text: string): Pick<Found, "rows" | "unusable"> {
+  const { sizes, ...lists } = Version1.parse(JSON.parse(text));
+  const rows: Row[] = [];
+  const unusable: string[] = [];
+  const attempt = (place: string, make: () => Row) => {
+    try {
+      rows.push(make());
+    } catch (error) {
+      const issue = error instanceof z.ZodError ? error.issues[0] : undefined;
+      const path = issue?.path.filter((part) => part !== "value" && part !== "key") ?? [];
+      unusable.push(`${[place, ...path].join(".")}: ${issue?.message ?? reason(error)}`);
+    }
+  };
+  for (const [list, shape] of Object.entries(LISTS))
+    for (const [index, entry] of lists[list as keyof typeof LISTS].entries())
+      attempt(`${list}[${index}]`, () => parseRow(shape.parse(entry)));
+  const usable = sizes.flatMap((size) => SizeShape.safeParse(size).data ?? []);
+  const at = usable.at(-1)?.at;
+  if (at !== undefined)
+    rows.push(parseRow({ kind: "sizes", key: "guard", at, value: { forgottenAt: 0, sizes: usable } }));
+  return { rows, unusable };
+}
+
+/** A few of many, for a message. */
+export const unusableEntries = (unusable: readonly string[]): string => {
+  const [entries, some] = [unusable.length === 1 ? "entry" : "entries", unusable.slice(0, 3).join("; ")];
+  return `${unusable.length} ${entries} (${some}${unusable.length > 3 ? "; …" : ""})`;
+};
+
+export const stateProblem = (error: unknown): string =>
+  error instanceof z.ZodError ? z.prettifyError(error) : reason(error);
+
+export class Journal implements State {
+  readonly rows = new Rows();
+  readonly #file: string;
+  readonly #patience = new Patience();
+  /** What is not in the file yet. */
+  readonly #unwritten = new Map<string, Row>();
+  /** The file must be written as a whole: it is not there, or not as it should be. */
+  #isAnew = true;
+  #lines = 0;
+  /** The file as it was left, see #fingerprint. */
+  #left = MISSING;
+  #blocked: SasoriError | undefined;
+  #aside: { file: string; error: SasoriError } | undefined;
+
+  constructor(file: string) {
+    this.#file = file;
+  }
+
+  /** What `load` met, for as long as the file that it set aside is still there. */
+  get trouble(): SasoriError | undefined {
+    if (this.#aside !== undefined && existsSync(this.#aside.file)) return this.#aside.error;
+    return this.#blocked;
+  }
+
+  /**
+   * What the file holds. One that cannot be read or understood is set aside under another name, or, if even that fails or
+   * nothing is to be touched, left alone for good. Lines that cannot be used are left out, and a copy with them is set aside.
+   * `trouble` tells of both.
+   */
+  async load(untouched = false): Promise<Row[]> {
+    try {
+      const text = await inLine(this.#file, LOAD_MS, undefined, () => readWhole(this.#file, "utf8"));
+      const { rows, unusable, lines, isOld } = parseState(text);
+      for (const row of rows) this.rows.take(row);
+      this.#lines = lines;
+      this.#isAnew = isOld || unusable.length > 0 || this.#notLaterThan(Date.now());
+      this.#left = await this.#fingerprint();
+      if (unusable.length > 0) await this.#keepCopy(unusable, text, untouched);
+    } catch (error) {
+      if (systemCode(error) === "ENOENT") return [];
+      // Where the file system does not answer, it is no use to touch it.
+      if (untouched || error instanceof SilentFile) this.#block(error);
+      else await this.#setAside(error);
+    }
+    return [...this.rows];
+  }
+
+  /** A clock that was set back since made these times future ones: they count as now. Returns whether there were any. */
+  #notLaterThan(now: number): boolean {
+    const future = [...this.rows].filter(({ at }) => at > now);
+    for (const row of future) this.rows.replace({ ...row, at: now });
+    return future.length > 0;
+  }
+
+  removeLeftovers(): Promise<void> {
+    return removeLeftovers(this.#file);
+  }
+
+  /** Nothing is open between two writes. */
+  async close(): Promise<void> {}
+
+  async #keepCopy(unusable: readonly string[], text: string, untouched: boolean): Promise<void> {
+    const what = `${unusableEntries(unusable)} of the state file ${this.#file} cannot be used and are not in force, the others are`;
+    try {
+      if (untouched) throw new Error("nothing is to be touched");
+      const aside = this.#asideName();
+      await replaceFile(aside, [text], STATE_FILE_MODE);
+      const message = `${what}: a copy with all was set aside as ${aside}`;
+      this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message) };
+    } catch (error) {
+      const remedy = untouched
+        ? ""
+        : `, and new ones are not kept: no copy can be set aside: ${reason(error)}`;
+      this.#blocked = new SasoriError("STATE_FILE", `${what}${remedy}`, { cause: error });
+    }
+  }
+
+  #asideName(): string {
+    return `${this.#file}.broken-${new Date().toISOString().replaceAll(":", "")}`;
+  }
+
+  async #setAside(error: unknown): Promise<void> {
+    const what = stateProblem(error);
+    const aside = this.#asideName();
+    try {
+      await rename(this.#file, aside);
+    } catch {
+      this.#block(
+        error,
+        ", nor set it aside",
+        ", and new ones are not kept; let sasori's user read and write it",
+      );
+      return;
+    }
+    const message = `${this.#file} is no usable state file (${what}): it was set aside as ${aside}; registrations and learned routes in it are not in force`;
+    this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message, { cause: error }) };
+  }
+
+  #block(error: unknown, tried = "", remedy = ""): void {
+    const message = `cannot use the state file ${this.#file} (${stateProblem(error)})${tried}: registrations and learned routes in it are not in force${remedy}`;
+    this.#blocked = new SasoriError("STATE_FILE", message, { cause: error });
+  }
+
+  /** Takes changes that happened here. Returns their rows; `write` writes them. */
+  record(changes: readonly Change[]): Row[] {
+    const now = Date.now();
+    return this.take(changes.flatMap((change) => this.rows.toRow(change, now) ?? []));
+  }
+
+  /** Takes rows from elsewhere. Returns those that are news; `write` writes them. */
+  take(rows: readonly Row[]): Row[] {
+    const news = rows.filter((row) => this.rows.take(row));
+    for (const row of news) this.#unwritten.set(keyOf(row), row);
+    return news;
+  }
+
+  /** Takes changes that happened here, and writes them. */
+  save(changes: readonly Change[], signal?: AbortSignal): Promise<void> {
+    this.record(changes);
+    return this.write(signal);
+  }
+
+  /** Writes what is not in the file yet. Throws `FILE_...` as replaceFile does; what was not written waits for the next time. */
+  async write(signal?: AbortSignal): Promise<void> {
+    if (this.#blocked !== undefined) throw this.#blocked;
+    const isNothing = this.#unwritten.size === 0 && !this.#isAnew;
+    if (isNothing || this.rows.size === 0) return;
+    await this.#patience.wait(signal, this.#silent, async () => {
+      const batch = [...this.#unwritten];
+      const isCrowded = this.#lines + batch.length > 2 * this.rows.size + MANY_LINES;
+      if (this.#isAnew || isCrowded || !(await this.#append(batch))) await this.#writeAnew();
+      for (const [key, row] of batch) if (this.#unwritten.get(key) === row) this.#unwritten.delete(key);
+    });
+  }
+
+  /** False if it must be written anew. */
+  async #append(batch: readonly [string, Row][]): Promise<boolean> {
+    this.#isAnew = true; // Half a line may be there, until all is known to be.
+    let handle: FileHandle | undefined;
+    try {
+      const before = await this.#fingerprint();
+      handle = await open(this.#file, APPEND);
+      if (!(await handle.stat()).isFile()) return false;
+      await handle.writeFile(batch.map(([, row]) => toLine(row)).join(""));
+      await handle.datasync();
+      const { ino } = await handle.stat({ bigint: true });
+      const after = await this.#fingerprint();
+      if (!after.startsWith(`${ino}:`)) return false; // Another one has replaced the file meanwhile.
+      if (before === this.#left) this.#left = after;
+      this.#lines += batch.length;
+      this.#isAnew = false;
+      return true;
+    } catch (error) {
+      if (systemCode(error) === "ENOENT") return false;
+      throw writeError(this.#file, error);
+    } finally {
+      await handle?.close();
+    }
+  }
+
+  async #writeAnew(): Promise<void> {
+    this.rows.prune(Date.now());
+    const rows = [...this.rows];
+    await replaceFile(this.#file, chunksOf(rows), STATE_FILE_MODE);
+    this.#isAnew = false;
+    this.#lines = rows.length;
+    this.#left = await this.#fingerprint();
+  }
+
+  /**
+   * What somebody else has put into the file since, or undefined when it is as it was left. What sasori has and the file
+   * lacks is written by the next `write`; of what cannot be understood nothing is taken.
+   */
+  async readOthers(signal: AbortSignal): Promise<Row[] | undefined> {
+    if (this.#blocked !== undefined) return undefined;
+    return this.#patience.wait(signal, this.#silent, async () => {
+      const found = await this.#fingerprint();
+      if (found === this.#left) return undefined;
+      this.#left = found;
+      this.#isAnew = true;
+      if (found === MISSING) return [];
+      const text = await readWhole(this.#file, "utf8").catch(() => "");
+      return this.#merge(text);
+    });
+  }
+
+  #merge(text: string): Row[] {
+    let state: Found;
+    try {
+      state = parseState(text);
+    } catch {
+      return [];
+    }
+    const theirs = new Rows();
+    for (const row of state.rows) theirs.take(row);
+    for (const row of this.rows) if (theirs.take(row)) this.#unwritten.set(keyOf(row), row);
+    this.#isAnew = state.isOld || state.unusable.length > 0;
+    this.#lines = state.lines;
+    return state.rows.filter((row) => this.rows.take(row));
+  }
+
+  async #fingerprint(): Promise<string> {
+    const found = await stat(this.#file, { bigint: true }).catch(() => undefined);
+    return found === undefined ? MISSING : `${found.ino}:${found.size}:${found.mtimeNs}`;
+  }
+
+  readonly #silent = (why: string) =>
+    new SasoriError(
+      "FILE_WRITE",
+      `cannot write the state file ${this.#file}: its file system does not answer (${why})`,
+    );
+}
+
+function* chunksOf(rows: readonly Row[]): Generator<string> {
+  yield HEADER;
+  for (let from = 0; from < rows.length; from += CHUNK)
+    yield rows
+      .slice(from, from + CHUNK)
+      .map(toLine)
+      .join("");
+}

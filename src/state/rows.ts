@@ -1,0 +1,159 @@
+// What neither PuppetDB nor the map file can give back, as rows: registrations and learned routes and their ends, removed
+// nodes, homes, the guard's memory, approvals. The rules of merging are here, for the state file and for PostgreSQL alike:
+// of two rows of one key the newest wins, a deletion is a row as well, and of two with one time all sasoris choose the same.
+// Pure: no I/O, no clock. Whoever reads rows from outside parses them here.
+
+import { crc32 } from "node:zlib";
+import { z } from "zod";
+import { PLAN_ID } from "../guard.js";
+import { type Certname, isCertname, isMaster, LATEST_TIME, type Master } from "../node-map.js";
+
+/** A reason, or who gave an order, as people write it: one line. */
+export const MAX_REMARK = 200;
+// biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is refused.
+export const isRemark = (text: string): boolean => !/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/.test(text);
+
+const MAX_SIZES = 100;
+
+const Time = z
+  .int()
+  .nonnegative()
+  .max(LATEST_TIME + 1_000_000_000);
+const CertnameShape = z.custom<Certname>((value) => typeof value === "string" && isCertname(value));
+const MasterShape = z.custom<Master>((value) => typeof value === "string" && isMaster(value));
+const Remark = z.string().min(1).max(MAX_REMARK).refine(isRemark, "expected one line of text");
+
+const Route = z.strictObject({
+  master: MasterShape,
+  source: z.enum(["registration", "learned"]),
+  reported: Time.optional(),
+  reason: Remark.optional(),
+  by: Remark.optional(),
+});
+const Removed = z.strictObject({ at: Time, since: Time });
+const Home = z.strictObject({ master: MasterShape });
+const Sizes = z.strictObject({
+  forgottenAt: Time,
+  sizes: z.array(z.strictObject({ at: Time, size: z.int().positive() })).max(MAX_SIZES),
+});
+
+const row = <Kind extends string, Key extends z.ZodType<string>, Value extends z.ZodType>(
+  kind: Kind,
+  key: Key,
+  value: Value,
+) => z.strictObject({ kind: z.literal(kind), key, at: Time, value });
+
+/**
+ * `route`: a registration or learned route in force, of the time `at`; null: that one is over. `ended`: what was ordered or
+ * learned until `at` was ended by a person. `removed`: the node was removed, see Tombstone; null: it is back. `home`: where a
+ * displaced node was at home; null: it is no longer displaced. `sizes`: the guard's memory. `approval`: of the plan `key`.
+ */
+const RowShape = z.discriminatedUnion("kind", [
+  row("route", CertnameShape, Route.nullable()),
+  row("ended", CertnameShape, z.strictObject({ since: Time })),
+  row("removed", CertnameShape, Removed.nullable()),
+  row("home", CertnameShape, Home.nullable()),
+  row("sizes", z.literal("guard"), Sizes),
+  row("approval", z.string().regex(PLAN_ID), z.strictObject({})),
+]);
+
+export type Row = z.output<typeof RowShape>;
+export type Kind = Row["kind"];
+
+/** A row that is to be saved: where it has no time of its own, it is newer than what was known. */
+export type Change = Row extends infer One
+  ? One extends Row
+    ? Omit<One, "at"> & { at?: number }
+    : never
+  : never;
+
+export const keyOf = ({ kind, key }: Pick<Row, "kind" | "key">): string => `${kind} ${key}`;
+
+/** Throws a ZodError. The keys of its value are in the order of the shape, so equal values have one text. */
+export const parseRow = (found: unknown): Row => RowShape.parse(found);
+
+/** Whether it takes the place of the other one. Every sasori, and the database, must decide alike. */
+export function beats(row: Row, known: Row): boolean {
+  return row.at > known.at || (row.at === known.at && Buffer.compare(rank(row), rank(known)) > 0);
+}
+
+/** A deletion stands over what it deletes. */
+const rank = ({ value }: Row): Buffer => Buffer.from(value === null ? "~" : JSON.stringify(value));
+
+/** A deletion is remembered for longer than a tombstone is kept (see tombstones.ts), and no more of them. */
+const KEPT_MS = 31 * 24 * 60 * 60_000;
+const MAX_KEPT = 20_000;
+
+/** It says only that something is over. */
+const isPast = ({ kind, value }: Row): boolean =>
+  value === null || kind === "ended" || kind === "removed" || kind === "approval";
+
+/** The newest row of each key. */
+export class Rows {
+  readonly #rows = new Map<string, Row>();
+
+  get size(): number {
+    return this.#rows.size;
+  }
+
+  [Symbol.iterator](): IterableIterator<Row> {
+    return this.#rows.values();
+  }
+
+  get(key: string): Row | undefined {
+    return this.#rows.get(key);
+  }
+
+  /** Whether it is news: newer than what was known. */
+  take(row: Row): boolean {
+    const key = keyOf(row);
+    const known = this.#rows.get(key);
+    if (known !== undefined && !beats(row, known)) return false;
+    this.#rows.delete(key); // The newest are the last.
+    this.#rows.set(key, row);
+    return true;
+  }
+
+  /** Puts it in place of whatever is known. */
+  replace(row: Row): void {
+    this.#rows.set(keyOf(row), row);
+  }
+
+  /**
+   * The change as a row, or undefined if it changes nothing. A route that is over takes its place and no other's: an order
+   * that was given elsewhere in the same moment stands.
+   */
+  toRow({ at, ...change }: Change, now: number): Row | undefined {
+    const known = this.#rows.get(keyOf(change));
+    if (known === undefined && change.value === null) return undefined;
+    const isSame = known !== undefined && JSON.stringify(known.value) === JSON.stringify(change.value);
+    if (isSame && (at === undefined || at <= known.at)) return undefined;
+    const over = change.kind === "route" && change.value === null ? known?.at : undefined;
+    const time = at ?? over ?? Math.max(now, (known?.at ?? 0) + 1);
+    return parseRow({ ...change, at: time });
+  }
+
+  /** Forgets what has been over for a month, and the oldest of what is too much. Returns whether there was any. */
+  prune(now: number): boolean {
+    const past = [...this.#rows].filter(([, row]) => isPast(row));
+    const old = past.filter(([, { at }], index) => at < now - KEPT_MS || index < past.length - MAX_KEPT);
+    for (const [key] of old) this.#rows.delete(key);
+    return old.length > 0;
+  }
+}
+
+// ---- a line of the state file: the checksum of what follows, and that
+
+export function toLine(row: Row): string {
+  const text = JSON.stringify(row);
+  return `${checksum(text)} ${text}\n`;
+}
+
+/** Throws an Error that says what is wrong with the line. */
+export function parseLine(line: string): Row {
+  const text = line.slice(9);
+  if (line[8] !== " " || checksum(text) !== line.slice(0, 8)) throw new Error("its checksum is wrong");
+  return parseRow(JSON.parse(text));
+}
+
+const checksum = (text: string) => crc32(text).toString(16).padStart(8, "0");

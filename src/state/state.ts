@@ -1,0 +1,20 @@
+// What must outlive a restart, and where replicas agree: one interface, and a file or PostgreSQL behind it.
+
+import type { SasoriError } from "../errors.js";
+import type { Change, Row } from "./rows.js";
+
+export interface State {
+  /** Why what was there at the start, or some of it, is not in force. */
+  readonly trouble: SasoriError | undefined;
+  /** What is there; `untouched`: for a dry run. What cannot be used is left out, and `trouble` tells of it. */
+  load(untouched?: boolean): Promise<Row[]>;
+  /**
+   * Saves these changes, and all that could not be saved before. Throws why a restart would lose some of it; that waits for the
+   * next time.
+   */
+  save(changes: readonly Change[], signal?: AbortSignal): Promise<void>;
+  /** What somebody else has written since, as far as it is newer; undefined when nobody has. */
+  readOthers(signal: AbortSignal): Promise<Row[] | undefined>;
+  removeLeftovers(): Promise<void>;
+  close(): Promise<void>;
+}

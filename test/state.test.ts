@@ -1,0 +1,214 @@
+// The state file as a journal, and the rules by which its rows are merged: what an operator ordered is never lost by a kill,
+// costs what it is, and all sasoris that know the same rows agree.
+
+import { appendFile, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import fc from "fast-check";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { Certname, Master } from "../src/node-map.js";
+import { Journal } from "../src/state/journal.js";
+import { type Change, parseRow, type Row, Rows, toLine } from "../src/state/rows.js";
+
+let folder = "";
+let file = "";
+beforeEach(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), "sasori-state-"));
+  file = path.join(folder, "state.json");
+});
+afterEach(() => rm(folder, { recursive: true, force: true }));
+
+const node = (index: number) => `agent-${index}.site-one.example.com` as Certname;
+const registered = (index: number, master: string, at = 1_000 + index): Change => ({
+  kind: "route",
+  key: node(index),
+  at,
+  value: { master: master as Master, source: "registration" },
+});
+const signal = () => AbortSignal.timeout(10_000);
+const load = async () => {
+  const journal = new Journal(file);
+  const rows = await journal.load();
+  return {
+    journal,
+    masters: new Map(rows.map((row) => [row.key, (row.value as { master?: string })?.master])),
+  };
+};
+
+describe("the state file", () => {
+  test("grows by what changes, and is written anew without the lines that are no longer true", async () => {
+    const journal = new Journal(file);
+    await journal.save(Array.from({ length: 3_000 }, (_, index) => registered(index, "master1")));
+    const { size, ino } = await stat(file);
+    await journal.save([registered(7, "master2", 5_000)]);
+    const after = await stat(file);
+    expect({ grown: after.size - size < 200, ino: after.ino }).toEqual({ grown: true, ino });
+    let largest = 0;
+    for (let round = 0; round < 40; round += 1) {
+      await journal.save(
+        Array.from({ length: 500 }, (_, index) => registered(index, "master3", 6_000 + round)),
+      );
+      largest = Math.max(largest, (await stat(file)).size);
+    }
+    expect(largest).toBeLessThan(size * 2.5);
+    const { masters } = await load();
+    expect([masters.size, masters.get(node(499)), masters.get(node(500))]).toEqual([
+      3_000,
+      "master3",
+      "master1",
+    ]);
+  });
+
+  test("is not written when nothing has changed", async () => {
+    const { journal } = await load();
+    await journal.save([]);
+    expect(await readdir(folder)).toEqual([]);
+    await journal.save([registered(1, "master1")]);
+    const { mtimeNs } = await stat(file, { bigint: true });
+    await journal.save([registered(1, "master1")]);
+    expect((await stat(file, { bigint: true })).mtimeNs).toBe(mtimeNs);
+  });
+
+  test("loses nothing that was saved when its writer is killed at any byte of the next line", async () => {
+    const { journal } = await load();
+    await journal.save([registered(1, "master1")]);
+    const { size } = await stat(file);
+    await journal.save([registered(2, "master2")]);
+    const whole = await readFile(file);
+    for (let length = size; length < whole.length; length += 1) {
+      await writeFile(file, whole);
+      await truncate(file, length);
+      const { journal: next, masters } = await load();
+      expect([length, next.trouble, [...masters]]).toEqual([length, undefined, [[node(1), "master1"]]]);
+      await next.save([registered(3, "master3")]);
+      expect([...(await load()).masters.keys()].sort()).toEqual([node(1), node(3)]);
+    }
+  });
+
+  test("loses a line that was damaged, and no other, and a copy of all is set aside", async () => {
+    const { journal } = await load();
+    await journal.save([1, 2, 3].map((index) => registered(index, "master1")));
+    const text = await readFile(file, "utf8");
+    const broken = text.replace(`${node(2)}","at":1002`, `${node(2)}","at":9002`);
+    expect(broken).not.toBe(text);
+    await writeFile(file, broken);
+    const { journal: next, masters } = await load();
+    expect([...masters.keys()]).toEqual([node(1), node(3)]);
+    const { message = "" } = next.trouble ?? {};
+    expect(message).toMatch(/^1 entry \(line 3: its checksum is wrong\) of the state file/);
+    const aside = (await readdir(folder)).find((name) => name.includes(".broken-")) ?? "";
+    expect(await readFile(path.join(folder, aside), "utf8")).toBe(broken);
+    await next.save([]);
+    expect(await readFile(file, "utf8")).not.toContain(node(2));
+  });
+
+  test("of an earlier sasori is taken over", async () => {
+    const at = new Date(Date.now() - 60_000).toISOString();
+    const observations = [{ certname: node(1), master: "master1", at, source: "registration" }];
+    const stones = [{ certname: node(3), at, since: at }];
+    const sizes = [{ at, size: 100 }];
+    const old = {
+      version: 1,
+      observations,
+      homes: [[node(2), "master2"]],
+      tombstones: stones,
+      ended: stones,
+      sizes,
+    };
+    await writeFile(file, JSON.stringify(old, null, 1));
+    const { journal } = await load();
+    await journal.save([registered(4, "master1")]);
+    const rows = await new Journal(file).load();
+    expect(rows.map(({ kind, key }) => `${kind} ${key}`).sort()).toEqual([
+      `ended ${node(3)}`,
+      `home ${node(2)}`,
+      `removed ${node(3)}`,
+      `route ${node(1)}`,
+      `route ${node(4)}`,
+      "sizes guard",
+    ]);
+  });
+
+  test("that two share ends with what both were told, whoever wrote last or wrote it anew", async () => {
+    const [one, two] = [new Journal(file), new Journal(file)];
+    await one.save([registered(1, "master1")]);
+    await two.load();
+    await two.save([registered(2, "master2")]);
+    await one.save([registered(3, "master3")]); // It has not seen what the other one wrote.
+    expect(await one.readOthers(signal())).toMatchObject([{ key: node(2) }]);
+    expect(await two.readOthers(signal())).toMatchObject([{ key: node(3) }]);
+    await rm(file); // As if a third had written it anew without them.
+    await appendFile(file, `sasori-state 2\n${toLine(parseRow(registered(4, "master1")))}`);
+    for (const journal of [one, two, one]) {
+      await journal.readOthers(signal());
+      await journal.save([]);
+    }
+    const { mtimeNs } = await stat(file, { bigint: true });
+    for (const journal of [one, two]) {
+      await journal.readOthers(signal());
+      await journal.save([]);
+      expect(journal.rows.size).toBe(4);
+    }
+    expect([...(await load()).masters.keys()].sort()).toEqual([1, 2, 3, 4].map(node));
+    expect((await stat(file, { bigint: true })).mtimeNs).toBe(mtimeNs);
+  });
+});
+
+describe("rows of all sasoris", () => {
+  const anyRow: fc.Arbitrary<Row> = fc
+    .record({
+      kind: fc.constantFrom("route" as const, "home" as const),
+      index: fc.nat(2),
+      at: fc.nat(3),
+      master: fc.option(fc.constantFrom("master1", "master2", "master3")),
+    })
+    .map(({ kind, index, at, master }) => {
+      const source = kind === "route" ? { source: "registration" } : {};
+      return parseRow({ kind, key: node(index), at, value: master === null ? null : { master, ...source } });
+    });
+  const stateOf = (rows: readonly Row[]) => {
+    const known = new Rows();
+    for (const row of rows) known.take(row);
+    return new Map([...known].map((row) => [`${row.kind} ${row.key}`, row]));
+  };
+
+  test("say the same in whatever order, and however often, they come", () => {
+    fc.assert(
+      fc.property(fc.array(anyRow, { maxLength: 12 }), fc.func(fc.nat()), (rows, rank) => {
+        const shuffled = [...rows, ...rows].sort(
+          (a, b) => rank(a, rows.indexOf(a)) - rank(b, rows.indexOf(b)),
+        );
+        expect(stateOf(shuffled)).toEqual(stateOf(rows));
+      }),
+    );
+  });
+
+  test("keep an order that was given elsewhere while an older one ended here", () => {
+    const here = new Rows();
+    const first = parseRow(registered(1, "master1", 1_000));
+    here.take(first);
+    const over = here.toRow({ kind: "route", key: node(1), value: null }, 9_000);
+    if (over === undefined) throw new Error("it is over");
+    expect(over.at).toBe(1_000);
+    const given = parseRow(registered(1, "master2", 2_000));
+    for (const rows of [
+      [first, over, given],
+      [first, given, over],
+    ])
+      expect([...stateOf(rows).values()]).toEqual([given]);
+    expect([...stateOf([over, first]).values()]).toEqual([over]);
+  });
+
+  test("forget after a month what is over, and keep what is in force", () => {
+    const rows = new Rows();
+    const month = 32 * 24 * 60 * 60_000;
+    rows.take(parseRow(registered(1, "master1", 1)));
+    rows.take(parseRow({ kind: "home", key: node(1), at: 1, value: null }));
+    rows.take(parseRow({ kind: "home", key: node(2), at: month, value: null }));
+    expect(rows.prune(month + 1)).toBe(true);
+    expect([...rows].map(({ kind, key }) => `${kind} ${key}`)).toEqual([
+      `route ${node(1)}`,
+      `home ${node(2)}`,
+    ]);
+  });
+});
