@@ -2,12 +2,14 @@
 // The command line. It asks the running daemon where there is one and does the work itself elsewhere, and it
 // prints what a SyncReport, a Lookup or a Status says: for people, or with --json for machines.
 // Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 held by the guard.
+//
+// Only what every command needs is loaded at once; each command loads the rest by import(). undici, zod and fastify take
+// longer to load than most commands take, and people wait for those (`npm run bench -- start` measures it).
 
 import { getDefaultAutoSelectFamilyAttemptTimeout, setDefaultAutoSelectFamilyAttemptTimeout } from "node:net";
 import { Argument, Command, CommanderError, InvalidArgumentError, Option } from "commander";
-import { askDaemon, isReady, mustAskDaemon } from "./cli/daemon-client.js";
+import type { Address, Method } from "./cli/daemon-client.js";
 import { renderDiagnosis, renderFinding, renderMasters, renderMove, renderPass } from "./cli/list-text.js";
-import { followMoves, listNodes, query, recentMoves } from "./cli/listing.js";
 import {
   completeWords,
   completionScript,
@@ -18,7 +20,6 @@ import {
   SHELLS,
   type Shell,
 } from "./cli/manual.js";
-import { bringHome, drain, planDrain } from "./cli/rebalance.js";
 import {
   lacksInWords,
   renderDiff,
@@ -29,25 +30,15 @@ import {
   renderStatus,
   styleFor,
 } from "./cli/report-text.js";
-import { lookUpHere, nodesOfFile, runPass } from "./cli/standalone.js";
-import { describeVariables, readAddress, readConfig, showConfig } from "./config.js";
+import type { Config, Variable } from "./config.js";
 import type { Check, Finding } from "./doctor/check.js";
-import { diagnose } from "./doctor/doctor.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
 import { PLAN_ID } from "./guard.js";
-import {
-  type Displaced,
-  type Masters,
-  type Nodes,
-  type Pass,
-  SourceName,
-  type Status,
-  type Story,
-} from "./http/api-shapes.js";
+import type { Displaced, Lookup, Masters, Nodes, Pass, Status, Story } from "./http/api-shapes.js";
 import { withoutPlace } from "./http/troubles.js";
-import { parseCertname } from "./node-map.js";
+import { type Certname, parseCertname, SOURCES } from "./node-map.js";
 import type { SyncRequest } from "./pass-queue.js";
-import { PriorityMap } from "./target/priority.js";
+import type { PriorityMap } from "./target/priority.js";
 import { VERSION } from "./version.js";
 
 const EXIT = { done: 0, failed: 1, usage: 2, held: 3 } as const;
@@ -112,8 +103,8 @@ withExamples(program.command("serve").description("run the daemon: schedules, HT
   ["sasori serve", ""],
   ["SASORI_LOG_LEVEL=debug sasori serve", ""],
 ]).action(async () => {
-  const { serve } = await import("./daemon.js"); // Only here: the other commands start faster without it.
-  await serve(readConfig(process.env));
+  const { serve } = await import("./daemon.js");
+  await serve(await configure());
 });
 
 withExamples(
@@ -129,6 +120,7 @@ withExamples(
     ],
   ],
 ).action(async ({ json }: Output) => {
+  const { diagnose } = await import("./doctor/doctor.js");
   const isLive = !json && process.stdout.isTTY;
   const diagnosis = await diagnose(process.env, VERSION, isLive ? showFinding : undefined);
   if (json) print(diagnosis, json, String);
@@ -177,7 +169,8 @@ withExamples(
     ["sasori sync --approve 3f2a9c01d4e5", "the held nodes may go"],
   ],
 ).action(async ({ json, ...wanted }: Output & SyncRequest) => {
-  const report = await runPass(address(), configure, wanted);
+  const { runPass } = await import("./cli/standalone.js");
+  const report = await runPass(await address(), configure, wanted);
   print(report, json, (value) => renderReport(value, style));
   process.exitCode = report.approvalUnmatched ? EXIT.failed : EXIT[report.outcome];
 });
@@ -192,7 +185,8 @@ withExamples(
     ["sasori diff --json | jq .targets", "for a program"],
   ],
 ).action(async ({ json }: Output) => {
-  const report = await runPass(address(), configure, { full: true, dryRun: true });
+  const { runPass } = await import("./cli/standalone.js");
+  const report = await runPass(await address(), configure, { full: true, dryRun: true });
   print(report, json, (value) => renderDiff(value, style));
   process.exitCode = EXIT[report.outcome];
 });
@@ -206,9 +200,10 @@ withExamples(
   [["sasori lookup node7.example.com", ""]],
 ).action(async (text: string, { json }: Output) => {
   const certname = certnameOf(text);
+  const { askDaemon } = await import("./cli/daemon-client.js");
   const found =
-    (await askDaemon<Story>(address(), "GET", `/api/v1/nodes/${certname}`)) ??
-    (await lookUpHere(configure(), certname));
+    (await askDaemon<Story>(await address(), "GET", `/api/v1/nodes/${certname}`)) ??
+    (await lookUpHere(certname));
   print(found, json, (value) => renderLookup(value, style));
   const failed =
     [found.desired, ...found.live].some(({ failure }) => failure !== undefined) || "failure" in found.file;
@@ -225,7 +220,7 @@ withExamples(
     ["sasori status --json | jq -r .state", "for monitoring"],
   ],
 ).action(async ({ json }: Output) => {
-  const status = await mustAskDaemon<Status>(address(), "GET", "/api/v1/status");
+  const status = await ask<Status>("GET", "/api/v1/status");
   print(status, json, (value) => renderStatus(value, style));
   const isHeld = status.troubles.some(({ code }) => code === "held");
   process.exitCode =
@@ -238,7 +233,8 @@ withExamples(
     .description("exit code 0 if the daemon serves a map: for health checks, wherever it listens"),
   [["sasori healthy", "what the image's HEALTHCHECK does"]],
 ).action(async () => {
-  if (await isReady(address())) return;
+  const { isReady } = await import("./cli/daemon-client.js");
+  if (await isReady(await address())) return;
   process.stderr.write("sasori: no map is being served yet: `sasori status` says why\n");
   process.exitCode = EXIT.failed;
 });
@@ -250,9 +246,7 @@ withExamples(
     .argument("[text]", "only certnames with this in them")
     .option("--master <name>", "only nodes of this master")
     .addOption(
-      new Option("--source <source>", "only nodes known from this source (asks the daemon)").choices(
-        SourceName.options,
-      ),
+      new Option("--source <source>", "only nodes known from this source (asks the daemon)").choices(SOURCES),
     )
     .addOption(new Option("--limit <count>", "how many at most").argParser(parseCount).default(100))
     .addOption(new Option("--all", "all of them").conflicts("limit"))
@@ -264,8 +258,14 @@ withExamples(
     ["sasori nodes --all | wc -l", ""],
   ],
 ).action(
-  (q: string | undefined, { all, limit, ...options }: Output & { all?: true; limit: number } & Filter) =>
-    listNodes(address(), configure, { q, ...options, limit: all ? Number.POSITIVE_INFINITY : limit }, style),
+  async (
+    q: string | undefined,
+    { all, limit, ...options }: Output & { all?: true; limit: number } & Filter,
+  ) => {
+    const { listNodes } = await import("./cli/listing.js");
+    const wanted = { q, ...options, limit: all ? Number.POSITIVE_INFINITY : limit };
+    await listNodes(await address(), configure, wanted, style);
+  },
 );
 
 withExamples(
@@ -275,7 +275,7 @@ withExamples(
     .option("--json", "print as JSON"),
   [["sasori masters", ""]],
 ).action(async ({ json }: Output) => {
-  const masters = await mustAskDaemon<Masters>(address(), "GET", "/api/v1/masters");
+  const masters = await ask<Masters>("GET", "/api/v1/masters");
   print(masters, json, (value) => renderMasters(value, style));
   process.exitCode = masters.failures.length > 0 ? EXIT.failed : EXIT.done;
 });
@@ -305,8 +305,9 @@ withExamples(
     { json, follow, ...options }: Output & { follow?: true; limit: number } & Filter,
   ) => {
     const wanted = { ...options, certname: name === undefined ? undefined : certnameOf(name) };
-    if (follow) await followMoves(address(), wanted, { json, style });
-    const found = await recentMoves(address(), wanted);
+    const { followMoves, recentMoves } = await import("./cli/listing.js");
+    if (follow) await followMoves(await address(), wanted, { json, style });
+    const found = await recentMoves(await address(), wanted);
     print(found, json, ({ moves }) =>
       moves.length === 0
         ? "no moves"
@@ -325,7 +326,7 @@ withExamples(
     .option("--json", "print as JSON"),
   [["sasori passes", ""]],
 ).action(async ({ json }: Output) => {
-  const found = await mustAskDaemon<{ passes: Pass[] }>(address(), "GET", "/api/v1/passes");
+  const found = await ask<{ passes: Pass[] }>("GET", "/api/v1/passes");
   print(found, json, ({ passes }) =>
     passes.length === 0
       ? "no passes"
@@ -353,9 +354,7 @@ withExamples(
     throw new SasoriError("USAGE", "name the master, or end the registration with --end");
   }
   const path = `/api/v1/nodes/${certnameOf(text)}`;
-  const found = end
-    ? await mustAskDaemon<Story>(address(), "DELETE", path)
-    : await mustAskDaemon<Story>(address(), "PUT", path, { master });
+  const found = end ? await ask<Story>("DELETE", path) : await ask<Story>("PUT", path, { master });
   print(found, json, (value) => renderLookup(value, style));
   const lacks = lacksInWords(found);
   if (lacks === "") return;
@@ -380,11 +379,12 @@ withExamples(
   ],
 ).action(async (options: Output & { dryRun?: boolean; master?: string; perMinute: string }) => {
   const perMinute = paceOf(options.perMinute);
-  const all = await mustAskDaemon<Displaced[]>(address(), "GET", "/api/v1/displaced");
+  const all = await ask<Displaced[]>("GET", "/api/v1/displaced");
   const nodes = all.filter(({ home }) => options.master === undefined || home === options.master);
   if (options.dryRun || options.json) print(nodes, options.json, renderDisplaced);
   if (options.dryRun) return;
-  const isDone = await bringHome(address(), nodes, perMinute, tellTo(options));
+  const { bringHome } = await import("./cli/rebalance.js");
+  const isDone = await bringHome(await address(), nodes, perMinute, tellTo(options));
   process.exitCode = isDone ? EXIT.done : EXIT.failed;
 });
 
@@ -406,11 +406,12 @@ withExamples(
   ],
 ).action(async (master: string, options: Output & { dryRun?: boolean; perMinute: string }) => {
   const perMinute = paceOf(options.perMinute);
+  const { drain, planDrain } = await import("./cli/rebalance.js");
   if (options.dryRun) {
-    print(await planDrain(address(), master), options.json, renderNodeMoves);
+    print(await planDrain(await address(), master), options.json, renderNodeMoves);
     return;
   }
-  const { moves, isDone } = await drain(address(), master, perMinute, tellTo(options));
+  const { moves, isDone } = await drain(await address(), master, perMinute, tellTo(options));
   if (options.json) print(moves, true, renderNodeMoves);
   process.exitCode = isDone ? EXIT.done : EXIT.failed;
 });
@@ -443,7 +444,7 @@ priority
   .description("all classes, first served first")
   .option("--json", "print as JSON")
   .action(async ({ json }: Output) => {
-    const entries = [...(await priorityMap().list())].sort((a, b) => a[1] - b[1]);
+    const entries = [...(await (await priorityMap()).list())].sort((a, b) => a[1] - b[1]);
     print(Object.fromEntries(entries), json, () =>
       entries.map(([key, value]) => `${key}  ${value}`).join("\n"),
     );
@@ -464,8 +465,19 @@ priority
   .option("--json", "print as JSON")
   .action((key: string, { json }: Output) => changePriority(key, undefined, json));
 
-const configure = () => readConfig(process.env);
-const address = () => readAddress(process.env);
+const configure = async (): Promise<Config> => (await import("./config.js")).readConfig(process.env);
+const address = async (): Promise<Address> => (await import("./config.js")).readAddress(process.env);
+
+/** What only a running daemon knows. */
+async function ask<T>(method: Method, path: string, body?: object): Promise<T> {
+  const { mustAskDaemon } = await import("./cli/daemon-client.js");
+  return mustAskDaemon<T>(await address(), method, path, body);
+}
+
+async function lookUpHere(certname: Certname): Promise<Lookup> {
+  const standalone = await import("./cli/standalone.js");
+  return standalone.lookUpHere(await configure(), certname);
+}
 
 /** As Puppet and the gateway write it: people type capitals. */
 const certnameOf = (text: string) => parseCertname(text.toLowerCase());
@@ -485,8 +497,9 @@ function parseClass(text: string): number {
   throw new InvalidArgumentError("Expected a whole number from -2047 (first) to 2047 (last).");
 }
 
-function priorityMap(): PriorityMap {
-  const { priorityFile, haproxy } = readConfig(process.env);
+async function priorityMap(): Promise<PriorityMap> {
+  const { priorityFile, haproxy } = await configure();
+  const { PriorityMap } = await import("./target/priority.js");
   if (priorityFile !== undefined) return new PriorityMap(priorityFile, haproxy);
   throw new SasoriError("USAGE", "set SASORI_PRIORITY_FILE to the map that HAProxy has as PRIORITY_MAP");
 }
@@ -496,7 +509,7 @@ async function changePriority(
   value: number | undefined,
   json: boolean | undefined,
 ): Promise<void> {
-  const change = await priorityMap().change(key, value);
+  const change = await (await priorityMap()).change(key, value);
   print(change, json, () =>
     [
       `${key}  ${value ?? "(default)"}`,
@@ -509,6 +522,9 @@ async function changePriority(
   process.exitCode = change.haproxy.some(({ failure }) => failure) ? EXIT.failed : EXIT.done;
 }
 
+/** For the help of this one command: help is written at once, so they are there before. */
+let variables: Variable[] = [];
+
 program
   .command("config")
   .description("the effective configuration; secrets are named by their file only")
@@ -516,14 +532,15 @@ program
   .addHelpText(
     "after",
     () =>
-      `\nVariables:\n${describeVariables()
+      `\nVariables:\n${variables
         .map(
           ({ name, meaning, ...variable }) =>
             `  ${name} (${variable.default})\n      ${meaning}\n      ${name}=${variable.example}`,
         )
         .join("\n")}\n`,
   )
-  .action(({ json }: Output) => {
+  .action(async ({ json }: Output) => {
+    const { showConfig } = await import("./config.js");
     const shown = showConfig(process.env);
     print(shown, json, (values) =>
       Object.entries(values)
@@ -554,7 +571,8 @@ withExamples(
     ["sasori man | man -l -", "read it"],
     ["sasori man > /usr/local/share/man/man1/sasori.1", "install it"],
   ],
-).action(() => {
+).action(async () => {
+  const { describeVariables } = await import("./config.js");
   const about = {
     version: VERSION,
     examples: examplesOf,
@@ -566,21 +584,22 @@ withExamples(
 
 /** Names for the completion: the daemon knows them, or the map file does. */
 async function lookUpNames(what: Looked, prefix: string): Promise<string[]> {
+  const { askDaemon } = await import("./cli/daemon-client.js");
+  const ofDaemon = async <T>(path: string) =>
+    askDaemon<T>(await address(), "GET", path, undefined, COMPLETION_MS);
+  const ofFile = async (wanted: { q?: string; limit: number }) => {
+    const { nodesOfFile } = await import("./cli/standalone.js");
+    return nodesOfFile((await configure()).mapFile, wanted);
+  };
   if (what === "master") {
-    const answer = await askDaemon<Masters>(address(), "GET", "/api/v1/masters", undefined, COMPLETION_MS);
+    const answer = await ofDaemon<Masters>("/api/v1/masters");
     if (answer !== undefined) return answer.masters.map(({ master }) => master);
-    const { nodes } = await nodesOfFile(configure().mapFile, { limit: Number.POSITIVE_INFINITY });
+    const { nodes } = await ofFile({ limit: Number.POSITIVE_INFINITY });
     return [...new Set(nodes.map(({ master }) => master))];
   }
   const asked = { q: prefix, limit: 200 };
-  const answer = await askDaemon<Nodes>(
-    address(),
-    "GET",
-    `/api/v1/nodes?${query(asked)}`,
-    undefined,
-    COMPLETION_MS,
-  );
-  const { nodes } = answer ?? (await nodesOfFile(configure().mapFile, asked));
+  const { query } = await import("./cli/listing.js");
+  const { nodes } = (await ofDaemon<Nodes>(`/api/v1/nodes?${query(asked)}`)) ?? (await ofFile(asked));
   return nodes.map(({ certname }) => certname);
 }
 
@@ -597,19 +616,14 @@ for (const stream of [process.stdout, process.stderr]) {
   });
 }
 
-// Not a command for people: the scripts of `sasori completion` ask what may stand where the cursor is.
-const [asked, ...words] = process.argv.slice(2);
-if (asked === "complete-words") {
-  const offers = await completeWords(program, words, (what, prefix) =>
-    lookUpNames(what, prefix).catch(() => []),
-  );
-  process.stdout.write(offers.map((offer) => `${offer}\n`).join(""));
-} else {
-  await main();
-}
+void main();
 
 async function main(): Promise<void> {
+  const [asked, ...words] = process.argv.slice(2);
   try {
+    // Not a command for people: the scripts of `sasori completion` ask what may stand where the cursor is.
+    if (asked === "complete-words") return await offerWords(words);
+    if (process.argv.includes("config")) variables = (await import("./config.js")).describeVariables();
     await program.parseAsync();
   } catch (error) {
     if (error instanceof CommanderError) {
@@ -622,4 +636,11 @@ async function main(): Promise<void> {
       process.stderr.write(`${(error as Error).stack}\n`);
     process.exitCode = code === "CONFIG_INVALID" || code === "USAGE" ? EXIT.usage : EXIT.failed;
   }
+}
+
+async function offerWords(words: readonly string[]): Promise<void> {
+  const offers = await completeWords(program, words, (what, prefix) =>
+    lookUpNames(what, prefix).catch(() => []),
+  );
+  process.stdout.write(offers.map((offer) => `${offer}\n`).join(""));
 }

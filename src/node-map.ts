@@ -49,7 +49,8 @@ export function parseMaster(text: string): Master {
  * Where an observation comes from. `inherited` stands for what the map file or a live map held when sasori started. Its
  * time is that until which sasori had written the file (see map-file.ts), or 0: then every real observation replaces it.
  */
-export type Source = "facts" | "catalog" | "report" | "registration" | "learned" | "inherited";
+export const SOURCES = ["facts", "catalog", "report", "registration", "learned", "inherited"] as const;
+export type Source = (typeof SOURCES)[number];
 
 /** PuppetDB said so: a registration, a learned and an inherited route are our own. */
 export const isOfPuppetdb = ({ source }: Pick<Observation, "source">): boolean =>

@@ -18,7 +18,7 @@ const RECONNECT_MS = 1_000;
 
 const NO_DAEMON = "start one with `sasori serve`, or set SASORI_LISTEN here as the daemon has it";
 
-type Method = "GET" | "POST" | "PUT" | "DELETE";
+export type Method = "GET" | "POST" | "PUT" | "DELETE";
 export type Address = Pick<Config, "listen" | "apiTokenFile">;
 
 /** Where the daemon is asked: one that listens everywhere listens on loopback too. */

@@ -8,7 +8,6 @@ import type { Move, Moves, Nodes } from "../http/api-shapes.js";
 import { type Address, askDaemon, daemonEvents, mustAskDaemon } from "./daemon-client.js";
 import { renderMove, renderNodes } from "./list-text.js";
 import type { Style } from "./report-text.js";
-import { nodesOfFile } from "./standalone.js";
 
 /** The daemon hands out a list in pages of this size at most. */
 const PAGE = 1_000;
@@ -24,7 +23,7 @@ export interface NodesWanted {
 /** `limit` may be Infinity. Without a daemon the map file answers, which does not know where a route comes from. */
 export async function listNodes(
   address: Address,
-  configure: () => Config,
+  configure: () => Promise<Config>,
   wanted: NodesWanted,
   style: Style,
 ): Promise<void> {
@@ -50,13 +49,17 @@ export async function listNodes(
     process.stderr.write("… there are more: --all shows them, --master or a text narrows\n");
 }
 
-async function fromFile(configure: () => Config, { source, ...wanted }: NodesWanted): Promise<Nodes> {
+async function fromFile(
+  configure: () => Promise<Config>,
+  { source, ...wanted }: NodesWanted,
+): Promise<Nodes> {
   if (source !== undefined) {
     const what =
       "no daemon runs, and the map file does not say where a route comes from: start `sasori serve`";
     throw new SasoriError("DAEMON", `--source ${source}: ${what}`);
   }
-  const { mapFile } = configure();
+  const { nodesOfFile } = await import("./standalone.js"); // It takes long to load, and a daemon needs none of it.
+  const { mapFile } = await configure();
   process.stderr.write(`no daemon runs: these are the nodes of ${mapFile}\n`);
   return nodesOfFile(mapFile, wanted);
 }

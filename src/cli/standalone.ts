@@ -26,7 +26,7 @@ const PROGRESS_AFTER_MS = 1_000;
  */
 export async function runPass(
   address: Address,
-  configure: () => Config,
+  configure: () => Promise<Config>,
   wanted: SyncRequest,
 ): Promise<SyncReport> {
   const began = Date.now();
@@ -41,7 +41,7 @@ export async function runPass(
   try {
     const byDaemon = await askDaemon<SyncReport>(address, "POST", "/api/v1/sync", wanted);
     if (byDaemon !== undefined) return byDaemon;
-    const parts = assemble(configure());
+    const parts = assemble(await configure());
     sync = new Sync(parts);
     // Without what an earlier run has left a pass is still worth more than none.
     await sync

@@ -4,6 +4,7 @@
 
 import { z } from "zod";
 import { PLAN_ID } from "../guard.js";
+import { SOURCES } from "../node-map.js";
 
 const Time = z.iso.datetime();
 const Count = z.number().int().nonnegative();
@@ -12,7 +13,7 @@ const Milliseconds = z.number().nonnegative();
 export const CertnameText = z.string().describe("a node's name in Puppet's CA");
 export const MasterText = z.string().describe("the name of a server in HAProxy's backend");
 export const SourceName = z
-  .enum(["facts", "catalog", "report", "registration", "learned", "inherited"])
+  .enum(SOURCES)
   .describe("where an observation comes from; inherited: found in the file or a live map at start");
 
 export const FailureShape = z.strictObject({
