@@ -9,6 +9,7 @@
 import { getDefaultAutoSelectFamilyAttemptTimeout, setDefaultAutoSelectFamilyAttemptTimeout } from "node:net";
 import { Argument, Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import type { Address, Method } from "./cli/daemon-client.js";
+import { EXIT, EXIT_CODES } from "./cli/exit-codes.js";
 import { renderDiagnosis, renderFinding, renderMasters, renderMove, renderPass } from "./cli/list-text.js";
 import {
   completeWords,
@@ -40,14 +41,6 @@ import { type Certname, parseCertname, SOURCES } from "./node-map.js";
 import type { SyncRequest } from "./pass-queue.js";
 import type { PriorityMap } from "./target/priority.js";
 import { VERSION } from "./version.js";
-
-const EXIT = { done: 0, failed: 1, usage: 2, held: 3 } as const;
-const EXIT_CODES: Example[] = [
-  ["0", "done"],
-  ["1", "failed"],
-  ["2", "bad configuration or usage"],
-  ["3", "removals are held by the guard"],
-];
 
 /** Nobody waits longer for a completion. */
 const COMPLETION_MS = 1_000;

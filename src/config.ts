@@ -1,5 +1,5 @@
 // The configuration: environment variables, checked once, all problems reported together.
-// This schema is the only place that knows a variable's name, meaning, default and form: the README's table,
+// This schema is the only place that knows a variable's name, meaning, default and form: docs/reference.md,
 // `sasori config` and every message about a wrong value come from it. Nothing else reads a SASORI_ variable.
 
 import path from "node:path";
@@ -151,7 +151,7 @@ const about = (meaning: string, example: string, shownDefault?: string) => ({
   shownDefault,
 });
 
-/** The variables, in the order of the README's table. Descriptions and examples are shown to people. */
+/** The variables, in the order of docs/reference.md. Descriptions and examples are shown to people. */
 export const Env = z.object({
   SASORI_PUPPETDB_URL: puppetdbUrl.meta(
     about("base URL of PuppetDB, http or https", "https://puppetdb.example.com:8081", "required"),
@@ -444,16 +444,6 @@ export function describeVariables(): Variable[] {
     const { description, example, shownDefault } = schema.meta() as ReturnType<typeof about>;
     return { name, default: shownDefault ?? (defaultOf(schema) || "none"), meaning: description, example };
   });
-}
-
-/** The README's table, in Markdown. `setup/readme.sh` puts it there, and a test holds the README to it. */
-export function variablesTable(): string {
-  const rows = describeVariables().map((variable) => {
-    const words = /^(none|required|.* .*)$/.test(variable.default) && !variable.default.includes("*");
-    const fallback = words ? variable.default : `\`${variable.default}\``;
-    return `| \`${variable.name}\` | ${fallback} | ${variable.meaning} | \`${variable.example}\` |`;
-  });
-  return ["| variable | default | meaning | example |", "|---|---|---|---|", ...rows].join("\n");
 }
 
 function problem(name: string, expected: string, env: Readonly<Record<string, string | undefined>>): string {

@@ -1,8 +1,8 @@
-import { chmod, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { describe, expect, test } from "vitest";
-import { describeVariables, readAddress, readConfig, showConfig, variablesTable } from "../src/config.js";
+import { describeVariables, readAddress, readConfig, showConfig } from "../src/config.js";
 
 const REQUIRED = {
   SASORI_PUPPETDB_URL: "http://127.0.0.1:8080/",
@@ -206,10 +206,5 @@ describe("the configuration", () => {
     await writeFile(token, "s3cret\n");
     expect(problems({ ...REQUIRED, SASORI_API_TOKEN_FILE: token })).toEqual([]);
     await rm(folder, { recursive: true });
-  });
-
-  test("is documented in the README exactly as the schema has it", async () => {
-    const readme = await readFile(new URL("../README.md", import.meta.url), "utf8");
-    expect(readme).toContain(variablesTable());
   });
 });

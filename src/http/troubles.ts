@@ -8,53 +8,149 @@ import type { Server } from "../target/target.js";
 import type { TargetState } from "../target/tracked-target.js";
 import type { Status, Trouble } from "./api-shapes.js";
 
-const LOOK_AT_HAPROXY = "look at that HAProxy: its log, its load, its `stats socket` line";
-const LOOK_AT_PUPPETDB = "look at PuppetDB and its log; the map stays as it is, nothing is lost";
+const KEEPS_MAP = "Meanwhile HAProxy keeps the map it has, and nothing is lost";
+const CHECK_PUPPETDB = "check PuppetDB and its log";
+const CHECK_HAPROXY = "check that HAProxy: its log, its load, its `stats socket` line";
 
-const REMEDIES: Record<ErrorCode, string> = {
-  CONFIG_INVALID: "correct the variables that the message names; `sasori config --help` explains each",
-  USAGE: "correct the request as the message says",
-  PUPPETDB_UNREACHABLE:
-    "start PuppetDB, or correct SASORI_PUPPETDB_URL; the map stays as it is, nothing is lost",
-  PUPPETDB_TLS:
-    "what the message says; sasori doctor looks at each certificate; the map stays as it is, nothing is lost",
-  PUPPETDB_TIMEOUT: LOOK_AT_PUPPETDB,
-  PUPPETDB_STATUS: "what PuppetDB said is in the message; 403: put sasori's certificate on its allowlist",
-  PUPPETDB_BODY: `check that SASORI_PUPPETDB_URL leads to PuppetDB and not to something before it; ${LOOK_AT_PUPPETDB}`,
-  FILE_READ: "let sasori's user read the map file, or bring back the file server that it is on",
-  FILE_WRITE: "let sasori's user write the folder of the file, or bring back the file server that it is on",
-  FILE_FULL: "free space on that disk; every running HAProxy has the map nevertheless",
-  FILE_READ_ONLY:
-    "let sasori's user write the folder, or make its file system writable; every running HAProxy has the map nevertheless",
-  FILE_MOUNTED: "mount the folder of the file, not the file itself: a file is replaced by renaming",
-  STATE_FILE:
-    "register again what the file that was set aside held, then remove that file; sasori goes on with a new one",
-  HAPROXY_UNREACHABLE:
-    "start that HAProxy, or correct SASORI_HAPROXY or its `stats socket` line; while it runs it goes on with the map it has",
-  HAPROXY_TIMEOUT: `${LOOK_AT_HAPROXY}; sasori asks it again each minute`,
-  HAPROXY_PERMISSION:
-    "in its `stats socket` line: `level admin`, and sasori's user or group; sasori doctor says which",
-  HAPROXY_REPLY: `what was said there is in the message; check SASORI_HAPROXY, or ${LOOK_AT_HAPROXY}`,
-  HAPROXY_MAP: "name the map in HAProxy's configuration, or set SASORI_MAP_NAME",
-  HAPROXY_BACKEND: "set SASORI_BACKEND to the backend whose servers are the masters",
-  HAPROXY_CHANGED: "find who else writes to this map or reloads this HAProxy; sasori goes on trying",
-  HAPROXY_SERVER: "what HAProxy said is in the message; or add the server line to its configuration",
-  BUSY: "ask again in a moment",
-  PROBE_TIMEOUT: "look at the masters: one has not answered SASORI_PROBE_PATH in time",
-  DAEMON: "start sasori with `sasori serve`, or correct SASORI_LISTEN",
-  STOPPED: "start sasori again: the next pass does what this one has left",
-  INTERNAL: "a mistake of sasori's: please report it with its log; the next pass tries again",
+/** Each error code: what it means, and what to do about it. docs/reference.md lists them. */
+export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
+  CONFIG_INVALID: {
+    meaning: "the configuration is not valid",
+    remedy: "correct the variables that the message names; `sasori config --help` explains each one",
+  },
+  USAGE: {
+    meaning: "a wrong argument, request or token",
+    remedy: "correct the request as the message says",
+  },
+  PUPPETDB_UNREACHABLE: {
+    meaning: "PuppetDB accepts no connection",
+    remedy: `start PuppetDB, or correct SASORI_PUPPETDB_URL. ${KEEPS_MAP}`,
+  },
+  PUPPETDB_TLS: {
+    meaning:
+      "the TLS connection to PuppetDB failed: a certificate is not valid, not trusted, or has another name",
+    remedy: `follow the message; \`sasori doctor\` checks each certificate. ${KEEPS_MAP}`,
+  },
+  PUPPETDB_TIMEOUT: {
+    meaning: "PuppetDB did not answer in time",
+    remedy: `${CHECK_PUPPETDB}. ${KEEPS_MAP}`,
+  },
+  PUPPETDB_STATUS: {
+    meaning: "PuppetDB answered with an HTTP error",
+    remedy:
+      "the message quotes PuppetDB's answer. After a 403, add sasori's certificate to PuppetDB's allowlist",
+  },
+  PUPPETDB_BODY: {
+    meaning: "the answer was not what PuppetDB sends",
+    remedy: `check that SASORI_PUPPETDB_URL leads to PuppetDB and not to a proxy's own page; ${CHECK_PUPPETDB}. ${KEEPS_MAP}`,
+  },
+  FILE_READ: {
+    meaning: "the map file cannot be read",
+    remedy: "let sasori's user read the map file. If it is on a network file system, check that",
+  },
+  FILE_WRITE: {
+    meaning: "the map file cannot be written",
+    remedy: "let sasori's user write to the file's folder. If it is on a network file system, check that",
+  },
+  FILE_FULL: {
+    meaning: "the disk is full",
+    remedy: "free space on that disk. Every running HAProxy still gets the map",
+  },
+  FILE_READ_ONLY: {
+    meaning: "the folder or its file system is read-only",
+    remedy:
+      "let sasori's user write to the folder, or make its file system writable. Every running HAProxy still gets the map",
+  },
+  FILE_MOUNTED: {
+    meaning: "the map file itself is a mount point, so it cannot be replaced",
+    remedy: "mount the folder of the file, not the file: sasori replaces the file by renaming a new one",
+  },
+  STATE_FILE: {
+    meaning: "the state file cannot be read or written, or has broken entries",
+    remedy:
+      "sasori goes on with a new state file. Look at the file that was set aside, register its routes again, then remove it",
+  },
+  HAPROXY_UNREACHABLE: {
+    meaning: "nothing answers at an HAProxy's Runtime API",
+    remedy:
+      "start that HAProxy, or correct SASORI_HAPROXY or its `stats socket` line. If it is running, it keeps the map it has",
+  },
+  HAPROXY_TIMEOUT: {
+    meaning: "an HAProxy did not answer in time",
+    remedy: `${CHECK_HAPROXY}. sasori tries again every minute`,
+  },
+  HAPROXY_PERMISSION: {
+    meaning: "sasori may not use the Runtime API socket, or its level is too low",
+    remedy:
+      "in HAProxy's `stats socket` line, set `level admin` and a user or group that includes sasori; `sasori doctor` says which is missing",
+  },
+  HAPROXY_REPLY: {
+    meaning: "HAProxy answered something that sasori does not understand",
+    remedy: `the message quotes the answer. Check that SASORI_HAPROXY leads to HAProxy; ${CHECK_HAPROXY}`,
+  },
+  HAPROXY_MAP: {
+    meaning: "HAProxy does not have the map",
+    remedy: "use the map in HAProxy's configuration, or set SASORI_MAP_NAME to the name it has there",
+  },
+  HAPROXY_BACKEND: {
+    meaning: "HAProxy does not have the backend",
+    remedy: "set SASORI_BACKEND to the backend whose servers are the masters",
+  },
+  HAPROXY_CHANGED: {
+    meaning: "another program changed or reloaded HAProxy during each of three pushes",
+    remedy: "find the program that writes to this map or reloads this HAProxy. sasori keeps trying",
+  },
+  HAPROXY_SERVER: {
+    meaning: "a server cannot be added or used at run time",
+    remedy: "the message quotes HAProxy's answer. Or add the server line to HAProxy's configuration",
+  },
+  BUSY: { meaning: "too many requests at once", remedy: "try again in a moment" },
+  PROBE_TIMEOUT: {
+    meaning: "a master did not answer SASORI_PROBE_PATH in time",
+    remedy: "check the masters: at least one is too slow or does not answer",
+  },
+  DAEMON: {
+    meaning: "the daemon does not run, cannot listen, or does not answer",
+    remedy: "start it with `sasori serve`, or correct SASORI_LISTEN",
+  },
+  STOPPED: {
+    meaning: "a pass was cut short by a shutdown",
+    remedy: "start sasori again; its first pass does the rest",
+  },
+  INTERNAL: {
+    meaning: "a bug in sasori",
+    remedy: "please report it, with the log. The next pass tries again",
+  },
 };
 
-export const UNROUTABLE_REMEDY = "give HAProxy a server of that name or host, or set SASORI_MASTER_ALIASES";
+export const UNROUTABLE_REMEDY =
+  "add an HAProxy server with that name or host, or map the producer to a server in SASORI_MASTER_ALIASES";
 
 /** What to do about an error. */
 export function remedyFor(code: ErrorCode): string {
-  return REMEDIES[code];
+  return ERRORS[code].remedy;
 }
 
 export const isErrorCode = (text: unknown): text is ErrorCode =>
-  typeof text === "string" && Object.hasOwn(REMEDIES, text);
+  typeof text === "string" && Object.hasOwn(ERRORS, text);
+
+/** Each trouble that is no error: what it means. docs/reference.md lists them. */
+export const TROUBLES = {
+  stalled: "sasori has not finished a look at PuppetDB for too long",
+  held: "the guard holds removals or steps back until they are approved",
+  clock: "PuppetDB's clock and this machine's differ by more than a minute",
+  down: "HAProxy's health check sees a master down",
+  drained: "a master is drained in HAProxy",
+  weight: "a master has a weight other than 0, so requests can reach it that belong to other masters",
+  displaced: "nodes left their master while it was down or drained, and have not come back",
+  unroutable: "nodes check in at a puppetserver that has no HAProxy server",
+  refused: "certnames that cannot be map keys",
+  clock_ahead: "a puppetserver's clock is ahead of PuppetDB's",
+  flapping: "facts and reports of the same nodes come from different masters",
+  second_sasori: "another sasori writes the same files",
+} as const;
+
+type TroubleCode = keyof typeof TROUBLES;
 
 export const number = (value: number) => value.toLocaleString("en-US");
 
@@ -143,18 +239,16 @@ export function troublesOfReport(report: SyncReport): Trouble[] {
   return troublesOf({ pass: report, targets: report.targets, puppetdb: failure && { failure } });
 }
 
-const STALLED = "stalled";
-
 const stalled = (since: string): Trouble => ({
   severity: "critical",
-  code: STALLED,
+  code: "stalled" satisfies TroubleCode,
   where: "sasori",
   what: `no look at PuppetDB has come to its end (since ${since})`,
   remedy:
     "restart sasori, and please report this with its log and `sasori doctor`; meanwhile HAProxy goes on with the map that it has",
 });
 
-const warning = (code: string, where: string, what: string, remedy: string): Trouble => ({
+const warning = (code: TroubleCode, where: string, what: string, remedy: string): Trouble => ({
   severity: "warning",
   code,
   where,
@@ -290,7 +384,7 @@ export function summarize(
   troubles: readonly Trouble[],
 ): Pick<Status, "state" | "summary"> {
   const [worst] = troubles;
-  if (pass === undefined && worst?.code !== STALLED)
+  if (pass === undefined && worst?.code !== "stalled")
     return { state: "starting", summary: "The first pass has not ended yet." };
   if (worst !== undefined) {
     const more = troubles.length > 1 ? ` And ${counted(troubles.length - 1, "more trouble")}.` : "";
