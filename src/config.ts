@@ -7,6 +7,7 @@ import { RE2JS } from "re2js";
 import { z } from "zod";
 import { quote, reason, SasoriError } from "./errors.js";
 import { isMaster, type Master } from "./node-map.js";
+import { PemFiles, type PemPaths } from "./pem-files.js";
 import { isCron } from "./schedule.js";
 import { readSecretFileSync } from "./whole-file.js";
 
@@ -14,6 +15,17 @@ import { readSecretFileSync } from "./whole-file.js";
 export interface Endpoint {
   name: string;
   connect: { path: string } | { host: string; port: number };
+  /** TLS, with a client certificate; `certname` is the name that HAProxy's certificate must have. */
+  tls?: { certname: string; files: PemFiles };
+}
+
+/** HAProxys behind one DNS name: one for each of its addresses, which come and go. */
+export interface EndpointName {
+  /** As it is configured. */
+  name: string;
+  host: string;
+  port: number;
+  tls?: Endpoint["tls"];
 }
 
 /** How many removals a plan may hold without approval: a share of the map, or a number of entries. */
@@ -63,23 +75,33 @@ const puppetdbUrl = z.string().transform((text, context) => {
 const port = (text: string | undefined): number | undefined =>
   text !== undefined && /^\d{1,5}$/.test(text) && Number(text) <= 65535 ? Number(text) : undefined;
 
-const endpoints = z.string().transform((text, context): Endpoint[] => {
+const ENDPOINT = /^(tcp|tls)(\+dns)?:\/\/(\[[^\]]+\]|[^:/]+):(\d+)$/;
+
+const endpoints = z.string().transform((text, context): EndpointSetting[] => {
   if (text.trim() === "none") return [];
   const parts = text.split(",").map((part) => part.trim());
   if (new Set(parts).size !== parts.length) return fail(context, "each endpoint once");
-  return parts.map((part) => {
-    const tcp = /^tcp:\/\/(\[[^\]]+\]|[^:/]+):(\d+)$/.exec(part);
-    const tcpPort = port(tcp?.[2]);
-    if (tcp?.[1] !== undefined && tcpPort !== undefined) {
-      return { name: part, connect: { host: tcp[1].replace(/^\[|\]$/g, ""), port: tcpPort } };
+  return parts.map((name) => {
+    if (name.startsWith("/")) return { name, connect: { path: name } };
+    const [, scheme, dns, host = "", digits] = ENDPOINT.exec(name) ?? [];
+    const number = port(digits);
+    if (scheme === undefined || number === undefined) {
+      return fail(
+        context,
+        `absolute socket paths, tcp://host:port or tls://host:port, separated by commas, or "none" to write the file only (not ${quote(name)})`,
+      );
     }
-    if (part.startsWith("/")) return { name: part, connect: { path: part } };
-    return fail(
-      context,
-      `absolute socket paths or tcp://host:port, separated by commas, or "none" to write the file only (not ${quote(part)})`,
-    );
+    const connect = { host: host.replace(/^\[|\]$/g, ""), port: number };
+    return { name, connect, isTls: scheme === "tls", isFollowed: dns !== undefined };
   });
 });
+
+/** An endpoint as SASORI_HAPROXY writes it. */
+interface EndpointSetting extends Pick<Endpoint, "name" | "connect"> {
+  isTls?: boolean;
+  /** All addresses of the name are HAProxys, now and later. */
+  isFollowed?: boolean;
+}
 
 const aliases = z.string().transform((text, context): ReadonlyMap<string, Master> => {
   const pairs = text.split(",").map((pair) => pair.trim().split("="));
@@ -192,11 +214,33 @@ export const Env = z.object({
     ),
   SASORI_HAPROXY: endpoints.meta(
     about(
-      "Runtime API endpoints, separated by commas: a socket path or `tcp://host:port`; `none` writes the map file only",
+      "Runtime API endpoints, separated by commas: a socket path, `tls://host:port` or `tcp://host:port`; with `tls+dns://` or `tcp+dns://` all addresses of a name; `none` writes the map file only",
       "/run/haproxy/admin.sock",
       "required",
     ),
   ),
+  SASORI_HAPROXY_CA: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(
+      about(
+        "the CA that signed the certificates of HAProxys at `tls://`, PEM",
+        "/etc/puppetlabs/puppet/ssl/certs/ca.pem",
+      ),
+    ),
+  SASORI_HAPROXY_CERT: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(about("client certificate for them, PEM", "/etc/puppetlabs/puppet/ssl/certs/sasori.pem")),
+  SASORI_HAPROXY_KEY: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(
+      about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
+    ),
   SASORI_BACKEND: z
     .string()
     .refine((text): boolean => isMaster(text), { message: "the name of an HAProxy backend" })
@@ -342,6 +386,8 @@ export interface Config {
     observations?: readonly ObservationKind[] | undefined;
   };
   haproxy: readonly Endpoint[];
+  /** More HAProxys, as DNS names them. */
+  haproxyNames?: readonly EndpointName[] | undefined;
   backend: string;
   mapFile: string;
   mapName?: string | undefined;
@@ -349,7 +395,7 @@ export interface Config {
   newMasters?: { pattern: Pattern; port: number; limit: number; options: string } | undefined;
   probePath?: string | undefined;
   /** With it masters are asked by TLS. */
-  probeTls?: { caFile: string; certFile?: string | undefined; keyFile?: string | undefined } | undefined;
+  probeTls?: PemPaths | undefined;
   schedule: string;
   fullSchedule: string;
   maxRemoved: RemovalLimit;
@@ -403,7 +449,7 @@ function toConfig(env: z.output<typeof Env>): Config {
       tokenFile: env.SASORI_PUPPETDB_TOKEN_FILE,
       observations: env.SASORI_OBSERVATIONS,
     },
-    haproxy: env.SASORI_HAPROXY,
+    ...toEndpoints(env),
     backend: env.SASORI_BACKEND,
     mapFile: env.SASORI_MAP_FILE,
     mapName: env.SASORI_MAP_NAME,
@@ -428,6 +474,18 @@ function toConfig(env: z.output<typeof Env>): Config {
     stateFile: env.SASORI_STATE_FILE ?? `${env.SASORI_MAP_FILE}.state.json`,
     logLevel: env.SASORI_LOG_LEVEL,
   };
+}
+
+function toEndpoints(env: z.output<typeof Env>): Pick<Config, "haproxy" | "haproxyNames"> {
+  const { SASORI_HAPROXY_CA: caFile, SASORI_HAPROXY_CERT: certFile, SASORI_HAPROXY_KEY: keyFile } = env;
+  const files = caFile === undefined ? undefined : new PemFiles({ caFile, certFile, keyFile });
+  const [haproxy, haproxyNames]: [Endpoint[], EndpointName[]] = [[], []];
+  for (const { name, connect, isTls, isFollowed } of env.SASORI_HAPROXY) {
+    const tls = isTls && files && "host" in connect ? { tls: { certname: connect.host, files } } : {};
+    if (isFollowed && "host" in connect) haproxyNames.push({ name, ...connect, ...tls });
+    else haproxy.push({ name, connect, ...tls });
+  }
+  return { haproxy, haproxyNames };
 }
 
 export interface Variable {
@@ -460,6 +518,19 @@ function contradictions(env: Readonly<Record<string, string | undefined>>): stri
   const { SASORI_PUPPETDB_URL: url, SASORI_PUPPETDB_CERT: cert, SASORI_PUPPETDB_KEY: key } = env;
   if ((cert === undefined) !== (key === undefined)) {
     problems.push("SASORI_PUPPETDB_CERT and SASORI_PUPPETDB_KEY belong together: set both or neither");
+  }
+  const { SASORI_HAPROXY_CA: haproxyCa, SASORI_HAPROXY_CERT: haproxyCert } = env;
+  const isTls = /(^|,)\s*tls(\+dns)?:/.test(env.SASORI_HAPROXY ?? "");
+  if ((haproxyCert === undefined) !== (env.SASORI_HAPROXY_KEY === undefined)) {
+    problems.push("SASORI_HAPROXY_CERT and SASORI_HAPROXY_KEY belong together: set both or neither");
+  }
+  if (isTls && haproxyCa === undefined) {
+    problems.push(
+      "SASORI_HAPROXY has a tls:// endpoint: set SASORI_HAPROXY_CA, by which its certificate is checked",
+    );
+  }
+  if (!isTls && haproxyCa !== undefined) {
+    problems.push("SASORI_HAPROXY_CA is set, but SASORI_HAPROXY has no tls:// endpoint");
   }
   const { SASORI_PROBE_CA: probeCa, SASORI_PROBE_CERT: probeCert, SASORI_PROBE_KEY: probeKey } = env;
   if ((probeCert === undefined) !== (probeKey === undefined)) {

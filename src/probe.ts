@@ -6,13 +6,9 @@ import { isDeepStrictEqual } from "node:util";
 import { Agent, type Dispatcher, request } from "undici";
 import type { Config } from "./config.js";
 import type { Master } from "./node-map.js";
-import { pemProblem, STRICT_TLS } from "./source/puppetdb-connection.js";
+import { type Pem, PemFiles, type PemPaths } from "./pem-files.js";
+import { STRICT_TLS } from "./source/puppetdb-connection.js";
 import type { Server } from "./target/target.js";
-import { readSecretFile } from "./whole-file.js";
-
-const READ_AGAIN_MS = 1_000;
-
-type Pem = Record<"ca" | "cert" | "key", string | undefined>;
 
 /** The status of a master's answer to this path. Rejects when there is none, or when it is not believed. */
 export type AskMaster = (server: Server, path: string, signal: AbortSignal) => Promise<number>;
@@ -45,21 +41,18 @@ export const hasNode =
 
 /** Connections to masters by TLS. */
 class TlsAgents {
-  readonly #files: NonNullable<Config["probeTls"]>;
+  readonly #files: PemFiles;
   readonly #aliases: Config["masterAliases"];
-  #pem: Promise<Pem> | undefined;
-  /** (`performance.now()`) */
-  #readAt = 0;
   /** All made with this. */
   #agents: { pem: Pem; of: Map<string, Agent> } | undefined;
 
-  constructor(files: NonNullable<Config["probeTls"]>, aliases: Config["masterAliases"]) {
-    this.#files = files;
+  constructor(paths: PemPaths, aliases: Config["masterAliases"]) {
+    this.#files = new PemFiles(paths);
     this.#aliases = aliases;
   }
 
   async of(server: Server): Promise<Dispatcher> {
-    const pem = await this.#current();
+    const pem = await this.#files.current();
     if (!isDeepStrictEqual(this.#agents?.pem, pem)) {
       for (const old of this.#agents?.of.values() ?? []) old.close().catch(() => undefined); // When it has its answers.
       this.#agents = { pem, of: new Map() };
@@ -69,29 +62,6 @@ class TlsAgents {
     const agent = agents.get(which) ?? newAgent(pem, namesOf(server, this.#aliases));
     agents.set(which, agent);
     return agent;
-  }
-
-  /** The files are read again when they may have been renewed, at most so often. */
-  #current(): Promise<Pem> {
-    const now = performance.now();
-    if (this.#pem !== undefined && now - this.#readAt < READ_AGAIN_MS) return this.#pem;
-    this.#readAt = now;
-    const { caFile, certFile, keyFile } = this.#files;
-    const read = async (file: string | undefined, kind: Parameters<typeof pemProblem>[1]) => {
-      if (file === undefined) return undefined;
-      const text = await readSecretFile(file);
-      // An empty list of CAs would be none to Node: its own would count.
-      const problem = pemProblem(text, kind);
-      if (problem !== undefined) throw new Error(`${file} ${problem}`);
-      return text;
-    };
-    const pem = Promise.all([
-      read(caFile, "CERTIFICATE"),
-      read(certFile, "CERTIFICATE"),
-      read(keyFile, "PRIVATE KEY"),
-    ]).then(([ca, cert, key]) => ({ ca, cert, key }));
-    this.#pem = pem;
-    return pem;
   }
 }
 

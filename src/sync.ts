@@ -4,7 +4,7 @@
 // stops another; what was learned is in the state file before it is anywhere else.
 
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Config } from "./config.js";
+import type { Config, Endpoint } from "./config.js";
 import { within } from "./deadline.js";
 import { type Failure, SasoriError, toFailure } from "./errors.js";
 import { Fleet, type Resolve, resolver } from "./fleet.js";
@@ -20,6 +20,7 @@ import { Journal } from "./state/journal.js";
 import type { Change, Kind, Row } from "./state/rows.js";
 import type { State } from "./state/state.js";
 import { makeReport, type Phase, Phases, type SyncReport } from "./sync-report.js";
+import { DnsNames, follow } from "./target/dns-names.js";
 import { HaproxyInstance } from "./target/haproxy.js";
 import { MapFile } from "./target/map-file.js";
 import type { Contents, Server } from "./target/target.js";
@@ -59,18 +60,23 @@ export interface SyncParts {
   config: Pick<Config, "haproxy" | "masterAliases" | "maxRemoved">;
   puppetdb: PuppetDb;
   file: MapFile;
-  instances: readonly HaproxyInstance[];
+  /** Those that are configured, and behind them those that DNS names lead to, which come and go. */
+  instances: HaproxyInstance[];
+  names?: { dns: DnsNames; make: (endpoint: Endpoint) => HaproxyInstance } | undefined;
   state: State;
   newMasters?: NewMasters | undefined;
 }
 
 /** All parts as the configuration wants them. */
 export function assemble(config: Config): SyncParts {
+  const make = (endpoint: Endpoint) => new HaproxyInstance(endpoint, config);
+  const { haproxyNames = [] } = config;
   return {
     config,
     puppetdb: new PuppetDb(config.puppetdb),
     file: new MapFile(config.mapFile, rulesOf(config)),
-    instances: config.haproxy.map((endpoint) => new HaproxyInstance(endpoint, config)),
+    instances: config.haproxy.map(make),
+    names: haproxyNames.length > 0 ? { dns: new DnsNames(haproxyNames), make } : undefined,
     state: new Journal(config.stateFile),
     newMasters: config.newMasters && new NewMasters(config.newMasters),
   };
@@ -107,7 +113,9 @@ export class Sync {
   readonly #parts: SyncParts;
   readonly #watcher: SyncWatcher;
   readonly #file: TrackedTarget;
-  readonly #instances: readonly TrackedTarget[];
+  #instances: readonly TrackedTarget[];
+  /** Those that are configured: what DNS names lead to stands behind them. */
+  readonly #configured: number;
   readonly #queue = new PassQueue<SyncReport>((request, stop) => this.#pass(request, stop));
   /** What was found out or ordered outside of a pass, and who waits for it to be in every target. */
   #submitted: { change: (fleet: Fleet) => void; done: () => void }[] = [];
@@ -124,6 +132,7 @@ export class Sync {
     this.#watcher = watcher;
     this.#file = new TrackedTarget(parts.file);
     this.#instances = parts.instances.map((instance) => new TrackedTarget(instance));
+    this.#configured = parts.instances.length;
   }
 
   get busy(): boolean {
@@ -254,6 +263,7 @@ export class Sync {
     });
     try {
       clock.begin("look");
+      await this.#followNames(stop);
       await Promise.all([
         this.#each(LOOK_MS, stop, (target, signal) => target.look(request.full === true, signal)),
         request.dryRun === true || this.#takeOthers(stop),
@@ -334,6 +344,18 @@ export class Sync {
     if (others === undefined || others.length === 0) return;
     this.#othersWroteAt = Date.now();
     this.#take(others);
+  }
+
+  /** HAProxys behind DNS names come and go. */
+  async #followNames(stop: AbortSignal): Promise<void> {
+    const { names, instances } = this.#parts;
+    if (names === undefined) return;
+    const endpoints = await names.dns.endpoints(stop);
+    const tracked = new Map(this.#instances.map((one) => [one.target.name, one]));
+    const answers = ({ name }: HaproxyInstance) => tracked.get(name)?.reachable === true;
+    const followed = follow(instances.slice(this.#configured), endpoints, answers, names.make);
+    instances.splice(this.#configured, instances.length, ...followed);
+    this.#instances = instances.map((one) => tracked.get(one.name) ?? new TrackedTarget(one));
   }
 
   #isServed(): boolean {

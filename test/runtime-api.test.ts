@@ -107,6 +107,7 @@ describe("a Runtime API session", () => {
         connecting.mockRestore();
         const asked = opening.then((session) => session.ask("show info"));
         if (connect === undefined) await expect.poll(() => lines).toEqual(["show info"]);
+        else await new Promise(process.nextTick); // The session listens from then on.
         socket.emit("timeout"); // What 10 s of silence do.
         await expect(asked).rejects.toMatchObject({
           code: "HAPROXY_TIMEOUT",

@@ -61,6 +61,8 @@ export async function runPass(
 export async function lookUpHere(config: Config, certname: Certname): Promise<Lookup> {
   const parts = assemble(config);
   try {
+    const { names, instances } = parts;
+    if (names !== undefined) instances.push(...(await names.dns.endpoints()).map(names.make));
     return await lookUp(certname, askPuppetdb(config, parts, certname), parts);
   } finally {
     await parts.puppetdb.close();

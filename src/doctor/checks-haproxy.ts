@@ -2,7 +2,6 @@
 // whether the servers fit the producers that PuppetDB has. It only asks: nothing here changes anything in HAProxy.
 
 import { readFile, stat } from "node:fs/promises";
-import net from "node:net";
 import { dirname } from "node:path";
 import type { Config, Endpoint } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
@@ -13,7 +12,7 @@ import { masterAsker } from "../probe.js";
 import type { Submission } from "../source/reading.js";
 import { field, findMap, type MapState, parseServers } from "../target/haproxy.js";
 import { Routes } from "../target/routes.js";
-import { RuntimeSession } from "../target/runtime-api.js";
+import { dial, RuntimeSession, unreachable } from "../target/runtime-api.js";
 import type { Server } from "../target/target.js";
 import { isMountPoint } from "../whole-file.js";
 import { type Check, CheckError, type Problem, verdict } from "./check.js";
@@ -88,10 +87,11 @@ function socketCheck(endpoint: Endpoint): Check<string> {
   };
 }
 
-function askOnce({ connect }: Endpoint, line: string, signal: AbortSignal): Promise<string> {
+async function askOnce(endpoint: Endpoint, line: string, signal: AbortSignal): Promise<string> {
+  const socket = await dial(endpoint, { allowHalfOpen: true });
   return new Promise((resolve, reject) => {
     let answer = "";
-    const socket = net.connect({ ...connect, allowHalfOpen: true }, () => socket.end(`${line}\n`));
+    socket.once("connect", () => socket.end(`${line}\n`));
     signal.addEventListener("abort", () => socket.destroy(), { once: true });
     socket.setEncoding("latin1");
     socket.on("data", (text: string) => {
@@ -103,8 +103,11 @@ function askOnce({ connect }: Endpoint, line: string, signal: AbortSignal): Prom
   });
 }
 
-async function socketError({ connect }: Endpoint, error: unknown): Promise<CheckError> {
+async function socketError(endpoint: Endpoint, error: unknown): Promise<CheckError> {
+  const { connect } = endpoint;
   const code = systemCode(error);
+  if (endpoint.tls !== undefined && error instanceof Error)
+    return sessionError(endpoint, error instanceof SasoriError ? error : unreachable(endpoint, error));
   if ("host" in connect) {
     const place = `${connect.host}:${connect.port}`;
     const remedies: Record<string, string> = {
@@ -184,7 +187,6 @@ function levelCheck(endpoint: Endpoint, config: Config, socket: Check<string>): 
   };
 }
 
-/** The messages of a session name the endpoint and end with what to do. */
 async function withSession<T>(
   endpoint: Endpoint,
   signal: AbortSignal,
@@ -193,11 +195,15 @@ async function withSession<T>(
   try {
     return await RuntimeSession.with(endpoint, signal, use);
   } catch (error) {
-    if (!(error instanceof SasoriError)) throw error;
-    const message = error.message.replace(`${endpoint.name}: `, "");
-    const [, what, remedy] = /^(.*): (.*)$/s.exec(message) ?? [];
-    throw new CheckError(what ?? message, remedy ?? "HAProxy's log says why");
+    throw error instanceof SasoriError ? sessionError(endpoint, error) : error;
   }
+}
+
+/** The messages of a session name the endpoint and end with what to do. */
+function sessionError(endpoint: Endpoint, error: SasoriError): CheckError {
+  const message = error.message.replace(`${endpoint.name}: `, "");
+  const [, what, remedy] = /^(.*): (.*)$/s.exec(message) ?? [];
+  return new CheckError(what ?? message, remedy ?? "HAProxy's log says why");
 }
 
 /** The last day on which HAProxy's makers mend a release, as its own `haproxy -v` says: "around Q2 2027". */

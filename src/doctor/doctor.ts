@@ -3,6 +3,7 @@
 // Here is which checks there are; what they look at is in checks-host, checks-puppetdb and checks-haproxy.
 
 import { type Config, readConfig } from "../config.js";
+import { DnsNames } from "../target/dns-names.js";
 import { type Check, type Finding, runChecks } from "./check.js";
 import { haproxyChecks, mastersCheck, probeCheck } from "./checks-haproxy.js";
 import { daemonCheck, fileChecks, nodeCheck } from "./checks-host.js";
@@ -45,7 +46,9 @@ export async function diagnose(
   };
   const first = await runChecks([nodeCheck(), configuration], onFinding);
   if (config === undefined) return { outcome: "misconfigured", findings: first };
-  const findings = [...first, ...(await runChecks(checksFor(config, version), onFinding))];
+  const named = await new DnsNames(config.haproxyNames ?? []).endpoints();
+  const all = { ...config, haproxy: [...config.haproxy, ...named] };
+  const findings = [...first, ...(await runChecks(checksFor(all, version), onFinding))];
   const worst = (["failed", "warning"] as const).find((outcome) =>
     findings.some((finding) => finding.outcome === outcome),
   );

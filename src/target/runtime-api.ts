@@ -6,8 +6,10 @@
 
 import net from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
+import { checkServerIdentity, connect as connectTls } from "node:tls";
 import type { Endpoint } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
+import { STRICT_TLS } from "../source/puppetdb-connection.js";
 import { isMountPoint } from "../whole-file.js";
 
 /** A reply longer than this is not believed. Dumps of maps are read line by line and are not bound by it. */
@@ -94,7 +96,9 @@ export class RuntimeSession {
       if (current?.onLine !== undefined && current.pace !== "at once") this.#pauseReading();
     });
     socket.on("timeout", () => this.#onSilence());
-    socket.on("error", (error) => this.#end(unreachable(endpoint, error)));
+    socket.on("error", (error) =>
+      this.#end(this.#isRefused(error) ? this.#closedEarly() : unreachable(endpoint, error)),
+    );
     socket.on("close", () => this.#end(this.#closedEarly()));
   }
 
@@ -104,7 +108,7 @@ export class RuntimeSession {
    */
   static async open(endpoint: Endpoint, signal: AbortSignal): Promise<RuntimeSession> {
     if (signal.aborted) throw abortError(endpoint, signal);
-    const session = new RuntimeSession(endpoint, net.connect({ ...endpoint.connect, noDelay: true }));
+    const session = new RuntimeSession(endpoint, await dial(endpoint));
     const onAbort = () => session.#end(abortError(endpoint, signal));
     signal.addEventListener("abort", onAbort, { once: true });
     session.#socket.once("close", () => signal.removeEventListener("abort", onAbort));
@@ -299,6 +303,11 @@ export class RuntimeSession {
     return this.#waiting[0]?.command === "prompt";
   }
 
+  /** A TLS listener that rejects our certificate's name ends the connection, or resets it. */
+  #isRefused(error: Error): boolean {
+    return this.#isOpening && this.#endpoint.tls !== undefined && systemCode(error) === "ECONNRESET";
+  }
+
   #noHaproxy(): SasoriError {
     const what = `no HAProxy answers there but ${quote(this.#received)}`;
     return this.#error("HAPROXY_REPLY", `${what}: name HAProxy's \`stats socket\` in SASORI_HAPROXY`);
@@ -316,6 +325,11 @@ export class RuntimeSession {
 
   #closedEarly(): SasoriError {
     if (this.#isOpening && this.#received !== "") return this.#noHaproxy();
+    if (this.#isOpening && this.#endpoint.tls !== undefined)
+      return this.#error(
+        "HAPROXY_PERMISSION",
+        "closed the connection before it answered: does it let in the name of our certificate (RUNTIME_CLIENT), and is its Runtime API's socket there?",
+      );
     const current = this.#waiting[0];
     if (current === undefined)
       return this.#error("HAPROXY_UNREACHABLE", "closed the connection: was HAProxy restarted or reloaded?");
@@ -341,6 +355,26 @@ export class RuntimeSession {
   }
 }
 
+/** A connection that is being made. Throws `HAPROXY_UNREACHABLE` for PEM files that cannot be used. */
+export async function dial(
+  endpoint: Endpoint,
+  options: { allowHalfOpen?: boolean } = {},
+): Promise<net.Socket> {
+  const { connect, tls } = endpoint;
+  const how = { ...connect, ...options, noDelay: true };
+  if (tls === undefined) return net.connect(how);
+  const pem = await tls.files.current().catch((error: unknown) => {
+    throw new SasoriError("HAPROXY_UNREACHABLE", `${endpoint.name}: ${reason(error)}`, { cause: error });
+  });
+  const { rejectUnauthorized, minVersion, allowPartialTrustChain } = STRICT_TLS;
+  return connectTls({
+    ...{ ...how, ...pem, rejectUnauthorized, minVersion, allowPartialTrustChain },
+    // The name in the certificate is the one that was configured, also where DNS led to an address.
+    servername: net.isIP(tls.certname) === 0 ? tls.certname : "",
+    checkServerIdentity: (_, certificate) => checkServerIdentity(tls.certname, certificate),
+  });
+}
+
 /** Calls `onLine` for every complete line and returns the rest. */
 function eachLine(text: string, onLine: (line: string) => void): string {
   let from = 0;
@@ -362,7 +396,8 @@ function abortError(endpoint: Endpoint, signal: AbortSignal): SasoriError {
   return new SasoriError(code, `${endpoint.name}: ${reason(why)}`);
 }
 
-function unreachable(endpoint: Endpoint, error: Error): SasoriError {
+/** What a connection failed with, with what to do. */
+export function unreachable(endpoint: Endpoint, error: Error): SasoriError {
   const code = systemCode(error);
   const { connect } = endpoint;
   const isMounted = code === "ECONNREFUSED" && "path" in connect && isMountPoint(connect.path);
@@ -379,11 +414,27 @@ function unreachable(endpoint: Endpoint, error: Error): SasoriError {
     EACCES:
       "permission denied: let sasori's user or group use the socket (`user`, `group`, `mode` of `stats socket`)",
   };
+  const [refused, remedy] = endpoint.tls === undefined ? [] : tlsFailure(code, error);
   return new SasoriError(
-    code === "EACCES" ? "HAPROXY_PERMISSION" : "HAPROXY_UNREACHABLE",
-    `${endpoint.name}: ${remedies[code] ?? `${reason(error)}: is HAProxy running, or being restarted?`}`,
+    code === "EACCES" || refused ? "HAPROXY_PERMISSION" : "HAPROXY_UNREACHABLE",
+    `${endpoint.name}: ${remedy ?? remedies[code] ?? `${reason(error)}: is HAProxy running, or being restarted?`}`,
     { cause: error },
   );
+}
+
+/** Whether HAProxy refused us, and what to do; nothing if TLS is not what failed. */
+function tlsFailure(code: string, error: Error): [isRefused?: boolean, remedy?: string] {
+  if (code === "ERR_TLS_CERT_ALTNAME_INVALID")
+    return [false, `${reason(error)}: name HAProxy in SASORI_HAPROXY as its certificate does`];
+  if (/ALERT/.test(code)) {
+    const [, why = "TLS alert"] = /alert ([a-z ]+)/.exec(error.message) ?? [];
+    return [true, `HAProxy refused our certificate (${why}): see SASORI_HAPROXY_CERT`];
+  }
+  if (/CERT|ISSUER|CHAIN/.test(code))
+    return [false, `${reason(error)}: is SASORI_HAPROXY_CA the CA of HAProxy's certificate?`];
+  if (code.startsWith("ERR_SSL_"))
+    return [false, `no TLS is spoken there (${reason(error)}): is it tcp://, or another port?`];
+  return [];
 }
 
 /** So many that they are a burst of work, and no more than may be under way at once. */

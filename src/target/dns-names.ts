@@ -1,0 +1,88 @@
+// HAProxys behind DNS names: a headless Service, a scale set. Each address of a name is one. Promises: while DNS does not
+// answer, those that are known stay; one that has left DNS is fed until it no longer answers, because it may still serve.
+
+import { promises as dns, type LookupAddress } from "node:dns";
+import { isIPv6 } from "node:net";
+import type { Endpoint, EndpointName } from "../config.js";
+import { within } from "../deadline.js";
+import { systemCode } from "../errors.js";
+
+/** A nameserver answers in milliseconds; Node asks each three times, five seconds apart. */
+const LOOKUP_MS = 5_000;
+
+/** All addresses of a host. Rejects with ENOTFOUND where it has none, or as Node's `dns.lookup` does. */
+export type LookUp = (host: string) => Promise<LookupAddress[]>;
+
+/** As the machine does it, with /etc/hosts and search domains. */
+const lookUpHere: LookUp = (host) => dns.lookup(host, { all: true });
+
+export class DnsNames {
+  readonly #names: readonly EndpointName[];
+  readonly #lookUp: LookUp;
+  /** As last told, by name. */
+  readonly #known = new Map<EndpointName, Endpoint[]>();
+  /** A question that is not answered is not asked again: it holds one of Node's four threads. */
+  readonly #asking = new Map<EndpointName, Promise<void>>();
+
+  constructor(names: readonly EndpointName[], lookUp: LookUp = lookUpHere) {
+    this.#names = names;
+    this.#lookUp = lookUp;
+  }
+
+  /** The endpoints of all names now, or the last known ones. A name without any is one itself, which says so when it is used. */
+  async endpoints(stop?: AbortSignal): Promise<Endpoint[]> {
+    const late = new Error("DNS does not answer");
+    const asked = this.#names.map((name) =>
+      within(LOOKUP_MS, stop, late, () => this.#ask(name)).catch(() => undefined),
+    );
+    await Promise.all(asked);
+    return this.#names.flatMap((name) => {
+      const known = this.#known.get(name) ?? [];
+      return known.length > 0 ? known : [endpointAt(name, name.name, name.host)];
+    });
+  }
+
+  #ask(name: EndpointName): Promise<void> {
+    const asking =
+      this.#asking.get(name) ??
+      this.#lookUp(name.host)
+        .catch((error: unknown) => {
+          if (systemCode(error) === "ENOTFOUND") return [];
+          throw error;
+        })
+        .then((addresses) => {
+          const hosts = [...new Set(addresses.map(({ address }) => address))].sort();
+          const scheme = name.name.replace(/\+dns:.*$/, "");
+          const place = (host: string) => (isIPv6(host) ? `[${host}]` : host);
+          this.#known.set(
+            name,
+            hosts.map((host) => endpointAt(name, `${scheme}://${place(host)}:${name.port}`, host)),
+          );
+        })
+        .finally(() => this.#asking.delete(name));
+    this.#asking.set(name, asking);
+    return asking;
+  }
+}
+
+const endpointAt = ({ port, tls }: EndpointName, name: string, host: string): Endpoint => ({
+  name,
+  connect: { host, port },
+  ...(tls && { tls }),
+});
+
+/**
+ * Who is fed from now on: those whose endpoint is still there, those that answer although it is not, and new ones, made by
+ * `make`.
+ */
+export function follow<Instance extends { name: string }>(
+  current: readonly Instance[],
+  endpoints: readonly Endpoint[],
+  answers: (instance: Instance) => boolean,
+  make: (endpoint: Endpoint) => Instance,
+): Instance[] {
+  const named = new Set(endpoints.map(({ name }) => name));
+  const staying = current.filter((instance) => named.has(instance.name) || answers(instance));
+  const known = new Set(staying.map(({ name }) => name));
+  return [...staying, ...endpoints.filter(({ name }) => !known.has(name)).map(make)];
+}
