@@ -35,7 +35,16 @@ import type { Config, Variable } from "./config.js";
 import type { Check, Finding } from "./doctor/check.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
 import { PLAN_ID } from "./guard.js";
-import type { Displaced, Lookup, Masters, Nodes, Pass, Status, Story } from "./http/api-shapes.js";
+import type {
+  Displaced,
+  Lookup,
+  Masters,
+  Nodes,
+  Pass,
+  Registrations,
+  Status,
+  Story,
+} from "./http/api-shapes.js";
 import { withoutPlace } from "./http/troubles.js";
 import { type Certname, parseCertname, SOURCES } from "./node-map.js";
 import type { SyncRequest } from "./pass-queue.js";
@@ -333,27 +342,58 @@ withExamples(
 withExamples(
   program
     .command("register")
-    .description("move a node to a master now; PuppetDB's next, newer observation of it replaces this")
-    .argument("<certname>")
+    .description("move nodes to a master now; PuppetDB's next, newer observation of one replaces this")
+    .argument("[certname]")
     .argument("[master]")
+    .option(
+      "--file <file>",
+      "many at once, all or none: a certname and a master on each line; - reads them from stdin",
+    )
+    .option("--reason <text>", "what for: lookup and moves show it, and who ran this")
     .option("--end", "end the node's registration or learned route: PuppetDB decides again")
     .option("--json", "print as JSON"),
   [
     ["sasori register node7.example.com master2", "it is there now"],
+    ['sasori register node7.example.com master2 --reason "disk of master1"', ""],
+    ["sasori register --file nodes.txt", "many, as one change"],
     ["sasori register node7.example.com --end", "PuppetDB decides again"],
   ],
-).action(async (text: string, master: string | undefined, { end, json }: Output & { end?: boolean }) => {
-  if ((master === undefined) === (end === undefined)) {
-    throw new SasoriError("USAGE", "name the master, or end the registration with --end");
+).action(async (name: string | undefined, master: string | undefined, options: Output & Registering) => {
+  const { end, file, reason, json } = options;
+  const isOne = name !== undefined && file === undefined && (master === undefined) === (end === true);
+  const isMany = name === undefined && file !== undefined && end === undefined;
+  if (!isOne && !isMany)
+    throw new SasoriError("USAGE", "name a node and its master, or a node and --end, or --file");
+  const { lackInWords, readRegistrations, registeredInWords, whoAmI } = await import(
+    "./cli/registrations.js"
+  );
+  const remarks = { ...(reason !== undefined && { reason }), by: whoAmI(process.env) };
+  if (file !== undefined) {
+    const nodes = await readRegistrations(file);
+    const { query } = await import("./cli/listing.js");
+    const found = await ask<Registrations>("PUT", `/api/v1/nodes?${query(remarks)}`, nodes);
+    print(found, json, registeredInWords);
+    return tellLacks(lackInWords(found), "they are in force");
   }
-  const path = `/api/v1/nodes/${certnameOf(text)}`;
-  const found = end ? await ask<Story>("DELETE", path) : await ask<Story>("PUT", path, { master });
+  const path = `/api/v1/nodes/${certnameOf(name ?? "")}`;
+  const found = end
+    ? await ask<Story>("DELETE", path)
+    : await ask<Story>("PUT", path, { master, ...remarks });
   print(found, json, (value) => renderLookup(value, style));
-  const lacks = lacksInWords(found);
-  if (lacks === "") return;
-  process.stderr.write(`it is in force; ${lacks}\n`);
-  process.exitCode = EXIT.failed;
+  tellLacks(lacksInWords(found), "it is in force");
 });
+
+interface Registering {
+  end?: true;
+  file?: string;
+  reason?: string;
+}
+
+function tellLacks(lacks: string, inForce: string): void {
+  if (lacks === "") return;
+  process.stderr.write(`${inForce}; ${lacks}\n`);
+  process.exitCode = EXIT.failed;
+}
 
 withExamples(
   program

@@ -74,6 +74,17 @@ export interface Observation {
   by?: string | undefined;
 }
 
+/** A reason, or who gave an order, as people write it: one line. */
+export const MAX_REMARK = 200;
+// biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is refused.
+export const isRemark = (text: string): boolean => !/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/.test(text);
+
+/** What a registration is for, and who says to have ordered it, as far as that was said. */
+export const remarksOf = ({ reason, by }: Pick<Observation, "reason" | "by">) => ({
+  ...(reason !== undefined && { reason }),
+  ...(by !== undefined && { by }),
+});
+
 /** The newest observation of a node. */
 export type Assignment = Observation;
 

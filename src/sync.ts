@@ -225,13 +225,14 @@ export class Sync {
   }
 
   /**
-   * Takes an observation made outside of a pass; one without a time is newer than all that is known when it is taken.
-   * Resolves when every reachable target has it.
+   * Takes observations made outside of a pass; one without a time is newer than all that is known when it is taken.
+   * Resolves when every reachable target has them.
    */
-  submit({ at, ...seen }: Omit<Observation, "at"> & { at?: number }): Promise<void> {
+  submit(...observations: readonly (Omit<Observation, "at"> & { at?: number })[]): Promise<void> {
     return this.#submit((fleet) => {
       const now = Date.now();
-      fleet.observe({ ...seen, at: at ?? fleet.map.timeAfterKnown(seen.certname, now) });
+      for (const { at, ...seen } of observations)
+        fleet.observe({ ...seen, at: at ?? fleet.map.timeAfterKnown(seen.certname, now) });
     });
   }
 

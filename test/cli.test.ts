@@ -819,7 +819,7 @@ describe("with a daemon", () => {
         expect(follow.printed).toContain("the daemon is back");
         const wanted = await sasori("moves", node(2));
         expect(wanted.stdout).toMatch(
-          new RegExp(`^\\S+ \\S+  ${node(2)}  master3 → master1  registration\\n$`),
+          new RegExp(`^\\S+ \\S+  ${node(2)}  master3 → master1  registration by \\S+@\\S+\\n$`),
         );
       } finally {
         await follow.end("SIGINT");

@@ -127,7 +127,8 @@ describe("openapi.json", () => {
         expect(document.openapi).toMatch(/^3\.1\./);
         const values: Record<string, string> = { certname: node(0) };
         const bodies: Record<string, object> = {
-          "put /api/v1/nodes/{certname}": { master: "master3" },
+          "put /api/v1/nodes": { [node(1)]: "master3" },
+          "put /api/v1/nodes/{certname}": { master: "master3", reason: "disk of master2", by: "ana" },
           "post /api/v1/sync": { full: true },
         };
         const calls = Object.entries(document.paths).flatMap(([where, methods]) =>

@@ -97,7 +97,7 @@ export const isRefused = (error: unknown): error is SasoriError =>
 
 /**
  * The answer's JSON: of a 200, or of a change that is in force and not yet in every target, which is a 502 with the
- * node's story. Throws for every other what it says, with its `statusCode`, and `DAEMON` for one that is none of sasori's.
+ * node's story, or with how many were registered. Throws for every other what it says, with its `statusCode`, and `DAEMON` for one that is none of sasori's.
  */
 async function answerOf(
   url: string,
@@ -107,7 +107,10 @@ async function answerOf(
   const text = await body.text();
   const isJson = /\bjson\b/.test(String(headers["content-type"]));
   const answer = isJson ? (JSON.parse(text) as { title?: unknown; detail?: unknown }) : undefined;
-  if (answer !== undefined && (statusCode === 200 || (statusCode === 502 && "certname" in answer)))
+  if (
+    answer !== undefined &&
+    (statusCode === 200 || (statusCode === 502 && ("certname" in answer || "registered" in answer)))
+  )
     return answer;
   if (typeof answer?.detail !== "string") throw noSasori(url, `${statusCode} ${quote(text)}`);
   const hint = hasToken ? "the one here is another than the daemon's" : "set it here as it is set there";

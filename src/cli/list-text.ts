@@ -5,7 +5,7 @@ import type { Finding } from "../doctor/check.js";
 import type { Diagnosis } from "../doctor/doctor.js";
 import type { Masters, Move, Node, Pass, ServerLoad } from "../http/api-shapes.js";
 import { counted, number, shown, UNROUTABLE_REMEDY, withoutPlace } from "../http/troubles.js";
-import { localTime, prose, type Style, seconds, table } from "./report-text.js";
+import { localTime, prose, remarksInWords, type Style, seconds, table } from "./report-text.js";
 
 export function renderNodes(nodes: readonly Node[], style: Style): string[] {
   return table(
@@ -56,8 +56,8 @@ function loadOf(
   return `${health}, ${of(sessions, maxconn)} sessions, queue ${of(queue, maxqueue)}, ${counted(requests, "request")}`;
 }
 
-export function renderMove({ at, certname, from, to, source }: Move, style: Style): string {
-  const why = source === null ? "" : style.dim(`  ${source}`);
+export function renderMove({ at, certname, from, to, source, ...remarks }: Move, style: Style): string {
+  const why = source === null ? "" : style.dim(`  ${source}${remarksInWords(remarks)}`);
   return `${style.dim(localTime(at))}  ${certname}  ${from ?? "(new)"} → ${to ?? style.warn("(removed)")}${why}`;
 }
 

@@ -1,7 +1,8 @@
 // What the command line prints for people: short, aligned, saying what changed and what to do about it.
 // Pure: values in, text out.
 
-import type { Displaced, Lookup, Pass, Status, Story, TargetRow, Trouble } from "../http/api-shapes.js";
+import { quote } from "../errors.js";
+import type { Displaced, Lookup, Move, Pass, Status, Story, TargetRow, Trouble } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
 import { counted, number, shown, troublesOfReport, withoutPlace } from "../http/troubles.js";
 import type { Change } from "../plan.js";
@@ -184,6 +185,10 @@ export function renderNodeMoves(moves: readonly { certname: string; from: string
   return table(moves.map(({ certname, from, to }) => [certname, `${from} → ${to}`])).join("\n");
 }
 
+/** `, "disk of master1" by ana@host`: what a registration is for, and who ordered it, as far as that is known. */
+export const remarksInWords = ({ reason, by }: Pick<Move, "reason" | "by">): string =>
+  `${reason === undefined ? "" : `, ${quote(reason, reason.length)}`}${by === undefined ? "" : ` by ${shown(by)}`}`;
+
 /** A lookup; from the daemon it is the node's whole story. */
 export function renderLookup(found: Lookup & Partial<Story>, style: Style): string {
   const { certname, desired, file, live, health = [], home, moves } = found;
@@ -196,7 +201,7 @@ export function renderLookup(found: Lookup & Partial<Story>, style: Style): stri
       ? moves === undefined // Only a lookup without the daemon asks PuppetDB.
         ? "no master: PuppetDB has no submission of a routable producer for it"
         : "not in the map"
-      : `${style.bold(desired.master)}, from ${desired.source}${since}`;
+      : `${style.bold(desired.master)}, from ${desired.source}${since}${remarksInWords(desired)}`;
   const rows: [string, string][] = [["desired", why]];
   rows.push(["file", "failure" in file ? failed(file.failure) : (file.master ?? "not in it")]);
   for (const { haproxy, master, failure } of live) {

@@ -4,7 +4,7 @@
 
 import { z } from "zod";
 import { PLAN_ID } from "../guard.js";
-import { SOURCES } from "../node-map.js";
+import { isRemark, MAX_REMARK, SOURCES } from "../node-map.js";
 
 const Time = z.iso.datetime();
 const Count = z.number().int().nonnegative();
@@ -15,6 +15,15 @@ export const MasterText = z.string().describe("the name of a server in HAProxy's
 export const SourceName = z
   .enum(SOURCES)
   .describe("where an observation comes from; inherited: found in the file or a live map at start");
+
+/** What a registration is for, or who ordered it: one line, as people write it. */
+const Remark = z.string().min(1).max(MAX_REMARK).refine(isRemark, "expected one line of text");
+const Remarks = {
+  reason: Remark.optional().describe("of a registration: what it is for"),
+  by: Remark.optional().describe(
+    "of a registration: who says to have ordered it; by itself, the caller's address",
+  ),
+};
 
 export const FailureShape = z.strictObject({
   code: z.string().describe('a code of the README\'s chapter "When things break"'),
@@ -41,6 +50,7 @@ export const NodeShape = z.strictObject({
   master: MasterText,
   source: SourceName,
   since: Time.nullable(),
+  ...Remarks,
 });
 
 export const NodesQuery = z.strictObject({
@@ -71,6 +81,7 @@ export const MoveShape = z.strictObject({
   from: MasterText.nullable(),
   to: MasterText.nullable(),
   source: SourceName.nullable().describe("null for a removal"),
+  ...Remarks,
 });
 
 export const MovesQuery = z.strictObject({
@@ -91,6 +102,7 @@ const DesiredShape = z.strictObject({
   master: MasterText.optional(),
   source: SourceName.optional(),
   since: Time.nullable().optional(),
+  ...Remarks,
   unroutableProducer: z
     .string()
     .optional()
@@ -131,7 +143,29 @@ export const StoryShape = LookupShape.extend({
   ),
 });
 
-export const RegistrationBody = z.strictObject({ master: MasterText });
+export const RegistrationBody = z.strictObject({ master: MasterText, ...Remarks });
+
+/** In one call. */
+export const MAX_REGISTRATIONS = 10_000;
+
+export const RegistrationsQuery = z.strictObject(Remarks);
+export const RegistrationsBody = z
+  .union([
+    z.record(CertnameText, MasterText),
+    z.array(z.strictObject({ certname: CertnameText, master: MasterText, ...Remarks })),
+  ])
+  .describe(`\`{"certname": "master", …}\` or a list, of at most ${MAX_REGISTRATIONS} nodes`);
+
+/** What became of many registrations. */
+export const RegistrationsShape = z.strictObject({
+  registered: Count,
+  lacking: z
+    .array(z.strictObject({ target: z.string(), pending: Count, failure: FailureShape.optional() }))
+    .describe("targets that do not have all of them yet: the next pass tells them"),
+  unsaved: FailureShape.optional().describe(
+    "why the state file lacks them, so that a restart would lose them",
+  ),
+});
 
 export const DisplacedShape = z.strictObject({
   certname: CertnameText,
@@ -377,6 +411,7 @@ export type Moves = z.infer<typeof MovesShape>;
 export type Story = z.infer<typeof StoryShape>;
 export type HeldPlan = z.infer<typeof HeldPlanShape>;
 export type HeldPlanQuery = z.infer<typeof HeldPlanQuery>;
+export type Registrations = z.infer<typeof RegistrationsShape>;
 export type Displaced = z.infer<typeof DisplacedShape>;
 export type ServerLoad = z.infer<typeof ServerLoadShape>;
 export type MasterRow = z.infer<typeof MasterShape>;

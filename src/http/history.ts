@@ -3,7 +3,7 @@
 // Pure state: no I/O, no clock.
 
 import type { Failure } from "../errors.js";
-import type { Before, Certname, NodeMap, Source } from "../node-map.js";
+import { type Before, type Certname, type NodeMap, remarksOf, type Source } from "../node-map.js";
 import { changedAnything, type SyncReport } from "../sync-report.js";
 import type { Move, Moves, MovesQuery, Pass } from "./api-shapes.js";
 
@@ -59,7 +59,8 @@ export class History {
       if (isFirst) continue;
       const [to, source] = now === undefined ? [null, null] : [now.master, now.source];
       this.#lastId += 1;
-      moves.push({ id: this.#lastId, at, certname, from: from ?? null, to, source });
+      const remarks = now === undefined ? {} : remarksOf(now);
+      moves.push({ id: this.#lastId, at, certname, from: from ?? null, to, source, ...remarks });
     }
     if (moves.length === 0) return;
     const kept = moves.slice(-MAX_MOVES);

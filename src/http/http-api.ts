@@ -12,7 +12,7 @@ import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest }
 import { serializerCompiler, validatorCompiler, type ZodTypeProvider } from "fastify-type-provider-zod";
 import { z } from "zod";
 import { type ErrorCode, type Failure, quote, reason, SasoriError, toFailure } from "../errors.js";
-import { type Certname, parseCertname, parseMaster } from "../node-map.js";
+import { type Certname, parseCertname } from "../node-map.js";
 import type { Resolver } from "../resolve.js";
 import type { Sync } from "../sync.js";
 import { readSecretFile } from "../whole-file.js";
@@ -29,6 +29,9 @@ import {
   NodesShape,
   PassesShape,
   RegistrationBody,
+  RegistrationsBody,
+  RegistrationsQuery,
+  RegistrationsShape,
   StatusShape,
   type Story,
   StoryShape,
@@ -43,9 +46,12 @@ import type { Metrics } from "./metrics.js";
 import { answer, describeApi, PROBLEM, TOKEN } from "./openapi.js";
 import type { Overview } from "./overview.js";
 import { servePage } from "./page-files.js";
+import { toRegistration, toRegistrations } from "./registrations.js";
 
-/** The largest request is a plan id; nothing needs more. */
+/** A registration with its reason; nothing but many of them needs more. */
 const MAX_BODY_BYTES = 16 * 1024;
+/** As many as may be, with names as long as they may be, and a reason for each. */
+const MAX_REGISTRATIONS_BYTES = 8 * 1024 * 1024;
 
 /** To send one, headers and body. */
 const REQUEST_MS = 10_000;
@@ -273,21 +279,51 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
       },
     },
     async (request, reply) => {
-      const certname = parseCertname(request.params.certname);
-      const master = parseMaster(request.body.master);
-      const known = sync.servers()?.map(({ name }) => name);
-      if (known?.length === 0) {
-        const what = "no HAProxy has told its servers yet: try again when one is up";
-        throw Object.assign(new SasoriError("HAPROXY_UNREACHABLE", what), { statusCode: 503 });
-      }
-      if (known !== undefined && !known.includes(master)) {
-        const names = [...new Set(known)].join(", ");
-        throw new SasoriError("USAGE", `HAProxy has no server ${quote(master)} (it has: ${names})`);
-      }
+      const { master, reason, by = request.ip } = request.body;
+      const registration = toRegistration(request.params.certname, master, { reason, by }, serversOf(sync));
+      const { certname } = registration;
       // Its time is taken with it: of two registrations under way at once, the later one is newer.
-      await sync.submit({ certname, master, source: "registration" });
+      await sync.submit(registration);
       const { code, story } = await afterChange(certname);
       return reply.code(code).send(story);
+    },
+  );
+  api.put(
+    "/api/v1/nodes",
+    {
+      ...needsToken,
+      bodyLimit: MAX_REGISTRATIONS_BYTES,
+      schema: {
+        tags,
+        security,
+        summary: "Register many nodes at once, all or none: pushed as one change",
+        querystring: RegistrationsQuery.describe("for each node that has no remarks of its own"),
+        body: RegistrationsBody,
+        response: {
+          200: answer("every target has them", RegistrationsShape),
+          502: answer(
+            "they are in force, and some target could not be told, or the state file lacks them",
+            RegistrationsShape,
+          ),
+          default: PROBLEM,
+        },
+      },
+    },
+    async (request, reply) => {
+      const { reason, by = request.ip } = request.query;
+      const registrations = toRegistrations(request.body, { reason, by }, serversOf(sync));
+      await sync.submit(...registrations);
+      const { unsaved } = sync;
+      const lacking = sync
+        .targets()
+        .flatMap(({ target, inSync, pending, failure }) =>
+          inSync ? [] : [{ target, pending, ...(failure && { failure }) }],
+        );
+      return reply.code(unsaved || lacking.length > 0 ? 502 : 200).send({
+        registered: registrations.length,
+        lacking,
+        ...(unsaved && { unsaved: losable(unsaved) }),
+      });
     },
   );
   api.delete(
@@ -337,6 +373,15 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
     },
     (request) => history.moves(request.query),
   );
+}
+
+/** The servers that a node may be registered with; undefined where there is no HAProxy to ask. Throws a 503 before one was. */
+function serversOf(sync: Sync): ReadonlySet<string> | undefined {
+  const servers = sync.servers();
+  if (servers === undefined) return undefined;
+  if (servers.length > 0) return new Set(servers.map(({ name }) => name));
+  const what = "no HAProxy has told its servers yet: try again when one is up";
+  throw Object.assign(new SasoriError("HAPROXY_UNREACHABLE", what), { statusCode: 503 });
 }
 
 /** What it means that a change is not in the state file; the message itself says what to do. */

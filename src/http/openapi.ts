@@ -17,6 +17,7 @@ const NAMED = {
   Moves: shapes.MovesShape,
   Lookup: shapes.LookupShape,
   Story: shapes.StoryShape,
+  Registrations: shapes.RegistrationsShape,
   Displaced: shapes.DisplacedShape,
   Server: shapes.ServerShape,
   ServerLoad: shapes.ServerLoadShape,

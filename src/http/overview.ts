@@ -5,7 +5,7 @@
 import { toFailure } from "../errors.js";
 import type { Fleet } from "../fleet.js";
 import type { LoopDelay } from "../loop-delay.js";
-import type { Assignment, Certname } from "../node-map.js";
+import { type Assignment, type Certname, remarksOf } from "../node-map.js";
 import { inPieces } from "../pieces.js";
 import type { Sync, SyncParts } from "../sync.js";
 import type { TargetDetail, TargetState } from "../target/tracked-target.js";
@@ -131,7 +131,12 @@ export class Overview {
     const { verdict } = fleet;
     const held = verdict.kind === "held" && fleet.isHeld(certname) ? verdict.id : undefined;
     return {
-      ...(assignment && { master: assignment.master, source: assignment.source, since: since(assignment) }),
+      ...(assignment && {
+        master: assignment.master,
+        source: assignment.source,
+        since: since(assignment),
+        ...remarksOf(assignment),
+      }),
       ...(producer !== undefined && { unroutableProducer: producer }),
       ...(held !== undefined && { heldBy: held }),
     };
@@ -212,7 +217,7 @@ const since = ({ at, source }: Assignment) => (source === "inherited" ? null : n
 
 function nodeRow(assignment: Assignment): Node {
   const { certname, master, source } = assignment;
-  return { certname, master, source, since: since(assignment) };
+  return { certname, master, source, since: since(assignment), ...remarksOf(assignment) };
 }
 
 function targetRow({ servers, ...state }: TargetState): TargetRow {

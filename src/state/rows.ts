@@ -6,12 +6,15 @@
 import { crc32 } from "node:zlib";
 import { z } from "zod";
 import { PLAN_ID } from "../guard.js";
-import { type Certname, isCertname, isMaster, LATEST_TIME, type Master } from "../node-map.js";
-
-/** A reason, or who gave an order, as people write it: one line. */
-export const MAX_REMARK = 200;
-// biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is refused.
-export const isRemark = (text: string): boolean => !/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/.test(text);
+import {
+  type Certname,
+  isCertname,
+  isMaster,
+  isRemark,
+  LATEST_TIME,
+  MAX_REMARK,
+  type Master,
+} from "../node-map.js";
 
 const MAX_SIZES = 100;
 

@@ -1,0 +1,68 @@
+// Registrations as they are asked for, one or many: all are checked before the first one counts, and what is wrong is told
+// by name. Pure: no I/O, no clock.
+
+import type { z } from "zod";
+import { quote, reason, SasoriError } from "../errors.js";
+import { type Certname, type Master, parseCertname, parseMaster } from "../node-map.js";
+import { MAX_REGISTRATIONS, type RegistrationsBody } from "./api-shapes.js";
+
+/** What is wrong with more nodes is counted. */
+const MAX_TOLD = 20;
+
+interface Remarks {
+  reason?: string | undefined;
+  by?: string | undefined;
+}
+
+export interface Registration extends Remarks {
+  certname: Certname;
+  master: Master;
+  source: "registration";
+}
+
+/** Throws `USAGE`. `servers`: those that HAProxy has; undefined: there is none to ask. */
+export function toRegistration(
+  certname: string,
+  master: string,
+  remarks: Remarks,
+  servers: ReadonlySet<string> | undefined,
+): Registration {
+  const parsed = { certname: parseCertname(certname), master: parseMaster(master) };
+  if (servers !== undefined && !servers.has(master)) {
+    const names = [...servers].join(", ");
+    throw new SasoriError("USAGE", `HAProxy has no server ${quote(master)} (it has: ${names})`);
+  }
+  return { ...parsed, ...remarks, source: "registration" };
+}
+
+/** All or none. A remark of a node's own counts instead of that of all. Throws `USAGE` that names each wrong one. */
+export function toRegistrations(
+  body: z.output<typeof RegistrationsBody>,
+  all: Remarks,
+  servers: ReadonlySet<string> | undefined,
+): Registration[] {
+  const asked = Array.isArray(body)
+    ? body
+    : Object.entries(body).map(([certname, master]) => ({ certname, master }) as (typeof body & [])[number]);
+  if (asked.length === 0) throw new SasoriError("USAGE", "name at least one node");
+  if (asked.length > MAX_REGISTRATIONS) {
+    const what = `${asked.length} nodes are more than the ${MAX_REGISTRATIONS} that one call may name`;
+    throw new SasoriError("USAGE", `${what}: send them in several`);
+  }
+  const registrations = new Map<string, Registration>();
+  const problems: string[] = [];
+  for (const { certname, master, ...own } of asked) {
+    try {
+      const known = registrations.get(certname);
+      if (known !== undefined && known.master !== master)
+        throw new SasoriError("USAGE", `it is named twice, with ${known.master} and ${quote(master)}`);
+      registrations.set(certname, toRegistration(certname, master, { ...all, ...own }, servers));
+    } catch (error) {
+      problems.push(`${quote(certname)}: ${reason(error)}`);
+    }
+  }
+  if (problems.length === 0) return [...registrations.values()];
+  const told = problems.slice(0, MAX_TOLD).join("; ");
+  const more = problems.length > MAX_TOLD ? `; and ${problems.length - MAX_TOLD} more` : "";
+  throw new SasoriError("USAGE", `none was registered, ${problems.length} cannot be: ${told}${more}`);
+}
