@@ -1,6 +1,5 @@
-// The one error class. A code is a promise: it is the metric label, the heading under "When things break"
-// in the README, and what `--json` prints. A message says where, what happened, what was expected and what
-// to do; the cause keeps the original error.
+// The one error class. A code is a promise: it is the metric label, a row of docs/reference.md, and what `--json` prints.
+// A message says where, what happened, what was expected and what to do; the cause keeps the original error.
 
 import { MAX_OPEN_FILES } from "./open-files.js";
 

@@ -26,7 +26,7 @@ const Remarks = {
 };
 
 export const FailureShape = z.strictObject({
-  code: z.string().describe('a code of the README\'s chapter "When things break"'),
+  code: z.string().describe("an error code of docs/reference.md"),
   message: z.string(),
 });
 
