@@ -214,7 +214,7 @@ export async function startPuppetdbStandIn(
     service_name: "puppetdb-status",
     service_version: VERSION,
     state: "running",
-    status: { "maintenance_mode?": false },
+    status: { "maintenance_mode?": false, queue_depth: 0 },
   }));
   return listen(app, address);
 }

@@ -4,8 +4,8 @@
 # systemd-analyze, kubectl; and what sasori is measured against: nginx, and a script's curl, jq and socat.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
-#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB with PostgreSQL and Java, Chromium, and
-#                            the tools for deploy/
+#   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB 7 and 8 with PostgreSQL and Java, Chromium,
+#                            and the tools for deploy/
 #   setup/parts.sh next      HAProxy 3.4, which only Debian experimental has: TEST_HAPROXY_BINS=$(setup/parts.sh next) npm test
 #   setup/parts.sh wrk       the load generator, for the benchmarks
 #   setup/parts.sh instead   what the benchmark of that name runs: nginx, curl, jq, socat
@@ -52,18 +52,18 @@ parts=$cache/parts-$recipe
 distribution=$(. /etc/os-release 2>/dev/null && echo "${ID:-unknown}" || echo unknown)
 release=$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME:-}" || true)
 
-# One release of HAProxy per suite. PuppetDB is always taken from the same suite, to test the same everywhere.
+# One release of HAProxy per suite. PuppetDB 7 and 8 are always taken from the same suites, to test the same everywhere.
 case $distribution in
   debian)
-    haproxy_suites="bookworm trixie sid" puppetdb_suite=bookworm kubectl_suite=trixie chromium_suite=bookworm
+    haproxy_suites="bookworm trixie sid" puppetdb_suite=bookworm puppetdb8_suite=trixie kubectl_suite=trixie chromium_suite=bookworm
     components="main"
     ;;
   # Ubuntu's mirrors have no Debian suites, and one release of Ubuntu has one HAProxy. Its Chromium is a snap.
   ubuntu)
-    haproxy_suites=$release puppetdb_suite=$release kubectl_suite="" chromium_suite=""
+    haproxy_suites=$release puppetdb_suite=$release puppetdb8_suite="" kubectl_suite="" chromium_suite=""
     components="main universe"
     ;;
-  *) haproxy_suites="" puppetdb_suite="" kubectl_suite="" chromium_suite="" components="" ;;
+  *) haproxy_suites="" puppetdb_suite="" puppetdb8_suite="" kubectl_suite="" chromium_suite="" components="" ;;
 esac
 
 can_fetch() {
@@ -76,6 +76,7 @@ packages_of() {
   case $1 in
     haproxy-*) echo "haproxy" ;;
     puppetdb-*) echo "puppetdb postgresql default-jre-headless openssl" ;;
+    puppetdb8-*) echo "puppetdb default-jre-headless" ;; # It runs on the PostgreSQL of the other one.
     prometheus-*) echo "prometheus" ;;
     # The browser without its windows: GTK, CUPS and the rest of a desktop stay out.
     chromium-*) echo "chromium-headless-shell fonts-dejavu-core" ;;
@@ -99,6 +100,11 @@ paths_of() {
     shells-*) printf '%s\t%s\n' zsh "$2/usr/bin/zsh" fish "$2/usr/bin/fish" ;;
     kubectl-*) printf 'kubectl\t%s\n' "$2/usr/bin/kubectl" ;;
     faketime-*) printf 'faketime\t%s\n' "$2"/usr/lib/*/faketime/libfaketime.so.1 ;;
+    puppetdb8-*)
+      printf 'puppetdb8\t%s\n' "$2/etc/puppetdb"
+      printf 'classpath8\t%s\n' "$(classpath_of "$2")"
+      printf 'java8\t%s\n' "$2/usr/lib/jvm/default-java/bin/java"
+      ;;
     puppetdb-*)
       printf 'puppetdb\t%s\n' "$2/etc/puppetdb"
       printf 'classpath\t%s\n' "$(classpath_of "$2")"
@@ -256,7 +262,7 @@ fetch() (
   download "$suite" "$work" $(packages_of "$part") patchelf
   unpack "$work/debs" "$root"
   bind_libraries "$root"
-  case $part in puppetdb-*) compile_puppetdb "$root" ;; esac
+  case $part in puppetdb*) compile_puppetdb "$root" ;; esac
   touch "$root/ready"
   say "$part: ready in $((SECONDS - started)) s ($(du -sh "$work/debs" | cut -f 1) fetched)"
 )
@@ -292,6 +298,7 @@ test_parts() {
     for suite in $haproxy_suites; do echo "haproxy-$suite"; done
   fi
   for part in puppetdb prometheus systemd shells faketime; do echo "$part-${puppetdb_suite:-unknown}"; done
+  [ -z "$puppetdb8_suite" ] || echo "puppetdb8-$puppetdb8_suite"
   [ -n "${KUBECTL_BIN:-}" ] || [ -z "$kubectl_suite" ] || echo "kubectl-$kubectl_suite"
   if [ -z "$(own_chromium)" ] && [ -n "$chromium_suite" ]; then echo "chromium-$chromium_suite"; fi
 }

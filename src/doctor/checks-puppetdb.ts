@@ -5,6 +5,7 @@ import net from "node:net";
 import tls from "node:tls";
 import type { Config } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
+import { counted, LONG_QUEUE, LONG_QUEUE_REMEDY, longQueue } from "../http/troubles.js";
 import { PuppetDb } from "../source/puppetdb.js";
 import { pemProblem } from "../source/puppetdb-connection.js";
 import type { Reading } from "../source/reading.js";
@@ -274,12 +275,16 @@ function answersCheck(config: Puppetdb, connection: Check): Check<Answers> {
         const { asOf } = await puppetdb.readChanges(before, signal);
         const after = Date.now();
         const version = await puppetdb.readVersion(signal);
+        const { queueDepth } = puppetdb; // Told with the changes.
         // The header has whole seconds: PuppetDB's clock was at `asOf` or up to a second later.
         const skewMs = asOf > after ? asOf - after : Math.min(0, asOf + 1_000 - before);
         const isKnown = /^[78]\./.test(version);
         return verdict(
-          `PuppetDB ${version} takes sasori's queries, in ${after - before} ms`,
+          `PuppetDB ${version} takes sasori's queries, in ${after - before} ms${inQueue(queueDepth)}`,
           [
+            queueDepth !== undefined && queueDepth >= LONG_QUEUE
+              ? { outcome: "warning", what: longQueue(queueDepth), remedy: LONG_QUEUE_REMEDY }
+              : undefined,
             isKnown
               ? undefined
               : {
@@ -293,6 +298,9 @@ function answersCheck(config: Puppetdb, connection: Check): Check<Answers> {
       }),
   };
 }
+
+const inQueue = (depth: number | undefined): string =>
+  depth === undefined ? "" : `, and has ${counted(depth, "command")} in its queue`;
 
 async function withPuppetdb<T>(config: Puppetdb, use: (puppetdb: PuppetDb) => Promise<T>): Promise<T> {
   const puppetdb = new PuppetDb(config);

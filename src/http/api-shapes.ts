@@ -372,7 +372,7 @@ export const TroubleShape = z.strictObject({
   code: z
     .string()
     .describe(
-      "an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`, `drained`, `weight`, `stalled`, `clock`, `clock_ahead`, `flapping`, `second_sasori`",
+      "an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`, `drained`, `weight`, `stalled`, `clock`, `clock_ahead`, `queue`, `flapping`, `second_sasori`",
     ),
   where: z.string().describe("puppetdb, the file, an HAProxy, a master"),
   what: z.string(),

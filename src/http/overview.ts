@@ -72,6 +72,7 @@ export class Overview {
       secondSasori: sync.secondSasori,
       notLookedSince: watchdog.isLate ? (history.lastGoodPoll ?? this.#startedAt) : undefined,
       clockAheadMs: this.#parts.targets.puppetdb.clockAheadMs,
+      queueDepth: this.#parts.targets.puppetdb.queueDepth,
       stateFile: trouble && toFailure(trouble),
       homes: sync.fleet.homes.values(),
     });

@@ -126,6 +126,13 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
 export const UNROUTABLE_REMEDY =
   "add an HAProxy server with that name or host, or map the producer to a server in SASORI_MASTER_ALIASES";
 
+/** Commands in PuppetDB's queue: with fewer the map is seconds late, because busy masters submit hundreds a second. */
+export const LONG_QUEUE = 1_000;
+export const longQueue = (depth: number) =>
+  `PuppetDB has ${counted(depth, "command")} in its queue: what masters submitted comes into the map when it has stored it`;
+export const LONG_QUEUE_REMEDY =
+  "look at the load of PuppetDB and PostgreSQL: more command-processing threads, a vacuum, or faster disks; after a restart or an outage the queue shrinks by itself";
+
 /** What to do about an error. */
 export function remedyFor(code: ErrorCode): string {
   return ERRORS[code].remedy;
@@ -138,6 +145,7 @@ export const isErrorCode = (text: unknown): text is ErrorCode =>
 export const TROUBLES = {
   stalled: "sasori has not finished a look at PuppetDB for too long",
   held: "the guard holds removals or steps back until they are approved",
+  queue: "PuppetDB has much in its queue that it has not stored yet",
   clock: "PuppetDB's clock and this machine's differ by more than a minute",
   down: "HAProxy's health check sees a master down",
   drained: "a master is drained in HAProxy",
@@ -177,6 +185,8 @@ export interface Situation {
   notLookedSince?: string | undefined;
   /** How far the clock in PuppetDB's answers is ahead of this machine's. */
   clockAheadMs?: number | undefined;
+  /** Commands that PuppetDB has not stored yet. */
+  queueDepth?: number | undefined;
   /** What could not be taken over from an earlier run. */
   stateFile?: Failure | undefined;
   /** The master of each displaced node that it left. */
@@ -192,6 +202,7 @@ export function troublesOf(situation: Situation): Trouble[] {
     secondSasori,
     notLookedSince,
     clockAheadMs = 0,
+    queueDepth = 0,
     stateFile,
     homes = [],
   } = situation;
@@ -223,6 +234,8 @@ export function troublesOf(situation: Situation): Trouble[] {
   for (const failure of pass?.masters.failures ?? []) failed("masters", failure);
   if (pass !== undefined) troubles.push(...heldTroubles(pass));
   if (Math.abs(clockAheadMs) >= MINUTE_MS) troubles.push(wrongClock(clockAheadMs));
+  if (queueDepth >= LONG_QUEUE)
+    troubles.push(warning("queue", "puppetdb", longQueue(queueDepth), LONG_QUEUE_REMEDY));
   troubles.push(...downTroubles(targets), ...drainedTroubles(targets), ...weightTroubles(targets));
   if (pass !== undefined) troubles.push(...fleetTroubles(pass, homes), ...evidenceTroubles(pass));
   if (secondSasori !== undefined) {

@@ -29,7 +29,7 @@ const CLOCK_MS = 5_000;
 const MASTER_CLOCK_ALLOWANCE_MS = 5 * MINUTE_MS;
 
 /**
- * A full reading asks for the reports of the last hour, if many nodes have none for those of the last day, then for
+ * Before PuppetDB 8.7 a full reading asks for the reports of the last hour, if many nodes have none for those of the last day, then for
  * the few that are left by name. Only if they are many PuppetDB looks for the latest reports itself (`latest_report?`),
  * which scans the reports of all days. A window is grouped to the newest report of each node and producer: a row
  * costs PuppetDB 10 µs whatever it is, the grouping of a report costs PostgreSQL 1 µs.
@@ -48,6 +48,10 @@ const FEW_NAMES = 1_000;
 /** Of the latest deactivations so many are listed at once, and the list is followed back so far. */
 const INACTIVE_PAGE = 500;
 const INACTIVE_LOOK_BACK_MS = 60 * MINUTE_MS;
+
+/** Its version and its queue are told at once, or not at all; the queue is asked for so often. */
+const LOOK_MS = 2_000;
+const LOOK_EVERY_MS = 60_000;
 
 /** Jetty takes 8 KB of request line and headers: a longer query goes into the body. */
 const MAX_URL_CHARACTERS = 4_000;
@@ -75,6 +79,7 @@ const CatalogTimeRow = z.object({ certname: z.string(), catalog_timestamp: Times
 const ActiveRow = z.object({ certname: z.string() });
 const CountRow = z.object({ count: z.number() });
 const VersionAnswer = z.object({ version: z.string() });
+const StatusAnswer = z.object({ status: z.object({ queue_depth: z.number() }) });
 const InactiveRow = z.object({ certname: z.string(), deactivated: Timestamp, expired: Timestamp });
 
 const LATEST = ["=", "latest_report?", true];
@@ -115,6 +120,11 @@ export class PuppetDb {
   clockAheadMs = 0;
   /** The last full reading has found nodes for which only a catalog can tell. */
   #hasLoneNodes = true;
+  /** As of the last full reading; undefined when it was not told. */
+  #version: string | undefined;
+  /** How many commands PuppetDB had received and not stored yet, when it last told; undefined when it does not tell. */
+  queueDepth: number | undefined;
+  #askedQueueAt = Number.NEGATIVE_INFINITY;
 
   constructor(config: Config["puppetdb"]) {
     this.#config = config;
@@ -131,9 +141,11 @@ export class PuppetDb {
   async readAll(signal: AbortSignal, hasServer: HasServer = anyProducer): Promise<Reading> {
     const found = new Gathering("full", hasServer);
     const now = Date.now();
+    const findsLatest = hasTableOfLatest(this.#version);
+    const reports = findsLatest ? LATEST : after(now - RECENT_MS);
     await this.#readTogether(found, signal, (ask) => [
       ...this.#askFacts(ask, found, ACTIVE),
-      ...this.#askNewestReports(ask, found, ["and", after(now - RECENT_MS), ACTIVE], now),
+      ...this.#askNewestReports(ask, found, ["and", reports, ACTIVE], now),
     ]);
     let activeCount = -1;
     // Behind the submissions: who has been deactivated since is in the one and not in the other.
@@ -152,8 +164,9 @@ export class PuppetDb {
     const told = found.told();
     const isComplete = told.size + found.refused.size === activeCount;
     const active = isComplete ? told : await this.#readActive(found, signal);
-    await this.#readOlderReports(found, active, now, signal);
+    await this.#readOlderReports(found, active, now, findsLatest, signal);
     this.#hasLoneNodes = !isComplete && (await this.#readLoneCatalogs(found, active, signal));
+    await this.#lookAtPuppetdb(signal);
     return found.reading(active);
   }
 
@@ -201,8 +214,29 @@ export class PuppetDb {
     return active;
   }
 
-  /** The newest reports of nodes that have submitted nothing within the last hour: others have no older news. */
-  async #readOlderReports(found: Gathering, active: Names, now: number, signal: AbortSignal): Promise<void> {
+  /** What helps, and what PuppetDB may refuse to tell or an older one does not know. */
+  async #lookAtPuppetdb(signal: AbortSignal): Promise<void> {
+    const soon = AbortSignal.any([signal, AbortSignal.timeout(LOOK_MS)]);
+    const [version, queueDepth] = await Promise.allSettled([
+      this.readVersion(soon),
+      this.readQueueDepth(soon),
+    ]);
+    this.#version = version.status === "fulfilled" ? version.value : undefined;
+    this.queueDepth = queueDepth.status === "fulfilled" ? queueDepth.value : undefined;
+    this.#askedQueueAt = performance.now();
+  }
+
+  /**
+   * The newest reports of nodes that have submitted nothing within the last hour: others have no older news. `haveLatest`:
+   * the latest of each node is there already.
+   */
+  async #readOlderReports(
+    found: Gathering,
+    active: Names,
+    now: number,
+    haveLatest: boolean,
+    signal: AbortSignal,
+  ): Promise<void> {
     const few = active.size * FEW_LEFT;
     const silentFor = (ms: number) =>
       Array.from(filter(active, (certname) => (found.submissions.get(certname)?.at ?? 0) <= now - ms));
@@ -210,7 +244,7 @@ export class PuppetDb {
       this.#readTogether(found, signal, (ask) =>
         this.#askNewestReports(ask, found, ["and", where, ACTIVE], now),
       );
-    let silent = silentFor(RECENT_MS);
+    let silent = haveLatest ? [] : silentFor(RECENT_MS);
     if (silent.length > few) {
       await read(["and", after(now - DAY_MS), ["not", after(now - RECENT_MS)]]);
       silent = silentFor(DAY_MS);
@@ -218,6 +252,7 @@ export class PuppetDb {
     if (silent.length > few) await read(LATEST);
     // The latest report of a node may be of a producer without a server, or from a clock ahead: it hides the one that counts.
     const isHidden = (name: Certname) => found.unroutable.has(name) || found.ahead.has(name);
+    if (haveLatest) silent = [...filter(active, isHidden)];
     const names = silent.length > few ? silent.filter(isHidden) : silent;
     if (names.length > Math.max(few, NAMES_AT_ONCE)) return;
     for (let from = 0; from < names.length; from += NAMES_AT_ONCE) {
@@ -277,6 +312,7 @@ export class PuppetDb {
       const newCatalogs = ["and", ACTIVE, [">", "catalog_timestamp", from], NEITHER_FACTS_NOR_REPORT];
       await this.#readCatalogs(found, newCatalogs, signal);
     }
+    if (performance.now() - this.#askedQueueAt > LOOK_EVERY_MS) await this.#lookAtPuppetdb(signal);
     // What two changes at once hide is found by the full read.
     if (found.inactiveCount === inactiveBefore) return found.reading();
     if (known !== undefined && known.size <= FEW_NAMES)
@@ -349,14 +385,27 @@ export class PuppetDb {
 
   /** PuppetDB's own version, such as "7.12.1". Throws `PUPPETDB_...`. */
   async readVersion(signal: AbortSignal): Promise<string> {
-    const url = `${this.#config.url}/pdb/meta/v1/version`;
+    return (await this.#ask("/pdb/meta/v1/version", VersionAnswer, signal)).version;
+  }
+
+  /**
+   * How many commands PuppetDB has received and not stored yet. Throws `PUPPETDB_...`, also where its auth.conf does not let
+   * us ask.
+   */
+  async readQueueDepth(signal: AbortSignal): Promise<number> {
+    const path = "/status/v1/services/puppetdb-status";
+    return (await this.#ask(path, StatusAnswer, signal)).status.queue_depth;
+  }
+
+  async #ask<Answer>(path: string, shape: z.ZodType<Answer>, signal: AbortSignal): Promise<Answer> {
+    const url = `${this.#config.url}${path}`;
     const { agent, headers } = await this.#connector.open(signal);
     try {
       const response = await request(url, { dispatcher: agent.dispatcher, headers, signal });
       await checkAnswer(url, response);
-      const answer = VersionAnswer.safeParse(await response.body.json());
-      if (answer.success) return answer.data.version;
-      throw new SasoriError("PUPPETDB_BODY", `${url} tells no version; ${WRONG_URL}`);
+      const answer = shape.safeParse(await response.body.json());
+      if (answer.success) return answer.data;
+      throw new SasoriError("PUPPETDB_BODY", `${url} does not tell what it should; ${WRONG_URL}`);
     } catch (error) {
       throw queryError(url, error, signal, agent);
     }
@@ -437,6 +486,15 @@ export class PuppetDb {
       throw queryError(url, error, signal, connection.agent);
     }
   }
+}
+
+/**
+ * From 8.7 PuppetDB has a table of the latest reports: the question for them takes 1.9 s with 100,000 nodes and 5 reports
+ * each, as long as that for an hour's reports; before it took 6.2 s.
+ */
+function hasTableOfLatest(version: string | undefined): boolean {
+  const [major = 0, minor = 0] = (version ?? "").split(".").map(Number);
+  return major > 8 || (major === 8 && minor >= 7);
 }
 
 type Ask = <Row>(

@@ -7,14 +7,16 @@ import { startPuppetdbStandIn } from "../../demo/puppetdb.js";
 import { parseCertname } from "../../src/node-map.js";
 import { PuppetDb } from "../../src/source/puppetdb.js";
 import type { Reading, Submission } from "../../src/source/reading.js";
+import { PuppetdbFront } from "../faults/fronts.js";
 import { run } from "../support/child.js";
-import { puppetdbParts } from "../support/parts.js";
+import { type PuppetdbRelease, partIfThere, puppetdbParts } from "../support/parts.js";
 import { patient } from "../support/patience.js";
 import {
   type PuppetdbClient,
   type PuppetdbServer,
   puppetdbClient,
-  startPuppetdb,
+  startPuppetdbs,
+  usualRelease,
 } from "../support/puppetdb-server.js";
 
 /** Thrown away at the beginning of each test. */
@@ -30,17 +32,30 @@ const soon = () => AbortSignal.timeout(patient(30_000));
 /** A time so many milliseconds ago. */
 const ago = (ms: number) => new Date(Date.now() - ms);
 
+/** PuppetDB 7 and 8, the usual one first; Ubuntu's archive has only one. */
+const OTHER: PuppetdbRelease = usualRelease === 7 ? 8 : 7;
+const releases = [usualRelease, ...(partIfThere(OTHER === 8 ? "puppetdb8" : "puppetdb") ? [OTHER] : [])];
+let servers: PuppetdbServer[] = [];
 let real: PuppetdbServer;
 beforeAll(async () => {
-  real = await startPuppetdb();
+  servers = await startPuppetdbs(releases);
+  real = servers[0] as PuppetdbServer;
 });
-afterAll(() => real.stop());
+afterAll(async () => {
+  for (const server of servers) await server.stop();
+});
+const RELEASES = releases.map(
+  (release, index) => [`PuppetDB ${release}`, () => servers[index] as PuppetdbServer] as const,
+);
+
+const emptied = (release: () => PuppetdbClient) => async (): Promise<Backend> => {
+  const client = release();
+  await client.reset();
+  return { ...client, close: () => Promise.resolve() };
+};
 
 const BACKENDS: Record<string, () => Promise<Backend>> = {
-  "the real PuppetDB": async () => {
-    await real.reset();
-    return { ...real, close: () => Promise.resolve() };
-  },
+  ...Object.fromEntries(RELEASES.map(([name, release]) => [name, emptied(release)])),
   "the demo's stand-in": async () => {
     const { url, close } = await startPuppetdbStandIn({ host: "127.0.0.1", port: 0 });
     return { ...puppetdbClient({ ...real, url }), close };
@@ -408,9 +423,9 @@ describe("the real PuppetDB over TLS", () => {
   });
 });
 
-describe("the real PuppetDB with an old database", () => {
+describe.each(RELEASES)("%s with an old database", (_, release) => {
   test("rows that lost their producer, or expired, are read for what they are", async () => {
-    const client = real;
+    const client = release();
     await client.reset();
     for (const certname of ["old.example.com", "expired.example.com", NODE]) {
       await client.replaceFacts({ certname, producer: "master1" });
@@ -431,8 +446,17 @@ describe("the real PuppetDB with an old database", () => {
     await source.close();
   });
 
+  test("how much waits in its queue is told with a reading", async () => {
+    const client = release();
+    const source = new PuppetDb({ url: client.url });
+    expect(source.queueDepth).toBeUndefined();
+    await source.readAll(soon());
+    expect(source.queueDepth).toBe(0);
+    await source.close();
+  });
+
   test("a thousand nodes are all read, each with the master that it has", async () => {
-    const client = real;
+    const client = release();
     await client.reset();
     await client.fill(1_000, ["master1", "master2", "master3"]);
     const source = new PuppetDb({ url: client.url });
@@ -445,13 +469,13 @@ describe("the real PuppetDB with an old database", () => {
   });
 });
 
-describe("the real PuppetDB with a history of reports", () => {
+describe.each(RELEASES)("%s with a history of reports", (_, release) => {
   const NODES = 12_000;
   let client: PuppetdbClient;
 
   // Each node at random masters, its last run within the last half hour, others 19, 38, 57 and 76 hours before.
   beforeAll(async () => {
-    client = real;
+    client = release();
     await client.reset();
     await client.fill(NODES, ["master1", "master2", "master3"], 5);
     await client.sql(
@@ -502,8 +526,28 @@ describe("the real PuppetDB with a history of reports", () => {
     ["for a half of the nodes none", 50, "100 hours"],
   ])("a full reading has the same newest reports as PuppetDB's latest: %s", async (_, percent, since) => {
     await silence(percent, since);
-    const source = new PuppetDb({ url: client.url });
-    const { submissions } = await source.readAll(soon());
+    await expectTruth(client.url);
+  });
+
+  test("so it has by one question for the latest reports, from PuppetDB 8.7 on", async () => {
+    const front = new PuppetdbFront(client.url);
+    const asked: string[] = [];
+    front.tap = {
+      asked: (entity, query) => void (entity === "reports" && asked.push(query)),
+      text: (response, text, entity) => response.end(entity === "version" ? '{"version":"8.7.0"}' : text),
+    };
+    await front.open();
+    await expectTruth(front.url, 2);
+    await front.close();
+    expect(asked.filter((query) => query.includes("latest_report?")).length).toBeGreaterThan(0);
+    expect(asked.at(-1)).toContain("latest_report?");
+  });
+
+  /** The last one of so many readings. */
+  async function expectTruth(url: string, readings = 1): Promise<void> {
+    const source = new PuppetDb({ url });
+    let { submissions } = await source.readAll(soon());
+    for (let n = 1; n < readings; n += 1) submissions = (await source.readAll(soon())).submissions;
     await source.close();
     const read = Array.from(
       submissions.values(),
@@ -513,5 +557,5 @@ describe("the real PuppetDB with a history of reports", () => {
     // Compared as text: a failed comparison of two big maps would take the reporter minutes.
     const text = (rows: Iterable<readonly [string, string]>) => [...rows].sort().join("\n");
     expect(text(read) === text(await truth())).toBe(true);
-  });
+  }
 });

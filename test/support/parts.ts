@@ -45,12 +45,16 @@ export function pathOf(name: string): string {
   return found;
 }
 
+/** A release of PuppetDB that the tests run. */
+export type PuppetdbRelease = 7 | 8;
+
 /** PuppetDB, its Java and its PostgreSQL. */
-export function puppetdbParts(): PuppetdbParts {
+export function puppetdbParts(release: PuppetdbRelease = 7): PuppetdbParts {
+  const suffix = release === 7 ? "" : "8";
   return {
-    java: pathOf("java"),
-    classpath: pathOf("classpath"),
-    configDir: pathOf("puppetdb"),
+    java: pathOf(`java${suffix}`),
+    classpath: pathOf(`classpath${suffix}`),
+    configDir: pathOf(`puppetdb${suffix}`),
     postgresBin: pathOf("postgres"),
     openssl: pathOf("openssl"),
   };

@@ -5,9 +5,9 @@
 import { randomBytes, randomUUID } from "node:crypto";
 import { chmod, chown, copyFile, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { Child, freePort, run } from "./child.js";
-import { type PuppetdbParts, puppetdbParts } from "./parts.js";
+import { type PuppetdbParts, type PuppetdbRelease, puppetdbParts } from "./parts.js";
 
 const PUPPETDB_DEADLINE_MS = 120_000;
 const COMMAND_SECONDS = 20;
@@ -22,7 +22,7 @@ export interface PuppetdbAddress {
   /** The same with TLS, which demands the client certificate. The others are paths of PEM files. */
   tls: { url: string; ca: string; cert: string; key: string };
   /** Its database: for `sql()`. */
-  postgres: { psql: string; port: number; password: string };
+  postgres: { psql: string; port: number; password: string; database: string };
 }
 
 /** Who ran Puppet for a node, and when by the master's clock (`producer_timestamp`). */
@@ -77,43 +77,68 @@ export interface PuppetdbServer extends PuppetdbClient {
   stop(): Promise<void>;
 }
 
+/** The release that a test gets that does not ask for one: `TEST_PUPPETDB=8 npm test` runs all of them on PuppetDB 8. */
+export const usualRelease: PuppetdbRelease = process.env.TEST_PUPPETDB === "8" ? 8 : 7;
+
 /** Starts PostgreSQL and PuppetDB; rejects with what they printed when one of them does not become ready. */
-export async function startPuppetdb(): Promise<PuppetdbServer> {
-  const parts = puppetdbParts();
+export async function startPuppetdb(release = usualRelease): Promise<PuppetdbServer> {
+  const [server] = await startPuppetdbs([release]);
+  return server as PuppetdbServer;
+}
+
+/** As `startPuppetdb`, for several with a database each of one PostgreSQL, which ends with the last of them. */
+export async function startPuppetdbs(releases: readonly PuppetdbRelease[]): Promise<PuppetdbServer[]> {
   const dir = await mkdtemp(join(tmpdir(), "sasori-puppetdb-"));
   let postgres: Child | undefined;
-  let puppetdb: Child | undefined;
-  const stop = async (): Promise<void> => {
-    await puppetdb?.end();
+  const running = new Map<number, Child>();
+  const stop = async (index: number): Promise<void> => {
+    await running.get(index)?.end();
+    running.delete(index);
+    if (running.size > 0) return;
     await postgres?.end("SIGINT"); // "fast": it does not wait for clients
     await rm(dir, { recursive: true, force: true });
   };
   try {
-    const address: PuppetdbAddress = {
-      url: `http://127.0.0.1:${await freePort()}`,
-      tls: { url: `https://127.0.0.1:${await freePort()}`, ...(await makeCertificates(parts.openssl, dir)) },
-      postgres: {
-        psql: join(parts.postgresBin, "psql"),
-        port: await freePort(),
-        password: randomBytes(12).toString("hex"),
-      },
+    const common = puppetdbParts();
+    const tls = await makeCertificates(common.openssl, dir);
+    const password = randomBytes(12).toString("hex");
+    const port = await freePort();
+    postgres = await startPostgres(
+      common,
+      dir,
+      { port, password },
+      releases.map((_, index) => `puppetdb${index}`),
+    );
+    const start = async (release: PuppetdbRelease, index: number): Promise<PuppetdbServer> => {
+      const parts = puppetdbParts(release);
+      const home = join(dir, `puppetdb${index}`);
+      const address: PuppetdbAddress = {
+        url: `http://127.0.0.1:${await freePort()}`,
+        tls: { url: `https://127.0.0.1:${await freePort()}`, ...tls },
+        postgres: { psql: join(parts.postgresBin, "psql"), port, password, database: `puppetdb${index}` },
+      };
+      await configurePuppetdb(parts, home, address);
+      const run = async () => {
+        running.set(index, await runPuppetdb(parts, home, address));
+      };
+      await run();
+      return {
+        ...puppetdbClient(address),
+        stop: () => stop(index),
+        pids: () => ({ puppetdb: running.get(index)?.pid ?? 0, postgres: postgres?.pid ?? 0 }),
+        async stopPuppetdb() {
+          await running.get(index)?.end();
+        },
+        startPuppetdb: run,
+      };
     };
-    postgres = await startPostgres(parts, dir, address);
-    await configurePuppetdb(parts, dir, address);
-    puppetdb = await runPuppetdb(parts, dir, address);
-    return {
-      ...puppetdbClient(address),
-      stop,
-      pids: () => ({ puppetdb: puppetdb?.pid ?? 0, postgres: postgres?.pid ?? 0 }),
-      async stopPuppetdb() {
-        await puppetdb?.end();
-      },
-      async startPuppetdb() {
-        puppetdb = await runPuppetdb(parts, dir, address);
-      },
-    };
+    const started = await Promise.allSettled(releases.map(start));
+    return started.map((one) => {
+      if (one.status === "rejected") throw one.reason;
+      return one.value;
+    });
   } catch (error) {
-    await stop();
+    for (const [index] of releases.entries()) await stop(index);
     throw error;
   }
 }
@@ -123,14 +148,14 @@ export const standInClient = (url: string): PuppetdbClient =>
   puppetdbClient({
     url,
     tls: { url, ca: "", cert: "", key: "" },
-    postgres: { psql: "", port: 0, password: "" },
+    postgres: { psql: "", port: 0, password: "", database: "" },
   });
 
 /** A client for a PuppetDB that somebody else has started. */
 export function puppetdbClient(address: PuppetdbAddress): PuppetdbClient {
   const { url, postgres } = address;
   const sql = async (text: string): Promise<string> => {
-    const where = ["-h", "127.0.0.1", "-p", String(postgres.port), "-U", "puppetdb", "-d", "puppetdb"];
+    const where = ["-h", "127.0.0.1", "-p", String(postgres.port), "-U", "puppetdb", "-d", postgres.database];
     const env = { ...process.env, PGPASSWORD: postgres.password };
     return (
       await run(postgres.psql, ["-XqAt", "-v", "ON_ERROR_STOP=1", ...where], { env, input: text })
@@ -174,7 +199,8 @@ export function puppetdbClient(address: PuppetdbAddress): PuppetdbClient {
     sql,
     command,
     async reset() {
-      await sql("TRUNCATE certnames, producers, environments, fact_paths, packages CASCADE");
+      // In PuppetDB 8 no key leads from reports to producers.
+      await sql("TRUNCATE certnames, producers, environments, fact_paths, packages, reports CASCADE");
     },
     async query(ast) {
       const answer = await fetch(
@@ -283,9 +309,13 @@ function fillStatements(
     ANALYZE;`;
 }
 
-async function startPostgres(parts: PuppetdbParts, parent: string, address: PuppetdbAddress): Promise<Child> {
+async function startPostgres(
+  parts: PuppetdbParts,
+  parent: string,
+  { port, password }: { port: number; password: string },
+  databases: readonly string[],
+): Promise<Child> {
   const dir = join(parent, "postgres");
-  const { port, password } = address.postgres;
   const isRoot = process.getuid?.() === 0;
   const as = isRoot ? { uid: NOBODY, gid: NOBODY } : {};
   const passwordFile = join(dir, "password");
@@ -316,7 +346,11 @@ async function startPostgres(parts: PuppetdbParts, parent: string, address: Pupp
     { ...as, cwd: dir },
   );
   const socket = ["-h", dir, "-p", String(port), "-U", "puppetdb"];
-  const statements = ["CREATE DATABASE puppetdb", "\\connect puppetdb", "CREATE EXTENSION pg_trgm"];
+  const statements = databases.flatMap((name) => [
+    `CREATE DATABASE ${name}`,
+    `\\connect ${name}`,
+    "CREATE EXTENSION pg_trgm",
+  ]);
   await postgres.untilReady(
     async () => {
       await run(join(parts.postgresBin, "pg_isready"), socket);
@@ -344,7 +378,7 @@ async function startPostgres(parts: PuppetdbParts, parent: string, address: Pupp
 async function configurePuppetdb(parts: PuppetdbParts, dir: string, address: PuppetdbAddress): Promise<void> {
   const { tls, postgres } = address;
   const conf = join(dir, "conf.d");
-  await mkdir(conf);
+  await mkdir(conf, { recursive: true });
   await mkdir(join(dir, "var"));
   await copyFile(join(parts.configDir, "conf.d/auth.conf"), join(conf, "auth.conf"));
   await writeFile(
@@ -363,7 +397,7 @@ async function configurePuppetdb(parts: PuppetdbParts, dir: string, address: Pup
 vardir = ${join(dir, "var")}
 logging-config = ${join(dir, "logback.xml")}
 [database]
-subname = //127.0.0.1:${postgres.port}/puppetdb
+subname = //127.0.0.1:${postgres.port}/${postgres.database}
 username = puppetdb
 password = ${postgres.password}
 maximum-pool-size = 10
@@ -377,8 +411,8 @@ port = ${new URL(address.url).port}
 ssl-host = 127.0.0.1
 ssl-port = ${new URL(tls.url).port}
 ssl-ca-cert = ${tls.ca}
-ssl-cert = ${join(dir, "tls/server.pem")}
-ssl-key = ${join(dir, "tls/server.key")}
+ssl-cert = ${join(dirname(tls.ca), "server.pem")}
+ssl-key = ${join(dirname(tls.ca), "server.key")}
 client-auth = need
 `,
   );
