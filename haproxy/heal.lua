@@ -1,16 +1,21 @@
 -- Asks sasori where a node is, when its route turned out wrong: the master that the map named said "not mine",
--- could not be reached, or there is no route. Used by haproxy.cfg; a request whose route is right never comes here.
+-- could not be reached, or there is no route. Used by haproxy.cfg, and by pools.cfg, where a master is a backend. A request
+-- whose route is right never comes here.
 --
 -- The rule: a master that the map does not name gets a request only if sasori knows that the node has moved there, or if
 -- the node's own master cannot be reached. With GATEWAY_REPLAY=all the masters check that themselves.
 --
 -- In:  txn.node    the certname, already checked by the gateway
---      txn.tried   the servers that were tried for this request, separated by commas
--- Out: txn.first   the server that the map named; empty when it named none
---      txn.master  the server to try now; unset when there is none
+--      txn.tried   the masters that were tried for this request, separated by commas
+-- Out: txn.first   the master that the map named; empty when it named none
+--      txn.master  the master to try now; unset when there is none
+--      txn.server  its server, of a pool whose servers are all drained
 --      txn.route   learned: sasori says that the node is there; redispatched: another master stands in
 --      txn.final   set when an answer of this server is to be believed, whatever its status
 
+-- Set with pools.cfg and refused by haproxy.cfg.
+local POOLS = {}
+for name in (os.getenv("POOLS") or ""):gmatch("%S+") do POOLS[#POOLS + 1] = name end
 local BACKEND = "puppet"
 -- The gateway's own way to sasori: HAProxy resolves the name, checks its health, and fails at once when it is down.
 local SOCKET = os.getenv("HAPROXY_SOCKET")
@@ -28,7 +33,7 @@ local MAX_TRIES = 4
 local MAX_LATER = 100
 
 -- "up", "drained" (it serves the nodes that the map names, and gets no others), or nil.
-local function state(server)
+local function server_state(server)
   local status = server:get_stats()["status"]
   -- "UP", "UP 1/2" (about to fall), "no check"; "DRAIN", "NOLB"; not "DOWN", "DOWN 1/2", "MAINT".
   if status == nil then return end
@@ -36,16 +41,53 @@ local function state(server)
   if status:sub(1, 5) == "DRAIN" or status:sub(1, 4) == "NOLB" then return "drained" end
 end
 
+-- The masters' names, and the state of one. Before HAProxy 2.9 a server that was added at run time is not in this table.
+local servers = {
+  names = function()
+    local names = {}
+    for name in pairs(core.backends[BACKEND].servers) do
+      if name ~= "heal1" and name ~= "heal2" then names[#names + 1] = name end
+    end
+    return names
+  end,
+  state = function(name)
+    local server = core.backends[BACKEND].servers[name]
+    if server == nil then return "unknown" end
+    return server_state(server)
+  end,
+}
+
+-- The same of pools. A pool is up while its balancer has a server; one whose servers have no weight left, or are drained, still
+-- has its nodes, at a server that must be named (the second value).
+local pools = {
+  names = function() return { table.unpack(POOLS) } end,
+  state = function(name)
+    local is_pool = false
+    for _, pool in ipairs(POOLS) do is_pool = is_pool or pool == name end
+    local backend = is_pool and core.backends[name]
+    if not backend then return end
+    local serving = {}
+    for server_name, server in pairs(backend.servers) do
+      local found = server_state(server)
+      if found == "up" and server:get_stats()["weight"] ~= 0 then return "up" end
+      if found then serving[#serving + 1] = server_name end
+    end
+    if #serving > 0 then return "drained", serving[math.random(#serving)] end
+  end,
+}
+
+local masters = #POOLS > 0 and pools or servers
+
 -- One of the masters that are up and not in `tried`, by chance, and whether there is another. The healers would only lead
 -- back here. No server is asked how it is (a page of statistics) beyond the two that answer this.
 local function another(tried)
   local names, found = {}, nil
-  for name in pairs(core.backends[BACKEND].servers) do
-    if name ~= "heal1" and name ~= "heal2" and not tried[name] then names[#names + 1] = name end
+  for _, name in ipairs(masters.names()) do
+    if not tried[name] then names[#names + 1] = name end
   end
   while #names > 0 do
     local name = table.remove(names, math.random(#names))
-    if state(core.backends[BACKEND].servers[name]) == "up" then
+    if masters.state(name) == "up" then
       if found then return found, true end
       found = name
     end
@@ -87,14 +129,15 @@ core.register_action("heal", { "http-req" }, function(txn)
   local answer, owner = ask_sasori(txn:get_var("txn.node"), first)
   local function go(name, route, is_final)
     txn:set_var("txn.master", name)
+    local _, server
+    if masters == pools then _, server = pools.state(name) end
+    if server then txn:set_var("txn.server", server) end
     txn:set_var("txn.route", route)
     if is_final then txn:set_var("txn.final", "yes") end
   end
-  -- It may be there and just not have been reached: it is tried twice. Before HAProxy 2.9 a server that was added at run
-  -- time is not in this table, so one that is not may be up.
+  -- It may be there and just not have been reached: it is tried twice.
   local function may_try(name)
-    local server = core.backends[BACKEND].servers[name]
-    return (not server or state(server)) and (tried[name] or 0) < 2
+    return (tried[name] or 0) < 2 and masters.state(name) ~= nil
   end
 
   if owner and may_try(owner) then return go(owner, "learned", true) end
@@ -134,6 +177,7 @@ end)
 -- serves, because one that could not start (a reload that fails, with -sf) must not take away those of the one that goes
 -- on. A process that took over the sockets of the one before has none to rename, so what another one left is removed first.
 local OWN = { SOCKET .. ".heal", SOCKET .. ".sasori" }
+if masters == pools then OWN[#OWN + 1] = SOCKET .. ".pools" end
 for _, file in ipairs(OWN) do os.remove((os.getenv("HAPROXY_CHROOT") or "") .. file .. ".new") end
 
 core.register_task(function()

@@ -3,10 +3,10 @@
 // `sasori config` and every message about a wrong value come from it. Nothing else reads a SASORI_ variable.
 
 import path from "node:path";
-import { RE2JS } from "re2js";
 import { z } from "zod";
+import { Aliases, compile, nameList, type Pattern } from "./aliases.js";
 import { quote, reason, SasoriError } from "./errors.js";
-import { isMaster, type Master } from "./node-map.js";
+import { isMaster } from "./node-map.js";
 import { PemFiles, type PemPaths } from "./pem-files.js";
 import { isCron } from "./schedule.js";
 import { readSecretFileSync } from "./whole-file.js";
@@ -103,36 +103,41 @@ interface EndpointSetting extends Pick<Endpoint, "name" | "connect"> {
   isFollowed?: boolean;
 }
 
-const aliases = z.string().transform((text, context): ReadonlyMap<string, Master> => {
-  const pairs = text.split(",").map((pair) => pair.trim().split("="));
-  const map = new Map<string, Master>();
-  for (const [producer, server, ...rest] of pairs) {
-    if (!producer || !server || rest.length > 0 || !isMaster(server) || map.has(producer)) {
-      return fail(context, "producer=server pairs separated by commas, each producer once");
-    }
-    map.set(producer, server);
+const aliases = z.string().transform((text, context): Aliases => {
+  try {
+    return Aliases.parse(text);
+  } catch (error) {
+    const what =
+      "producer=master pairs separated by commas, each producer once, where a producer may be a pattern (RE2)";
+    return fail(context, `${what}; ${reason(error)}`);
   }
-  return map;
 });
 
 const absolutePath = z.string().refine((text) => path.isAbsolute(text) && !text.endsWith("/"), {
   message: "the absolute path of a file",
 });
 
-/** Says of a whole text whether it matches. */
-export interface Pattern {
-  test(text: string): boolean;
-}
-
-/** In time that grows with the text alone, as RE2 does it: what JavaScript's own engine may try has no end. */
 const pattern = z.string().transform((text, context): Pattern => {
   try {
-    const compiled = RE2JS.compile(text);
-    return { test: (name) => compiled.testExact(name) };
+    return compile(text);
   } catch (error) {
     return fail(context, `a regular expression as RE2 takes it (${reason(error)})`);
   }
 });
+
+const backends = z.string().refine(
+  (text) => {
+    try {
+      return nameList(text) !== undefined;
+    } catch {
+      return false;
+    }
+  },
+  {
+    message:
+      "the name of an HAProxy backend, or with SASORI_ROUTE_TO=backends a list of names and patterns (RE2)",
+  },
+);
 
 const probePath = z.string().refine((text) => /^\/[!-~]*$/.test(text) && text.includes("{certname}"), {
   message: "a path with {certname} in it",
@@ -241,11 +246,23 @@ export const Env = z.object({
     .meta(
       about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
     ),
-  SASORI_BACKEND: z
-    .string()
-    .refine((text): boolean => isMaster(text), { message: "the name of an HAProxy backend" })
+  SASORI_ROUTE_TO: z
+    .enum(["servers", "backends"], { error: "servers or backends" })
+    .default("servers")
+    .meta(
+      about(
+        "what the map's values name: servers of one backend, or `backends`, where each master is a pool of servers",
+        "backends",
+      ),
+    ),
+  SASORI_BACKEND: backends
     .default("puppet")
-    .meta(about("the backend whose servers are the masters", "puppet")),
+    .meta(
+      about(
+        "the backend whose servers are the masters; with `SASORI_ROUTE_TO=backends` names and patterns (RE2) of the backends that are masters, by default those that `SASORI_MASTER_ALIASES` names",
+        "fra,lon,puppet-[a-z]+",
+      ),
+    ),
   SASORI_MAP_FILE: absolutePath.meta(
     about("the map file as sasori sees it", "/var/lib/sasori/node-master.map", "required"),
   ),
@@ -263,7 +280,10 @@ export const Env = z.object({
   SASORI_MASTER_ALIASES: aliases
     .optional()
     .meta(
-      about("producers whose HAProxy server has another name", "puppet1.corp=master1,puppet2.corp=master2"),
+      about(
+        "producers whose server or backend in HAProxy has another name; what is no plain name is a pattern of the whole name (RE2), and counts less than a plain name",
+        "puppet1.corp=master1,puppet-fra[0-9]+\\.corp=fra",
+      ),
     ),
   SASORI_NEW_MASTERS: pattern
     .optional()
@@ -388,10 +408,13 @@ export interface Config {
   haproxy: readonly Endpoint[];
   /** More HAProxys, as DNS names them. */
   haproxyNames?: readonly EndpointName[] | undefined;
+  /** Whose servers are the masters. With pools it is only what people wrote of those. */
   backend: string;
+  /** The map's values name backends, each a pool of servers: those that it matches. */
+  pools?: Pattern | undefined;
   mapFile: string;
   mapName?: string | undefined;
-  masterAliases: ReadonlyMap<string, Master>;
+  masterAliases: Aliases;
   newMasters?: { pattern: Pattern; port: number; limit: number; options: string } | undefined;
   probePath?: string | undefined;
   /** With it masters are asked by TLS. */
@@ -406,8 +429,10 @@ export interface Config {
   logLevel: (typeof LOG_LEVELS)[number];
 }
 
+type Environment = Readonly<Record<string, string | undefined>>;
+
 /** Throws `CONFIG_INVALID` naming every wrong, missing, contradictory or unknown variable at once. */
-export function readConfig(environment: Readonly<Record<string, string | undefined>>): Config {
+export function readConfig(environment: Environment): Config {
   const { env, problems } = tidy(environment);
   const parsed = Env.safeParse(env);
   for (const issue of parsed.error?.issues ?? [])
@@ -416,7 +441,7 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
   if (problems.length > 0 || !parsed.success) {
     throw invalid(problems);
   }
-  return toConfig(parsed.data);
+  return toConfig(parsed.data, env);
 }
 
 const invalid = (problems: readonly string[]): SasoriError =>
@@ -439,7 +464,7 @@ export function readAddress(
   return { listen: parsed.data, apiTokenFile: env.SASORI_API_TOKEN_FILE };
 }
 
-function toConfig(env: z.output<typeof Env>): Config {
+function toConfig(env: z.output<typeof Env>, given: Environment): Config {
   return {
     puppetdb: {
       url: env.SASORI_PUPPETDB_URL,
@@ -450,10 +475,10 @@ function toConfig(env: z.output<typeof Env>): Config {
       observations: env.SASORI_OBSERVATIONS,
     },
     ...toEndpoints(env),
-    backend: env.SASORI_BACKEND,
+    ...backendOf(env, given),
     mapFile: env.SASORI_MAP_FILE,
     mapName: env.SASORI_MAP_NAME,
-    masterAliases: env.SASORI_MASTER_ALIASES ?? new Map(),
+    masterAliases: env.SASORI_MASTER_ALIASES ?? new Aliases(),
     newMasters: env.SASORI_NEW_MASTERS && {
       pattern: env.SASORI_NEW_MASTERS,
       port: env.SASORI_NEW_MASTER_PORT,
@@ -488,6 +513,14 @@ function toEndpoints(env: z.output<typeof Env>): Pick<Config, "haproxy" | "hapro
   return { haproxy, haproxyNames };
 }
 
+/** Who writes aliases to backends need not name those again. */
+function backendOf(env: z.output<typeof Env>, given: Environment): Pick<Config, "backend" | "pools"> {
+  if (env.SASORI_ROUTE_TO === "servers") return { backend: env.SASORI_BACKEND };
+  const named = env.SASORI_MASTER_ALIASES?.pairs.map(([, backend]) => backend) ?? [];
+  const backend = given.SASORI_BACKEND ?? [...new Set(named)].join(",");
+  return { backend, pools: nameList(backend) };
+}
+
 export interface Variable {
   name: string;
   meaning: string;
@@ -513,8 +546,8 @@ function problem(name: string, expected: string, env: Readonly<Record<string, st
 }
 
 /** What is wrong between variables, as far as each of them says something. */
-function contradictions(env: Readonly<Record<string, string | undefined>>): string[] {
-  const problems: string[] = [];
+function contradictions(env: Environment): string[] {
+  const problems: string[] = poolProblems(env);
   const { SASORI_PUPPETDB_URL: url, SASORI_PUPPETDB_CERT: cert, SASORI_PUPPETDB_KEY: key } = env;
   if ((cert === undefined) !== (key === undefined)) {
     problems.push("SASORI_PUPPETDB_CERT and SASORI_PUPPETDB_KEY belong together: set both or neither");
@@ -567,6 +600,27 @@ function contradictions(env: Readonly<Record<string, string | undefined>>): stri
   return problems;
 }
 
+function poolProblems(env: Environment): string[] {
+  const { SASORI_BACKEND: backend, SASORI_MASTER_ALIASES: aliases } = env;
+  const problems: string[] = [];
+  if (env.SASORI_ROUTE_TO !== "backends") {
+    if (backend !== undefined && !isMaster(backend) && Env.shape.SASORI_BACKEND.safeParse(backend).success)
+      problems.push(
+        `SASORI_BACKEND is ${quote(backend)}: expected the name of one HAProxy backend; where the masters are backends, set SASORI_ROUTE_TO=backends`,
+      );
+    return problems;
+  }
+  if (backend === undefined && aliases === undefined)
+    problems.push(
+      "SASORI_ROUTE_TO=backends needs SASORI_BACKEND, the names of the backends that are masters, or SASORI_MASTER_ALIASES that name them",
+    );
+  if (env.SASORI_NEW_MASTERS !== undefined)
+    problems.push(
+      "SASORI_NEW_MASTERS does not go with SASORI_ROUTE_TO=backends: it adds servers to one backend, and HAProxy cannot add a backend at run time",
+    );
+  return problems;
+}
+
 function isLoopback(host: string): boolean {
   return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
 }
@@ -599,12 +653,12 @@ function unknownNames(env: Readonly<Record<string, string | undefined>>): string
 export function showConfig(
   environment: Readonly<Record<string, string | undefined>>,
 ): Record<string, string> {
-  const { stateFile } = readConfig(environment);
+  const { stateFile, backend } = readConfig(environment);
   const values = Object.entries(Env.shape).map(([name, schema]) => [
     name,
     environment[name] || defaultOf(schema),
   ]);
-  return { ...Object.fromEntries(values), SASORI_STATE_FILE: stateFile };
+  return { ...Object.fromEntries(values), SASORI_BACKEND: backend, SASORI_STATE_FILE: stateFile };
 }
 
 function defaultOf(schema: z.ZodType): string {

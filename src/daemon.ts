@@ -96,7 +96,11 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   const metrics = new Metrics({ sync, nodes, events, delay, version: VERSION });
   const notRestored = await sync.restore().then(() => undefined, toFailure);
   if (notRestored) log.error(notRestored, "state file");
-  const overview = new Overview({ sync, history, nodes, targets: parts, version: VERSION, watchdog, delay });
+  const overview = new Overview({
+    ...{ sync, history, nodes, targets: parts, watchdog, delay },
+    pools: config.pools !== undefined,
+    version: VERSION,
+  });
   const tellStatus = tellEvents(history, events, overview, log);
   const resolver = new Resolver({
     fleet: sync.fleet,

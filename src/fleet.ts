@@ -2,6 +2,7 @@
 // removed. A reading of PuppetDB is merged in here; nothing here knows where the map is put. docs/evidence.md has the rules.
 // Pure state: no I/O, no clock.
 
+import { type Aliases, dnsName } from "./aliases.js";
 import { Flapping } from "./flapping.js";
 import { Guard, type GuardRules, type StepBack, type Verdict } from "./guard.js";
 import {
@@ -20,7 +21,7 @@ import { type Change, type Kind, keyOf } from "./state/rows.js";
 import type { Contents, Server } from "./target/target.js";
 import { type Tombstone, Tombstones } from "./tombstones.js";
 
-/** Finds the HAProxy server of a producer; undefined for a producer that is no master of this HAProxy. */
+/** Finds the master of a producer, as HAProxy names it; undefined for a producer that is no master of this HAProxy. */
 export type Resolve = (producer: string) => Master | undefined;
 
 /**
@@ -500,26 +501,29 @@ const isStepBack = ({ master, at }: Observation, known: Assignment, resolve: Res
   (isOfPuppetdb(known) || known.source === "inherited") &&
   resolve(known.master) !== undefined;
 
-/** As DNS compares names: letter case and a dot at the end make no difference. */
-const dnsName = (name: string) => name.toLowerCase().replace(/\.$/, "");
-
 /**
- * An alias first, then a server of the producer's name, then a server with the producer as its host. With no
- * HAProxy to ask (`servers` undefined) the producer's own name is the server's.
+ * An alias first, then a master of the producer's name, then the one that has a server with that name or host. With no
+ * HAProxy to ask (`servers` undefined) the producer's own name is the master's.
  */
-export function resolver(
-  aliases: ReadonlyMap<string, Master>,
-  servers: readonly Server[] | undefined,
-): Resolve {
-  const aliasOf = new Map(Array.from(aliases, ([producer, server]) => [dnsName(producer), server]));
-  const known = new Map<string, Master>();
+export function resolver(aliases: Aliases, servers: readonly Server[] | undefined): Resolve {
+  const known = new Map<string, Master | undefined>();
   for (const { name, host } of servers ?? []) if (!known.has(dnsName(host))) known.set(dnsName(host), name);
+  for (const [host, pool] of poolsByServer(servers ?? [])) known.set(host, pool);
   for (const { name } of servers ?? []) known.set(dnsName(name), name);
   const names = new Set<string>(servers?.map(({ name }) => name));
   return (producer) => {
-    const alias = aliasOf.get(dnsName(producer));
+    const alias = aliases.of(producer);
     if (servers === undefined) return alias ?? (isMaster(producer) ? producer : undefined);
     if (alias !== undefined) return names.has(alias) ? alias : undefined;
     return names.has(producer) ? (producer as Master) : known.get(dnsName(producer));
   };
+}
+
+/** The pool of each server, by the server's name and by its host; undefined for what stands in several pools. */
+function poolsByServer(pools: readonly Server[]): Map<string, Master | undefined> {
+  const found = new Map<string, Master | undefined>();
+  for (const { name: pool, members = [] } of pools)
+    for (const key of members.flatMap(({ name, host }) => [dnsName(name), dnsName(host)]))
+      found.set(key, found.has(key) && found.get(key) !== pool ? undefined : pool);
+  return found;
 }

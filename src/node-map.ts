@@ -8,7 +8,7 @@ import { quote, SasoriError } from "./errors.js";
 /** A node's name in Puppet's CA, and its key in HAProxy's map. Only `parseCertname` makes one. */
 export type Certname = string & { readonly brand: "Certname" };
 
-/** The name of a server line in the backend of the masters. Only `parseMaster` makes one. */
+/** The name of a server line in the backend of the masters, or of a backend that is a pool. Only `parseMaster` makes one. */
 export type Master = string & { readonly brand: "Master" };
 
 // Puppet allows every printable character but "/" in a certname, and PuppetDB asks only for "not blank".
@@ -41,7 +41,7 @@ export function parseMaster(text: string): Master {
   if (isMaster(text)) return text;
   throw new SasoriError(
     "USAGE",
-    `${quote(text)} cannot be an HAProxy server name: expected 1 to 128 of A-Z a-z 0-9 _ : . -`,
+    `${quote(text)} cannot be the name of a server or backend in HAProxy: expected 1 to 128 of A-Z a-z 0-9 _ : . -`,
   );
 }
 

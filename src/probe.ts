@@ -75,9 +75,10 @@ const newAgent = (pem: Pem, names: readonly string[]) =>
   });
 
 /** A Puppet master's certificate has its certname: its host, its server's name, or what an alias says. */
-function namesOf({ name, host }: Server, aliases: Config["masterAliases"]): string[] {
-  const producers = [...aliases].flatMap(([producer, server]) => (server === name ? [producer] : []));
-  return [...new Set([host, name, ...producers])];
+function namesOf({ name, host, address, members = [] }: Server, aliases: Config["masterAliases"]): string[] {
+  const producers = aliases.pairs.flatMap(([producer, server]) => (server === name ? [producer] : []));
+  const asked = members.flatMap((server) => (server.address === address ? [server.name] : []));
+  return [...new Set([host, name, ...asked, ...producers])];
 }
 
 /** Undefined if the certificate has one of the names. */

@@ -83,8 +83,8 @@ export function assemble(config: Config): SyncParts {
 }
 
 /** What makes a route of a submission: with other rules the map file says nothing of what is older. */
-const rulesOf = ({ masterAliases, puppetdb, backend }: Config): string =>
-  JSON.stringify([[...masterAliases], puppetdb.observations, backend]);
+const rulesOf = ({ masterAliases, puppetdb, backend, pools }: Config): string =>
+  JSON.stringify([masterAliases.pairs, puppetdb.observations, backend, ...(pools ? ["backends"] : [])]);
 
 /** Who wants to know what a Sync does, as it does it. */
 export interface SyncWatcher {
@@ -397,7 +397,9 @@ export class Sync {
   }
 
   #namesOfServers(): string {
-    const names = (this.servers() ?? []).map(({ name, host }) => `${name}=${host}`);
+    const names = (this.servers() ?? []).flatMap(({ name, host, members = [{ name, host }] }) =>
+      members.map((server) => `${name}=${server.name}=${server.host}`),
+    );
     return names.sort().join();
   }
 

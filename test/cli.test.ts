@@ -351,7 +351,7 @@ describe("with a daemon", () => {
       await refused(
         ["register", node(0), "master9"],
         2,
-        /^sasori: USAGE: HAProxy has no server "master9" \(it/,
+        /^sasori: USAGE: HAProxy has no master "master9" \(it/,
       );
       await refused(["register", node(0), "--end"], 2, /^sasori: USAGE: node0\S+ has no registration\n$/);
       env.SASORI_API_TOKEN_FILE = "";

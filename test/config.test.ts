@@ -90,6 +90,65 @@ describe("the configuration", () => {
       ]);
   });
 
+  test("takes pools by names and patterns, and by what the aliases name", () => {
+    const pools = (more: Record<string, string>) => {
+      const { backend, pools: found } = readConfig({ ...REQUIRED, SASORI_ROUTE_TO: "backends", ...more });
+      const names = ["fra", "fra2", "lon", "puppet-ams", "puppet", "sasori", "stats"];
+      return [backend, names.filter((name) => found?.test(name))];
+    };
+    expect(pools({ SASORI_BACKEND: "fra, puppet-[a-z]{2,3}" })).toEqual([
+      "fra, puppet-[a-z]{2,3}",
+      ["fra", "puppet-ams"],
+    ]);
+    expect(pools({ SASORI_BACKEND: "fra lon" })).toEqual(["fra lon", ["fra", "lon"]]);
+    expect(pools({ SASORI_MASTER_ALIASES: "p[0-9]{1,2}\\.fra=fra,q=lon,r=fra" })).toEqual([
+      "fra,lon",
+      ["fra", "lon"],
+    ]);
+    expect(readConfig(REQUIRED).pools).toBeUndefined();
+  });
+
+  test.each([
+    { set: {}, says: /^ {2}SASORI_ROUTE_TO=backends needs SASORI_BACKEND, .* or SASORI_MASTER_ALIASES/ },
+    { set: { SASORI_BACKEND: "(fra" }, says: /SASORI_BACKEND is "\(fra": expected .*patterns \(RE2\)/ },
+    {
+      set: { SASORI_BACKEND: "fra", SASORI_NEW_MASTERS: "x" },
+      says: /SASORI_NEW_MASTERS does not go with SASORI_ROUTE_TO=backends/,
+    },
+    {
+      set: { SASORI_BACKEND: "fra,lon", SASORI_ROUTE_TO: "servers" },
+      says: /SASORI_BACKEND is "fra,lon": expected .* one HAProxy backend; .*SASORI_ROUTE_TO=backends/,
+    },
+    { set: { SASORI_ROUTE_TO: "pools" }, says: /SASORI_ROUTE_TO is "pools": expected servers or backends/ },
+  ])("refuses pools with $set", ({ set, says }) => {
+    expect(problems({ ...REQUIRED, SASORI_ROUTE_TO: "backends", ...set })).toEqual([
+      expect.stringMatching(says),
+    ]);
+  });
+
+  test("takes aliases as patterns of whole names in any letter case, and a plain name before each of them", () => {
+    const text = "puppet-fra[0-9]{1,2}\\.corp=fra,puppet-fra7.corp=lon,.*\\.corp=rest,Old.Corp.=m1";
+    const { masterAliases } = readConfig({ ...REQUIRED, SASORI_MASTER_ALIASES: text });
+    const found = (name: string) => masterAliases.of(name);
+    expect(["puppet-fra12.corp", "PUPPET-FRA1.CORP.", "puppet-fra7.corp"].map(found)).toEqual([
+      "fra",
+      "fra",
+      "lon",
+    ]);
+    expect(["puppet-fra123.corp", "puppet-fra1xcorp", "old.corp"].map(found)).toEqual([
+      "rest",
+      undefined,
+      "m1",
+    ]);
+    const began = performance.now();
+    for (let index = 0; index < 5_000; index += 1) found(`node${index}.${"a".repeat(200)}`);
+    expect(performance.now() - began).toBeLessThan(5_000);
+    for (const wrong of ["(=x", "a=", "=b", "a=b=", "a=b,,c=d", "a[=b"])
+      expect(problems({ ...REQUIRED, SASORI_MASTER_ALIASES: wrong })).toEqual([
+        expect.stringMatching(/^ {2}SASORI_MASTER_ALIASES is .*expected producer=master pairs/),
+      ]);
+  });
+
   test("names Windows line ends as what they are, once for each variable", () => {
     const values = { ...REQUIRED, SASORI_BACKEND: "puppet", SASORI_LISTEN: "127.0.0.1:9180" };
     const windows = Object.fromEntries(Object.entries(values).map(([name, value]) => [name, `${value}\r`]));

@@ -238,10 +238,14 @@ describe("CONTRIBUTING.md", () => {
 });
 
 describe("docs/gateway.md", () => {
-  test("names every variable of haproxy.cfg with its default, and no other", () => {
-    const config = read("haproxy/haproxy.cfg").replace(/^ *#.*$/gm, "");
+  test("names every variable of haproxy.cfg and pools.cfg with its default, and no other", () => {
+    const files = ["haproxy/haproxy.cfg", "haproxy/pools.cfg"];
+    const config = files
+      .map(read)
+      .join("")
+      .replace(/^ *#.*$/gm, "");
     const used = [
-      ...config.matchAll(/\$\{(\w+)(?:-([^}]*))?\}|(?:defined\(|presetenv )(\w+)/g),
+      ...config.matchAll(/\$\{(\w+)(?:-([^}]*)|\[\*\])?\}|(?:defined\(|presetenv )(\w+)/g),
       ...read("haproxy/heal.lua").matchAll(/getenv\("(\w+)"\)/g),
     ];
     const any = (text: string) => text.replace(/^(MASTER|master)\d+/, "$1<n>");

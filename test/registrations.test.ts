@@ -117,7 +117,7 @@ describe("many registrations in one call", () => {
           body: {
             title: "USAGE",
             detail: expect.stringMatching(
-              /^none was registered, 2 cannot be: "Node 9": .* cannot be a map key.*; "agent-1\.site-one\.example\.com": HAProxy has no server "master9" \(it has: master1, master2, master3\)$/,
+              /^none was registered, 2 cannot be: "Node 9": .* cannot be a map key.*; "agent-1\.site-one\.example\.com": HAProxy has no master "master9" \(it has: master1, master2, master3\)$/,
             ),
           },
         });

@@ -5,6 +5,7 @@ import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
+import { Aliases } from "../src/aliases.js";
 import { SasoriError } from "../src/errors.js";
 import { Fleet } from "../src/fleet.js";
 import type { Certname, Master, Observation, Source } from "../src/node-map.js";
@@ -28,7 +29,7 @@ function resolverOf(
     resolve: () => (producer) => (producer === "stranger" ? undefined : (producer as Master)),
     servers: () => [],
     probePath: undefined,
-    hasNode: hasNode(masterAsker({ masterAliases: new Map() })),
+    hasNode: hasNode(masterAsker({ masterAliases: new Aliases() })),
     onObservation: () => undefined,
     ...probe,
   });

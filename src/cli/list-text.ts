@@ -25,7 +25,7 @@ export function renderMasters({ masters, unroutable, failures }: Masters, style:
     if (servers.length === 0) return [isAsked ? [...about, style.bad("no server in any HAProxy")] : about];
     return servers.map((server, index) => [
       ...(index === 0 ? about : ["", "", ""]),
-      loadOf(server, style),
+      `${loadOf(server, style)}${awayOf(server, style)}`,
       style.dim(server.haproxy),
     ]);
   });
@@ -54,6 +54,14 @@ function loadOf(
     limit === null ? number(value) : `${number(value)}/${number(limit)}`;
   const health = style[HEALTH_COLOURS[state]](status);
   return `${health}, ${of(sessions, maxconn)} sessions, queue ${of(queue, maxqueue)}, ${counted(requests, "request")}`;
+}
+
+/** The servers of a pool that get no requests. */
+function awayOf({ members = [] }: ServerLoad, style: Style): string {
+  const away = members.filter(({ state }) => state !== "up");
+  return away
+    .map(({ name, state, status }) => `, ${style[HEALTH_COLOURS[state]](`${name} ${status}`)}`)
+    .join("");
 }
 
 export function renderMove({ at, certname, from, to, source, ...remarks }: Move, style: Style): string {

@@ -125,8 +125,8 @@ export async function drain(
   perMinute: number,
   tell: Tell,
 ): Promise<{ moves: NodeMove[]; isDone: boolean }> {
-  const { nodes: total, servers } = rowOf(await mastersOf(address), from);
-  if (servers.some(({ state }) => state === "up")) tell(notDrained(from));
+  const { nodes: total, servers, kind } = rowOf(await mastersOf(address), from);
+  if (servers.some(({ state }) => state === "up")) tell(notDrained(from, kind));
   const mover = new Mover(address, perMinute, tell);
   const moves: NodeMove[] = [];
   // The nodes and the masters are asked for again each second: both may change meanwhile.
@@ -155,9 +155,9 @@ export async function drain(
 }
 
 /** New nodes may still get there, and those that are moved do not count as away from home. */
-const notDrained = (master: string) =>
+const notDrained = (master: string, kind: MasterRow["kind"]) =>
   `HAProxy does not have ${master} drained: it still gets nodes, and \`sasori rebalance\` will not bring these back. ` +
-  `First, at the socket of each HAProxy: set server <backend>/${master} state drain`;
+  `First, at the socket of each HAProxy: set server ${kind === "pool" ? `${master}/<each server>` : `<backend>/${master}`} state drain`;
 
 async function mastersOf(address: Address): Promise<MasterRow[]> {
   return (await mustAskDaemon<Masters>(address, "GET", "/api/v1/masters")).masters;

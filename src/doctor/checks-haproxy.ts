@@ -6,11 +6,11 @@ import { dirname } from "node:path";
 import type { Config, Endpoint } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { resolver } from "../fleet.js";
-import { weightRemedy } from "../http/troubles.js";
+import { UNROUTABLE_REMEDY, weightRemedy } from "../http/troubles.js";
 import { type Certname, isCertname } from "../node-map.js";
 import { masterAsker } from "../probe.js";
 import type { Submission } from "../source/reading.js";
-import { field, findMap, type MapState, parseServers } from "../target/haproxy.js";
+import { BACKEND_REMEDY, field, findMap, type MapState, readServers } from "../target/haproxy.js";
 import { Routes } from "../target/routes.js";
 import { dial, RuntimeSession, unreachable } from "../target/runtime-api.js";
 import type { Server } from "../target/target.js";
@@ -407,19 +407,33 @@ function priorityMapCheck(endpoint: Endpoint, priorityFile: string, socket: Chec
   };
 }
 
-function serversCheck(endpoint: Endpoint, { backend }: Config, socket: Check<string>): Check<Server[]> {
+function serversCheck(endpoint: Endpoint, config: Config, socket: Check<string>): Check<Server[]> {
   return {
     name: "servers",
     where: endpoint.name,
     needs: [socket],
     look: (signal) =>
       withSession(endpoint, signal, async (session) => {
-        const servers = parseServers(await serverState(session, backend));
+        const { backend, pools } = config;
+        const servers = await readServers(session, config).catch((error: unknown) => {
+          if (!(error instanceof SasoriError) || error.code !== "HAPROXY_BACKEND") throw error;
+          throw new CheckError(error.message, BACKEND_REMEDY);
+        });
         const down = servers.filter(({ up }) => !up).map(({ name }) => name);
         const problems: Problem[] = [];
         if (servers.length === 0) {
           const remedy = "give it a server line for each master, or correct SASORI_BACKEND";
           problems.push({ outcome: "failed", what: `the backend ${quote(backend)} has no server`, remedy });
+        }
+        for (const { name, members = [], up } of servers) {
+          const away = members.filter(({ state }) => state === "down").map((server) => server.name);
+          if (!up || away.length === 0) continue;
+          const what = `${name}: ${away.length} of ${members.length} servers are down: ${names(away)}`;
+          problems.push({
+            outcome: "warning",
+            what,
+            remedy: "see in HAProxy's log why their health checks fail",
+          });
         }
         if (down.length > 0) {
           const remedy = "start these masters, or see why their health checks fail (HAProxy's log)";
@@ -428,7 +442,9 @@ function serversCheck(endpoint: Endpoint, { backend }: Config, socket: Check<str
         const drained = servers.filter(({ state }) => state === "drained").map(({ name }) => name);
         if (drained.length > 0) {
           const remedy = "`sasori drain` moves their nodes away; or set their state to ready in HAProxy";
-          const what = `drained, still serving their nodes: ${names(drained)}`;
+          const what = pools
+            ? `drained, every server of them: ${names(drained)}: only pools.cfg still serves their nodes`
+            : `drained, still serving their nodes: ${names(drained)}`;
           problems.push({ outcome: "warning", what, remedy });
         }
         for (const { name, strayWeight } of servers) {
@@ -436,25 +452,18 @@ function serversCheck(endpoint: Endpoint, { backend }: Config, socket: Check<str
           const what = `${name} has weight ${strayWeight}: HAProxy sends it requests of other masters' nodes, which then do not heal`;
           problems.push({ outcome: "warning", what, remedy: weightRemedy(name) });
         }
-        return verdict(`${servers.length} in the backend ${quote(backend)}`, problems, servers);
+        const found = pools
+          ? `${servers.length} pools: ${names(servers.map(({ name, members = [] }) => `${name} (${members.length})`))}`
+          : `${servers.length} in the backend ${quote(backend)}`;
+        return verdict(found, problems, servers);
       }),
   };
-}
-
-async function serverState(session: RuntimeSession, backend: string): Promise<string> {
-  try {
-    return await session.ask(`show servers state ${backend}`);
-  } catch (error) {
-    if (!(error instanceof SasoriError) || !/can't find backend/i.test(error.message)) throw error;
-    const remedy = "set SASORI_BACKEND to the backend whose servers are the masters";
-    throw new CheckError(`HAProxy has no backend ${quote(backend)}`, remedy);
-  }
 }
 
 const START = "start the daemon: sasori serve";
 
 /** HAProxy's own way to sasori in haproxy.cfg is a proxy `sasori` with one server, and to that `heal1` and `heal2`. */
-function healingCheck(endpoint: Endpoint, { listen, backend }: Config, socket: Check<string>): Check {
+function healingCheck(endpoint: Endpoint, { listen, backend, pools }: Config, socket: Check<string>): Check {
   return {
     name: "healing",
     where: endpoint.name,
@@ -480,7 +489,7 @@ function healingCheck(endpoint: Endpoint, { listen, backend }: Config, socket: C
           problems.push({ outcome: "warning", what, remedy: otherPort ? START : `${START}; ${remedy}` });
         }
         const idle = rows
-          .filter(({ pxname, svname = "" }) => pxname === backend && /^heal\d+$/.test(svname))
+          .filter(({ pxname, svname = "" }) => (pools || pxname === backend) && /^heal\d+$/.test(svname))
           .filter(({ status = "", weight }) => weight === "0" || !/^(UP|no check)/.test(status))
           .map(({ svname = "", status, weight }) => `${svname} (${status}, weight ${weight})`);
         if (idle.length > 0) {
@@ -524,7 +533,7 @@ export function mastersCheck(config: Config, nodes: NodesCheck, haproxys: readon
       const served = new Set([...counts.keys()].map(resolve).filter((name) => name !== undefined));
       const idle = [...new Set(all.map(({ name }) => name))].filter((name) => !served.has(name));
       return verdict(
-        `${counts.size} producers, ${served.size} servers with nodes${idle.length > 0 ? `, without: ${names(idle)}` : ""}`,
+        `${counts.size} producers, ${served.size} ${config.pools ? "pools" : "servers"} with nodes${idle.length > 0 ? `, without: ${names(idle)}` : ""}`,
         [
           aliasProblem(config, all),
           unroutableProblem(config, counts, (producer) => resolve(producer) !== undefined),
@@ -579,19 +588,22 @@ function countProducers(submissions: Iterable<Submission>): Map<string, number> 
   return counts;
 }
 
-function aliasProblem({ masterAliases, backend }: Config, servers: readonly Server[]): Problem | undefined {
+function aliasProblem(
+  { masterAliases, backend, pools }: Config,
+  servers: readonly Server[],
+): Problem | undefined {
   const known = new Set(servers.map(({ name }) => name));
-  const wrong = [...masterAliases].filter(([, server]) => !known.has(server)).map((pair) => pair.join("="));
+  const wrong = masterAliases.pairs.filter(([, server]) => !known.has(server)).map((pair) => pair.join("="));
   if (wrong.length === 0) return undefined;
   return {
     outcome: "failed",
-    what: `aliases to servers that do not exist: ${names(wrong)}`,
-    remedy: `correct SASORI_MASTER_ALIASES (${backend} has: ${names([...known])})`,
+    what: `aliases to ${pools ? "backends that do not exist, or are no masters" : "servers that do not exist"}: ${names(wrong)}`,
+    remedy: `correct SASORI_MASTER_ALIASES (${pools ? "SASORI_BACKEND" : backend} has: ${names([...known])})`,
   };
 }
 
 function unroutableProblem(
-  { newMasters }: Config,
+  { newMasters, pools }: Config,
   counts: ReadonlyMap<string, number>,
   isRoutable: (producer: string) => boolean,
 ): Problem | undefined {
@@ -603,8 +615,8 @@ function unroutableProblem(
   const who = names(lost.map(([producer, count]) => `${quote(producer)} (${count} nodes)`));
   return {
     outcome: "warning",
-    what: `${nodes} nodes have no route, because HAProxy has no server for their producers: ${who}`,
-    remedy: "give HAProxy a server of that name or host, or set SASORI_MASTER_ALIASES",
+    what: `${nodes} nodes have no route, because HAProxy has no ${pools ? "pool" : "server"} for their producers: ${who}`,
+    remedy: UNROUTABLE_REMEDY,
   };
 }
 
@@ -614,6 +626,6 @@ function* unequalServers(seen: readonly { where: string; list: readonly Server[]
     const lacking = [...all].filter((name) => !list.some((server) => server.name === name));
     if (lacking.length === 0) continue;
     const what = `${where} lacks ${names(lacking)}, which another HAProxy has`;
-    yield { outcome: "warning", what, remedy: "give all HAProxys the same server lines" };
+    yield { outcome: "warning", what, remedy: "give all HAProxys the same masters" };
   }
 }

@@ -11,7 +11,9 @@ const Count = z.number().int().nonnegative();
 const Milliseconds = z.number().nonnegative();
 
 export const CertnameText = z.string().describe("a node's name in Puppet's CA");
-export const MasterText = z.string().describe("the name of a server in HAProxy's backend");
+export const MasterText = z
+  .string()
+  .describe("the name of a server, or of a backend that is a pool, in HAProxy");
 export const SourceName = z
   .enum(SOURCES)
   .describe("where an observation comes from; inherited: found in the file or a live map at start");
@@ -175,21 +177,34 @@ export const DisplacedShape = z.strictObject({
 
 // ---- masters and instances
 
-export const ServerShape = z.strictObject({
+const MasterKind = z
+  .enum(["server", "pool"])
+  .describe("pool: a backend of servers, up while one of them is up, drained when those that serve all are");
+
+const MemberShape = z.strictObject({
   name: MasterText,
   host: z.string().describe("name or address in HAProxy's configuration"),
   address: z.string().describe("host:port"),
   state: ServerState,
+});
+
+export const ServerShape = MemberShape.extend({
+  members: z
+    .array(MemberShape)
+    .optional()
+    .describe("the servers of a pool; its own host is that of one of them"),
   up: z.boolean().describe("it is not down"),
   strayWeight: Count.optional().describe(
     "its weight, where it must have none: HAProxy sends it requests of other masters' nodes",
   ),
 });
 
-/** One server of one HAProxy, as its statistics say now. A limit that is not set is null. */
+/** One master of one HAProxy, as its statistics say now. A limit that is not set is null. */
 export const ServerLoadShape = z.strictObject({
   haproxy: z.string(),
-  status: z.string().describe("HAProxy's own word: UP, DOWN, MAINT, DRAIN, no check, ..."),
+  status: z
+    .string()
+    .describe("HAProxy's own word: UP, DOWN, MAINT, DRAIN, no check, ...; of a pool how many are up"),
   state: ServerState,
   up: z.boolean().describe("it is not down"),
   sessions: Count.describe("requests that it serves now"),
@@ -197,13 +212,20 @@ export const ServerLoadShape = z.strictObject({
   queue: Count.describe("requests that wait for it now"),
   maxqueue: Count.nullable(),
   requests: Count.describe("requests since HAProxy started"),
+  members: z
+    .array(MemberShape.pick({ name: true, state: true }).extend({ status: z.string() }))
+    .optional()
+    .describe("the servers of a pool; the numbers are those of all together"),
 });
 
 export const MasterShape = z.strictObject({
   master: MasterText,
+  kind: MasterKind,
   nodes: Count,
   share: z.number().describe("of all nodes, 0 to 1"),
-  servers: z.array(ServerLoadShape).describe("its server in each HAProxy; empty: no HAProxy has one"),
+  servers: z
+    .array(ServerLoadShape)
+    .describe("its server, or its pool, in each HAProxy; empty: no HAProxy has one"),
 });
 
 /** Masters by number of nodes, then producers without a server, then HAProxys that could not be asked. */

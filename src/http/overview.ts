@@ -42,6 +42,8 @@ export interface OverviewParts {
   targets: Pick<SyncParts, "file" | "instances" | "state" | "puppetdb">;
   watchdog: Watchdog;
   delay: LoopDelay;
+  /** The masters are pools of servers. */
+  pools?: boolean;
   version: string;
 }
 
@@ -157,8 +159,9 @@ export class Overview {
     const signal = AbortSignal.timeout(LOADS_DEADLINE_MS);
     const failures: Masters["failures"] = [];
     const rows = new Map<string, MasterRow>();
+    const kind = this.#parts.pools ? "pool" : "server";
     const row = (master: string) => {
-      const known = rows.get(master) ?? { master, nodes: 0, share: 0, servers: [] };
+      const known: MasterRow = rows.get(master) ?? { master, kind, nodes: 0, share: 0, servers: [] };
       rows.set(master, known);
       return known;
     };

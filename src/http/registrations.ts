@@ -30,7 +30,7 @@ export function toRegistration(
   const parsed = { certname: parseCertname(certname), master: parseMaster(master) };
   if (servers !== undefined && !servers.has(master)) {
     const names = [...servers].join(", ");
-    throw new SasoriError("USAGE", `HAProxy has no server ${quote(master)} (it has: ${names})`);
+    throw new SasoriError("USAGE", `HAProxy has no master ${quote(master)} (it has: ${names})`);
   }
   return { ...parsed, ...remarks, source: "registration" };
 }

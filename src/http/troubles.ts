@@ -94,7 +94,7 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
   },
   HAPROXY_BACKEND: {
     meaning: "HAProxy does not have the backend",
-    remedy: "set SASORI_BACKEND to the backend whose servers are the masters",
+    remedy: "set SASORI_BACKEND to the backend of the masters, or to the backends that are masters",
   },
   HAPROXY_CHANGED: {
     meaning: "another program changed or reloaded HAProxy during each of three pushes",
@@ -327,7 +327,9 @@ function drainedTroubles(targets: Situation["targets"]): Trouble[] {
   const drained = serversThat(targets, ({ state }) => state === "drained");
   return Array.from(drained, ([master, found]) => {
     const where = found.map(({ target }) => target).join(", ");
-    const what = `${master} is drained (${where}): it still serves the nodes that the map names, and gets no others`;
+    const what = found.some(({ server }) => server.members)
+      ? `all servers of ${master} are drained (${where}): only pools.cfg still serves its nodes, and it gets no others`
+      : `${master} is drained (${where}): it still serves the nodes that the map names, and gets no others`;
     const remedy = `to move its nodes away: sasori drain ${master}; when it may have nodes again, set its state to ready in HAProxy`;
     return warning("drained", master, what, remedy);
   });

@@ -4,6 +4,7 @@
 // version is filled may go with the old one: sasori, which it asked, knows that route and pushes it next.
 
 import path from "node:path";
+import type { Pattern } from "../aliases.js";
 import type { Endpoint } from "../config.js";
 import { Line } from "../deadline.js";
 import { quote, SasoriError } from "../errors.js";
@@ -17,6 +18,7 @@ import {
   type Contents,
   type Fingerprint,
   isSame,
+  type Member,
   type Server,
   type Sighting,
   type Target,
@@ -48,6 +50,8 @@ const DROP_MS = 5_000;
 
 export interface HaproxyOptions {
   backend: string;
+  /** The backends that are masters; then `backend` is only what people wrote of them. */
+  pools?: Pattern | undefined;
   mapFile: string;
   mapName?: string | undefined;
 }
@@ -235,11 +239,12 @@ export class HaproxyInstance implements Target {
   /** What its statistics say of the masters now. */
   loads(signal: AbortSignal): Promise<ServerLoad[]> {
     return this.#ask(signal, async (session) => {
-      const [state, stats] = await Promise.all([
-        this.#serverState(session),
-        session.ask(`show stat ${this.#options.backend} 4 -1`), // 4: servers; -1: all of them
+      const { backend, pools } = this.#options;
+      const [servers, stats] = await Promise.all([
+        this.#servers(session),
+        session.ask(`show stat ${pools ? -1 : backend} ${pools ? 6 : 4} -1`), // 2: backends; 4: servers; -1: all
       ]);
-      return parseLoads(stats, parseServers(state));
+      return pools ? poolLoads(stats, servers) : parseLoads(stats, servers);
     });
   }
 
@@ -290,10 +295,10 @@ export class HaproxyInstance implements Target {
   }
 
   async #look(session: RuntimeSession): Promise<Look> {
-    const [info, maps, state] = await Promise.all([
+    const [info, maps, servers] = await Promise.all([
       session.ask("show info"),
       session.ask("show map"),
-      this.#serverState(session),
+      this.#servers(session),
     ]);
     const map = findMap(maps, this.name, this.#options);
     const version = field(info, "Version");
@@ -301,23 +306,40 @@ export class HaproxyInstance implements Target {
     this.#isEmpty = map.entries === 0;
     return {
       fingerprint: { process: processOf(info), content: contentOf(map.version, map.entries) },
-      servers: parseServers(state),
+      servers,
       version,
       map,
     };
   }
 
-  async #serverState(session: RuntimeSession): Promise<string> {
-    const { backend } = this.#options;
+  async #servers(session: RuntimeSession): Promise<Server[]> {
     try {
-      return await session.ask(`show servers state ${backend}`);
+      return await readServers(session, this.#options);
     } catch (error) {
-      if (!(error instanceof SasoriError) || !/can't find backend/i.test(error.message)) throw error;
-      throw new SasoriError(
-        "HAPROXY_BACKEND",
-        `${this.name}: HAProxy has no backend ${quote(backend)}: set SASORI_BACKEND to the backend of the masters`,
-      );
+      if (!(error instanceof SasoriError) || error.code !== "HAPROXY_BACKEND") throw error;
+      throw new SasoriError(error.code, `${this.name}: ${error.message}: ${BACKEND_REMEDY}`);
     }
+  }
+}
+
+export const BACKEND_REMEDY =
+  "set SASORI_BACKEND to the backend of the masters, or to the backends that are masters";
+
+/** The masters that it has. Throws `HAPROXY_BACKEND` when it has no such backend. */
+export async function readServers(
+  session: RuntimeSession,
+  { backend, pools }: Pick<HaproxyOptions, "backend" | "pools">,
+): Promise<Server[]> {
+  if (pools !== undefined) {
+    const found = parsePools(await session.ask("show servers state"), pools);
+    if (found.length > 0) return found;
+    throw new SasoriError("HAPROXY_BACKEND", `HAProxy has no backend with servers that is ${quote(backend)}`);
+  }
+  try {
+    return parseServers(await session.ask(`show servers state ${backend}`));
+  } catch (error) {
+    if (!(error instanceof SasoriError) || !/can't find backend/i.test(error.message)) throw error;
+    throw new SasoriError("HAPROXY_BACKEND", `HAProxy has no backend ${quote(backend)}`);
   }
 }
 
@@ -435,38 +457,66 @@ function parseMaps(listing: string): { name: string; state: MapState }[] {
  * `4 puppet 1 master1 127.0.0.1 2 0 1 1 56 6 3 4 6 0 0 0 - 8141 - 0 0 - - 0`
  */
 export function parseServers(state: string): Server[] {
-  const lines = state.split("\n");
-  const header = lines.find((line) => line.startsWith("# ")) ?? "";
-  const column = new Map(
-    header
-      .slice(2)
-      .split(" ")
-      .map((name, index) => [name, index]),
-  );
-  const at = (words: string[], name: string) => words[column.get(name) ?? -1] ?? "";
-  const rows = lines.filter((line) => !line.startsWith("#")).map((line) => line.split(" "));
-  const heals = rows.some((words) => /^heal\d+$/.test(at(words, "srv_name")));
-  const servers: Server[] = [];
-  for (const words of rows) {
-    const name = at(words, "srv_name");
-    const [fqdn, ip] = [at(words, "srv_fqdn"), at(words, "srv_addr")];
-    // A server without an address of its own is a socket inside this HAProxy, such as the gateway's healer.
-    if (!isMaster(name) || (ip === "-" && fqdn === "-")) continue;
-    const state = stateOf(at(words, "srv_op_state"), Number(at(words, "srv_admin_state")));
-    const weight = Number(at(words, "srv_uweight"));
+  const rows = stateRows(state);
+  const heals = rows.some(({ srv_name = "" }) => /^heal\d+$/.test(srv_name));
+  return rows.flatMap((row): Server[] => {
+    const server = serverOf(row);
+    if (server === undefined) return [];
+    const weight = Number(row.srv_uweight);
     // 1 and nothing else: "disabled" in the configuration sets another bit. A server that once was out of maintenance
     // has 8 in srv_check_state: its checks are paused. Without checks (0) nobody can tell whether somebody wants it so.
-    const halfAdded =
-      at(words, "srv_admin_state") === "1" && ["2", "6"].includes(at(words, "srv_check_state"));
-    const host = fqdn === "-" ? ip : fqdn;
-    const address = `${host.includes(":") ? `[${host}]` : host}:${at(words, "srv_port")}`;
-    servers.push({
-      ...{ name, host, address, state, up: state !== "down" },
-      ...(heals && weight > 0 && { strayWeight: weight }),
-      ...(halfAdded && { halfAdded }),
-    });
+    const halfAdded = row.srv_admin_state === "1" && ["2", "6"].includes(row.srv_check_state ?? "");
+    return [
+      {
+        ...server,
+        up: server.state !== "down",
+        ...(heals && weight > 0 && { strayWeight: weight }),
+        ...(halfAdded && { halfAdded }),
+      },
+    ];
+  });
+}
+
+/** The same of all backends: those that are masters, each a pool of the servers that have an address. */
+function parsePools(state: string, pools: Pattern): Server[] {
+  const found = new Map<string, Member[]>();
+  for (const row of stateRows(state)) {
+    const { be_name: pool = "", srv_uweight } = row;
+    const server = isMaster(pool) && pools.test(pool) ? serverOf(row) : undefined;
+    if (server === undefined) continue;
+    // HAProxy's balancer gives one without a weight nothing, as it does one that is drained.
+    const isDrained = server.state === "up" && srv_uweight === "0";
+    const member: Member = isDrained ? { ...server, state: "drained" } : server;
+    found.set(pool, [...(found.get(pool) ?? []), member]);
   }
-  return servers;
+  return Array.from(found, ([name, members]) => {
+    const best = (["up", "drained"] as const)
+      .map((state) => members.find((member) => member.state === state))
+      .find((member) => member !== undefined);
+    const { host, address } = best ?? (members[0] as Member);
+    const state = best?.state ?? "down";
+    return { name: name as Master, host, address, state, up: state !== "down", members };
+  });
+}
+
+type StateRow = Partial<Record<string, string>>;
+
+function stateRows(state: string): StateRow[] {
+  const lines = state.split("\n");
+  const header = lines.find((line) => line.startsWith("# ")) ?? "";
+  const columns = header.slice(2).split(" ");
+  return lines
+    .filter((line) => line.includes(" ") && !line.startsWith("#"))
+    .map((line) => Object.fromEntries(line.split(" ").map((word, index) => [columns[index] ?? "", word])));
+}
+
+/** Undefined for a server without an address of its own: a socket inside this HAProxy, such as the gateway's healer. */
+function serverOf(row: StateRow): Member | undefined {
+  const { srv_name: name = "", srv_fqdn: fqdn = "-", srv_addr: ip = "-", srv_port: port = "" } = row;
+  if (!isMaster(name) || (ip === "-" && fqdn === "-")) return undefined;
+  const host = fqdn === "-" ? ip : fqdn;
+  const address = `${host.includes(":") ? `[${host}]` : host}:${port}`;
+  return { name, host, address, state: stateOf(row.srv_op_state ?? "", Number(row.srv_admin_state)) };
 }
 
 /**
@@ -480,10 +530,10 @@ function stateOf(operational: string, admin: number): Server["state"] {
   return (admin & (8 | 16)) === 0 ? "up" : "drained";
 }
 
-/** One server of one HAProxy, as its statistics say. A limit that is not set is null. */
+/** One master of one HAProxy, as its statistics say. A limit that is not set is null. */
 export interface ServerLoad {
   name: Master;
-  /** HAProxy's own word: `UP`, `UP 1/3`, `DOWN`, `MAINT`, `DRAIN`, `NOLB`, `no check`. */
+  /** HAProxy's own word: `UP`, `UP 1/3`, `DOWN`, `MAINT`, `DRAIN`, `NOLB`, `no check`; of a pool how many are up. */
   status: string;
   state: Server["state"];
   up: boolean;
@@ -492,39 +542,80 @@ export interface ServerLoad {
   queue: number;
   maxqueue: number | null;
   requests: number;
+  /** The servers of a pool. */
+  members?: (Pick<Member, "name" | "state"> & { status: string })[];
 }
+
+const LOADS = ["pxname", "svname", "status", "scur", "slim", "qcur", "qlimit", "stot"];
 
 /**
  * `# pxname,svname,qcur,qmax,scur,smax,slim,stot,...,status,weight,...,downtime,qlimit,pid,...`
  * `puppet,master1,0,0,0,0,5,0,...,no check,1,...,,7,1,...`
  * The columns behind may hold quoted text with commas; those that are read here never do.
  */
-function parseLoads(stats: string, servers: readonly Server[]): ServerLoad[] {
+function loadRows(stats: string) {
   const [header = "", ...lines] = stats.split("\n");
   const titles = header.replace(/^# /, "").split(",");
-  const column = (title: string): number => {
+  const columns = LOADS.map((title): number => {
     const index = titles.indexOf(title);
     if (index >= 0) return index;
     throw new SasoriError("HAPROXY_REPLY", `"show stat" has no column ${quote(title)}`);
-  };
-  const columns = ["svname", "status", "scur", "slim", "qcur", "qlimit", "stot"].map(column);
+  });
   const limit = (text: string) => (text === "" ? null : Number(text));
-  const known = new Map(servers.map((server) => [server.name as string, server]));
-  return lines.flatMap((line) => {
+  return lines.map((line) => {
     const cells = line.split(",");
-    const [svname, status, scur, slim, qcur, qlimit, stot] = columns.map((index) => cells[index] ?? "");
-    const server = known.get(svname ?? "");
-    if (server === undefined) return []; // The healer, for one.
-    return {
-      name: server.name,
-      status: status ?? "",
-      state: server.state,
-      up: server.up,
+    const [pxname = "", svname = "", status = "", scur, slim = "", qcur, qlimit = "", stot] = columns.map(
+      (index) => cells[index],
+    );
+    const load = {
+      status,
       sessions: Number(scur),
-      maxconn: limit(slim ?? ""),
+      maxconn: limit(slim),
       queue: Number(qcur),
-      maxqueue: limit(qlimit ?? ""),
+      maxqueue: limit(qlimit),
       requests: Number(stot),
+    };
+    return { pxname, svname, load };
+  });
+}
+
+function parseLoads(stats: string, servers: readonly Server[]): ServerLoad[] {
+  const known = new Map(servers.map((server) => [server.name as string, server]));
+  return loadRows(stats).flatMap(({ svname, load: { status, ...numbers } }) => {
+    const server = known.get(svname);
+    if (server === undefined) return []; // The healer, for one.
+    const { name, state, up } = server;
+    return { name, status, state, up, ...numbers };
+  });
+}
+
+/** What waits for any server of a pool waits at the backend itself. */
+function poolLoads(stats: string, pools: readonly Server[]): ServerLoad[] {
+  const rows = loadRows(stats);
+  return pools.map(({ name, state, up, members = [] }) => {
+    const own = rows.filter(({ pxname }) => pxname === name);
+    const found = members.flatMap((member) => {
+      const load = own.find(({ svname }) => svname === member.name)?.load;
+      return load === undefined ? [] : [{ member, load }];
+    });
+    const loads = found.map(({ load }) => load);
+    const waiting = own.find(({ svname }) => svname === "BACKEND")?.load.queue ?? 0;
+    const sum = (of: "sessions" | "queue" | "requests") => loads.reduce((total, load) => total + load[of], 0);
+    const limit = (of: "maxconn" | "maxqueue") =>
+      loads.reduce<number | null>(
+        (total, { [of]: one }) => (one === null || total === null ? null : total + one),
+        0,
+      );
+    const isUp = members.filter((member) => member.state === "up").length;
+    return {
+      ...{ name, status: `${isUp} of ${members.length} servers up`, state, up },
+      ...{ sessions: sum("sessions"), maxconn: limit("maxconn") },
+      ...{ queue: waiting + sum("queue"), maxqueue: limit("maxqueue"), requests: sum("requests") },
+      members: found.map(({ member, load }) => ({
+        name: member.name,
+        state: member.state,
+        status: load.status,
+      })),
     };
   });
 }

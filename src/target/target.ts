@@ -32,13 +32,19 @@ export interface Contents {
   writtenUntil?: number;
 }
 
-/** A server of the masters' backend. `host` is the name or address in HAProxy's configuration. */
+/**
+ * A master as an HAProxy has it: a server of the masters' backend, or a backend that is a pool of servers. `host` is the
+ * name or address in HAProxy's configuration; of a pool it is that of one server that serves, if any does.
+ */
 export interface Server {
   name: Master;
   host: string;
   /** `host:port`. */
   address: string;
-  /** HAProxy serves it; `drained`: only those requests that name it, as the map does for its nodes. */
+  /**
+   * HAProxy serves it; `drained`: only those requests that name it, as the map does for its nodes. A pool is up while any
+   * of its servers is, and drained when those that serve are all drained.
+   */
   state: "up" | "drained" | "down";
   /** It is not `down`. */
   up: boolean;
@@ -46,7 +52,11 @@ export interface Server {
   strayWeight?: number;
   /** It was added at run time and never got out of the maintenance that HAProxy adds servers in. */
   halfAdded?: true;
+  /** The servers of a pool. */
+  members?: Member[];
 }
+
+export type Member = Pick<Server, "name" | "host" | "address" | "state">;
 
 /** What a look at a target tells without reading its map. The map file has no servers. */
 export interface Sighting {

@@ -421,7 +421,7 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
                 expect(isMaster(config.backend)).toBe(true);
                 expect(config.newMasters?.options ?? "").not.toMatch(/[;\n\\<]/);
                 expect(config.probePath ?? "/").toMatch(/^\/[!-~]*$/);
-                for (const master of config.masterAliases.values()) expect(isMaster(master)).toBe(true);
+                for (const [, master] of config.masterAliases.pairs) expect(isMaster(master)).toBe(true);
               } catch (error) {
                 if (!(error instanceof SasoriError)) throw error;
                 expect(error.code).toBe("CONFIG_INVALID");

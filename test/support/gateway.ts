@@ -188,9 +188,17 @@ export function gatewayConfig(
     ...Object.fromEntries(masters.map(({ port }, index) => [`MASTER${index + 1}`, `127.0.0.1:${port}`])),
     ...more,
   };
+  return shippedConfig("haproxy.cfg", at, variables);
+}
+
+/** A file of haproxy/ with the variables that it takes from the environment set in front of it. */
+export function shippedConfig(
+  file: "haproxy.cfg" | "pools.cfg",
+  at: HaproxyPlaces,
+  variables: Record<string, string | number>,
+): string {
   const lines = Object.entries(variables).map(([name, value]) => `  setenv ${name} "${value}"\n`);
   const source = (name: string) => new URL(`../../haproxy/${name}`, import.meta.url);
   copyFileSync(source("heal.lua"), join(at.dir, "heal.lua"));
-  const config = readFileSync(source("haproxy.cfg"), "utf8");
-  return `global\n${lines.join("")}${config}`;
+  return `global\n${lines.join("")}${readFileSync(source(file), "utf8")}`;
 }

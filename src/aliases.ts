@@ -1,0 +1,86 @@
+// What people write of names in the configuration: lists of plain names and regular expressions, and the aliases of
+// producers. Plain names are what is made of the characters of names only; all else is a regular expression for the whole
+// name, as RE2 does it: in time that grows with the name alone, where what JavaScript's own engine may try has no end.
+
+import { RE2JS } from "re2js";
+import { isMaster, type Master } from "./node-map.js";
+
+/** Says of a whole text whether it matches. */
+export interface Pattern {
+  test(text: string): boolean;
+}
+
+/** Producers are a handful, or as many as nodes where each compiles its own catalog. */
+const MAX_REMEMBERED = 1_000;
+
+/** As DNS compares names: letter case and a dot at the end make no difference. */
+export const dnsName = (name: string) => name.toLowerCase().replace(/\.$/, "");
+
+const isPlain = (text: string) => /^[A-Za-z0-9_.-]+$/.test(text);
+
+/** At commas, but not at those inside of `{1,3}` or `[a,b]`. */
+const parts = (list: string) => list.split(/,(?![^{}[\]]*[}\]])/).map((part) => part.trim());
+const words = (list: string) => list.trim().split(/(?:\s*,\s*|\s+)(?![^{}[\]]*[}\]])/);
+
+/** A regular expression of a whole name. Throws what is wrong with it. */
+export function compile(text: string, { dns = false } = {}): Pattern {
+  const compiled = RE2JS.compile(text, dns ? RE2JS.CASE_INSENSITIVE : 0);
+  return { test: (name) => compiled.testExact(name) };
+}
+
+/** Names and regular expressions, separated by commas or blanks. Throws what is wrong with one of them. */
+export function nameList(text: string): Pattern {
+  const plain = new Set<string>();
+  const patterns: Pattern[] = [];
+  for (const part of words(text)) {
+    if (part === "") throw new Error("an empty name");
+    if (isMaster(part)) plain.add(part);
+    else patterns.push(compile(part));
+  }
+  return { test: (name) => plain.has(name) || patterns.some((pattern) => pattern.test(name)) };
+}
+
+/** Producers whose master has another name in HAProxy. */
+export class Aliases {
+  /** As they are written. */
+  readonly pairs: readonly (readonly [producer: string, master: Master])[];
+  readonly #exact = new Map<string, Master>();
+  readonly #patterns: { pattern: Pattern; master: Master }[] = [];
+  /** What the patterns said: each submission asks. */
+  readonly #found = new Map<string, Master | undefined>();
+
+  constructor(pairs: readonly (readonly [producer: string, master: Master])[] = []) {
+    this.pairs = pairs;
+    for (const [producer, master] of pairs) {
+      this.#exact.set(dnsName(producer), master);
+      if (!isPlain(producer)) this.#patterns.push({ pattern: compile(producer, { dns: true }), master });
+    }
+  }
+
+  /** `producer=master` pairs, separated by commas. Throws what is wrong with one of them. */
+  static parse(text: string): Aliases {
+    const seen = new Set<string>();
+    const pairs = parts(text).map((pair): [string, Master] => {
+      const at = pair.lastIndexOf("=");
+      const [producer, master] = [pair.slice(0, Math.max(at, 0)).trim(), pair.slice(at + 1).trim()];
+      if (producer === "" || !isMaster(master) || seen.has(producer)) throw new Error(`not ${pair}`);
+      seen.add(producer);
+      return [producer, master];
+    });
+    return new Aliases(pairs);
+  }
+
+  /** The master that this producer is called; a plain name counts more than a pattern, and of patterns the first. */
+  of(producer: string): Master | undefined {
+    const name = dnsName(producer);
+    return this.#exact.get(name) ?? (this.#patterns.length > 0 ? this.#ofPattern(name) : undefined);
+  }
+
+  #ofPattern(name: string): Master | undefined {
+    if (this.#found.has(name)) return this.#found.get(name);
+    const master = this.#patterns.find(({ pattern }) => pattern.test(name))?.master;
+    if (this.#found.size >= MAX_REMEMBERED) this.#found.clear();
+    this.#found.set(name, master);
+    return master;
+  }
+}
