@@ -14,7 +14,8 @@ export class LoopDelay {
 
   constructor() {
     this.#delays.enable();
-    this.#timer = setInterval(() => this.#note(), 1_000).unref();
+    // After the histogram's own timer, which is late as well: a reset before it would lose what just came to an end.
+    this.#timer = setInterval(() => setImmediate(() => this.#note()), 1_000).unref();
   }
 
   /** The longest within the last minute. */
