@@ -9,6 +9,7 @@
 #   setup/parts.sh next      HAProxy 3.4, which only Debian experimental has: TEST_HAPROXY_BINS=$(setup/parts.sh next) npm test
 #   setup/parts.sh wrk       the load generator, for the benchmarks
 #   setup/parts.sh instead   what the benchmark of that name runs: nginx, curl, jq, socat
+#   setup/parts.sh archive   fetches nothing: prints the address of the distribution's archive, for setup/hosts.sh
 #   setup/parts.sh paths     fetches nothing: prints where everything is, for test/support/parts.ts
 #
 # They are the distribution's own packages, unpacked with their dependencies into a private folder. No root is
@@ -25,7 +26,7 @@
 set -euo pipefail
 umask 022
 
-usage="usage: setup/parts.sh haproxy|test|next|wrk|instead|paths"
+usage="usage: setup/parts.sh haproxy|test|next|wrk|instead|archive|paths"
 oldest_haproxy=2.6
 
 # Raise the number when a part is unpacked differently: the old ones are then fetched anew.
@@ -347,6 +348,11 @@ case ${1:-} in
   wrk | instead)
     fetch_all "$1-${puppetdb_suite:-unknown}"
     paths_of "$1-$puppetdb_suite" "$parts/$1-$puppetdb_suite"
+    ;;
+  archive)
+    uri=$(archive_uri)
+    [ -n "$uri" ] || die "no archive of $distribution \"$release\" in this machine's apt sources (/etc/apt)"
+    printf '%s\n' "$uri"
     ;;
   paths) print_paths ;;
   *) say "$usage"; exit 2 ;;

@@ -2,8 +2,10 @@
 
 import { existsSync, readFileSync } from "node:fs";
 
-// One folder up from the sources, two from what is built of them.
-const places = ["../package.json", "../../package.json"].map((path) => new URL(path, import.meta.url));
+// Beside the bundle of a deb or rpm; one folder up from the sources, two from what is built of them.
+const places = ["./package.json", "../package.json", "../../package.json"].map(
+  (path) => new URL(path, import.meta.url),
+);
 const manifest = places.find((place) => existsSync(place));
 
 export const VERSION =

@@ -29,8 +29,8 @@ const HEADERS = {
   vary: "accept-encoding",
 };
 
-/** From dist/src, and from src when the tests run it there. */
-const FOLDERS = ["../../page/", "../../dist/page/"].map((path) => new URL(path, import.meta.url));
+/** From dist/src/http, from src/http when the tests run it there, and from the bundle of a deb or rpm. */
+const FOLDERS = ["../../page/", "../../dist/page/", "./page/"].map((path) => new URL(path, import.meta.url));
 
 /** Adds the routes. Throws when the page has not been built (`npm run build` does). */
 export function servePage(api: FastifyInstance): void {

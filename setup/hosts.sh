@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Makes the clean Debian hosts that `npm run test:packages` starts with systemd as process 1: folders that only have the
+# distribution's own packages in them, and are never written to afterwards.
+#
+#   setup/hosts.sh           makes what is missing; prints lines "name<TAB>folder"
+#
+#   bookworm, trixie   Debian 12 and 13 with HAProxy
+#   bookworm-puppet    Debian 12 with HAProxy, the Puppet agent and the modules that sasori's module may use
+#
+# It needs root on Debian, systemd-nspawn and mmdebstrap (apt install systemd-container mmdebstrap). PARTS_DIR moves the
+# folder, as for setup/parts.sh.
+set -euo pipefail
+umask 022
+cd "$(dirname "$0")/.."
+
+# Raise the number when a host is made differently: the old ones are then made anew.
+recipe=1
+hosts=${PARTS_DIR:-/var/cache/sasori}/hosts-$recipe
+base=systemd,systemd-sysv,dbus,haproxy,ca-certificates,procps,curl,iproute2
+puppet=puppet-agent,puppet-module-puppetlabs-stdlib,puppet-module-puppetlabs-concat,puppet-module-puppetlabs-haproxy
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "setup/hosts.sh: $*"; exit 1; }
+
+[ "$(id -u)" = 0 ] || die "only root can start a host"
+for program in mmdebstrap systemd-nspawn; do
+  command -v $program >/dev/null || die "$program is missing: apt install mmdebstrap systemd-container"
+done
+
+# Only the stamp makes a host whole: one that was interrupted is begun anew.
+make() {
+  local name=$1 suite=$2 packages=$3 folder=$hosts/$1 started=$SECONDS
+  if [ ! -e "$folder.ready" ]; then
+    say "$name: installing Debian $suite ..."
+    rm -rf "$folder"
+    mkdir -p "$hosts"
+    mmdebstrap --quiet --variant=minbase --include="$packages" "$suite" "$folder" "deb $archive $suite main" >&2 ||
+      die "$name could not be made, see above"
+    # A container's clock, name and services are its own affair; nothing here waits for a network.
+    rm -f "$folder/etc/machine-id" "$folder/etc/resolv.conf"
+    : >"$folder/etc/machine-id"
+    touch "$folder.ready"
+    say "$name: ready in $((SECONDS - started)) s"
+  fi
+  printf '%s\t%s\n' "$name" "$folder"
+}
+
+mkdir -p "$hosts"
+exec 9>"$hosts/.lock"
+flock 9
+archive=$(setup/parts.sh archive)
+make bookworm bookworm $base
+make trixie trixie $base
+make bookworm-puppet bookworm $base,$puppet
