@@ -390,6 +390,44 @@ export const Env = z.object({
         "the map file's name and .state.json",
       ),
     ),
+  SASORI_SYSLOG_LISTEN: listenAddress
+    .optional()
+    .meta(
+      about(
+        "address, UDP and TCP, for log lines of puppetservers: a node that moved is then found at once",
+        "127.0.0.1:5514",
+      ),
+    ),
+  SASORI_REPORTS_LISTEN: listenAddress
+    .optional()
+    .meta(
+      about(
+        "address, TLS, for reports of puppetservers (report processor `http`): the same at the end of a run",
+        "0.0.0.0:9181",
+      ),
+    ),
+  SASORI_REPORTS_CA: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(
+      about(
+        "the CA of the puppetservers that may send reports, PEM",
+        "/etc/puppetlabs/puppet/ssl/certs/ca.pem",
+      ),
+    ),
+  SASORI_REPORTS_CERT: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(about("the certificate that they see, PEM", "/etc/puppetlabs/puppet/ssl/certs/sasori.pem")),
+  SASORI_REPORTS_KEY: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(
+      about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
+    ),
   SASORI_LOG_LEVEL: z
     .enum(LOG_LEVELS, { error: `one of ${LOG_LEVELS.join(", ")}` })
     .default("info")
@@ -425,6 +463,9 @@ export interface Config {
   priorityFile?: string | undefined;
   listen: ListenAddress;
   apiTokenFile?: string | undefined;
+  /** Where hints are taken that a node may have moved. */
+  syslogListen?: ListenAddress | undefined;
+  reports?: (ListenAddress & { tls: PemPaths }) | undefined;
   stateFile: string;
   logLevel: (typeof LOG_LEVELS)[number];
 }
@@ -496,9 +537,18 @@ function toConfig(env: z.output<typeof Env>, given: Environment): Config {
     priorityFile: env.SASORI_PRIORITY_FILE,
     listen: env.SASORI_LISTEN,
     apiTokenFile: env.SASORI_API_TOKEN_FILE,
+    syslogListen: env.SASORI_SYSLOG_LISTEN,
+    reports: toReports(env),
     stateFile: env.SASORI_STATE_FILE ?? `${env.SASORI_MAP_FILE}.state.json`,
     logLevel: env.SASORI_LOG_LEVEL,
   };
+}
+
+function toReports(env: z.output<typeof Env>): Config["reports"] {
+  const { SASORI_REPORTS_LISTEN: listen, SASORI_REPORTS_CA: caFile } = env;
+  if (listen === undefined || caFile === undefined) return undefined;
+  const { SASORI_REPORTS_CERT: certFile, SASORI_REPORTS_KEY: keyFile } = env;
+  return { ...listen, tls: { caFile, certFile, keyFile } };
 }
 
 function toEndpoints(env: z.output<typeof Env>): Pick<Config, "haproxy" | "haproxyNames"> {
@@ -577,6 +627,11 @@ function contradictions(env: Environment): string[] {
   }
   if (url?.startsWith("http:") && [cert, key, env.SASORI_PUPPETDB_CA].some((file) => file !== undefined)) {
     problems.push(`SASORI_PUPPETDB_URL is ${quote(url)}: certificates need an https URL`);
+  }
+  const reports = ["LISTEN", "CA", "CERT", "KEY"].map((part) => `SASORI_REPORTS_${part}`);
+  const missing = reports.filter((name) => env[name] === undefined);
+  if (missing.length > 0 && missing.length < reports.length) {
+    problems.push(`${reports.join(", ")} belong together: set ${missing.join(" and ")} too, or none of them`);
   }
   const listen = listenAddress.safeParse(env.SASORI_LISTEN ?? "127.0.0.1:0").data;
   if (listen !== undefined && !isLoopback(listen.host) && env.SASORI_API_TOKEN_FILE === undefined) {

@@ -10,6 +10,7 @@ import type { FastifyInstance } from "fastify";
 import { type Logger, pino } from "pino";
 import type { Config } from "./config.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
+import { type Listeners, listenForHints } from "./hints/listeners.js";
 import type { Status } from "./http/api-shapes.js";
 import { EventStream } from "./http/event-stream.js";
 import { History } from "./http/history.js";
@@ -96,10 +97,12 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   const metrics = new Metrics({ sync, nodes, events, delay, version: VERSION });
   const notRestored = await sync.restore().then(() => undefined, toFailure);
   if (notRestored) log.error(notRestored, "state file");
+  let listeners: Listeners | undefined;
   const overview = new Overview({
     ...{ sync, history, nodes, targets: parts, watchdog, delay },
     pools: config.pools !== undefined,
     version: VERSION,
+    hints: () => listeners?.hints.coverage,
   });
   const tellStatus = tellEvents(history, events, overview, log);
   const resolver = new Resolver({
@@ -130,6 +133,13 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     const text = `cannot listen on ${host}:${port} (SASORI_LISTEN): ${reason(error)}: ${remedy}`;
     throw new SasoriError("DAEMON", text, { cause: error });
   });
+  listeners = await listenForHints(config, {
+    map: sync.fleet.map,
+    resolver,
+    resolve: () => sync.resolver(),
+    counts: nodes.counts,
+    onHint: (kind) => metrics.hint(kind),
+  });
   log.info(
     { url, puppetdb: config.puppetdb.url, haproxy: config.haproxy.map(({ name }) => name) },
     "started",
@@ -155,6 +165,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     sync: request,
     async stop() {
       schedule.stop();
+      listeners?.stop();
       events.close();
       await sync.stop(STOP_GRACE_MS);
       await api.close();

@@ -112,6 +112,18 @@ export class Resolver {
     }
   }
 
+  /**
+   * Whether PuppetDB knows that the node has moved from where the map has it; if so, that reaches the map. Never asks the
+   * masters. Throws `PUPPETDB_...`.
+   */
+  async look(certname: Certname): Promise<boolean> {
+    const known = this.#parts.fleet.map.get(certname);
+    const observation = await this.#observed(certname);
+    if (observation === undefined || !this.#isNews(observation, known)) return false;
+    this.#learn(observation, known);
+    return observation.master !== known?.master;
+  }
+
   /** Where the node is by evidence that is newer than what is known, or undefined. */
   async #find(certname: Certname, known: Assignment | undefined, isConfirmed: boolean) {
     const observation = await this.#observed(certname).catch((error: Error) => error);

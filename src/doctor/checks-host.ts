@@ -299,11 +299,22 @@ export function daemonCheck({ listen, apiTokenFile }: Config, version: string): 
                 "give it more of a processor: HAProxy waits 2 s for an owner, and then heals without it",
             }
           : undefined,
+        silentMasters(status.hints),
         status.ready === true && state !== "failing" && state !== "attention"
           ? undefined
           : { outcome: "warning", what: `its state is: ${state}`, remedy: "sasori status says why" },
       ]);
     },
+  };
+}
+
+/** Masters that could tell sasori of their nodes' moves, and do not. */
+function silentMasters(hints: Status["hints"]): Problem | undefined {
+  if (hints === undefined || hints.masters >= hints.of) return undefined;
+  return {
+    outcome: "warning",
+    what: `${hints.masters} of ${hints.of} masters send hints`,
+    remedy: "set up the others (docs/hints.md); their nodes' moves wait for the next pass",
   };
 }
 

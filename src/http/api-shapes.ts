@@ -415,6 +415,12 @@ export const StatusShape = z.strictObject({
   targets: z.array(TargetShape).describe("the map file first"),
   lastGoodPoll: Time.nullable().describe("when PuppetDB was last read"),
   longestDelayMs: Count.describe("the longest time within the last minute for which sasori answered nobody"),
+  hints: z
+    .strictObject({ masters: Count, of: Count })
+    .optional()
+    .describe(
+      "where sasori listens for hints: how many of the masters that have nodes have sent any within two hours",
+    ),
   lastPass: PassShape.optional(),
 });
 

@@ -4,6 +4,7 @@
 
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 import type { Failure } from "../errors.js";
+import type { HintKind } from "../hints/hints.js";
 import type { LoopDelay } from "../loop-delay.js";
 import type { Sync } from "../sync.js";
 import type { SyncReport } from "../sync-report.js";
@@ -58,6 +59,11 @@ export class Metrics {
     "sasori_displaced_nodes",
     "Nodes that left a master while it was down or drained, and have not come back.",
     [],
+  );
+  readonly #hints = this.#counter(
+    "sasori_hints_total",
+    "Hints of puppetservers that a node may have moved: syslog, report.",
+    ["kind"],
   );
   readonly #foreign = this.#counter(
     "sasori_foreign_changes_total",
@@ -146,6 +152,11 @@ export class Metrics {
     if (this.#made === undefined || now - this.#made.at > FRESH_MS)
       this.#made = { at: now, text: this.registry.metrics() };
     return this.#made.text;
+  }
+
+  /** A hint that could be read. */
+  hint(kind: HintKind): void {
+    this.#hints.inc({ kind });
   }
 
   record(report: SyncReport): void {

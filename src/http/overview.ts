@@ -45,6 +45,8 @@ export interface OverviewParts {
   /** The masters are pools of servers. */
   pools?: boolean;
   version: string;
+  /** How many masters send hints, where sasori listens for any. */
+  hints?: () => Status["hints"];
 }
 
 export class Overview {
@@ -67,6 +69,7 @@ export class Overview {
     const targets = sync.targets();
     const { lastReport: pass } = sync;
     const { lastPass } = history;
+    const hints = this.#parts.hints?.();
     const troubles = troublesOf({
       pass,
       targets,
@@ -88,6 +91,7 @@ export class Overview {
       targets: targets.map(targetRow),
       lastGoodPoll: history.lastGoodPoll ?? null,
       longestDelayMs: delay.longestMs,
+      ...(hints && { hints }),
       ...(lastPass && { lastPass }),
     };
   }

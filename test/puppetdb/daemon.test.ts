@@ -2,6 +2,7 @@
 // project's own configuration.
 
 import { execFile } from "node:child_process";
+import { createSocket } from "node:dgram";
 import { once } from "node:events";
 import { writeFile } from "node:fs/promises";
 import { connect } from "node:net";
@@ -88,6 +89,31 @@ const masterOf = async (gateway: Gateway, node: string) =>
 const routed = (gateway: Gateway, node: string) => expect.poll(() => masterOf(gateway, node));
 
 describe.each(haproxyBinaries())("sasori beside HAProxy $version", ({ bin }) => {
+  test("routes a node that moved at a puppetserver's hint, long before the next poll", () =>
+    withGateway({ bin }, async (gateway) => {
+      await puppetdb.replaceFacts({ certname: NODE, producer: "master1" });
+      await puppetdb.replaceFacts({ certname: "other.example.com", producer: "master2" });
+      const port = await freePort();
+      const rarely = { SASORI_SCHEDULE: "0 0 1 1 *", SASORI_SYSLOG_LISTEN: `127.0.0.1:${port}` };
+      await withDaemon(
+        gateway,
+        async ({ url }) => {
+          await routed(gateway, NODE).toBe("master1");
+          await puppetdb.replaceFacts({ certname: NODE, producer: "master2" });
+          const hint = createSocket("udp4");
+          const text = `<174>Nov 30 04:13:02 m2 master2 Puppet 'replace_facts' command for ${NODE} submitted to PuppetDB`;
+          hint.send(text, port, "127.0.0.1");
+          await routed(gateway, NODE).toBe("master2");
+          hint.close();
+          const status = await request(`${url}/api/v1/status`);
+          expect(await status.body.json()).toMatchObject({ hints: { masters: 1, of: 1 } });
+          const metrics = await request(`${url}/metrics`);
+          expect(await metrics.body.text()).toContain('sasori_hints_total{kind="syslog"} 1');
+        },
+        rarely,
+      );
+    }));
+
   test("routes a node's requests to the master that it moved to, within seconds and without a reload", () =>
     withGateway({ bin }, async (gateway) => {
       await puppetdb.replaceFacts({ certname: NODE, producer: "master1" });

@@ -1,0 +1,113 @@
+// Hints that a node may have moved: a puppetserver's log line or report. Promises: a hint is never an observation, so nobody can
+// move a node by lying here; PuppetDB is asked only where the hint comes from another master than the map's, and no more
+// often than the bounds below; what is lost or refused here, the next poll finds.
+
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Resolve } from "../fleet.js";
+import { type Certname, type Master, type NodeMap, parseCertname } from "../node-map.js";
+import type { Resolver } from "../resolve.js";
+
+/** How a hint came. */
+export type HintKind = "syslog" | "report";
+
+/**
+ * When PuppetDB is asked after a hint (ms): the hint comes with the submission, which PuppetDB puts into a queue first. What it
+ * has not taken by then is for the next poll.
+ */
+const ASK_AFTER_MS = [20, 80, 200, 500, 1_200, 3_000];
+
+/** Nodes that are being asked about. Beyond that a hint is dropped. */
+const MAX_PENDING = 500;
+
+/** Hints of unknown origin may cost PuppetDB this much and no more. */
+const NODES_PER_SECOND = 100;
+
+/** Agents run every half hour by default: a master that has nodes and sent nothing for this long sends no hints. */
+const HEARD_MS = 2 * 60 * 60_000;
+
+export interface HintsParts {
+  map: NodeMap;
+  resolver: Pick<Resolver, "look">;
+  /** Producer to server, by the servers that HAProxy has now. */
+  resolve: () => Resolve;
+  /** How many nodes each master has. */
+  counts: ReadonlyMap<string, number>;
+  /** Told of every hint that could be read. */
+  onHint?: (kind: HintKind) => void;
+}
+
+export class Hints {
+  readonly #parts: HintsParts;
+  readonly #pending = new Set<Certname>();
+  /** When each master that has nodes last sent a hint (ms since the epoch). */
+  readonly #heardAt = new Map<Master, number>();
+  /** How many more may be asked about, as of `#filledAt` (`performance.now()`). */
+  #allowance = NODES_PER_SECOND;
+  #filledAt = performance.now();
+
+  constructor(parts: HintsParts) {
+    this.#parts = parts;
+  }
+
+  /**
+   * A node has submitted at a master that goes by one of these names; what none of them says is asked. Returns when there
+   * is nothing more to do about it; nobody has to wait for that.
+   */
+  async take(kind: HintKind, name: string, producers: readonly string[]): Promise<void> {
+    const certname = certnameIn(name);
+    if (certname === undefined) return;
+    this.#parts.onHint?.(kind);
+    const masters = this.#mastersOf(producers);
+    for (const master of masters) if (this.#parts.counts.has(master)) this.#heardAt.set(master, Date.now());
+    const known = this.#parts.map.get(certname)?.master;
+    if (known !== undefined && masters.includes(known)) return; // It is where it was.
+    if (this.#pending.has(certname) || this.#pending.size >= MAX_PENDING || !this.#isAllowed()) return;
+    this.#pending.add(certname);
+    try {
+      await this.#ask(certname);
+    } finally {
+      this.#pending.delete(certname);
+    }
+  }
+
+  /** How many of the masters that have nodes send hints. */
+  get coverage(): { masters: number; of: number } {
+    const { counts } = this.#parts;
+    for (const master of this.#heardAt.keys()) if (!counts.has(master)) this.#heardAt.delete(master);
+    const lately = [...this.#heardAt.values()].filter((at) => Date.now() - at < HEARD_MS);
+    return { masters: lately.length, of: counts.size };
+  }
+
+  #mastersOf(producers: readonly string[]): Master[] {
+    const resolve = this.#parts.resolve();
+    return producers.flatMap((producer) => resolve(producer) ?? []);
+  }
+
+  async #ask(certname: Certname): Promise<void> {
+    let waited = 0;
+    for (const after of ASK_AFTER_MS) {
+      await sleep(after - waited, undefined, { ref: false });
+      waited = after;
+      // That PuppetDB cannot be asked is what the passes tell.
+      if (await this.#parts.resolver.look(certname).catch(() => false)) return;
+    }
+  }
+
+  #isAllowed(): boolean {
+    const now = performance.now();
+    const more = ((now - this.#filledAt) / 1_000) * NODES_PER_SECOND;
+    this.#allowance = Math.min(this.#allowance + more, NODES_PER_SECOND);
+    this.#filledAt = now;
+    if (this.#allowance < 1) return false;
+    this.#allowance -= 1;
+    return true;
+  }
+}
+
+function certnameIn(text: string): Certname | undefined {
+  try {
+    return parseCertname(text);
+  } catch {
+    return undefined;
+  }
+}

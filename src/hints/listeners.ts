@@ -1,0 +1,52 @@
+// The addresses on which hints are taken, as the configuration wants them.
+
+import type { Config, ListenAddress } from "../config.js";
+import { reason, SasoriError, systemCode } from "../errors.js";
+import { Hints, type HintsParts } from "./hints.js";
+import { listenForReports } from "./reports.js";
+import { listenForLines } from "./syslog.js";
+
+export interface Listeners {
+  hints: Hints;
+  stop(): void;
+}
+
+/** Throws `DAEMON` if an address cannot be had. Undefined when the configuration wants none. */
+export async function listenForHints(
+  { syslogListen, reports }: Pick<Config, "syslogListen" | "reports">,
+  parts: HintsParts,
+): Promise<Listeners | undefined> {
+  if (syslogListen === undefined && reports === undefined) return undefined;
+  const hints = new Hints(parts);
+  const stops: (() => void)[] = [];
+  const stop = () => {
+    for (const one of stops) one();
+  };
+  try {
+    if (syslogListen !== undefined) {
+      const listening = listenForLines(syslogListen, ({ certname, producers }) => {
+        void hints.take("syslog", certname, producers);
+      });
+      stops.push((await listening.catch(cannotListen("SASORI_SYSLOG_LISTEN", syslogListen))).stop);
+    }
+    if (reports !== undefined) {
+      const listening = listenForReports(reports, (certname, producer) => {
+        void hints.take("report", certname, [producer]);
+      });
+      stops.push((await listening.catch(cannotListen("SASORI_REPORTS_LISTEN", reports))).stop);
+    }
+  } catch (error) {
+    stop();
+    throw error;
+  }
+  return { hints, stop };
+}
+
+const cannotListen =
+  (variable: string, { host, port }: ListenAddress) =>
+  (error: unknown): never => {
+    const inUse = systemCode(error) === "EADDRINUSE";
+    const remedy = inUse ? "end the other program, or choose another port" : `correct ${variable}`;
+    const text = `cannot listen on ${host}:${port} (${variable}): ${reason(error)}: ${remedy}`;
+    throw new SasoriError("DAEMON", text, { cause: error });
+  };

@@ -1,0 +1,79 @@
+// Log lines of puppetservers, as their own syslog appender (logback) sends them. Promises: lines of RFC 3164 and RFC 5424, over
+// UDP or, one a line, over TCP; only names are taken from them; what is too long, too much or something else is dropped.
+
+import { createSocket } from "node:dgram";
+import { once } from "node:events";
+import { createServer, type Socket } from "node:net";
+import type { ListenAddress } from "../config.js";
+
+/** A certname has at most 253 characters, and the line is otherwise short. */
+const MAX_LINE_CHARACTERS = 2_048;
+const MAX_CONNECTIONS = 64;
+
+/** The moment in which puppetserver has sent it: what moves a node. A catalog does not. */
+const SUBMITTED = /'(?:replace facts|replace_facts|store report|store_report)' command for (\S+) submitted/;
+
+/** A submission that a line tells of: whose, and all words before it, one of which is the puppetserver's name. */
+export interface SubmissionLine {
+  certname: string;
+  producers: string[];
+}
+
+/**
+ * `<174>Nov 30 04:13:02 puppet1 puppet1.example.com Puppet 'replace_facts' command for web1.example.com submitted to PuppetDB
+ * with UUID ...`, as puppetserver 7.9 sends it. Undefined for every other line.
+ */
+export function submissionIn(line: string): SubmissionLine | undefined {
+  const found = line.length > MAX_LINE_CHARACTERS ? null : SUBMITTED.exec(line);
+  if (found === null) return undefined;
+  const producers = line.slice(0, found.index).split(/\s+/).slice(0, 16);
+  return { certname: found[1] ?? "", producers: producers.filter((word) => word !== "") };
+}
+
+/** Listens on UDP and TCP. Returns what stops it. Rejects when the address cannot be had. */
+export async function listenForLines(
+  { host, port }: ListenAddress,
+  onSubmission: (line: SubmissionLine) => void,
+): Promise<{ port: number; stop(): void }> {
+  const take = (line: string): void => {
+    const submission = submissionIn(line);
+    if (submission !== undefined) onSubmission(submission);
+  };
+  const tcp = createServer((socket) => readLines(socket, take));
+  tcp.maxConnections = MAX_CONNECTIONS;
+  await once(tcp.listen({ host, port }), "listening");
+  const bound = (tcp.address() as { port: number }).port;
+  const udp = createSocket({ type: host.includes(":") ? "udp6" : "udp4" });
+  udp.on("message", (message) => take(message.toString("latin1")));
+  udp.on("error", () => undefined); // Of a single datagram.
+  const sockets = new Set<Socket>();
+  tcp.on("connection", (socket) => {
+    sockets.add(socket);
+    socket.once("close", () => sockets.delete(socket));
+  });
+  const stop = () => {
+    tcp.close();
+    udp.close();
+    for (const socket of sockets) socket.destroy();
+  };
+  try {
+    udp.bind(bound, host);
+    await once(udp, "listening");
+  } catch (error) {
+    tcp.close();
+    throw error;
+  }
+  return { port: bound, stop };
+}
+
+function readLines(socket: Socket, onLine: (line: string) => void): void {
+  let rest = "";
+  socket.setEncoding("latin1");
+  socket.on("data", (text: string) => {
+    const lines = (rest + text).split("\n");
+    rest = lines.pop() ?? "";
+    if (rest.length > MAX_LINE_CHARACTERS) socket.destroy();
+    for (const line of lines) onLine(line);
+  });
+  socket.on("error", () => undefined);
+}

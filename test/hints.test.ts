@@ -1,0 +1,184 @@
+// Hints of puppetservers: lines and reports as real ones send them (puppetserver 7.9), and what is asked because of them.
+
+import { createSocket } from "node:dgram";
+import { once } from "node:events";
+import { readFile } from "node:fs/promises";
+import { request as httpsRequest } from "node:https";
+import { connect } from "node:net";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { Hints } from "../src/hints/hints.js";
+import { hostIn, listenForReports } from "../src/hints/reports.js";
+import { listenForLines, type SubmissionLine, submissionIn } from "../src/hints/syslog.js";
+import { type Certname, type Master, NodeMap } from "../src/node-map.js";
+import { type Certificate, makePuppetCa, type PuppetCa } from "./support/agents-gateway.js";
+
+const UUID = "46307c4e-bacd-4055-970a-8d98835de9b8";
+const line = (what: string, node = "web1.example.com") =>
+  `<174>Nov 30 04:13:02 puppet1 puppet1.example.com Puppet '${what}' command for ${node} submitted to PuppetDB with UUID ${UUID}`;
+
+describe("a puppetserver's log line", () => {
+  test.each([
+    ["facts, RFC 3164", line("replace_facts")],
+    ["a report", line("store_report")],
+    [
+      "facts, RFC 5424",
+      `<174>1 2026-11-30T04:13:02.123Z puppet1.example.com puppetserver 812 - - Puppet 'replace_facts' command for web1.example.com submitted to PuppetDB with UUID ${UUID}`,
+    ],
+  ])("tells of a submission: %s", (_what, text) => {
+    const found = submissionIn(text);
+    expect(found?.certname).toBe("web1.example.com");
+    expect(found?.producers).toContain("puppet1.example.com");
+  });
+
+  test.each([
+    line("replace_catalog"),
+    "<174>Nov 30 04:13:02 puppet1 puppet1.example.com Puppet Compiled catalog for web1.example.com in environment production in 0.05 seconds",
+    `${"x".repeat(5_000)} ${line("replace_facts")}`,
+    "",
+  ])("that says something else is none: %s", (text) => {
+    expect(submissionIn(text)).toBeUndefined();
+  });
+
+  test("is heard over UDP and over TCP, in pieces too", async () => {
+    const heard: SubmissionLine[] = [];
+    const { port, stop } = await listenForLines({ host: "127.0.0.1", port: 0 }, (one) => heard.push(one));
+    try {
+      const udp = createSocket("udp4");
+      udp.send(line("replace_facts", "udp.example.com"), port, "127.0.0.1");
+      const tcp = connect(port, "127.0.0.1");
+      await once(tcp, "connect");
+      const [before, after] = [
+        line("replace_facts", "tcp1.example.com"),
+        line("store_report", "tcp2.example.com"),
+      ];
+      tcp.write(`${before}\n${after.slice(0, 40)}`);
+      tcp.write(`${after.slice(40)}\n`);
+      await expect
+        .poll(() => heard.map(({ certname }) => certname).sort())
+        .toEqual(["tcp1.example.com", "tcp2.example.com", "udp.example.com"]);
+      udp.close();
+      const endless = connect(port, "127.0.0.1");
+      endless.on("error", () => undefined);
+      endless.write("x".repeat(100_000));
+      await new Promise((resolve) => endless.once("close", resolve));
+      tcp.destroy();
+    } finally {
+      stop();
+    }
+  });
+});
+
+describe("a puppetserver's report", () => {
+  let ca: PuppetCa;
+  let [server, master, stranger]: Certificate[] = [];
+  beforeAll(async () => {
+    ca = await makePuppetCa();
+    server = await ca.issue("/CN=sasori.example.com", { extension: "subjectAltName=DNS:localhost" });
+    master = await ca.issue("/CN=puppet2.example.com");
+    stranger = await ca.issue("/CN=puppet2.example.com", { by: "stranger" });
+  });
+  afterAll(() => ca.remove());
+
+  const REPORT =
+    "--- !ruby/object:Puppet::Transaction::Report\nhost: web1.example.com\ntime: '2026-11-30T04:05:46.04+00:00'\n";
+
+  async function send(port: number, body: string, client: Certificate | undefined): Promise<number> {
+    const identity = client && { cert: await readFile(client.cert), key: await readFile(client.key) };
+    const tls = { ca: await readFile(ca.caBundle), servername: "localhost", ...identity };
+    const headers = { "content-type": "application/x-yaml; charset=UTF-8" };
+    return new Promise((resolve, reject) => {
+      const sending = httpsRequest(
+        { host: "127.0.0.1", port, path: "/reports/upload", method: "POST", headers, ...tls },
+        (response) => resolve(response.resume().statusCode ?? 0),
+      );
+      sending.on("error", reject);
+      sending.end(body);
+    });
+  }
+
+  test("is heard from a puppetserver with a certificate of Puppet's CA, and from nobody else", async () => {
+    const heard: string[][] = [];
+    const tls = { caFile: ca.caBundle, certFile: server?.cert, keyFile: server?.key };
+    const { port, stop } = await listenForReports({ host: "127.0.0.1", port: 0, tls }, (...one) =>
+      heard.push(one),
+    );
+    try {
+      expect(await send(port, `${REPORT}logs:\n${"- level: info\n".repeat(100_000)}`, master)).toBe(200);
+      expect(heard).toEqual([["web1.example.com", "puppet2.example.com"]]);
+      expect(await send(port, "logs: []\n", master)).toBe(400);
+      await expect(send(port, REPORT, stranger)).rejects.toThrow();
+      await expect(send(port, REPORT, undefined)).rejects.toThrow();
+      expect(heard).toHaveLength(1);
+    } finally {
+      stop();
+    }
+  });
+
+  test.each([
+    [REPORT, "web1.example.com"],
+    ["--- !ruby/object:Puppet::Transaction::Report\nhost: '1.example.com'\n", "1.example.com"],
+    ["metrics:\n  host: web1.example.com\n", undefined],
+  ])("names its node: %j", (text, name) => {
+    expect(hostIn(text)).toBe(name);
+  });
+});
+
+describe("a hint", () => {
+  const NODE = "web1.example.com" as Certname;
+  const masterOf: Record<string, Master> = {
+    "puppet1.example.com": "master1" as Master,
+    "puppet2.example.com": "master2" as Master,
+  };
+
+  /** `moved` says whether PuppetDB knows of a move, each time that it is asked. */
+  function hintsFor(moved: () => boolean) {
+    const map = new NodeMap();
+    map.observe({ certname: NODE, master: "master1" as Master, at: 1, source: "facts" });
+    const asked: string[] = [];
+    const look = async (certname: Certname) => {
+      asked.push(certname);
+      return moved();
+    };
+    const counts = new Map([
+      ["master1", 1],
+      ["master2", 1],
+    ]);
+    const hints = new Hints({ map, resolver: { look }, resolve: () => (name) => masterOf[name], counts });
+    return { hints, asked };
+  }
+
+  test("of the node's own master asks nobody anything", async () => {
+    const { hints, asked } = hintsFor(() => false);
+    await hints.take("syslog", NODE, ["Nov", "30", "puppet1", "puppet1.example.com", "Puppet"]);
+    expect(asked).toEqual([]);
+    expect(hints.coverage).toEqual({ masters: 1, of: 2 });
+  });
+
+  test("of another master asks until PuppetDB has taken the submission", async () => {
+    let times = 0;
+    const { hints, asked } = hintsFor(() => {
+      times += 1;
+      return times === 3;
+    });
+    await hints.take("report", NODE, ["puppet2.example.com"]);
+    expect(asked).toEqual([NODE, NODE, NODE]);
+  });
+
+  test("that comes again while the node is asked about is the same hint, and a flood is bounded", async () => {
+    const { hints, asked } = hintsFor(() => true);
+    const began = performance.now();
+    const all = Array.from({ length: 5_000 }, (_, index) =>
+      hints.take("syslog", `node${index % 2_500}.example.com`, ["puppet2.example.com"]),
+    );
+    await Promise.all(all);
+    expect(new Set(asked).size).toBe(asked.length);
+    const seconds = (performance.now() - began) / 1_000;
+    expect(asked.length).toBeLessThanOrEqual(100 * (1 + seconds)); // Of 2,500 nodes.
+  });
+
+  test("with a name that is none is dropped", async () => {
+    const { hints, asked } = hintsFor(() => true);
+    await hints.take("syslog", "../../etc", ["puppet2.example.com"]);
+    expect(asked).toEqual([]);
+  });
+});
