@@ -10,7 +10,15 @@ import { getDefaultAutoSelectFamilyAttemptTimeout, setDefaultAutoSelectFamilyAtt
 import { Argument, Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import type { Address, Method } from "./cli/daemon-client.js";
 import { EXIT, EXIT_CODES } from "./cli/exit-codes.js";
-import { renderDiagnosis, renderFinding, renderMasters, renderMove, renderPass } from "./cli/list-text.js";
+import {
+  isAllWell,
+  renderDiagnosis,
+  renderFinding,
+  renderMasters,
+  renderMove,
+  renderPass,
+  renderReplicas,
+} from "./cli/list-text.js";
 import {
   completeWords,
   completionScript,
@@ -42,6 +50,7 @@ import type {
   Nodes,
   Pass,
   Registrations,
+  Replicas,
   Status,
   Story,
 } from "./http/api-shapes.js";
@@ -216,12 +225,20 @@ withExamples(
   program
     .command("status")
     .description("is everything in sync, and if not, why")
+    .option("--replicas", "each replica that shares SASORI_STATE_URL, and what it said last")
     .option("--json", "print as JSON"),
   [
     ["sasori status", ""],
+    ["sasori status --replicas", "are they all well?"],
     ["sasori status --json | jq -r .state", "for monitoring"],
   ],
-).action(async ({ json }: Output) => {
+).action(async ({ json, replicas }: Output & { replicas?: true }) => {
+  if (replicas) {
+    const found = await ask<Replicas>("GET", "/api/v1/replicas");
+    print(found, json, (value) => renderReplicas(value, style));
+    process.exitCode = isAllWell(found) ? EXIT.done : EXIT.failed;
+    return;
+  }
   const status = await ask<Status>("GET", "/api/v1/status");
   print(status, json, (value) => renderStatus(value, style));
   const isHeld = status.troubles.some(({ code }) => code === "held");

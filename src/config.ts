@@ -2,6 +2,7 @@
 // This schema is the only place that knows a variable's name, meaning, default and form: docs/reference.md,
 // `sasori config` and every message about a wrong value come from it. Nothing else reads a SASORI_ variable.
 
+import { hostname } from "node:os";
 import path from "node:path";
 import { z } from "zod";
 import { Aliases, compile, nameList, type Pattern } from "./aliases.js";
@@ -70,6 +71,35 @@ const puppetdbUrl = z.string().transform((text, context) => {
   }
   if (url.search !== "" || url.hash !== "") return fail(context, "a base URL without query or fragment");
   return url.href.replace(/\/+$/, "");
+});
+
+/** What a URL of PostgreSQL says, without files and defaults. */
+interface StateUrl {
+  host: string;
+  port: number;
+  user: string;
+  database: string;
+  sslmode: "disable" | "verify-full" | undefined;
+}
+
+const STATE_URL = "postgres://user@host:5432/database";
+
+const stateUrl = z.string().transform((text, context): StateUrl => {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  if (url?.protocol !== "postgres:" && url?.protocol !== "postgresql:") return fail(context, STATE_URL);
+  if (url.password !== "")
+    return fail(context, `${STATE_URL} without a password (use SASORI_STATE_PASSWORD_FILE)`);
+  const { host: socket, sslmode, ...others } = Object.fromEntries(url.searchParams);
+  const [other] = Object.keys(others);
+  if (other !== undefined)
+    return fail(context, `no other parameter than sslmode and host, not ${quote(other)}`);
+  if (sslmode !== undefined && sslmode !== "disable" && sslmode !== "verify-full")
+    return fail(context, "sslmode=verify-full or sslmode=disable");
+  const host = socket ?? decodeURIComponent(url.hostname).replace(/^\[|\]$/g, "");
+  const database = decodeURIComponent(url.pathname.slice(1));
+  const user = decodeURIComponent(url.username);
+  if (host === "" || database === "" || user === "") return fail(context, STATE_URL);
+  return { host, port: url.port === "" ? 5432 : Number(url.port), user, database, sslmode };
 });
 
 const port = (text: string | undefined): number | undefined =>
@@ -428,11 +458,79 @@ export const Env = z.object({
     .meta(
       about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
     ),
+  SASORI_STATE_URL: stateUrl
+    .optional()
+    .meta(
+      about(
+        "a PostgreSQL database where replicas of sasori agree on registrations, homes, removals and approvals; the state file stays beside it; TLS beyond this host, unless `?sslmode=disable`",
+        "postgres://sasori@pg.example.com/sasori",
+      ),
+    ),
+  SASORI_STATE_PASSWORD_FILE: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(
+      about(
+        "file with its password; without it `~/.pgpass` and PGPASSFILE are looked at",
+        "/etc/sasori/state.password",
+      ),
+    ),
+  SASORI_STATE_CA: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(
+      about(
+        "the CA of PostgreSQL's certificate, PEM; without it those of Node",
+        "/etc/sasori/postgres-ca.pem",
+      ),
+    ),
+  SASORI_STATE_CERT: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(about("client certificate for PostgreSQL, PEM", "/etc/puppetlabs/puppet/ssl/certs/sasori.pem")),
+  SASORI_STATE_KEY: z
+    .string()
+    .transform(readable)
+    .optional()
+    .meta(
+      about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
+    ),
+  SASORI_REPLICA: z
+    .string()
+    .refine((text) => /^[!-~]{1,128}$/.test(text), {
+      message: "a name of up to 128 characters without blanks",
+    })
+    .optional()
+    .meta(
+      about(
+        "the name of this replica, for all replicas to see",
+        "gw1.example.com",
+        "this host's name and the port of SASORI_LISTEN",
+      ),
+    ),
   SASORI_LOG_LEVEL: z
     .enum(LOG_LEVELS, { error: `one of ${LOG_LEVELS.join(", ")}` })
     .default("info")
     .meta(about(`log level: ${LOG_LEVELS.join(", ")}`, "info")),
 });
+
+/** How PostgreSQL is reached; `where` is what logs and messages call it. */
+export interface StateDatabase {
+  where: string;
+  host: string;
+  port: number;
+  user: string;
+  database: string;
+  tls: boolean;
+  passwordFile?: string | undefined;
+  caFile?: string | undefined;
+  certFile?: string | undefined;
+  keyFile?: string | undefined;
+  replica: string;
+}
 
 export interface Config {
   puppetdb: {
@@ -467,6 +565,10 @@ export interface Config {
   syslogListen?: ListenAddress | undefined;
   reports?: (ListenAddress & { tls: PemPaths }) | undefined;
   stateFile: string;
+  /** Where replicas agree. */
+  stateDatabase?: StateDatabase | undefined;
+  /** What other replicas call this one. */
+  replica: string;
   logLevel: (typeof LOG_LEVELS)[number];
 }
 
@@ -540,6 +642,8 @@ function toConfig(env: z.output<typeof Env>, given: Environment): Config {
     syslogListen: env.SASORI_SYSLOG_LISTEN,
     reports: toReports(env),
     stateFile: env.SASORI_STATE_FILE ?? `${env.SASORI_MAP_FILE}.state.json`,
+    stateDatabase: toStateDatabase(env),
+    replica: replicaOf(env),
     logLevel: env.SASORI_LOG_LEVEL,
   };
 }
@@ -549,6 +653,27 @@ function toReports(env: z.output<typeof Env>): Config["reports"] {
   if (listen === undefined || caFile === undefined) return undefined;
   const { SASORI_REPORTS_CERT: certFile, SASORI_REPORTS_KEY: keyFile } = env;
   return { ...listen, tls: { caFile, certFile, keyFile } };
+}
+
+const replicaOf = (env: z.output<typeof Env>): string =>
+  env.SASORI_REPLICA ?? `${hostname()}:${env.SASORI_LISTEN.port}`;
+
+function toStateDatabase(env: z.output<typeof Env>): StateDatabase | undefined {
+  if (env.SASORI_STATE_URL === undefined) return undefined;
+  const { sslmode, ...place } = env.SASORI_STATE_URL;
+  const { host, port, user, database } = place;
+  const isHere = isLoopback(host) || host.startsWith("/");
+  const isTold = sslmode === "verify-full" || env.SASORI_STATE_CA !== undefined;
+  return {
+    ...place,
+    where: `postgres://${user}@${host.includes(":") ? `[${host}]` : host}:${port}/${database}`,
+    tls: sslmode !== "disable" && (isTold || !isHere),
+    passwordFile: env.SASORI_STATE_PASSWORD_FILE,
+    caFile: env.SASORI_STATE_CA,
+    certFile: env.SASORI_STATE_CERT,
+    keyFile: env.SASORI_STATE_KEY,
+    replica: replicaOf(env),
+  };
 }
 
 function toEndpoints(env: z.output<typeof Env>): Pick<Config, "haproxy" | "haproxyNames"> {
@@ -590,10 +715,13 @@ export function describeVariables(): Variable[] {
 function problem(name: string, expected: string, env: Readonly<Record<string, string | undefined>>): string {
   const value = env[name];
   const example = describeVariables().find((variable) => variable.name === name)?.example ?? "";
-  const found = value === undefined ? "is not set" : `is ${quote(value, 200)}`;
+  const found = value === undefined ? "is not set" : `is ${quote(withoutPassword(value), 200)}`;
   const wanted = value === undefined ? "it is required" : `expected ${expected}`;
   return `${name} ${found}: ${wanted}, for example ${name}=${quote(example)}`;
 }
+
+/** Whoever puts a password into a URL does not want it in a log. */
+const withoutPassword = (text: string) => text.replace(/(:\/\/[^:@/]*):[^@]*@/g, "$1:…@");
 
 /** What is wrong between variables, as far as each of them says something. */
 function contradictions(env: Environment): string[] {
@@ -632,6 +760,15 @@ function contradictions(env: Environment): string[] {
   const missing = reports.filter((name) => env[name] === undefined);
   if (missing.length > 0 && missing.length < reports.length) {
     problems.push(`${reports.join(", ")} belong together: set ${missing.join(" and ")} too, or none of them`);
+  }
+  const { SASORI_STATE_URL: state, SASORI_STATE_CERT: stateCert, SASORI_STATE_KEY: stateKey } = env;
+  if ((stateCert === undefined) !== (stateKey === undefined)) {
+    problems.push("SASORI_STATE_CERT and SASORI_STATE_KEY belong together: set both or neither");
+  }
+  for (const name of ["SASORI_STATE_PASSWORD_FILE", "SASORI_STATE_CA", "SASORI_STATE_CERT"])
+    if (env[name] !== undefined && state === undefined) problems.push(`${name} needs SASORI_STATE_URL`);
+  if (env.SASORI_STATE_CA !== undefined && state?.includes("sslmode=disable")) {
+    problems.push("SASORI_STATE_CA is set, and SASORI_STATE_URL says sslmode=disable: leave one of them out");
   }
   const listen = listenAddress.safeParse(env.SASORI_LISTEN ?? "127.0.0.1:0").data;
   if (listen !== undefined && !isLoopback(listen.host) && env.SASORI_API_TOKEN_FILE === undefined) {

@@ -102,8 +102,10 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     ...{ sync, history, nodes, targets: parts, watchdog, delay },
     pools: config.pools !== undefined,
     version: VERSION,
+    replica: config.replica,
     hints: () => listeners?.hints.coverage,
   });
+  parts.shared?.describe(() => JSON.stringify(overview.word));
   const tellStatus = tellEvents(history, events, overview, log);
   const resolver = new Resolver({
     fleet: sync.fleet,
@@ -168,6 +170,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
       listeners?.stop();
       events.close();
       await sync.stop(STOP_GRACE_MS);
+      await parts.state.close();
       await api.close();
       await parts.puppetdb.close();
       delay.stop();

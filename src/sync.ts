@@ -18,6 +18,7 @@ import type { Reading } from "./source/reading.js";
 import { advance, type Watermark } from "./source/watermark.js";
 import { Journal } from "./state/journal.js";
 import type { Change, Kind, Row } from "./state/rows.js";
+import { SharedState } from "./state/shared-state.js";
 import type { State } from "./state/state.js";
 import { makeReport, type Phase, Phases, type SyncReport } from "./sync-report.js";
 import { DnsNames, follow } from "./target/dns-names.js";
@@ -64,11 +65,15 @@ export interface SyncParts {
   instances: HaproxyInstance[];
   names?: { dns: DnsNames; make: (endpoint: Endpoint) => HaproxyInstance } | undefined;
   state: State;
+  /** The same, where replicas share it. */
+  shared?: SharedState | undefined;
   newMasters?: NewMasters | undefined;
 }
 
 /** All parts as the configuration wants them. */
 export function assemble(config: Config): SyncParts {
+  const journal = new Journal(config.stateFile);
+  const shared = config.stateDatabase && new SharedState(journal, config.stateDatabase);
   const make = (endpoint: Endpoint) => new HaproxyInstance(endpoint, config);
   const { haproxyNames = [] } = config;
   return {
@@ -77,7 +82,8 @@ export function assemble(config: Config): SyncParts {
     file: new MapFile(config.mapFile, rulesOf(config)),
     instances: config.haproxy.map(make),
     names: haproxyNames.length > 0 ? { dns: new DnsNames(haproxyNames), make } : undefined,
-    state: new Journal(config.stateFile),
+    state: shared ?? journal,
+    shared,
     newMasters: config.newMasters && new NewMasters(config.newMasters),
   };
 }
@@ -176,10 +182,18 @@ export class Sync {
    * taken over; sasori can go on without.
    */
   async restore({ dryRun = false }: Pick<SyncRequest, "dryRun"> = {}): Promise<void> {
-    const { file, state } = this.#parts;
+    const { file, state, shared } = this.#parts;
     if (!dryRun) for (const one of [file, state]) await one.removeLeftovers();
     this.#take(await state.load(dryRun));
+    if (!dryRun) shared?.watch((rows) => this.#takeNews(rows));
     if (state.trouble !== undefined) throw state.trouble;
+  }
+
+  /** What another replica was told is in every live map here as soon as if it had been told us. */
+  #takeNews(rows: readonly Row[]): void {
+    // That a pass fails is in its report; after the end of sasori nobody needs it.
+    this.#submit(() => this.#take(rows)).catch(() => undefined);
+    if (rows.some(({ kind }) => kind === "approval")) this.request({}).catch(() => undefined);
   }
 
   /** Takes what an earlier run, or another sasori, has found out or was told. */
@@ -195,8 +209,9 @@ export class Sync {
         if (fleet.takeEnd(row.key, { at: row.at, since: row.value.since })) this.#watermark = undefined;
         break;
       case "removed":
+        // What is void is never later than its receipt: no row keeps a node away that runs again.
         if (row.value !== null && fleet.map.get(row.key) === undefined)
-          fleet.tombstones.set(row.key, row.value);
+          fleet.tombstones.set(row.key, { ...row.value, at: Math.min(row.value.at, Date.now()) });
         break;
       case "route":
         if (row.value !== null) fleet.takeOwn({ certname: row.key, at: row.at, ...row.value });

@@ -37,7 +37,10 @@ async function idleDaemon() {
   const delay = new LoopDelay();
   const metrics = new Metrics({ sync, nodes, events, delay, version: "" });
   const watchdog = new Watchdog();
-  const overview = new Overview({ sync, history, nodes, targets: parts, version: "", watchdog, delay });
+  const targets = parts;
+  const overview = new Overview({
+    ...{ sync, history, nodes, targets, version: "", watchdog, delay, replica: "" },
+  });
   const resolver = new Resolver({
     fleet: sync.fleet,
     puppetdb: parts.puppetdb,

@@ -3,9 +3,9 @@
 
 import type { Finding } from "../doctor/check.js";
 import type { Diagnosis } from "../doctor/doctor.js";
-import type { Masters, Move, Node, Pass, ServerLoad } from "../http/api-shapes.js";
-import { counted, number, shown, UNROUTABLE_REMEDY, withoutPlace } from "../http/troubles.js";
-import { localTime, prose, remarksInWords, type Style, seconds, table } from "./report-text.js";
+import type { Masters, Move, Node, Pass, Replica, Replicas, ServerLoad } from "../http/api-shapes.js";
+import { counted, number, remedyFor, shown, UNROUTABLE_REMEDY, withoutPlace } from "../http/troubles.js";
+import { ago, localTime, prose, remarksInWords, type Style, seconds, table } from "./report-text.js";
 
 export function renderNodes(nodes: readonly Node[], style: Style): string[] {
   return table(
@@ -62,6 +62,44 @@ function awayOf({ members = [] }: ServerLoad, style: Style): string {
   return away
     .map(({ name, state, status }) => `, ${style[HEALTH_COLOURS[state]](`${name} ${status}`)}`)
     .join("");
+}
+
+/** A replica that is silent for longer is in trouble, whatever it said. */
+const SILENT_MS = 60_000;
+
+const isWell = ({ state, silentMs }: Replica) =>
+  silentMs < SILENT_MS && (state === "in sync" || state === "catching up");
+
+export const isAllWell = ({ failure, replicas }: Replicas): boolean =>
+  failure === undefined && replicas.every(isWell);
+
+/** Each replica with its last word. */
+export function renderReplicas({ shared, failure, replicas }: Replicas, style: Style): string {
+  const rows = replicas.map((replica) => {
+    const { name, self, nodes, version, lastPass, haproxys, state, summary, silentMs } = replica;
+    const lacking = haproxys.filter(({ inSync }) => !inSync).map(({ target }) => shown(target));
+    const about = [
+      counted(nodes, "node"),
+      `${haproxys.length - lacking.length} of ${counted(haproxys.length, "HAProxy", "HAProxys")} in sync`,
+      lastPass === null
+        ? "no pass yet"
+        : `last pass ${lastPass.outcome}, ${ago(lastPass.startedAt, Date.now())}`,
+      `sasori ${version}`,
+    ];
+    if (silentMs >= SILENT_MS) about.push(style.bad(`silent for ${seconds(silentMs)}`));
+    const why = isWell(replica) ? "" : prose(summary);
+    return [
+      `${style.bold(shown(name))}${self ? " (this one)" : ""}`,
+      isWell(replica) ? style.good(state) : style.warn(state),
+      about.join(", "),
+      [why, ...lacking].filter((text) => text !== "").join("; "),
+    ];
+  });
+  const lines = table(rows);
+  if (failure)
+    lines.push(`${style.bad(failure.code)}: ${failure.message}`, `  → ${remedyFor("STATE_DATABASE")}`);
+  if (!shared) lines.push("SASORI_STATE_URL is not set: this sasori shares nothing with others");
+  return lines.join("\n");
 }
 
 export function renderMove({ at, certname, from, to, source, ...remarks }: Move, style: Style): string {

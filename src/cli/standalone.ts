@@ -50,6 +50,7 @@ export async function runPass(
     try {
       return await sync.request({ ...wanted, full: true });
     } finally {
+      await parts.state.close();
       await parts.puppetdb.close();
     }
   } finally {

@@ -71,6 +71,9 @@ export function fileChecks(config: Config): { all: Check[]; mapFile: MapFileChec
   if (priorityFile !== undefined) all.push(priorityFileCheck(priorityFile));
   if (puppetdb.keyFile !== undefined) all.push(secretCheck("private key", puppetdb.keyFile));
   if (puppetdb.tokenFile !== undefined) all.push(secretCheck("PuppetDB token", puppetdb.tokenFile));
+  const { stateDatabase: database } = config;
+  if (database?.passwordFile !== undefined) all.push(secretCheck("state password", database.passwordFile));
+  if (database?.keyFile !== undefined) all.push(secretCheck("state key", database.keyFile));
   if (apiTokenFile !== undefined) all.push(secretCheck("API token", apiTokenFile));
   return { all, mapFile };
 }

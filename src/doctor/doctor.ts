@@ -8,6 +8,7 @@ import { type Check, type Finding, runChecks } from "./check.js";
 import { haproxyChecks, mastersCheck, probeCheck } from "./checks-haproxy.js";
 import { daemonCheck, fileChecks, nodeCheck } from "./checks-host.js";
 import { puppetdbChecks } from "./checks-puppetdb.js";
+import { stateDatabaseChecks } from "./checks-state.js";
 
 export interface Diagnosis {
   outcome: "ok" | "warning" | "failed" | "misconfigured";
@@ -22,6 +23,7 @@ export function checksFor(config: Config, version: string): Check[] {
   return [
     ...puppetdb.all,
     ...files.all,
+    ...stateDatabaseChecks(config),
     ...haproxys.flatMap(({ all }) => all),
     ...(haproxys.length > 0 ? [mastersCheck(config, puppetdb.nodes, haproxys)] : []),
     ...(config.probePath === undefined ? [] : [probeCheck(config, haproxys)]),

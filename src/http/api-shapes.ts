@@ -424,6 +424,37 @@ export const StatusShape = z.strictObject({
   lastPass: PassShape.optional(),
 });
 
+/** What another replica wrote: one line that does nothing to a terminal. */
+const Line = (most: number) => z.string().max(most).refine(isRemark, "expected one line of text");
+
+/** A replica's last word: what it said of itself. */
+export const WordShape = z.strictObject({
+  version: Line(100),
+  startedAt: Time,
+  state: StatusShape.shape.state,
+  summary: Line(1_000),
+  nodes: Count,
+  haproxys: z
+    .array(z.strictObject({ target: Line(500), inSync: z.boolean(), pending: Count }))
+    .describe("its HAProxys, without the map file"),
+  lastPass: z
+    .strictObject({ startedAt: Time, kind: Line(20), outcome: Line(20), durationMs: Milliseconds })
+    .nullable(),
+});
+
+export const ReplicaShape = WordShape.extend({
+  name: z.string(),
+  self: z.boolean().describe("the one that answers"),
+  silentMs: Count.describe("how long ago it said so"),
+});
+
+/** All replicas, by name; without `SASORI_STATE_URL` this one only. */
+export const ReplicasShape = z.strictObject({
+  shared: z.boolean().describe("`SASORI_STATE_URL` is set"),
+  failure: FailureShape.optional().describe("why the database is not in use, or what is wrong in it"),
+  replicas: z.array(ReplicaShape),
+});
+
 // ---- events (`GET /api/v1/events`, Server-Sent Events)
 // `pass`: a Pass that ended, quiet ones too. `moves`: an array of Move, in the order in which they happened.
 // `status`: a Status, once at the begin and whenever its state, summary or troubles change.
@@ -440,6 +471,9 @@ export type Story = z.infer<typeof StoryShape>;
 export type HeldPlan = z.infer<typeof HeldPlanShape>;
 export type HeldPlanQuery = z.infer<typeof HeldPlanQuery>;
 export type Registrations = z.infer<typeof RegistrationsShape>;
+export type Word = z.infer<typeof WordShape>;
+export type Replica = z.infer<typeof ReplicaShape>;
+export type Replicas = z.infer<typeof ReplicasShape>;
 export type Displaced = z.infer<typeof DisplacedShape>;
 export type ServerLoad = z.infer<typeof ServerLoadShape>;
 export type MasterRow = z.infer<typeof MasterShape>;

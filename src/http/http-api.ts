@@ -32,6 +32,7 @@ import {
   RegistrationsBody,
   RegistrationsQuery,
   RegistrationsShape,
+  ReplicasShape,
   StatusShape,
   type Story,
   StoryShape,
@@ -429,6 +430,17 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
       },
     },
     () => overview.instances,
+  );
+  api.get(
+    "/api/v1/replicas",
+    {
+      schema: {
+        tags,
+        summary: "Each replica that shares the state database: what it said last, and when",
+        response: { 200: answer("all of them; alone: this one", ReplicasShape), default: PROBLEM },
+      },
+    },
+    () => overview.replicas,
   );
   api.get(
     "/api/v1/passes",

@@ -32,6 +32,8 @@ const NAMED = {
   HeldPlan: shapes.HeldPlanShape,
   TargetReport: shapes.TargetReportShape,
   SyncReport: shapes.SyncReportShape,
+  Replica: shapes.ReplicaShape,
+  Replicas: shapes.ReplicasShape,
   Trouble: shapes.TroubleShape,
   Status: shapes.StatusShape,
 };

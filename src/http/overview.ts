@@ -10,21 +10,24 @@ import { inPieces } from "../pieces.js";
 import type { Sync, SyncParts } from "../sync.js";
 import type { TargetDetail, TargetState } from "../target/tracked-target.js";
 import type { Watchdog } from "../watchdog.js";
-import type {
-  Displaced,
-  HeldPlan,
-  HeldPlanQuery,
-  Instance,
-  Instances,
-  Lookup,
-  MasterRow,
-  Masters,
-  Node,
-  Nodes,
-  NodesQuery,
-  Status,
-  Story,
-  TargetRow,
+import {
+  type Displaced,
+  type HeldPlan,
+  type HeldPlanQuery,
+  type Instance,
+  type Instances,
+  type Lookup,
+  type MasterRow,
+  type Masters,
+  type Node,
+  type Nodes,
+  type NodesQuery,
+  type Replicas,
+  type Status,
+  type Story,
+  type TargetRow,
+  type Word,
+  WordShape,
 } from "./api-shapes.js";
 import { HeldPlans } from "./held-plan.js";
 import type { History } from "./history.js";
@@ -39,7 +42,7 @@ export interface OverviewParts {
   sync: Sync;
   history: History;
   nodes: NodeList;
-  targets: Pick<SyncParts, "file" | "instances" | "state" | "puppetdb">;
+  targets: Pick<SyncParts, "file" | "instances" | "state" | "shared" | "puppetdb">;
   watchdog: Watchdog;
   delay: LoopDelay;
   /** The masters are pools of servers. */
@@ -47,6 +50,8 @@ export interface OverviewParts {
   version: string;
   /** How many masters send hints, where sasori listens for any. */
   hints?: () => Status["hints"];
+  /** The name of this replica. */
+  replica: string;
 }
 
 export class Overview {
@@ -65,7 +70,8 @@ export class Overview {
 
   get status(): Status {
     const { sync, history, version, watchdog, delay } = this.#parts;
-    const { trouble } = this.#parts.targets.state;
+    const { shared, state } = this.#parts.targets;
+    const { trouble } = state;
     const targets = sync.targets();
     const { lastReport: pass } = sync;
     const { lastPass } = history;
@@ -79,6 +85,11 @@ export class Overview {
       clockAheadMs: this.#parts.targets.puppetdb.clockAheadMs,
       queueDepth: this.#parts.targets.puppetdb.queueDepth,
       stateFile: trouble && toFailure(trouble),
+      shared: shared && {
+        failure: shared.failure && toFailure(shared.failure),
+        clockAheadMs: shared.clockAheadMs,
+        heard: shared.heard,
+      },
       homes: sync.fleet.homes.values(),
     });
     return {
@@ -93,6 +104,38 @@ export class Overview {
       longestDelayMs: delay.longestMs,
       ...(hints && { hints }),
       ...(lastPass && { lastPass }),
+    };
+  }
+
+  /** What this replica says of itself to the others. */
+  get word(): Word {
+    const { version, startedAt, state, summary, nodes, lastPass } = this.status;
+    const haproxys = this.#parts.sync
+      .targets()
+      .flatMap(({ target, kind, inSync, pending }) =>
+        kind === "haproxy" ? [{ target, inSync, pending }] : [],
+      );
+    const last = lastPass && {
+      startedAt: lastPass.startedAt,
+      kind: lastPass.kind,
+      outcome: lastPass.outcome,
+      durationMs: lastPass.durationMs,
+    };
+    return { version, startedAt, state, summary, nodes, haproxys, lastPass: last ?? null };
+  }
+
+  get replicas(): Replicas {
+    const { replica, targets } = this.#parts;
+    const { shared } = targets;
+    const own = { ...this.word, name: replica, self: true, silentMs: 0 };
+    const others = (shared?.heard ?? []).flatMap(({ name, word, silentMs }) => {
+      const said = name === replica ? undefined : parseWord(word);
+      return said === undefined ? [] : [{ ...said, name, self: false, silentMs }];
+    });
+    return {
+      shared: shared !== undefined,
+      ...(shared?.failure && { failure: toFailure(shared.failure) }),
+      replicas: [own, ...others].sort((a, b) => (a.name < b.name ? -1 : 1)),
     };
   }
 
@@ -218,6 +261,15 @@ function* withoutRoute(
     if (found.length === limit) break;
   }
   return found;
+}
+
+/** Undefined for what no sasori of this version says. */
+function parseWord(text: string): Word | undefined {
+  try {
+    return WordShape.parse(JSON.parse(text));
+  } catch {
+    return undefined;
+  }
 }
 
 /** Nobody knows the age of a route that was inherited. */

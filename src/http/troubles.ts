@@ -70,6 +70,11 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
     remedy:
       "sasori goes on with a new state file. Look at the file that was set aside, register its routes again, then remove it",
   },
+  STATE_DATABASE: {
+    meaning: "the PostgreSQL where replicas agree is away, refuses, or holds rows that cannot be used",
+    remedy:
+      "start PostgreSQL, or correct SASORI_STATE_URL; every replica goes on from its own file, and they agree again when it is back",
+  },
   HAPROXY_UNREACHABLE: {
     meaning: "nothing answers at an HAProxy's Runtime API",
     remedy:
@@ -146,7 +151,8 @@ export const TROUBLES = {
   stalled: "sasori has not finished a look at PuppetDB for too long",
   held: "the guard holds removals or steps back until they are approved",
   queue: "PuppetDB has much in its queue that it has not stored yet",
-  clock: "PuppetDB's clock and this machine's differ by more than a minute",
+  clock:
+    "PuppetDB's clock and this machine's differ by more than a minute, or PostgreSQL's by more than 5 seconds",
   down: "HAProxy's health check sees a master down",
   drained: "a master is drained in HAProxy",
   weight: "a master has a weight other than 0, so requests can reach it that belong to other masters",
@@ -156,6 +162,7 @@ export const TROUBLES = {
   clock_ahead: "a puppetserver's clock is ahead of PuppetDB's",
   flapping: "facts and reports of the same nodes come from different masters",
   second_sasori: "another sasori writes the same files",
+  replica: "another replica has said nothing for more than a minute",
 } as const;
 
 type TroubleCode = keyof typeof TROUBLES;
@@ -189,6 +196,14 @@ export interface Situation {
   queueDepth?: number | undefined;
   /** What could not be taken over from an earlier run. */
   stateFile?: Failure | undefined;
+  /** Where replicas agree: what is wrong with it, how far its clock is behind ours, and what each replica has said. */
+  shared?:
+    | {
+        failure: Failure | undefined;
+        clockAheadMs: number;
+        heard: readonly { name: string; silentMs: number }[];
+      }
+    | undefined;
   /** The master of each displaced node that it left. */
   homes?: Iterable<string> | undefined;
 }
@@ -204,6 +219,7 @@ export function troublesOf(situation: Situation): Trouble[] {
     clockAheadMs = 0,
     queueDepth = 0,
     stateFile,
+    shared,
     homes = [],
   } = situation;
   const troubles: Trouble[] = [];
@@ -226,6 +242,7 @@ export function troublesOf(situation: Situation): Trouble[] {
   // Where another failure is told, it is the reason; here nothing is known but the time.
   if (notLookedSince !== undefined && troubles.length === 0) troubles.push(stalled(notLookedSince));
   failed("state file", pass?.journal ?? stateFile);
+  failed("state database", shared?.failure);
   for (const { haproxy, master, change, failure } of pass?.masters.changes ?? []) {
     if (failure === undefined) continue;
     const what = `master ${shown(master)} could not be ${change} at run time: ${failure.message}`;
@@ -238,6 +255,7 @@ export function troublesOf(situation: Situation): Trouble[] {
     troubles.push(warning("queue", "puppetdb", longQueue(queueDepth), LONG_QUEUE_REMEDY));
   troubles.push(...downTroubles(targets), ...drainedTroubles(targets), ...weightTroubles(targets));
   if (pass !== undefined) troubles.push(...fleetTroubles(pass, homes), ...evidenceTroubles(pass));
+  if (shared !== undefined) troubles.push(...replicaTroubles(shared));
   if (secondSasori !== undefined) {
     const what = `another sasori writes the same map file or state file; last seen at ${secondSasori}`;
     const remedy = "they agree with each other; if only one is meant to run, stop the other one";
@@ -280,6 +298,31 @@ function wrongClock(aheadMs: number): Trouble {
     `its answers are dated ${minutes} ${where} this machine's clock`,
     "set the clocks right: that of PuppetDB's host, of a proxy before it, or the one here",
   );
+}
+
+/** A replica says something every few seconds. */
+const SILENT_MS = MINUTE_MS;
+/** Of two orders given within so long in two places, the wrong one may count as the later. */
+const REPLICAS_CLOCK_MS = 5_000;
+
+function replicaTroubles({ failure, clockAheadMs, heard }: NonNullable<Situation["shared"]>): Trouble[] {
+  const troubles: Trouble[] = [];
+  if (Math.abs(clockAheadMs) >= REPLICAS_CLOCK_MS) {
+    const apart = `${counted(Math.round(Math.abs(clockAheadMs) / 1_000), "second")} ${clockAheadMs > 0 ? "ahead of" : "behind"}`;
+    const what = `this machine's clock is ${apart} PostgreSQL's: of two orders for one node the wrong one may count as the later`;
+    troubles.push(
+      warning("clock", "state database", what, "set the clocks of all replicas and of PostgreSQL right"),
+    );
+  }
+  if (failure !== undefined) return troubles; // Then nobody is heard.
+  for (const { name, silentMs } of heard) {
+    if (silentMs < SILENT_MS) continue;
+    const what = `it has said nothing for ${counted(Math.round(silentMs / MINUTE_MS), "minute")}`;
+    const remedy =
+      "start it again, or see why it cannot reach PostgreSQL; if it is gone for good it is forgotten after a day";
+    troubles.push(warning("replica", shown(name), what, remedy));
+  }
+  return troubles;
 }
 
 function heldTroubles({ held }: Pick<SyncReport, "held">): Trouble[] {

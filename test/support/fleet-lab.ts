@@ -67,7 +67,10 @@ export async function withFleetLab<T>(
       config,
       async newSync(extra = {}, watcher = {}) {
         const parts = assemble(config(extra));
-        closing.push(() => parts.puppetdb.close());
+        closing.push(
+          () => parts.state.close(),
+          () => parts.puppetdb.close(),
+        );
         const sync = new Sync(parts, watcher);
         await sync.restore();
         return sync;

@@ -1,0 +1,431 @@
+// PostgreSQL, where replicas agree: one table of the rows of rows.ts, one of each replica's last word, made and migrated here.
+// Promises: a row that one replica has written is told to all others at once (NOTIFY); whatever a notification misses is found
+// by asking what is newer, every few seconds and after each break; no row is overtaken by a later one that was committed
+// sooner; a database that is away or hangs keeps nobody waiting for more than SEND_MS once.
+
+import type { Client, ClientConfig, QueryResultRow } from "pg";
+import type { StateDatabase } from "../config.js";
+import { Line, within } from "../deadline.js";
+import { reason, SasoriError } from "../errors.js";
+import { readSecretFile } from "../whole-file.js";
+import { beats, keyOf, parseRow, type Row, Rows } from "./rows.js";
+
+/** From the first packet to the last row. */
+const CONNECT_MS = 5_000;
+const QUERY_MS = 10_000;
+/** All rows of a million nodes. */
+const EXCHANGE_MS = 60_000;
+/** Nothing is served before sasori has started. */
+const START_MS = 8_000;
+/** Whoever ordered something waits so long for PostgreSQL, and then no more until it is back. */
+const SEND_MS = 2_000;
+/** What a notification missed is found so late, and a replica's last word is so old. */
+const LOOK_MS = 5_000;
+const RETRY_MS = [200, 500, 1_000, 2_000, 5_000];
+
+/** In one statement. */
+const MAX_SENT = 5_000;
+
+/** Of a replica that said nothing for so long nothing is shown any more. */
+const FORGOTTEN = "1 day";
+
+/** "sasori": nobody else takes this lock of the database by chance. */
+const LOCK = Number.parseInt(Buffer.from("sasori").toString("hex"), 16);
+
+const CHANNEL = "sasori_state";
+
+/**
+ * Each brings the schema one version on. A row is newer than what was read before if its transaction was not yet over then:
+ * `xid` says which wrote it, see PULL.
+ */
+const MIGRATIONS = [
+  `CREATE TABLE sasori_state (
+     kind text NOT NULL, key text NOT NULL, at timestamptz NOT NULL, value text,
+     replica text NOT NULL, xid bigint NOT NULL, PRIMARY KEY (kind, key));
+   CREATE INDEX sasori_state_xid ON sasori_state (xid);
+   CREATE TABLE sasori_replicas (name text PRIMARY KEY, at timestamptz NOT NULL, word text NOT NULL)`,
+] as const;
+
+/** The newest wins, and of two with one time that which `beats` chooses; whatever else was written meanwhile. */
+const SEND = `
+  WITH written AS (
+    INSERT INTO sasori_state AS known (kind, key, at, value, replica, xid)
+    SELECT kind, key, at, value, $5, txid_current()
+    FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[]) AS given (kind, key, at, value)
+    ORDER BY kind, key
+    ON CONFLICT (kind, key) DO UPDATE
+      SET at = excluded.at, value = excluded.value, replica = excluded.replica, xid = excluded.xid
+      WHERE (excluded.at, coalesce(excluded.value, '~') COLLATE "C") > (known.at, coalesce(known.value, '~') COLLATE "C")
+    RETURNING 1)
+  SELECT pg_notify('${CHANNEL}', '') FROM (SELECT count(*) FROM written) AS all_written (count) WHERE count > 0`;
+
+/** All rows of transactions that were not over when `next` was asked for before; \`0\`: all. */
+const PULL = `
+  SELECT txid_snapshot_xmin(txid_current_snapshot())::text AS next, kind, key,
+         round(extract(epoch FROM at) * 1000)::text AS at, value
+  FROM (SELECT 1) AS always LEFT JOIN sasori_state ON xid >= $1::bigint`;
+
+const SAY = `
+  INSERT INTO sasori_replicas (name, at, word) VALUES ($1, clock_timestamp(), $2)
+  ON CONFLICT (name) DO UPDATE SET at = excluded.at, word = excluded.word`;
+
+const HEAR = `
+  SELECT name, word, round(extract(epoch FROM clock_timestamp() - at) * 1000)::text AS silent,
+         round(extract(epoch FROM clock_timestamp()) * 1000)::text AS now
+  FROM sasori_replicas WHERE at > clock_timestamp() - interval '${FORGOTTEN}'`;
+
+/** What a replica said last, as it said it; `silentMs` ago by PostgreSQL's clock. */
+export interface Heard {
+  name: string;
+  word: string;
+  silentMs: number;
+}
+
+export interface DatabaseOwner {
+  /** All that this sasori knows: after a break it is compared with what PostgreSQL has. */
+  known(): Iterable<Row>;
+  /** What others have written; also what is known already. */
+  takeRows(rows: Row[]): void;
+  /** What this replica has to say of itself. */
+  word(): string | undefined;
+}
+
+/** A connection that is up, and all rows were exchanged. */
+interface Session {
+  client: Client;
+  /** One question at a time. */
+  line: Line;
+  /** What comes after it has not been read. */
+  next: string;
+  /** Tells that it is over, and why. */
+  end(error: unknown): void;
+  /** A reading is under way, and whether it may have been too early. */
+  pulling: boolean;
+  pullAgain: boolean;
+}
+
+export class Database {
+  readonly #options: StateDatabase;
+  readonly #owner: DatabaseOwner;
+  readonly #closing = new AbortController();
+  #session: Session | undefined;
+  #running: Promise<void> | undefined;
+  #onFirst: (() => void) | undefined;
+  #failure: SasoriError | undefined;
+  /** Rows that cannot be used: somebody else has written them. */
+  #unusable: string[] = [];
+  #heard: Heard[] = [];
+  #heardAt = 0;
+  /** How far our clock is ahead of PostgreSQL's (ms), as last seen. */
+  clockAheadMs = 0;
+
+  constructor(options: StateDatabase, owner: DatabaseOwner) {
+    this.#options = options;
+    this.#owner = owner;
+  }
+
+  /** Why it is not in use, or what is wrong in it. */
+  get failure(): SasoriError | undefined {
+    if (this.#session === undefined || this.#unusable.length === 0) return this.#failure;
+    const what = `${this.#unusable.length} rows of sasori_state cannot be used (${this.#unusable.slice(0, 3).join("; ")})`;
+    return new SasoriError(
+      "STATE_DATABASE",
+      `${this.#options.where}: ${what}: delete them, and find out who wrote them`,
+    );
+  }
+
+  /** What each replica said last, also while the database is away. */
+  get heard(): Heard[] {
+    const since = performance.now() - this.#heardAt;
+    return this.#heard.map(({ silentMs, ...said }) => ({ ...said, silentMs: Math.round(silentMs + since) }));
+  }
+
+  /** Goes on for as long as it is not closed. Resolves when the rows were exchanged, or once it has failed. */
+  open(): Promise<void> {
+    const first = new Promise<void>((resolve) => {
+      this.#onFirst = resolve;
+    });
+    this.#running = this.#run();
+    return Promise.race([first, pause(START_MS, this.#closing.signal)]);
+  }
+
+  /** Whether PostgreSQL has them. If not, they are compared when it is back. */
+  async send(rows: readonly Row[]): Promise<boolean> {
+    const session = this.#session;
+    if (session === undefined) return false;
+    if (rows.length === 0) return true;
+    const late = new Error(`it has not answered within ${SEND_MS / 1_000} s`);
+    try {
+      await within(SEND_MS, undefined, late, (signal) =>
+        Promise.race([this.#write(session, rows), rejection(signal)]),
+      );
+      return true;
+    } catch (error) {
+      session.end(error);
+      return false;
+    }
+  }
+
+  /** Ends it, and takes this replica's word back: it was stopped, and is not lost. */
+  async close(): Promise<void> {
+    const session = this.#session;
+    if (session !== undefined) {
+      const gone = this.#query(session, "DELETE FROM sasori_replicas WHERE name = $1", [
+        this.#options.replica,
+      ]);
+      await Promise.race([gone.catch(() => undefined), pause(SEND_MS, this.#closing.signal)]);
+    }
+    this.#closing.abort();
+    session?.end(new Error("sasori was told to stop"));
+    await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    for (let failures = 0; !this.#closing.signal.aborted; ) {
+      try {
+        await this.#connected(() => {
+          failures = 0;
+        });
+      } catch (error) {
+        this.#failure = this.#toError(error);
+      }
+      this.#onFirst?.();
+      await pause(RETRY_MS[Math.min(failures, RETRY_MS.length - 1)] ?? 0, this.#closing.signal);
+      failures += 1;
+    }
+  }
+
+  /** One connection, from its begin to its end. Rejects with why it ended. */
+  async #connected(isUp: () => void): Promise<void> {
+    const client = await newClient(this.#options);
+    let end: Session["end"] = () => undefined;
+    const ended = new Promise<never>((_, reject) => {
+      end = reject;
+    });
+    ended.catch(() => undefined);
+    const session: Session = { client, line: new Line(1), next: "0", end, pulling: false, pullAgain: false };
+    client.on("error", end);
+    client.on("end", () => end(new Error("the connection was closed")));
+    const onClose = () => end(new Error("sasori was told to stop"));
+    this.#closing.signal.addEventListener("abort", onClose, { once: true });
+    try {
+      const late = new Error(`it has not answered within ${EXCHANGE_MS / 1_000} s`);
+      await within(EXCHANGE_MS, this.#closing.signal, late, (signal) =>
+        Promise.race([this.#begin(session), ended, rejection(signal)]),
+      );
+      this.#session = session;
+      this.#failure = undefined;
+      isUp();
+      this.#onFirst?.();
+      for (;;) {
+        this.#pull(session);
+        await Promise.race([this.#look(session), ended]);
+        await Promise.race([pause(LOOK_MS, this.#closing.signal), ended]);
+      }
+    } finally {
+      this.#session = undefined;
+      this.#closing.signal.removeEventListener("abort", onClose);
+      // With a query under way this is no farewell: the connection is cut.
+      client.end().catch(() => undefined);
+    }
+  }
+
+  async #begin(session: Session): Promise<void> {
+    const { client } = session;
+    await client.connect();
+    await migrate(client);
+    client.on("notification", () => this.#pull(session));
+    await client.query(`LISTEN ${CHANNEL}`);
+    await this.#exchange(session);
+  }
+
+  /** Everything is compared: either side may have been away, or have been restored from a backup. */
+  async #exchange(session: Session): Promise<void> {
+    this.#unusable = [];
+    const theirs = new Rows();
+    for (const row of await this.#read(session, EXCHANGE_MS)) theirs.take(row);
+    const ours = [...this.#owner.known()].filter((row) => {
+      const known = theirs.get(keyOf(row));
+      return known === undefined || beats(row, known);
+    });
+    this.#owner.takeRows([...theirs]);
+    await this.#write(session, ours);
+  }
+
+  async #write(session: Session, rows: readonly Row[]): Promise<void> {
+    for (let from = 0; from < rows.length; from += MAX_SENT) {
+      const some = rows.slice(from, from + MAX_SENT);
+      await this.#query(session, SEND, [
+        some.map(({ kind }) => kind),
+        some.map(({ key }) => key),
+        some.map(({ at }) => new Date(at).toISOString()),
+        some.map(({ value }) => (value === null ? null : JSON.stringify(value))),
+        this.#options.replica,
+      ]);
+    }
+  }
+
+  /** Reads what is newer, now or once the reading under way is over: that may have been too early. */
+  #pull(session: Session): void {
+    if (session !== this.#session) return;
+    session.pullAgain = session.pulling;
+    if (session.pulling) return;
+    session.pulling = true;
+    this.#read(session, QUERY_MS)
+      .then((rows) => this.#owner.takeRows(rows))
+      .catch((error: unknown) => session.end(error))
+      .finally(() => {
+        session.pulling = false;
+        if (session.pullAgain) this.#pull(session);
+      });
+  }
+
+  async #read(session: Session, ms: number): Promise<Row[]> {
+    const found = await this.#query<{
+      next: string;
+      kind: string | null;
+      key: string;
+      at: string;
+      value: string | null;
+    }>(session, PULL, [session.next], ms);
+    session.next = found[0]?.next ?? session.next;
+    return found.flatMap(({ kind, key, at, value }) => {
+      if (kind === null) return [];
+      try {
+        return [parseRow({ kind, key, at: Number(at), value: value === null ? null : JSON.parse(value) })];
+      } catch {
+        this.#unusable.push(`${JSON.stringify(kind)} ${JSON.stringify(key.slice(0, 80))}`);
+        return [];
+      }
+    });
+  }
+
+  /** Says what this replica has to say, and hears what all have said. */
+  async #look(session: Session): Promise<void> {
+    const word = this.#owner.word();
+    if (word !== undefined) await this.#query(session, SAY, [this.#options.replica, word]);
+    const began = Date.now();
+    const heard = await this.#query<{ name: string; word: string; silent: string; now: string }>(
+      session,
+      HEAR,
+      [],
+    );
+    this.#heardAt = performance.now();
+    this.#heard = heard.map(({ name, word, silent }) => ({
+      name,
+      word,
+      silentMs: Math.max(0, Number(silent)),
+    }));
+    const [{ now } = { now: undefined }] = heard;
+    if (now !== undefined) this.clockAheadMs = Math.round((began + Date.now()) / 2) - Number(now);
+  }
+
+  async #query<Found extends QueryResultRow>(
+    { client, line }: Session,
+    text: string,
+    values: unknown[],
+    ms = QUERY_MS,
+  ): Promise<Found[]> {
+    const late = new Error(`it has not answered within ${ms / 1_000} s`);
+    return within(ms, this.#closing.signal, late, (signal) => {
+      const asked = line.join(signal, async () => {
+        signal.throwIfAborted();
+        return (await client.query<Found>(text, values)).rows;
+      });
+      return Promise.race([asked, rejection(signal)]);
+    });
+  }
+
+  #toError(error: unknown): SasoriError {
+    const { where } = this.#options;
+    const why = reason(error);
+    return new SasoriError("STATE_DATABASE", why.startsWith(where) ? why : `${where}: ${why}`, {
+      cause: error,
+    });
+  }
+}
+
+/** Not connected yet. Throws `STATE_DATABASE` when a file of it cannot be read. */
+export async function newClient(options: StateDatabase): Promise<Client> {
+  const { host, port, user, database, tls, where, replica } = options;
+  const read = async (file: string | undefined) => {
+    if (file === undefined) return undefined;
+    try {
+      return await readSecretFile(file);
+    } catch (error) {
+      throw new SasoriError("STATE_DATABASE", `${where}: cannot read ${file}: ${reason(error)}`, {
+        cause: error,
+      });
+    }
+  };
+  const [password, ca, cert, key] = await Promise.all(
+    [options.passwordFile, options.caFile, options.certFile, options.keyFile].map(read),
+  );
+  const config: ClientConfig = {
+    ...{ host, port, user, database },
+    // Without one the client looks where libpq does: PGPASSWORD, PGPASSFILE, ~/.pgpass.
+    ...(password !== undefined && { password: password.replace(/\r?\n$/, "") }),
+    ssl: tls ? { rejectUnauthorized: true, minVersion: "TLSv1.2", ...defined({ ca, cert, key }) } : false,
+    application_name: `sasori ${replica}`.slice(0, 63),
+    connectionTimeoutMillis: CONNECT_MS,
+    keepAlive: true,
+    keepAliveInitialDelayMillis: LOOK_MS,
+    statement_timeout: EXCHANGE_MS,
+    lock_timeout: QUERY_MS,
+    idle_in_transaction_session_timeout: QUERY_MS,
+  };
+  const { default: pg } = await import("pg"); // Few need it.
+  return new pg.Client(config);
+}
+
+/** Makes the tables, or brings them to this version; of several that start at once one does. */
+async function migrate(client: Client): Promise<void> {
+  if ((await schemaVersion(client)) === MIGRATIONS.length) return;
+  await client.query("BEGIN");
+  await client.query("SELECT pg_advisory_xact_lock($1)", [LOCK]);
+  await client.query(
+    "CREATE TABLE IF NOT EXISTS sasori_schema (version integer PRIMARY KEY, at timestamptz NOT NULL)",
+  );
+  const version = await schemaVersion(client);
+  for (const [index, statements] of MIGRATIONS.entries()) {
+    if (index < version) continue;
+    await client.query(statements);
+    await client.query("INSERT INTO sasori_schema VALUES ($1, now())", [index + 1]);
+  }
+  await client.query("COMMIT");
+}
+
+/** 0: there is none. Throws `STATE_DATABASE` for one that this sasori does not know. */
+export async function schemaVersion(client: Client): Promise<number> {
+  const { rows: tables } = await client.query<{ there: boolean }>(
+    "SELECT to_regclass('sasori_schema') IS NOT NULL AS there",
+  );
+  if (!tables[0]?.there) return 0;
+  const { rows } = await client.query<{ version: number | null }>(
+    "SELECT max(version) AS version FROM sasori_schema",
+  );
+  const version = rows[0]?.version ?? 0;
+  if (version <= MIGRATIONS.length) return version;
+  const what = `its schema is of version ${version}, this sasori knows ${MIGRATIONS.length}`;
+  throw new SasoriError("STATE_DATABASE", `${what}: a newer sasori has made it, update this one`);
+}
+
+/** Resolves early when `signal` ends. */
+const pause = (ms: number, signal: AbortSignal): Promise<void> =>
+  new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, ms);
+    if (signal.aborted) done();
+    else signal.addEventListener("abort", done, { once: true });
+  });
+
+/** Never resolves. */
+const rejection = (signal: AbortSignal): Promise<never> =>
+  new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
+
+const defined = (options: Record<string, string | undefined>) =>
+  Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));

@@ -1,0 +1,101 @@
+// The state file and PostgreSQL together: each sasori goes on from its own file, and the database is where they agree.
+// Promises: what was ordered is in the file, and in the database unless that is away; what others ordered is told as it comes,
+// and is in the file too, so that a start without the database knows it.
+
+import type { StateDatabase } from "../config.js";
+import type { SasoriError } from "../errors.js";
+import { Database, type Heard } from "./database.js";
+import type { Journal } from "./journal.js";
+import type { Change, Row } from "./rows.js";
+import type { State } from "./state.js";
+
+export class SharedState implements State {
+  readonly #journal: Journal;
+  readonly #database: Database;
+  #take: ((rows: Row[]) => void) | undefined;
+  /** What came before anybody asked. */
+  #untold: Row[] = [];
+  #word: (() => string) | undefined;
+  /** Why the file was not written, if the database has what it lacks. */
+  #unwritten: SasoriError | undefined;
+
+  constructor(journal: Journal, options: StateDatabase) {
+    this.#journal = journal;
+    this.#database = new Database(options, {
+      known: () => journal.rows,
+      takeRows: (rows) => this.#tell(journal.take(rows)),
+      word: () => this.#word?.(),
+    });
+  }
+
+  get trouble(): SasoriError | undefined {
+    return this.#journal.trouble ?? this.#unwritten;
+  }
+
+  /** Why the database is not in use, or what is wrong in it. */
+  get failure(): SasoriError | undefined {
+    return this.#database.failure;
+  }
+
+  get clockAheadMs(): number {
+    return this.#database.clockAheadMs;
+  }
+
+  /** What each replica said last, this one too. */
+  get heard(): readonly Heard[] {
+    return this.#database.heard;
+  }
+
+  /** For a dry run the database is not asked: to ask it is to tell it. */
+  async load(untouched = false): Promise<Row[]> {
+    await this.#journal.load(untouched);
+    if (!untouched) await this.#database.open();
+    this.#untold = [];
+    return [...this.#journal.rows];
+  }
+
+  /** From now on `take` is told what others have written, as it comes. */
+  watch(take: (rows: Row[]) => void): void {
+    this.#take = take;
+    this.#tell(this.#untold.splice(0));
+  }
+
+  /** From now on all replicas are told what `word` says of this one. */
+  describe(word: () => string): void {
+    this.#word = word;
+  }
+
+  #tell(rows: Row[]): void {
+    if (rows.length === 0) return;
+    if (this.#take === undefined) this.#untold.push(...rows);
+    else this.#take(rows);
+  }
+
+  async save(changes: readonly Change[], signal?: AbortSignal): Promise<void> {
+    const rows = this.#journal.record(changes);
+    const [failure, isSent] = await Promise.all([
+      this.#journal.write(signal).then(
+        () => undefined,
+        (error: SasoriError) => error,
+      ),
+      this.#database.send(rows),
+    ]);
+    this.#unwritten = failure;
+    if (failure !== undefined && !isSent) throw failure;
+  }
+
+  /** Of the file: another sasori of this machine may share it. */
+  async readOthers(signal: AbortSignal): Promise<Row[] | undefined> {
+    const rows = await this.#journal.readOthers(signal);
+    if (rows !== undefined) void this.#database.send(rows);
+    return rows;
+  }
+
+  removeLeftovers(): Promise<void> {
+    return this.#journal.removeLeftovers();
+  }
+
+  close(): Promise<void> {
+    return this.#database.close();
+  }
+}
