@@ -28,7 +28,9 @@ async function here(name: string): Promise<string> {
   return copy;
 }
 
-const examples = (await readdir("examples")).filter((name) => name !== "README.md");
+const files = (await readdir("examples")).filter((name) => name !== "README.md");
+/** The pools are the second file of pools.env. */
+const examples = files.filter((name) => name !== "pools.cfg");
 
 describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
   test.each(examples)("accepts examples/%s", async (name) => {
@@ -36,11 +38,12 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
     // An environment names the configuration that it is for in its first line.
     const config = /^# (haproxy\/\w+\.cfg)/.exec(await readFile(copy, "utf8"))?.[1] ?? copy;
     const settings = config === copy ? "" : `set -a; . ${copy}; set +a;`;
-    await run("bash", ["-euc", `${settings} exec ${bin} -c -f ${config}`]);
+    const more = name === "pools.env" ? `-f ${await here("pools.cfg")}` : "";
+    await run("bash", ["-euc", `${settings} exec ${bin} -c -f ${config} ${more}`]);
   });
 });
 
 test("examples/README.md names each of them", async () => {
   const readme = await readFile("examples/README.md", "utf8");
-  for (const name of examples) expect(readme).toContain(`](${name})`);
+  for (const name of files) expect(readme).toContain(`](${name})`);
 });
