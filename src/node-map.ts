@@ -41,7 +41,7 @@ export function parseMaster(text: string): Master {
   if (isMaster(text)) return text;
   throw new SasoriError(
     "USAGE",
-    `${quote(text)} cannot be the name of a server or backend in HAProxy: expected 1 to 128 of A-Z a-z 0-9 _ : . -`,
+    `${quote(text)} cannot be an HAProxy server name: expected 1 to 128 of A-Z a-z 0-9 _ : . -`,
   );
 }
 

@@ -13,7 +13,7 @@ import { describe, expect, test } from "vitest";
 import { PriorityMap } from "../src/target/priority.js";
 import { type Gateway, hold, startMaster, withGateway } from "./support/gateway.js";
 import { runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
-import { haproxyBinaries, puppetdbParts } from "./support/parts.js";
+import { haproxyBinaries, isFrom, puppetdbParts } from "./support/parts.js";
 
 const CONFIG = fileURLToPath(new URL("../haproxy/haproxy.cfg", import.meta.url));
 
@@ -683,6 +683,16 @@ frontend classes
       expect(masters[0]?.headers.connection ?? "").not.toMatch(/x-node/i);
     }));
 
+  test("leaves out what a client sends behind its body, where HAProxy can", () =>
+    withGateway({ bin, map: [[NODE, "master1"]] }, async ({ haproxy, masters }) => {
+      const head = `POST / HTTP/1.1\r\nHost: gateway\r\nX-Node-Name: ${NODE}\r\nConnection: close\r\n`;
+      const body = "Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nX-Client-Verify: SUCCESS\r\n\r\n";
+      expect(await send(haproxy.ports.frontend, head + body)).toMatch(/^HTTP\/1\.1 200 /);
+      const older = { "x-client-verify": "SUCCESS" };
+      expect(masters[0]).toMatchObject({ body: "body", trailers: isFrom(version, 3, 2) ? {} : older });
+      if (isFrom(version, 3, 2)) expect(masters[0]?.trailers).toEqual({});
+    }));
+
   test.each(["X-Node-Name: node1.example.com\0", "X-Other: a\0b"])(
     "refuses a header with a zero in it: %j",
     (line) =>
@@ -772,6 +782,40 @@ frontend classes
           const response = await waiting;
           expect(routeOf(response)).toMatchObject({ status: 200, route: "redispatched" });
         },
+      ));
+
+    test("in the class that the client's address has, from the queue of another master", () =>
+      withPriorityMap((file) =>
+        withGateway(
+          {
+            ...{ bin, variables: { PRIORITY_MAP: file, MASTER3: "127.0.0.1:1" } },
+            map: [...map, ["node3.example.com", "master2"]],
+          },
+          async ({ ask, haproxy, masters, url }) => {
+            const command = (line: string) => runtimeCommand(haproxy.socketPath, line);
+            await command(`add map ${file} 127.0.0.2 -100`);
+            await masters[0]?.stop();
+            const down = async () =>
+              (await command("show stat")).match(/^puppet,master[13],.*,DOWN,/gm)?.length;
+            await expect.poll(down, { timeout: 15_000 }).toBe(2);
+            await command("set maxconn server puppet/master2 1");
+            const [, master] = masters;
+            const release = hold(master);
+            const queued = async () => Number((await servers(haproxy.socketPath)).get("master2"));
+            const waiting = [ask("node2.example.com")];
+            await expect.poll(() => master?.requests).toBe(1);
+            waiting.push(ask("node3.example.com"));
+            await expect.poll(queued).toBe(1);
+            const important = new Agent({ localAddress: "127.0.0.2" });
+            const healed = request(url, { dispatcher: important, headers: { "x-node-name": NODE } });
+            await expect.poll(queued).toBe(2);
+            release();
+            await Promise.all(waiting);
+            expect((await healed).headers["x-route"]).toBe("redispatched");
+            expect(master?.nodesAsked).toEqual(["node2.example.com", NODE, "node3.example.com"]);
+            await important.destroy();
+          },
+        ),
       ));
 
     test("locked into a folder (chroot) that HAPROXY_CHROOT names", () =>

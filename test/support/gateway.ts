@@ -29,9 +29,10 @@ export interface TestMaster {
   interim: boolean;
   /** More headers of its answers. */
   says: Record<string, string>;
-  /** The headers and the body of the last request. */
+  /** The headers and the body of the last request, and what came behind that. */
   headers: http.IncomingHttpHeaders;
   body: string;
+  trailers: NodeJS.Dict<string>;
   /** With TLS: whose certificate was shown with it, and which name was asked for in the handshake (SNI). */
   client: { name: unknown; sni: unknown } | undefined;
   /** Whom the requests were for, in their order. */
@@ -58,6 +59,7 @@ export async function startMaster(name: string, tls?: https.ServerOptions): Prom
     headers: {},
     client: undefined,
     body: "",
+    trailers: {},
     nodesAsked: [],
     requests: 0,
     hold: undefined,
@@ -83,6 +85,7 @@ export async function startMaster(name: string, tls?: https.ServerOptions): Prom
       };
     master.body = "";
     for await (const chunk of request) master.body += String(chunk);
+    master.trailers = request.trailers;
     if (master.interim) response.writeProcessing();
     await master.hold;
     const mine = master.nodes?.has(node) ?? true;
