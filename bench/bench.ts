@@ -16,6 +16,7 @@ import { changes, full } from "./passes.js";
 import { pushes, traffic } from "./push.js";
 import { rest } from "./rest.js";
 import { haproxyBinaries } from "./stage.js";
+import { stalls } from "./stalls.js";
 import { gateway, rules, threads } from "./throughput.js";
 
 export type Row = Record<string, string | number>;
@@ -44,6 +45,7 @@ const BENCHES: Record<string, Bench> = {
   lookup,
   freshness,
   rest,
+  stalls,
   fanout,
   fanin,
   instead,

@@ -6,6 +6,7 @@ import { readFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
+import type { SyncRequest } from "../src/pass-queue.js";
 import type { SyncReport } from "../src/sync-report.js";
 import { freePort } from "../test/support/child.js";
 import { type PuppetdbServer, startPuppetdb } from "../test/support/puppetdb-server.js";
@@ -44,13 +45,13 @@ export interface Daemon {
   /** From its start until its first pass was over, in milliseconds. */
   startMs: number;
   call(method: string, path: string, body?: object): Promise<unknown>;
-  sync(request: { full?: boolean }): Promise<SyncReport>;
+  sync(request: SyncRequest): Promise<SyncReport>;
 }
 
 /** Starts sasori and waits for its first pass. It makes others only when told, unless `env` has schedules. */
 export async function startSasori(stage: Stage, name: string, env: Record<string, string>): Promise<Daemon> {
-  const port = await freePort();
-  const url = `http://127.0.0.1:${port}`;
+  const listen = env.SASORI_LISTEN ?? `127.0.0.1:${await freePort()}`;
+  const url = `http://${listen}`;
   const call: Daemon["call"] = async (method, at, body) => {
     const response = await fetch(`${url}${at}`, {
       method,
@@ -65,7 +66,7 @@ export async function startSasori(stage: Stage, name: string, env: Record<string
     SASORI_MAP_FILE: path.join(stage.folder, `${name}.map`),
     SASORI_SCHEDULE: NEVER,
     SASORI_FULL_SCHEDULE: NEVER,
-    SASORI_LISTEN: `127.0.0.1:${port}`,
+    SASORI_LISTEN: listen,
     ...env,
   };
   const pid = await stage.program(name, [process.execPath, CLI, "serve"], settings, async () => {

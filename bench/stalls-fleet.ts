@@ -1,0 +1,100 @@
+// PuppetDB's place in the bench `stalls`: a fleet of any size, its answers made before they are asked for, so that sasori
+// gets them as fast as it can read. Run as a program: node stalls-fleet.js PORT NODES.
+// `POST /move?count=N` lets N nodes, spread over the fleet, run at another master now.
+
+import { createServer } from "node:http";
+import { fileURLToPath } from "node:url";
+import { MASTERS } from "./daemon.js";
+
+const HALF_AN_HOUR_MS = 30 * 60_000;
+
+/** Of a node by its number. */
+export const nameOf = (node: number): string => `node-${String(node).padStart(7, "0")}.example.com`;
+
+class Fleet {
+  readonly #moves: Uint8Array;
+  readonly #at: Float64Array;
+  /** Who moved last, and when. */
+  #news: { at: number; nodes: number[] } = { at: 0, nodes: [] };
+  #answers: { facts: Buffer; reports: Buffer };
+
+  constructor(nodes: number) {
+    this.#moves = new Uint8Array(nodes);
+    this.#at = new Float64Array(nodes).fill(Date.now() - HALF_AN_HOUR_MS);
+    this.#answers = this.#make();
+  }
+
+  move(count: number): void {
+    const nodes = this.#at.length;
+    const moved = Array.from({ length: count }, (_, index) => Math.floor((index * nodes) / count));
+    const at = Date.now();
+    for (const node of moved) {
+      this.#moves[node] = ((this.#moves[node] ?? 0) + 1) % MASTERS.length;
+      this.#at[node] = at;
+    }
+    this.#news = { at, nodes: moved };
+    this.#answers = this.#make();
+  }
+
+  answer(entity: string, query: string): Buffer | string {
+    if (query.includes('"count"')) {
+      const count = query.includes('"inactive"') ? 0 : this.#at.length;
+      return JSON.stringify([{ count }]);
+    }
+    if (query.includes('"array"')) return "[]";
+    const [, since] = /\[">","timestamp","([^"]+)"\]/.exec(query) ?? [];
+    if (entity === "factsets" && since !== undefined)
+      return this.#news.at > Date.parse(since) ? this.#rows(this.#news.nodes, "facts") : "[]";
+    if (entity === "factsets") return this.#answers.facts;
+    // The newest of each node, asked once; not those of later, nor of a longer time.
+    return entity === "reports" && query.includes("group_by") && query.includes('["not",[">"')
+      ? this.#answers.reports
+      : "[]";
+  }
+
+  #make() {
+    const all = Array.from(this.#at.keys());
+    return { facts: this.#rows(all, "facts"), reports: this.#rows(all, "reports") };
+  }
+
+  #rows(nodes: readonly number[], what: "facts" | "reports"): Buffer {
+    const pieces: Buffer[] = [];
+    for (let from = 0; from < nodes.length; from += 10_000) {
+      const rows = nodes.slice(from, from + 10_000).map((node) => this.#row(node, what));
+      pieces.push(Buffer.from(`${from === 0 ? "[" : ","}${rows.join(",")}`));
+    }
+    return Buffer.concat([...pieces, Buffer.from(pieces.length === 0 ? "[]" : "]")]);
+  }
+
+  #row(node: number, what: "facts" | "reports"): string {
+    const at = new Date(this.#at[node] ?? 0).toISOString();
+    const times =
+      what === "facts"
+        ? { producer_timestamp: at, timestamp: at }
+        : { max: new Date((this.#at[node] ?? 0) - HALF_AN_HOUR_MS / 2).toISOString(), max_2: at };
+    const producer = MASTERS[(node + (this.#moves[node] ?? 0)) % MASTERS.length];
+    return JSON.stringify({ certname: nameOf(node), producer, ...times });
+  }
+}
+
+function serve(port: number, fleet: Fleet): void {
+  const server = createServer(async (request, response) => {
+    const { pathname, searchParams } = new URL(request.url ?? "", "http://localhost");
+    let body = "";
+    for await (const chunk of request) body += String(chunk);
+    if (pathname === "/move") {
+      fleet.move(Number(searchParams.get("count")));
+      response.end();
+      return;
+    }
+    const query = body === "" ? (searchParams.get("query") ?? "") : JSON.stringify(JSON.parse(body).query);
+    response.writeHead(200, { "content-type": "application/json" });
+    response.end(fleet.answer(pathname.split("/").at(-1) ?? "", query));
+  });
+  server.listen(port, "127.0.0.1");
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const [, , port, nodes] = process.argv.map(Number);
+  serve(port ?? 0, new Fleet(nodes ?? 0));
+}
