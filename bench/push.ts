@@ -9,6 +9,7 @@ import net from "node:net";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
+import { inPieces } from "../src/pieces.js";
 import { type Plan, planFromChanges } from "../src/plan.js";
 import { HaproxyInstance } from "../src/target/haproxy.js";
 import { payloads } from "../src/target/runtime-api.js";
@@ -39,7 +40,7 @@ class Fleet {
   }
 
   /** So many nodes, spread over the map, are at another master. */
-  move(count: number): Plan {
+  async move(count: number): Promise<Plan> {
     this.#at += 1;
     const step = Math.max(1, Math.floor(this.size / count));
     for (let moved = 0; moved < count; moved += 1) {
@@ -47,7 +48,7 @@ class Fleet {
       const now = MASTERS.indexOf(this.map.get(nameOf(node))?.master ?? "");
       this.#see(node, MASTERS[(now + 1) % MASTERS.length] ?? "");
     }
-    return planFromChanges(this.map, this.map.takeChanges());
+    return inPieces(planFromChanges(this.map, this.map.takeChanges()));
   }
 
   text(): string {
@@ -179,11 +180,11 @@ async function pushRows(
       let method = "";
       for (let turn = 0; turn <= rounds; turn += 1) {
         say(`${moved} moved, round ${turn} of ${rounds}`);
-        const first = fleet.move(moved);
+        const first = await fleet.move(moved);
         const sets = isSlow ? Number.NaN : await timed(() => rawSets(gateway, first));
-        fleet.move(moved);
+        await fleet.move(moved);
         const swap = await timed(() => rawSwap(gateway));
-        const plan = fleet.move(moved);
+        const plan = await fleet.move(moved);
         const sasori = await timed(async () => {
           method = await push(gateway, plan, signal);
         });
@@ -214,15 +215,18 @@ interface Way {
 }
 
 const WAYS: readonly Way[] = [
-  { name: "set map", push: (gateway) => rawSets(gateway, gateway.fleet.move(TRAFFIC_MOVED)) },
+  { name: "set map", push: async (gateway) => rawSets(gateway, await gateway.fleet.move(TRAFFIC_MOVED)) },
   {
     name: "swap",
-    push: (gateway) => {
-      gateway.fleet.move(TRAFFIC_MOVED);
+    push: async (gateway) => {
+      await gateway.fleet.move(TRAFFIC_MOVED);
       return rawSwap(gateway);
     },
   },
-  { name: "sasori", push: (gateway, signal) => push(gateway, gateway.fleet.move(TRAFFIC_MOVED), signal) },
+  {
+    name: "sasori",
+    push: async (gateway, signal) => push(gateway, await gateway.fleet.move(TRAFFIC_MOVED), signal),
+  },
 ];
 
 const SITUATIONS = ["idle", "elsewhere", "here"] as const;

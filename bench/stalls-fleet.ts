@@ -87,6 +87,10 @@ function serve(port: number, fleet: Fleet): void {
       response.end();
       return;
     }
+    if (pathname.startsWith("/pdb/meta/")) {
+      response.writeHead(200, { "content-type": "application/json" }).end('{"version":"7.12.1"}');
+      return;
+    }
     const query = body === "" ? (searchParams.get("query") ?? "") : JSON.stringify(JSON.parse(body).query);
     response.writeHead(200, { "content-type": "application/json" });
     response.end(fleet.answer(pathname.split("/").at(-1) ?? "", query));

@@ -79,9 +79,9 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   const parts = assemble(config);
   const history = new History();
   const sync: Sync = new Sync(parts, {
-    changed(changes, { map, complete }) {
-      nodes.takeChanges(changes);
-      history.takeChanges(changes, map, complete, new Date().toISOString());
+    *changed(changes, { map, complete }) {
+      yield* nodes.takeChanges(changes);
+      yield* history.takeChanges(changes, map, complete, new Date().toISOString());
     },
     passed(report) {
       metrics.record(report);

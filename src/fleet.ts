@@ -15,7 +15,7 @@ import {
   NodeMap,
   type Observation,
 } from "./node-map.js";
-import { atOnce, eachInPieces } from "./pieces.js";
+import { copyInPieces, eachInPieces } from "./pieces.js";
 import { type Ahead, MAX_REFUSED, type Names, type Reading, type Submission } from "./source/reading.js";
 import { type Change, type Kind, keyOf } from "./state/rows.js";
 import type { Contents, Server } from "./target/target.js";
@@ -76,11 +76,13 @@ export class Fleet {
   readonly ahead: Map<Certname, Ahead>;
   /** Everything was read at least once: only then is a node that PuppetDB does not list gone. */
   complete: boolean;
+  /** When the node that was longest unseen was last seen (ms), as of the last full reading; 0 when nobody knows. */
+  oldestAt = 0;
 
-  /** Empty, or a copy to try something out on. */
-  constructor(like?: Fleet) {
-    this.map = new NodeMap(like?.map);
-    this.unroutable = new Map(like?.unroutable);
+  /** Empty, or a copy to try something out on: see `copy`. */
+  constructor(like?: Fleet, map = new NodeMap(), unroutable: Fleet["unroutable"] = new Map()) {
+    this.map = map;
+    this.unroutable = unroutable;
     this.own = new Map(like?.own);
     this.homes = new Map(like?.homes);
     this.tombstones = new Tombstones(like?.tombstones);
@@ -98,18 +100,23 @@ export class Fleet {
     this.complete = like?.complete ?? false;
   }
 
+  static *copy(like: Fleet): Generator<void, Fleet> {
+    const map = yield* NodeMap.copy(like.map);
+    return new Fleet(like, map, yield* copyInPieces(like.unroutable));
+  }
+
   /**
    * Takes over what a target holds, for nodes that are not known otherwise: a sasori that starts while PuppetDB is
    * down serves, and guards, the last good map. From a file that sasori wrote until some time nothing older moves a node.
    */
-  inherit({ routes, writtenUntil = 0, origin, strays }: Contents): void {
+  *inherit({ routes, writtenUntil = 0, origin, strays }: Contents): Generator<void> {
     if (origin === "others" && !this.complete) this.foreign ??= new Map();
     const at = Math.max(0, writtenUntil - INHERITED_ALLOWANCE_MS);
-    for (const [certname, master] of routes) {
-      if (this.map.get(certname) !== undefined || this.tombstones.has(certname)) continue;
+    yield* eachInPieces(routes, ([certname, master]) => {
+      if (this.map.get(certname) !== undefined || this.tombstones.has(certname)) return;
       if (isMaster(master)) this.map.observe({ certname, master, at, source: "inherited" });
       else this.foreign?.set(`${certname} ${master}`, certname);
-    }
+    });
     for (const stray of strays ?? []) this.foreign?.set(stray, undefined);
   }
 
@@ -267,12 +274,12 @@ export class Fleet {
    * drained: nothing brings them back by itself, because the producer follows the route. A node that leaves a living
    * master has a new home.
    */
-  noteMoves(changes: Before, stateOf: (master: Master) => Server["state"]): void {
-    for (const [certname, from] of changes) {
+  *noteMoves(changes: Before, stateOf: (master: Master) => Server["state"]): Generator<void> {
+    yield* eachInPieces(changes, ([certname, from]) => {
       const home = this.homes.get(certname);
-      if (from === undefined && home === undefined) continue; // A new node has no home to lose.
+      if (from === undefined && home === undefined) return; // A new node has no home to lose.
       const { master: now, source } = this.map.get(certname) ?? {};
-      if (now === from) continue;
+      if (now === from) return;
       if (home !== undefined) {
         if (now === undefined || now === home || stateOf(home) === "up") this.#setHome(certname, undefined);
       } else if (from !== undefined && now !== undefined) {
@@ -280,7 +287,7 @@ export class Fleet {
         if (state === "down" || (state === "drained" && source === "registration"))
           this.#setHome(certname, from);
       }
-    }
+    });
   }
 
   #setHome(certname: Certname, home: Master | undefined): void {
@@ -294,30 +301,33 @@ export class Fleet {
    * (ms, PuppetDB's clock) a submission, new to us, had been received: PuppetDB stamps a command when it arrives and
    * stores it when its queue gets there. 0 when nothing came late.
    */
-  *mergeInPieces(
-    reading: Reading,
-    resolve: Resolve,
-    rules: GuardRules,
-    since: number,
-  ): Generator<void, number> {
+  *merge(reading: Reading, resolve: Resolve, rules: GuardRules, since: number): Generator<void, number> {
     let lateMs = 0;
     if (reading.kind === "full") this.#beginAnew();
     yield* eachInPieces(reading.submissions.values(), (submission) => {
       const news = this.#takeSubmission(submission, resolve, reading.kind);
       if (news && submission.receivedAt > 0) lateMs = Math.max(lateMs, since - submission.receivedAt);
     });
-    for (const submission of reading.unroutable?.values() ?? []) this.#takeUnroutable(submission);
-    this.#takeNames(reading);
+    yield* eachInPieces(reading.unroutable?.values() ?? [], (submission) => {
+      this.#takeUnroutable(submission);
+    });
+    yield* this.#takeNames(reading);
     const { active } = reading;
     const gone = active === undefined ? this.#goneSince(reading) : yield* this.#goneFrom(reading, active);
-    this.#judge(gone, reading, rules);
-    if (reading.kind === "full") this.complete = true;
+    yield* this.#judge(gone, reading, rules);
+    if (reading.kind === "full") {
+      this.complete = true;
+      yield* this.#findOldest();
+    }
     return lateMs;
   }
 
-  /** The same without a pause. */
-  merge(...all: Parameters<Fleet["mergeInPieces"]>): number {
-    return atOnce(this.mergeInPieces(...all));
+  *#findOldest(): Generator<void> {
+    let oldest = Number.POSITIVE_INFINITY;
+    yield* eachInPieces(this.map.assignments(), ({ at }) => {
+      if (at > 0 && at < oldest) oldest = at;
+    });
+    this.oldestAt = Number.isFinite(oldest) ? oldest : 0;
   }
 
   #beginAnew(): void {
@@ -326,7 +336,7 @@ export class Fleet {
     this.ahead.clear();
   }
 
-  #judge(gone: Certname[] | "as held", reading: Reading, rules: GuardRules): void {
+  *#judge(gone: Certname[] | "as held", reading: Reading, rules: GuardRules): Generator<void> {
     // As many may be held as the fleet has nodes: nothing new costs nothing.
     if (gone === "as held" && rules.approved === undefined && !this.#heldChanged) return;
     const nodes = gone === "as held" ? [...this.#held] : gone;
@@ -336,7 +346,7 @@ export class Fleet {
       ...nodes.map((certname) => this.map.get(certname)?.at ?? 0),
     ].reduce((newest, at) => Math.max(newest, at), 0);
     const losses = { gone: nodes, foreign: this.#foreignEntries(), stepsBack, newestAt };
-    const { verdict, mayRemove } = this.guard.judge(losses, this.map.size, rules);
+    const { verdict, mayRemove } = yield* this.guard.judge(losses, this.map.size, rules);
     this.verdict = verdict;
     this.#held = new Set(mayRemove ? [] : nodes);
     this.#heldChanged = false;
@@ -346,13 +356,13 @@ export class Fleet {
       this.guard.approvals.set(approved, reading.asOf);
       this.#changed("approval", approved);
     }
-    if (isApproved) for (const step of stepsBack) this.#stepBack(step);
+    if (isApproved) yield* eachInPieces(stepsBack, (step) => this.#stepBack(step));
     if (!mayRemove) return;
-    for (const certname of nodes) {
-      if (!isApproved && this.#isFresh(certname, reading)) continue;
+    yield* eachInPieces(nodes, (certname) => {
+      if (!isApproved && this.#isFresh(certname, reading)) return;
       const voidUntil = Math.min(reading.inactive.get(certname) ?? 0, reading.asOf);
       this.#remove(certname, voidUntil, reading.asOf);
-    }
+    });
     if (reading.kind === "full") this.foreign = undefined;
   }
 
@@ -424,22 +434,25 @@ export class Fleet {
     return news;
   }
 
-  #takeNames({ kind, asOf, refused, withoutProducer, submissions, ahead }: Reading): void {
+  *#takeNames({ kind, asOf, refused, withoutProducer, submissions, ahead }: Reading): Generator<void> {
     if (kind === "full") {
       this.refused.clear();
       this.withoutProducer.clear();
     }
     for (const name of refused) if (this.refused.size < MAX_REFUSED) this.refused.add(name);
-    for (const certname of withoutProducer) this.withoutProducer.add(certname);
-    for (const certname of submissions.keys()) this.withoutProducer.delete(certname);
+    yield* eachInPieces(withoutProducer, (certname) => this.withoutProducer.add(certname));
+    yield* eachInPieces(this.withoutProducer, (certname) => {
+      if (submissions.has(certname)) this.withoutProducer.delete(certname);
+    });
     for (const [certname, { until }] of this.ahead) if (until <= asOf) this.ahead.delete(certname);
     for (const [certname, found] of ahead ?? []) if (found.until > asOf) this.ahead.set(certname, found);
   }
 
   /** After a full reading: everything that it does not list. */
   *#goneFrom(reading: Reading, active: Names): Generator<void, Certname[]> {
-    for (const certname of this.unroutable.keys())
+    yield* eachInPieces(this.unroutable.keys(), (certname) => {
       if (!active.has(certname)) this.unroutable.delete(certname);
+    });
     const gone: Certname[] = [];
     yield* eachInPieces(this.map.assignments(), (known) => {
       const { certname } = known;

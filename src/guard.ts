@@ -7,6 +7,7 @@
 import { createHash } from "node:crypto";
 import type { RemovalLimit } from "./config.js";
 import type { Certname, Observation } from "./node-map.js";
+import { eachInPieces, sortInPieces } from "./pieces.js";
 
 /** How one pass is judged: the limit, the plan id that a person approved for it, and a time (ms) on a clock that nobody sets. */
 export interface GuardRules {
@@ -73,14 +74,18 @@ export class Guard {
   }
 
   /** Returns the verdict, and whether nodes may be removed: steps back are held alone. */
-  judge(losses: Losses, size: number, rules: GuardRules): { verdict: Verdict; mayRemove: boolean } {
+  *judge(
+    losses: Losses,
+    size: number,
+    rules: GuardRules,
+  ): Generator<void, { verdict: Verdict; mayRemove: boolean }> {
     this.#remember(size, rules.now);
     const { gone, foreign, stepsBack } = losses;
     const removals = this.#removalReason(losses, size, rules.limit);
     const names = removals === undefined ? [] : [...gone, ...(foreign ?? [])];
     if (names.length + stepsBack.length === 0) return { verdict: { kind: "allowed" }, mayRemove: true };
     const moves = stepsBack.map(({ certname, observation }) => `${certname} ${observation?.master ?? "-"}`);
-    const id = planId([...names, ...moves]);
+    const id = yield* planId([...names, ...moves]);
     if (rules.approved === id || (this.approvals.get(id) ?? -1) >= losses.newestAt) {
       if (names.length > 0) this.#forget(size - gone.length, rules.now);
       return { verdict: { kind: "allowed", byApproval: id }, mayRemove: true };
@@ -151,9 +156,13 @@ function describe(limit: RemovalLimit): string {
 /** The form of a plan id, as a person types it. */
 export const PLAN_ID = /^[0-9a-f]{12}$/;
 
-function planId(names: readonly string[]): string {
-  return createHash("sha256")
-    .update([...names].sort().join("\n"))
-    .digest("hex")
-    .slice(0, 12);
+function* planId(names: readonly string[]): Generator<void, string> {
+  const hash = createHash("sha256");
+  const sorted = yield* sortInPieces(names, (a, b) => (a < b ? -1 : 1));
+  let between = "";
+  yield* eachInPieces(sorted, (name) => {
+    hash.update(`${between}${name}`);
+    between = "\n";
+  });
+  return hash.digest("hex").slice(0, 12);
 }

@@ -4,6 +4,7 @@
 // It does no I/O.
 
 import { quote, SasoriError } from "./errors.js";
+import { copyInPieces } from "./pieces.js";
 
 /** A node's name in Puppet's CA, and its key in HAProxy's map. Only `parseCertname` makes one. */
 export type Certname = string & { readonly brand: "Certname" };
@@ -92,15 +93,17 @@ export type Assignment = Observation;
 export type Before = Map<Certname, Master | undefined>;
 
 export class NodeMap {
-  readonly #assignments: Map<Certname, Assignment>;
+  #assignments = new Map<Certname, Assignment>();
   #before: Before = new Map();
   /** The time of PuppetDB's newest observation that was ever taken, also of a node that is gone. 0 until then. */
-  newestAt: number;
+  newestAt = 0;
 
-  /** Begins with what another one holds. */
-  constructor(like?: NodeMap) {
-    this.#assignments = new Map(like === undefined ? [] : like.#assignments);
-    this.newestAt = like?.newestAt ?? 0;
+  /** A map that holds the same. */
+  static *copy(from: NodeMap): Generator<void, NodeMap> {
+    const copy = new NodeMap();
+    copy.#assignments = yield* copyInPieces(from.#assignments);
+    copy.newestAt = from.newestAt;
+    return copy;
   }
 
   get size(): number {

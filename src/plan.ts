@@ -10,7 +10,7 @@ import {
   type NodeMap,
   type Observation,
 } from "./node-map.js";
-import { atOnce, eachInPieces } from "./pieces.js";
+import { eachInPieces, inPieces } from "./pieces.js";
 import type { Contents } from "./target/target.js";
 
 /** One entry that changes. No `from`: it is added. No `to`: it is removed. */
@@ -34,7 +34,7 @@ export interface Plan {
 }
 
 /** Compares everything: for a target whose contents were just read. */
-export function* planInPieces(desired: NodeMap, actual: Contents): Generator<void, Plan> {
+export function* planFromContents(desired: NodeMap, actual: Contents): Generator<void, Plan> {
   const plan = emptyPlan();
   yield* eachInPieces(desired.assignments(), (assignment) =>
     planOne(plan, assignment.certname, actual.routes.get(assignment.certname), assignment),
@@ -48,14 +48,10 @@ export function* planInPieces(desired: NodeMap, actual: Contents): Generator<voi
   return settled({ ...plan, rebuild: actual.rebuild });
 }
 
-/** The same without a pause. */
-export const planFromContents = (desired: NodeMap, actual: Contents): Plan =>
-  atOnce(planInPieces(desired, actual));
-
 /** Looks only at what changed since the target was in sync: the cost follows the changes, not the fleet. */
-export function planFromChanges(desired: NodeMap, pending: Before): Plan {
+export function* planFromChanges(desired: NodeMap, pending: Before): Generator<void, Plan> {
   const plan = emptyPlan();
-  for (const [certname, from] of pending) planOne(plan, certname, from, desired.get(certname));
+  yield* eachInPieces(pending, ([certname, from]) => planOne(plan, certname, from, desired.get(certname)));
   return settled(plan);
 }
 
@@ -63,10 +59,10 @@ export function planFromChanges(desired: NodeMap, pending: Before): Plan {
  * As `planFromChanges`, for as long as neither `desired` nor what is pending changes: targets that lack the same get the
  * same plan, made once. For the file and one HAProxy that is half of the time and memory, 75 MiB with a million nodes.
  */
-export function plansFromChanges(desired: NodeMap): (pending: Before) => Plan {
-  const plans = new Map<Before, Plan>();
+export function plansFromChanges(desired: NodeMap): (pending: Before) => Promise<Plan> {
+  const plans = new Map<Before, Promise<Plan>>();
   return (pending) => {
-    const plan = plans.get(pending) ?? planFromChanges(desired, pending);
+    const plan = plans.get(pending) ?? inPieces(planFromChanges(desired, pending));
     plans.set(pending, plan);
     return plan;
   };
@@ -98,10 +94,15 @@ const isUndecided = ({ source, confirmed }: Observation) => source === "inherite
  * The same without what would lose an entry. `capitals`: nodes whose key has capitals, which no command can name; an entry
  * beside it is what HAProxy finds for a name in small letters.
  */
-export function keepingOthers(plan: Plan, capitals: ReadonlySet<Certname>): Plan {
-  const isOther = ({ certname }: Change) => capitals.has(certname);
-  const set = plan.set.filter((change) => !isOther(change));
-  const add = [...plan.add, ...plan.set.filter(isOther).map(({ from: _, ...change }) => change)];
+export function* keepingOthers(plan: Plan, capitals: ReadonlySet<Certname>): Generator<void, Plan> {
+  const set: Change[] = [];
+  const add: Change[] = [];
+  yield* eachInPieces(plan.add, (change) => add.push(change));
+  yield* eachInPieces(plan.set, (change) => {
+    const { from: _, ...added } = change;
+    if (capitals.has(change.certname)) add.push(added);
+    else set.push(change);
+  });
   return settled({ ...plan, add, set, del: [], rebuild: false, keepsOthers: true });
 }
 
@@ -119,20 +120,20 @@ export const countOf = ({ add, set, del }: Plan): number => add.length + set.len
  * that node waits to be pushed (`pending`). They become observations; everything else that differs is drift
  * and is corrected. What is undecided waits as well, and is no news while it is as it was.
  */
-export function learnedRoutes(
+export function* learnedRoutes(
   desired: NodeMap,
   pending: Before,
   live: Contents,
   isServer: (master: Master) => boolean,
   now: number,
-): Observation[] {
+): Generator<void, Observation[]> {
   const learned: Observation[] = [];
-  for (const [certname, master] of live.routes) {
+  yield* eachInPieces(live.routes, ([certname, master]) => {
     const wanted = desired.get(certname);
     const isOld =
       wanted !== undefined && isUndecided(wanted) ? pending.get(certname) === master : pending.has(certname);
-    if (wanted?.master === master || isOld) continue;
+    if (wanted?.master === master || isOld) return;
     if (isMaster(master) && isServer(master)) learned.push({ certname, master, at: now, source: "learned" });
-  }
+  });
   return learned;
 }

@@ -95,7 +95,7 @@ const rulesOf = ({ masterAliases, puppetdb, backend, pools }: Config): string =>
 /** Who wants to know what a Sync does, as it does it. */
 export interface SyncWatcher {
   /** What changed in the map, each node with what it had before; told before anything else changes, and by then every target is to get it. */
-  changed?(changes: Before, fleet: Fleet): void;
+  changed?(changes: Before, fleet: Fleet): Generator<void>;
   /** The report of each pass, before those get it who asked for the pass. */
   passed?(report: SyncReport): void;
 }
@@ -331,7 +331,7 @@ export class Sync {
       const { verdict } = this.fleet;
       approvalUnmatched &&= !(verdict.kind === "allowed" && verdict.byApproval === approve);
     }
-    const submitted = this.#takeSubmitted();
+    const submitted = await this.#takeSubmitted();
     const masters = await this.#settleMasters(kind, stop);
     const journal = await this.#settle(stop, clock);
     for (const { done } of submitted) done();
@@ -341,13 +341,14 @@ export class Sync {
 
   /** Plans the same with a copy of the fleet, of which nothing stays: a dry run. */
   async #tryOut(reading: Reading | Failure | undefined) {
-    const fleet = new Fleet(this.fleet);
-    for (const { contents } of this.#targets) if (contents !== undefined) fleet.inherit(contents);
+    const fleet = await inPieces(Fleet.copy(this.fleet));
+    for (const { contents } of this.#targets)
+      if (contents !== undefined) await inPieces(fleet.inherit(contents));
     this.#keepOthers(fleet);
-    this.#learn(fleet);
+    await this.#learn(fleet);
     if (isReading(reading)) await this.#merge(fleet, reading);
     const changes = fleet.map.takeChanges();
-    for (const target of this.#targets) target.plan(fleet.map, changes);
+    for (const target of this.#targets) await inPieces(target.plan(fleet.map, changes));
     return { fleet, approvalUnmatched: false, masters: NO_MASTERS, journal: undefined };
   }
 
@@ -488,7 +489,7 @@ export class Sync {
       const tick = sleep(LOOK_AGAIN_MS, undefined, { signal: pause.signal }).catch(() => undefined);
       await Promise.race([done, submission, tick]).finally(() => pause.abort());
       if (fetched) break;
-      const submitted = this.#takeSubmitted();
+      const submitted = await this.#takeSubmitted();
       if (submitted.length === 0) await this.#lookAgain(stop);
       await this.#settle(stop);
       for (const { done } of submitted) done();
@@ -504,15 +505,15 @@ export class Sync {
   }
 
   /** Takes what was submitted into the fleet, and remembers what changed by that and by the reading before. */
-  #takeSubmitted() {
+  async #takeSubmitted() {
     const submitted = this.#submitted.splice(0);
     for (const { change } of submitted) change(this.fleet);
-    this.#remember((master) => this.#stateOf(master));
+    await this.#remember("with homes");
     return submitted;
   }
 
   /** What a target held before sasori first wrote to it, and until PuppetDB was read, is part of the map. */
-  #inherit(target: TrackedTarget): void {
+  async #inherit(target: TrackedTarget): Promise<void> {
     const { contents } = target;
     if (contents === undefined || (target.inherited && this.fleet.complete)) return;
     if (target === this.#file) this.#origin = contents.origin;
@@ -520,15 +521,15 @@ export class Sync {
       target !== this.#file && this.#origin === "nobody" && contents.routes.size > 0
         ? "others"
         : contents.origin;
-    this.fleet.inherit({ ...contents, ...(origin && { origin }) });
+    await inPieces(this.fleet.inherit({ ...contents, ...(origin && { origin }) }));
     target.inherited = true;
-    this.#remember();
+    await this.#remember();
   }
 
   /** Returns how late a submission was, see Fleet.merge. */
   #merge(fleet: Fleet, reading: Reading, approved?: string): Promise<number> {
     const guard = { limit: this.#parts.config.maxRemoved, approved, now: performance.now() };
-    return inPieces(fleet.mergeInPieces(reading, this.resolver(), guard, this.#watermark?.asOf ?? 0));
+    return inPieces(fleet.merge(reading, this.resolver(), guard, this.#watermark?.asOf ?? 0));
   }
 
   /** What somebody else has put into the map stays for as long as it waits for approval. */
@@ -537,20 +538,34 @@ export class Sync {
   }
 
   /** Routes that a HAProxy learned since it was last in sync become observations for all others. */
-  #learn(fleet: Fleet): void {
+  async #learn(fleet: Fleet): Promise<void> {
     const names = new Set(this.servers()?.map(({ name }) => name));
     // All are asked first: beside what one learned, the old route of another would look like news.
-    const learned = this.#instances.map((target) => target.learned(fleet.map, (name) => names.has(name)));
+    const learned: Observation[][] = [];
+    for (const target of this.#instances)
+      learned.push(await target.learned(fleet.map, (name) => names.has(name)));
     for (const [index, { report }] of this.#instances.entries())
       report.learned += (learned[index] ?? []).filter((route) => fleet.learn(route)).length;
   }
 
   /** Tells every target what changed in the fleet, and the fleet which nodes lost their home by it. */
-  #remember(stateOf?: (master: Master) => Server["state"]): void {
+  async #remember(homes?: "with homes"): Promise<void> {
     const changes = this.fleet.map.takeChanges();
-    for (const target of this.#targets) target.expect(changes, this.fleet.map);
-    if (stateOf !== undefined) this.fleet.noteMoves(changes, stateOf);
-    if (changes.size > 0) this.#watcher.changed?.(changes, this.fleet);
+    if (changes.size === 0) return;
+    for (const target of this.#targets) await inPieces(target.expect(changes, this.fleet.map));
+    if (homes !== undefined) await inPieces(this.fleet.noteMoves(changes, this.#states()));
+    const told = this.#watcher.changed?.(changes, this.fleet);
+    if (told !== undefined) await inPieces(told);
+  }
+
+  /** As they are now: asked once for each master, however many nodes it has. */
+  #states(): (master: Master) => Server["state"] {
+    const states = new Map<Master, Server["state"]>();
+    return (master) => {
+      const state = states.get(master) ?? this.#stateOf(master);
+      states.set(master, state);
+      return state;
+    };
   }
 
   /** As the HAProxy sees it that sees it best. With none to ask, nobody can say that it is down. */
@@ -589,10 +604,10 @@ export class Sync {
     if (this.fleet.complete && this.fleet.foreign === undefined) this.#parts.file.adopt();
     this.#keepOthers(this.fleet);
     await this.#each(TARGET_MS, stop, (target, signal) => target.readBeforeReplacing(desired, signal));
-    for (const target of this.#targets) this.#inherit(target);
+    for (const target of this.#targets) await this.#inherit(target);
     this.#keepOthers(this.fleet);
-    this.#learn(this.fleet);
-    this.#remember((master) => this.#stateOf(master));
+    await this.#learn(this.fleet);
+    await this.#remember("with homes");
     const journal = await this.#saveState(stop);
     clock?.begin("file");
     const planOf = plansFromChanges(desired);

@@ -12,6 +12,7 @@ import { RuntimeSession } from "../src/target/runtime-api.js";
 import { type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries, isFrom } from "./support/parts.js";
 import { patient } from "./support/patience.js";
+import { atOnce } from "./support/pieces.js";
 
 const signal = () => AbortSignal.timeout(patient(20_000));
 const servers = ["master1", "master2", "master3"].map((name, index) => ({ name, port: 18141 + index }));
@@ -38,7 +39,7 @@ const instanceOf = (haproxy: HaproxyServer) =>
 /** Reads, plans and applies, as a pass does. */
 async function bring(instance: HaproxyInstance, desired: NodeMap) {
   const contents = await instance.read(signal());
-  return instance.apply(planFromContents(desired, contents), desired, contents.fingerprint, signal());
+  return instance.apply(atOnce(planFromContents(desired, contents)), desired, contents.fingerprint, signal());
 }
 
 /**
@@ -172,7 +173,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
       expect(await haproxy.showMap()).toEqual(entries(desired));
       const after = await instance.read(signal());
       expect(after.fingerprint).toEqual(applied.fingerprint);
-      expect(planFromContents(desired, after).kind).toBe("unchanged");
+      expect(atOnce(planFromContents(desired, after)).kind).toBe("unchanged");
     }),
   );
 
@@ -256,7 +257,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
   async function swapUnderWay(haproxy: HaproxyServer, desired: NodeMap) {
     const instance = instanceOf(haproxy);
     const contents = await instance.read(signal());
-    const plan = { ...planFromContents(desired, contents), kind: "changes" as const, rebuild: true };
+    const plan = { ...atOnce(planFromContents(desired, contents)), kind: "changes" as const, rebuild: true };
     const cut = new AbortController();
     const push = instance.apply(plan, desired, contents.fingerprint, cut.signal);
     push.catch(() => undefined); // It is awaited later.
@@ -300,7 +301,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
       const instance = instanceOf(haproxy);
       const contents = await instance.read(signal());
       const desired = fleet(2_000, 1_998);
-      const plan = planFromContents(desired, contents);
+      const plan = atOnce(planFromContents(desired, contents));
       const learned = ["learned.example.com" as Certname, "master1" as Master] as const;
       await runtimeCommand(haproxy.socketPath, `add map ${haproxy.mapPath} ${learned.join(" ")}`);
       const apply = (insist: boolean) =>
@@ -316,7 +317,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
       const contents = await instance.read(signal());
       await runtimeCommand(haproxy.socketPath, `add map ${haproxy.mapPath} other.example.com master1`);
       const desired = fleet(3, 0);
-      const plan = planFromContents(desired, contents);
+      const plan = atOnce(planFromContents(desired, contents));
       const applied = await instance.apply(plan, desired, contents.fingerprint, signal());
       expect(applied.disturbed).toBe(true);
       expect((await haproxy.showMap()).get("node0.example.com")).toBe("master1");
@@ -329,7 +330,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
       await haproxy.reload();
       const desired = fleet(3, 0);
       const applied = await instance.apply(
-        planFromContents(desired, before),
+        atOnce(planFromContents(desired, before)),
         desired,
         before.fingerprint,
         signal(),

@@ -13,6 +13,7 @@ import { NodeList } from "../src/http/node-list.js";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
 import type { SyncReport } from "../src/sync-report.js";
 import type { TargetReport } from "../src/target/tracked-target.js";
+import { atOnce } from "./support/pieces.js";
 
 const node = (index: number) => `node${index}.example.com` as Certname;
 const AT = "2026-01-01T00:00:00.000Z";
@@ -42,7 +43,7 @@ describe("the history", () => {
   test("keeps the last moves and no more, whatever the size of a burst", () => {
     const map = new NodeMap();
     const history = new History();
-    history.takeChanges(new Map(), map, true, AT);
+    atOnce(history.takeChanges(new Map(), map, true, AT));
     let told = 0;
     history.watch({
       moves: (_moves, all) => {
@@ -57,7 +58,7 @@ describe("the history", () => {
     ] as const) {
       for (let index = first; index < first + count; index += 1)
         map.observe({ certname: node(index), master: "m1" as Master, at: 1, source: "facts" });
-      history.takeChanges(map.takeChanges(), map, true, AT);
+      atOnce(history.takeChanges(map.takeChanges(), map, true, AT));
     }
     expect(told).toBe(33_000);
     const met: string[] = [];
@@ -73,10 +74,10 @@ describe("the history", () => {
   test("does not tell a move that was taken back at once", () => {
     const map = new NodeMap();
     const history = new History();
-    history.takeChanges(new Map(), map, true, AT);
+    atOnce(history.takeChanges(new Map(), map, true, AT));
     map.observe({ certname: node(1), master: "m1" as Master, at: 1, source: "facts" });
     map.remove(node(1));
-    history.takeChanges(map.takeChanges(), map, true, AT);
+    atOnce(history.takeChanges(map.takeChanges(), map, true, AT));
     expect(history.moves({ limit: 10 }).moves).toEqual([]);
   });
 
@@ -88,13 +89,13 @@ describe("the history", () => {
     const told = (history: History) => history.moves({ limit: 10 }).moves.map(({ certname }) => certname);
     const empty = { map: new NodeMap(), history: new History() };
     empty.history.takePass({ ...REPORT, kind: "full" });
-    empty.history.takeChanges(observe(empty.map, 1, "facts"), empty.map, true, AT);
+    atOnce(empty.history.takeChanges(observe(empty.map, 1, "facts"), empty.map, true, AT));
     expect(told(empty.history)).toEqual([node(1)]);
 
     const quiet = { map: new NodeMap(), history: new History() };
-    quiet.history.takeChanges(observe(quiet.map, 1, "inherited", 0.5), quiet.map, false, AT);
+    atOnce(quiet.history.takeChanges(observe(quiet.map, 1, "inherited", 0.5), quiet.map, false, AT));
     quiet.history.takePass({ ...REPORT, kind: "full" });
-    quiet.history.takeChanges(observe(quiet.map, 2, "registration"), quiet.map, true, AT);
+    atOnce(quiet.history.takeChanges(observe(quiet.map, 2, "registration"), quiet.map, true, AT));
     expect(told(quiet.history)).toEqual([node(2)]);
   });
 
@@ -173,7 +174,7 @@ describe("the list of nodes", () => {
               if (master === null) map.remove(node(index));
               else map.observe({ certname: node(index), master, at, source: "facts" });
             }
-            list.takeChanges(map.takeChanges());
+            atOnce(list.takeChanges(map.takeChanges()));
             const all = [...map.assignments()];
             expect(await walk(list, limit)).toEqual(all.map(({ certname }) => certname).sort());
             const counts = new Map<Master, number>();
@@ -190,7 +191,7 @@ describe("the list of nodes", () => {
     const list = new NodeList(map);
     const observe = (certname: Certname, at = 1) =>
       map.observe({ certname, master: "m1" as Master, at, source: "facts" });
-    const tell = () => list.takeChanges(map.takeChanges());
+    const tell = () => atOnce(list.takeChanges(map.takeChanges()));
     for (let index = 0; index < 150_000; index += 1) observe(node((index * 7_919) % 150_000));
     tell();
     const first = list.page({ limit: 1 });

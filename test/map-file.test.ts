@@ -23,6 +23,7 @@ import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
 import { planFromChanges, planFromContents } from "../src/plan.js";
 import { MapFile, MapText } from "../src/target/map-file.js";
+import { atOnce } from "./support/pieces.js";
 import { freeze, opened } from "./support/slow-disk.js";
 
 vi.mock("node:fs/promises", async (original) =>
@@ -47,7 +48,7 @@ function fleet(routes: Record<string, string>): NodeMap {
 
 async function bring(file: MapFile, desired: NodeMap) {
   const contents = await file.read();
-  const plan = planFromContents(desired, contents);
+  const plan = atOnce(planFromContents(desired, contents));
   await file.apply(plan, desired, contents.fingerprint);
   return plan;
 }
@@ -105,7 +106,7 @@ describe("the map file", () => {
           if (master === null) desired.remove(known);
           else desired.observe({ certname: known, master: master as Master, at, source: "facts" });
         }
-        const plan = planFromChanges(desired, desired.takeChanges());
+        const plan = atOnce(planFromChanges(desired, desired.takeChanges()));
         ({ fingerprint } = await file.apply(plan, desired, fingerprint));
         const anew = Array.from((await MapText.of(desired)).chunks(""), String).join("");
         const [first = "", ...lines] = (await readFile(mapPath(), "utf8")).split("\n");
@@ -310,11 +311,12 @@ describe("the map file on a disk that refuses", () => {
       `import { readdirSync, readFileSync } from "node:fs";
        import { MapFile } from "${built("target/map-file")}";
        import { NodeMap } from "${built("node-map")}";
+       import { inPieces } from "${built("pieces")}";
        import { planFromContents } from "${built("plan")}";
        const file = new MapFile(process.argv[2] + "/node-master.map");
        const map = new NodeMap();
        for (let i = 0; i < 5000; i += 1) map.observe({ certname: "node" + i, master: "m1", at: 1, source: "facts" });
-       const failure = await file.read().then((now) => file.apply(planFromContents(map, now), map, now.fingerprint)).catch((error) => error);
+       const failure = await file.read().then(async (now) => file.apply(await inPieces(planFromContents(map, now)), map, now.fingerprint)).catch((error) => error);
        const left = readdirSync(process.argv[2]).filter((name) => name.endsWith(".tmp"));
        const text = readFileSync(process.argv[2] + "/node-master.map", "utf8");
        console.log(JSON.stringify({ code: failure.code, message: failure.message, left, text }));`,

@@ -2,8 +2,9 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { Guard, type GuardRules, type Losses } from "../src/guard.js";
 import { type Before, type Certname, type Master, NodeMap, type Source } from "../src/node-map.js";
-import { keepingOthers, learnedRoutes, planFromChanges, planFromContents } from "../src/plan.js";
+import { keepingOthers, learnedRoutes, type Plan, planFromChanges, planFromContents } from "../src/plan.js";
 import type { Contents } from "../src/target/target.js";
+import { atOnce } from "./support/pieces.js";
 
 type Routes = Record<string, string>;
 
@@ -64,11 +65,13 @@ describe("the plan of a target", () => {
       plan: { kind: "changes", rebuild: true, add: [], set: [], del: [] },
     },
   ])("$rule", ({ wanted, has, rebuild, plan }) => {
-    expect(planFromContents(desired(wanted as Routes), holds(has as Routes, rebuild))).toMatchObject(plan);
+    expect(atOnce(planFromContents(desired(wanted as Routes), holds(has as Routes, rebuild)))).toMatchObject(
+      plan,
+    );
   });
 
   test("never overrules a live route with one that was only inherited", () => {
-    const plan = planFromContents(desired({ a: "m1", b: "m1" }, "inherited"), holds({ a: "m2" }));
+    const plan = atOnce(planFromContents(desired({ a: "m1", b: "m1" }, "inherited"), holds({ a: "m2" })));
     expect(plan).toMatchObject({ add: [{ certname: "b", to: "m1" }], set: [], del: [] });
   });
 
@@ -77,7 +80,7 @@ describe("the plan of a target", () => {
   test("turns what a target has into what is desired, for any two maps", () => {
     fc.assert(
       fc.property(routes, routes, (wanted, has) => {
-        const plan = planFromContents(desired(wanted), holds(has));
+        const plan = atOnce(planFromContents(desired(wanted), holds(has)));
         const result = new Map<string, string>(Object.entries(has));
         if (plan.kind === "changes") {
           for (const { certname, to } of [...plan.add, ...plan.set]) result.set(certname, to ?? "");
@@ -96,14 +99,14 @@ describe("the plan of a target", () => {
         for (const [name, to] of Object.entries(after)) {
           map.observe({ certname: name as Certname, master: to as Master, at: 2, source: "report" });
         }
-        const sorted = (plan: ReturnType<typeof planFromChanges>) =>
+        const sorted = (plan: Plan) =>
           plan.kind === "unchanged"
             ? plan
             : [plan.add, plan.set, plan.del].map((list) =>
                 [...list].sort((a, b) => (a.certname < b.certname ? -1 : 1)),
               );
-        expect(sorted(planFromChanges(map, map.takeChanges()))).toEqual(
-          sorted(planFromContents(map, holds(before))),
+        expect(sorted(atOnce(planFromChanges(map, map.takeChanges())))).toEqual(
+          sorted(atOnce(planFromContents(map, holds(before)))),
         );
       }),
     );
@@ -139,7 +142,7 @@ describe("the guard", () => {
     let size = 10_000;
     const passes = Array.from({ length: 48 }, (_, hour) => {
       const gone = names(Math.floor(size * 0.09));
-      const { verdict, mayRemove } = guard.judge(losses({ gone }), size, { limit, now: hour * HOUR });
+      const { verdict, mayRemove } = atOnce(guard.judge(losses({ gone }), size, { limit, now: hour * HOUR }));
       if (mayRemove) size -= gone.length;
       return verdict.kind;
     });
@@ -150,7 +153,9 @@ describe("the guard", () => {
   test("lets a fleet of short-lived nodes come and go: what counts is how large the map was", () => {
     const guard = new Guard();
     for (let hour = 0; hour < 48; hour += 1) {
-      const { verdict } = guard.judge(losses({ gone: names(90) }), 1_000, { limit, now: hour * HOUR });
+      const { verdict } = atOnce(
+        guard.judge(losses({ gone: names(90) }), 1_000, { limit, now: hour * HOUR }),
+      );
       expect(verdict.kind).toBe("allowed");
     }
   });
@@ -158,7 +163,7 @@ describe("the guard", () => {
   test("compares with the smaller map after an approval, and with last month's no more", () => {
     const guard = new Guard();
     const ask = (gone: number, size: number, rules: Partial<GuardRules> = {}) =>
-      guard.judge(losses({ gone: names(gone) }), size, { limit, now: 0, ...rules }).verdict;
+      atOnce(guard.judge(losses({ gone: names(gone) }), size, { limit, now: 0, ...rules })).verdict;
     const held = ask(500, 1_000);
     if (held.kind !== "held") throw new Error("expected to be held");
     expect(ask(500, 1_000, { approved: held.id })).toEqual({ kind: "allowed", byApproval: held.id });
@@ -199,7 +204,7 @@ describe("the guard", () => {
       stepsBack: [{ certname: observation.certname, observation, at: 1_000, from: 5_000 }],
       newestAt: 5_000,
     });
-    const { verdict, mayRemove } = new Guard().judge(all, 100, { limit, now: 0 });
+    const { verdict, mayRemove } = atOnce(new Guard().judge(all, 100, { limit, now: 0 }));
     expect(mayRemove).toBe(true);
     expect(verdict).toMatchObject({
       reason:
@@ -216,12 +221,14 @@ describe("the guard", () => {
     ...some,
   });
   const judge = (some: Partial<Losses>, size: number, rules: Omit<GuardRules, "now">) =>
-    new Guard().judge(losses(some), size, { now: 0, ...rules }).verdict;
+    atOnce(new Guard().judge(losses(some), size, { now: 0, ...rules })).verdict;
 });
 
 test("a plan that keeps somebody else's entries loses none, and changes one whose key has capitals by one beside it", () => {
-  const plan = planFromContents(desired({ a: "m1", b: "m2" }), holds({ a: "m2", b: "m1", c: "x" }, true));
-  expect(keepingOthers(plan, new Set(["a" as Certname]))).toMatchObject({
+  const plan = atOnce(
+    planFromContents(desired({ a: "m1", b: "m2" }), holds({ a: "m2", b: "m1", c: "x" }, true)),
+  );
+  expect(atOnce(keepingOthers(plan, new Set(["a" as Certname])))).toMatchObject({
     kind: "changes",
     add: [{ certname: "a", to: "m1" }],
     set: [{ certname: "b", from: "m1", to: "m2" }],
@@ -234,7 +241,7 @@ test("a plan that keeps somebody else's entries loses none, and changes one whos
 describe("a value that sasori did not put there", () => {
   const isServer = (name: string) => name.startsWith("m");
   const learned = (wanted: Routes, pending: Before, live: Routes) =>
-    learnedRoutes(desired(wanted), pending, holds(live), isServer, 1000);
+    atOnce(learnedRoutes(desired(wanted), pending, holds(live), isServer, 1000));
 
   test("is a learned route, with the time at which it was seen", () => {
     expect(learned({ a: "m1" }, new Map(), { a: "m2" })).toEqual([

@@ -1008,7 +1008,15 @@ describe("a pass", () => {
     withFleetLab([{ bin }], async (lab) => {
       const routes = await checkIn(lab, 3);
       let isBroken = false;
-      const sync = await lab.newSync({}, { changed: () => (isBroken ? fail() : undefined) });
+      const sync = await lab.newSync(
+        {},
+        {
+          *changed() {
+            yield;
+            if (isBroken) fail();
+          },
+        },
+      );
       await sync.request({});
       isBroken = true;
       await expect(sync.submit(registration(name(0), "master3"))).rejects.toThrow("broken");

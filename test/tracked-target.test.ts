@@ -6,6 +6,7 @@ import { type Certname, type Master, NodeMap, type Source } from "../src/node-ma
 import { plansFromChanges } from "../src/plan.js";
 import type { Applied, Contents, Fingerprint, Sighting, Target } from "../src/target/target.js";
 import { TrackedTarget } from "../src/target/tracked-target.js";
+import { atOnce } from "./support/pieces.js";
 
 const { signal } = new AbortController();
 const MINUTE = 60_000;
@@ -64,7 +65,7 @@ class ScriptedHaproxy implements Target {
 
 /** One pass, without what it learns. */
 async function pass(target: TrackedTarget, desired: NodeMap, full = false) {
-  target.expect(desired.takeChanges(), desired);
+  atOnce(target.expect(desired.takeChanges(), desired));
   await target.look(full, signal);
   await target.readIfChanged(full, desired, signal);
   await target.readBeforeReplacing(desired, signal);
@@ -165,10 +166,10 @@ describe("a target", () => {
     const undecided = new Map([["a" as Certname, "m2" as Master]]);
     const planOf = plansFromChanges(desired);
     for (const target of [one, other]) {
-      target.expect(undecided, desired);
+      atOnce(target.expect(undecided, desired));
       await target.settle(desired, planOf, signal);
     }
-    one.expect(new Map([["b" as Certname, undefined]]), desired);
+    atOnce(one.expect(new Map([["b" as Certname, undefined]]), desired));
     expect([one.state.pending, other.state.pending]).toEqual([2, 1]);
   });
 });

@@ -28,7 +28,11 @@ function submissions(lag: (at: number) => number, minutes = 60): Stored[] {
 /** How long after it was stored each submission was seen, at worst (ms), and how many were read in the last pass. */
 function follow(stored: readonly Stored[], until: number) {
   const seen = new Set<Stored>(stored.filter(({ storedAt }) => storedAt <= START));
-  let mark: Watermark = advance(undefined, { asOf: START, submissions: new Map(), inactiveCount: 0 }, 0);
+  let mark: Watermark = advance(
+    undefined,
+    { kind: "full", asOf: START, submissions: new Map(), inactiveCount: 0 },
+    0,
+  );
   let [worst, read] = [0, 0];
   for (let now = START + STEP; now <= START + until; now += STEP) {
     const from = mark.asOf - mark.overlapMs;
@@ -40,7 +44,7 @@ function follow(stored: readonly Stored[], until: number) {
       worst = Math.max(worst, now - one.storedAt);
     }
     const byName = new Map(answer.map((one) => [one.certname, one]));
-    mark = advance(mark, { asOf: now, submissions: byName, inactiveCount: 0 }, lateMs);
+    mark = advance(mark, { kind: "changes", asOf: now, submissions: byName, inactiveCount: 0 }, lateMs);
     read = answer.length;
   }
   const missed = stored.filter((one) => one.storedAt <= START + until && !seen.has(one)).length;

@@ -4,6 +4,7 @@
 
 import type { Failure } from "../errors.js";
 import { type Before, type Certname, type NodeMap, remarksOf, type Source } from "../node-map.js";
+import { eachInPieces } from "../pieces.js";
 import { changedAnything, type SyncReport } from "../sync-report.js";
 import type { Move, Moves, MovesQuery, Pass } from "./api-shapes.js";
 
@@ -46,27 +47,29 @@ export class History {
    * Takes what changed in `map`, each node with what it had before; `complete` says that PuppetDB was read as a whole at
    * least once, `at` is the time in ISO 8601.
    */
-  takeChanges(changes: Before, map: Pick<NodeMap, "get">, complete: boolean, at: string): void {
+  *takeChanges(changes: Before, map: Pick<NodeMap, "get">, complete: boolean, at: string): Generator<void> {
     const filling = !this.#filled;
     this.#filled ||= complete;
     const moves: Move[] = [];
-    for (const [certname, from] of changes) {
-      if (from === undefined && filling && complete && !this.#found) continue; // A new fleet, maybe a million nodes.
+    const before = this.#lastId;
+    yield* eachInPieces(changes, ([certname, from]) => {
+      if (from === undefined && filling && complete && !this.#found) return; // A new fleet, maybe a million nodes.
       const now = map.get(certname);
-      if (now?.master === from) continue;
+      if (now?.master === from) return;
       if (from === undefined && now?.source === "inherited") this.#found = true;
       const isFirst = from === undefined && now !== undefined && this.#isFirst(now.source, filling);
-      if (isFirst) continue;
+      if (isFirst) return;
       const [to, source] = now === undefined ? [null, null] : [now.master, now.source];
       this.#lastId += 1;
       const remarks = now === undefined ? {} : remarksOf(now);
       moves.push({ id: this.#lastId, at, certname, from: from ?? null, to, source, ...remarks });
-    }
+      if (moves.length === 2 * MAX_MOVES) moves.splice(0, MAX_MOVES);
+    });
     if (moves.length === 0) return;
     const kept = moves.slice(-MAX_MOVES);
     this.#moves.push(...kept);
     if (this.#moves.length > 2 * MAX_MOVES) this.#moves = this.#moves.slice(-MAX_MOVES);
-    for (const watcher of this.#watchers) watcher.moves(kept, moves.length);
+    for (const watcher of this.#watchers) watcher.moves(kept, this.#lastId - before);
   }
 
   /** Whether a node that the map did not hold was there all along, or is one of a fleet that is read for the first time. */

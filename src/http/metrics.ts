@@ -182,7 +182,7 @@ export class Metrics {
     this.#refused.set(report.refused.count);
     this.#displaced.set(report.displaced);
     this.#held.set(report.held?.count ?? 0);
-    if (kind === "full") this.#oldest.set(oldestObservation(this.#parts.sync) / 1000);
+    if (kind === "full") this.#oldest.set(this.#parts.sync.fleet.oldestAt / 1000);
   }
 
   #failed(target: string, failure: Failure | undefined): void {
@@ -239,11 +239,4 @@ function boundedCounts(sync: Sync, { counts }: NodeList): Map<string, number> {
     bounded.set(label, (bounded.get(label) ?? 0) + count);
   }
   return bounded;
-}
-
-/** Milliseconds since the epoch. Looks at the whole fleet. */
-function oldestObservation({ fleet }: Sync): number {
-  let oldest = Number.POSITIVE_INFINITY;
-  for (const { at } of fleet.map.assignments()) if (at > 0 && at < oldest) oldest = at;
-  return Number.isFinite(oldest) ? oldest : 0;
 }

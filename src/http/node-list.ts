@@ -2,13 +2,12 @@
 // Promises: no request sorts the fleet, nothing is sorted before somebody asks, and no step takes so long that
 // HAProxy's questions have to wait. A walk from page to page meets every node once that is there all the while.
 
-import { setImmediate as breathe } from "node:timers/promises";
 import type { Assignment, Before, Certname, Master, NodeMap, Source } from "../node-map.js";
-import { inPieces, sortInPieces } from "../pieces.js";
+import { eachInPieces, inPieces, letOthersIn, sortInPieces } from "../pieces.js";
 import { lowerBound } from "../sorted.js";
 
-/** How many names are looked at in one go: a few milliseconds. */
-const STEP = 20_000;
+/** How many names are looked at before it is asked whether others wait. */
+const STEP = 1_000;
 
 /** More news than this since the last request: the order is made anew when somebody asks. */
 const MAX_NEWS = 100_000;
@@ -37,15 +36,15 @@ export class NodeList {
   }
 
   /** Must be told of all changes of the map, each before the next one happens. */
-  takeChanges(changes: Before): void {
-    const isAsked = this.#names !== undefined || this.#sorting !== undefined;
-    for (const [certname, from] of changes) {
+  *takeChanges(changes: Before): Generator<void> {
+    yield* eachInPieces(changes, ([certname, from]) => {
       const to = this.#map.get(certname)?.master;
-      if (from === to) continue;
+      if (from === to) return;
       this.#count(from, -1);
       this.#count(to, 1);
+      const isAsked = this.#names !== undefined || this.#sorting !== undefined;
       if (isAsked && (from === undefined || to === undefined)) this.#news.add(certname);
-    }
+    });
     if (this.#news.size <= MAX_NEWS || this.#sorting !== undefined) return;
     this.#names = undefined;
     this.#news.clear();
@@ -71,7 +70,7 @@ export class NodeList {
       const certname = names[index] as Certname;
       seen += 1;
       if (seen % STEP === 0) {
-        await breathe();
+        await letOthersIn();
         names = await this.#ordered(); // Others may have come and gone meanwhile.
         index = firstBehind(names, certname) - 1;
       }
@@ -89,23 +88,27 @@ export class NodeList {
   }
 
   async #ordered(): Promise<readonly Certname[]> {
-    while (this.#names === undefined) {
-      this.#sorting ??= this.#sort().finally(() => {
+    await this.#sorting; // It may have begun before the last news.
+    if (this.#names === undefined || this.#news.size > 0) {
+      this.#sorting ??= inPieces(this.#sort()).finally(() => {
         this.#sorting = undefined;
       });
       await this.#sorting;
     }
-    if (this.#news.size > 0) {
-      this.#names = merged(this.#names, [...this.#news].sort(), (name) => this.#map.get(name) !== undefined);
-      this.#news.clear();
-    }
-    return this.#names;
+    return this.#names ?? this.#ordered();
   }
 
   /** A million names take about a second in all. */
-  async #sort(): Promise<void> {
-    this.#news.clear();
-    this.#names = await inPieces(sortInPieces(this.#map.certnames(), (a, b) => (a < b ? -1 : 1)));
+  *#sort(): Generator<void> {
+    const [names, news] = [this.#names, this.#news];
+    this.#news = new Set();
+    const inOrder = (all: Iterable<Certname>) => sortInPieces(all, (a, b) => (a < b ? -1 : 1));
+    if (names === undefined) {
+      this.#names = yield* inOrder(this.#map.certnames());
+    } else {
+      const isThere = (name: Certname) => this.#map.get(name) !== undefined;
+      this.#names = yield* merged(names, yield* inOrder(news), isThere);
+    }
   }
 }
 
@@ -114,14 +117,15 @@ const firstBehind = (names: readonly string[], name: string): number =>
   lowerBound(names.length, (at) => (names[at] as string) > name);
 
 /** The list with those of the sorted `news` that are there, and without those that are not: copied in large pieces. */
-function merged<Name extends string>(
+function* merged<Name extends string>(
   names: readonly Name[],
   news: readonly Name[],
   isThere: (name: Name) => boolean,
-): Name[] {
+): Generator<void, Name[]> {
   const result: Name[] = [];
   let from = 0;
   for (const name of news) {
+    yield;
     const behind = firstBehind(names, name);
     let end = behind;
     while (end > from && names[end - 1] === name) end -= 1; // Twice, if it went and came back while we sorted.

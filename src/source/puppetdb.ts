@@ -10,6 +10,7 @@ import { z } from "zod";
 import type { Config } from "../config.js";
 import { quote, SasoriError } from "../errors.js";
 import type { Certname, NodeMap } from "../node-map.js";
+import { eachInPieces, inPieces, letOthersIn } from "../pieces.js";
 import { JsonRows } from "./json-rows.js";
 import { type Connection, Connector, checkAnswer, queryError, WRONG_URL } from "./puppetdb-connection.js";
 import { Gathering, type HasServer, type Names, type Reading, type Submission } from "./reading.js";
@@ -160,14 +161,14 @@ export class PuppetDb {
     ]);
     // In most fleets each node has facts or a report, and so has been told already: if as many were as there are, the
     // list of all, a third of all rows, is left out.
-    found.dropInactive();
-    const told = found.told();
+    await inPieces(found.dropInactive());
+    const told = await inPieces(found.told());
     const isComplete = told.size + found.refused.size === activeCount;
     const active = isComplete ? told : await this.#readActive(found, signal);
     await this.#readOlderReports(found, active, now, findsLatest, signal);
     this.#hasLoneNodes = !isComplete && (await this.#readLoneCatalogs(found, active, signal));
     await this.#lookAtPuppetdb(signal);
-    return found.reading(active);
+    return inPieces(found.reading(active));
   }
 
   #askFacts(ask: Ask, found: Gathering, where: Query): Promise<number>[] {
@@ -239,20 +240,20 @@ export class PuppetDb {
   ): Promise<void> {
     const few = active.size * FEW_LEFT;
     const silentFor = (ms: number) =>
-      Array.from(filter(active, (certname) => (found.submissions.get(certname)?.at ?? 0) <= now - ms));
+      inPieces(filter(active, (certname) => (found.submissions.get(certname)?.at ?? 0) <= now - ms));
     const read = (where: Query) =>
       this.#readTogether(found, signal, (ask) =>
         this.#askNewestReports(ask, found, ["and", where, ACTIVE], now),
       );
-    let silent = haveLatest ? [] : silentFor(RECENT_MS);
+    let silent = haveLatest ? [] : await silentFor(RECENT_MS);
     if (silent.length > few) {
       await read(["and", after(now - DAY_MS), ["not", after(now - RECENT_MS)]]);
-      silent = silentFor(DAY_MS);
+      silent = await silentFor(DAY_MS);
     }
     if (silent.length > few) await read(LATEST);
     // The latest report of a node may be of a producer without a server, or from a clock ahead: it hides the one that counts.
     const isHidden = (name: Certname) => found.unroutable.has(name) || found.ahead.has(name);
-    if (haveLatest) silent = [...filter(active, isHidden)];
+    if (haveLatest) silent = await inPieces(filter(active, isHidden));
     const names = silent.length > few ? silent.filter(isHidden) : silent;
     if (names.length > Math.max(few, NAMES_AT_ONCE)) return;
     for (let from = 0; from < names.length; from += NAMES_AT_ONCE) {
@@ -265,7 +266,8 @@ export class PuppetDb {
     const { submissions, unroutable, withoutProducer } = found;
     const isTold = (certname: Certname) =>
       submissions.has(certname) || unroutable.has(certname) || withoutProducer.has(certname);
-    if (filter(active, (certname) => !isTold(certname)).next().done === true) return false;
+    const untold = await inPieces(filter(active, (certname) => !isTold(certname)));
+    if (untold.length === 0) return false;
     await this.#readCatalogs(found, ["and", ACTIVE, NEITHER_FACTS_NOR_REPORT], signal);
     return true;
   }
@@ -314,11 +316,11 @@ export class PuppetDb {
     }
     if (performance.now() - this.#askedQueueAt > LOOK_EVERY_MS) await this.#lookAtPuppetdb(signal);
     // What two changes at once hide is found by the full read.
-    if (found.inactiveCount === inactiveBefore) return found.reading();
+    if (found.inactiveCount === inactiveBefore) return inPieces(found.reading());
     if (known !== undefined && known.size <= FEW_NAMES)
       await this.#readInactiveAmong(found, [...known.certnames()], signal);
     else await this.#readLatestInactive(found, since, signal);
-    return found.reading();
+    return inPieces(found.reading());
   }
 
   async #readInactiveAmong(found: Gathering, names: Certname[], signal: AbortSignal): Promise<void> {
@@ -376,8 +378,8 @@ export class PuppetDb {
       ...this.#askNewestReports(ask, found, nodes, Date.now()),
       ask("nodes", inactiveNodes(nodes), InactiveRow, (row) => found.takeInactive(row)),
     ]);
-    found.dropInactive();
-    const told = found.told();
+    await inPieces(found.dropInactive());
+    const told = await inPieces(found.told());
     const others = certnames.filter((certname) => !told.has(certname) && !found.inactive.has(certname));
     if (others.length > 0) await this.#readCatalogs(found, among(others), signal);
     return found.submissions;
@@ -475,7 +477,10 @@ export class PuppetDb {
           });
       await checkAnswer(url, response);
       const decoder = new TextDecoder("utf-8", { fatal: true });
-      for await (const chunk of response.body) rows.push(decoder.decode(chunk as Buffer, { stream: true }));
+      for await (const chunk of response.body) {
+        await letOthersIn(); // A fast PuppetDB leaves no gap: the next chunk is there already.
+        rows.push(decoder.decode(chunk as Buffer, { stream: true }));
+      }
       rows.push(decoder.decode());
       rows.end();
       // Jetty takes the date when the request arrives. Something in front of it may drop the header.
@@ -546,8 +551,12 @@ const certnameIn = (where: Query): Query => [
   ["from", "nodes", ["extract", "certname", where]],
 ];
 
-function* filter(names: Names, isWanted: (certname: Certname) => boolean): Generator<Certname> {
-  for (const certname of names) if (isWanted(certname)) yield certname;
+function* filter(names: Names, isWanted: (certname: Certname) => boolean): Generator<void, Certname[]> {
+  const wanted: Certname[] = [];
+  yield* eachInPieces(names, (certname) => {
+    if (isWanted(certname)) wanted.push(certname);
+  });
+  return wanted;
 }
 
 function unexpectedShape(url: string, batch: unknown[], error: z.ZodError): SasoriError {

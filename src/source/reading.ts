@@ -5,6 +5,7 @@
 // Pure: no I/O, no clock.
 
 import { type Certname, isCertname, LATEST_TIME } from "../node-map.js";
+import { eachInPieces } from "../pieces.js";
 
 /** Enough to see what is wrong; a flood of illegal names must not fill the memory. */
 export const MAX_REFUSED = 1_000;
@@ -94,6 +95,7 @@ export class Gathering {
   readonly refused = new Set<string>();
   readonly withoutProducer = new Set<Certname>();
   readonly #hasServer: HasServer;
+  #told: Names | undefined;
 
   constructor(kind: Reading["kind"], hasServer: HasServer) {
     this.kind = kind;
@@ -101,12 +103,14 @@ export class Gathering {
   }
 
   /** `active`: every active node, where it is known. What is no longer active has no submission then. */
-  reading(active?: Names): Reading {
+  *reading(active?: Names): Generator<void, Reading> {
     const { kind, asOf, submissions, ahead, inactive, inactiveCount, refused, withoutProducer } = this;
-    const unroutable = this.#newerUnroutable();
-    for (const map of [submissions, unroutable])
-      for (const certname of map.keys())
-        if (active !== undefined && !active.has(certname)) map.delete(certname);
+    const unroutable = yield* this.#newerUnroutable();
+    if (active !== undefined && active !== this.#told)
+      for (const map of [submissions, unroutable])
+        yield* eachInPieces(map.keys(), (certname) => {
+          if (!active.has(certname)) map.delete(certname);
+        });
     return {
       kind,
       asOf,
@@ -121,27 +125,30 @@ export class Gathering {
     };
   }
 
-  #newerUnroutable(): Map<Certname, Submission> {
-    for (const [certname, { at }] of this.unroutable)
+  *#newerUnroutable(): Generator<void, Map<Certname, Submission>> {
+    yield* eachInPieces(this.unroutable, ([certname, { at }]) => {
       if ((this.submissions.get(certname)?.at ?? 0) >= at) this.unroutable.delete(certname);
+    });
     return this.unroutable;
   }
 
   /** Who was deactivated between two answers is in the one and not in the other. */
-  dropInactive(): void {
-    for (const certname of this.inactive.keys()) {
+  *dropInactive(): Generator<void> {
+    yield* eachInPieces(this.inactive.keys(), (certname) => {
       this.submissions.delete(certname);
       this.unroutable.delete(certname);
       this.withoutProducer.delete(certname);
-    }
+    });
   }
 
   /** The nodes of which anything was told. Their names are not copied: there may be a million. */
-  told(): Names {
+  *told(): Generator<void, Names> {
     const { submissions, withoutProducer, unroutable } = this;
     const others = new Set(withoutProducer);
-    for (const certname of unroutable.keys()) if (!submissions.has(certname)) others.add(certname);
-    return {
+    yield* eachInPieces(unroutable.keys(), (certname) => {
+      if (!submissions.has(certname)) others.add(certname);
+    });
+    this.#told = {
       size: submissions.size + others.size,
       has: (certname) => submissions.has(certname) || others.has(certname),
       *[Symbol.iterator]() {
@@ -149,6 +156,7 @@ export class Gathering {
         yield* others;
       },
     };
+    return this.#told;
   }
 
   /** Hands over the name if it can be a map key. */

@@ -23,11 +23,18 @@ const DISORDER_MS = 2_000;
 /** `lateMs`: how long before `previous.asOf` a submission was received that is new in this reading, see Fleet.merge. */
 export function advance(
   previous: Watermark | undefined,
-  { asOf, submissions, inactiveCount }: Pick<Reading, "asOf" | "submissions" | "inactiveCount">,
+  {
+    kind,
+    asOf,
+    submissions,
+    inactiveCount,
+  }: Pick<Reading, "kind" | "asOf" | "submissions" | "inactiveCount">,
   lateMs: number,
 ): Watermark {
   let newestAt = previous?.newestAt ?? 0;
-  for (const { receivedAt } of submissions.values()) newestAt = Math.max(newestAt, receivedAt);
+  // A full reading does not say it.
+  for (const { receivedAt } of kind === "full" ? [] : submissions.values())
+    newestAt = Math.max(newestAt, receivedAt);
   // While the queue stands still nothing is stored, and all since the newest submission may still come. Otherwise it grows
   // and shrinks gradually: twice the worst lateness of this reading covers the next one.
   const silentMs = newestAt === 0 ? FIRST_OVERLAP_MS : asOf - newestAt + DISORDER_MS;

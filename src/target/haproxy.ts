@@ -9,6 +9,7 @@ import type { Endpoint } from "../config.js";
 import { Line } from "../deadline.js";
 import { quote, SasoriError } from "../errors.js";
 import { type Assignment, type Certname, isMaster, type Master, type NodeMap } from "../node-map.js";
+import { eachInPieces, inPieces } from "../pieces.js";
 import type { Plan } from "../plan.js";
 import { type Method, type Push, PushCost } from "./push-cost.js";
 import { Routes } from "./routes.js";
@@ -687,12 +688,13 @@ async function fillVersion(
   const { all: routes, lines: count } = await readMap(session, `@${version} #${map.id}`, pace, desired);
   let right = count === desired.size && routes.size === desired.size;
   let learned = false;
-  for (const assignment of desired.assignments()) {
+  const check = (assignment: Assignment) => {
     const master = routes.get(assignment.certname);
-    if (master === wanted(assignment)) continue;
+    if (master === wanted(assignment)) return;
     if (master !== undefined && names.has(master)) learned = true;
     else right = false;
-  }
+  };
+  await inPieces(eachInPieces(desired.assignments(), check));
   if (!right) throw notAsSent(version, count, desired.size);
   const began = performance.now();
   await session.run(`commit map @${version} #${map.id}`);

@@ -9,8 +9,8 @@ import { crc32 } from "node:zlib";
 import { Patience, Shared } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
 import { type Certname, isMaster, type Master, type NodeMap } from "../node-map.js";
-import { inPieces, sortInPieces } from "../pieces.js";
-import type { Plan } from "../plan.js";
+import { eachInPieces, inPieces, sortInPieces } from "../pieces.js";
+import { countOf, type Plan } from "../plan.js";
 import { lowerBound } from "../sorted.js";
 import { readWhole, UnusableFile } from "../whole-file.js";
 import { removeLeftovers, replaceFile } from "./atomic-file.js";
@@ -70,10 +70,12 @@ export class MapFile implements Target {
     const fingerprint = await this.#fingerprint();
     const found = new Routes(desired);
     const text = await this.#text();
-    for (const line of linesOf(text ?? "")) {
-      const entry = parseLine(line);
-      if (entry !== undefined) found.add(entry.key, entry.value);
-    }
+    await inPieces(
+      eachInPieces(linesOf(text ?? ""), (line) => {
+        const entry = parseLine(line);
+        if (entry !== undefined) found.add(entry.key, entry.value);
+      }),
+    );
     const { all: routes, capitals, strays } = found.end();
     const isOurs = text?.startsWith(HEADER) === true;
     const isEmpty = routes.size + strays.length === 0;
@@ -87,15 +89,20 @@ export class MapFile implements Target {
       capitals,
       strays,
       origin: isOurs ? "sasori" : isEmpty ? "nobody" : "others",
-      writtenUntil: this.#written === undefined ? this.#writtenUntil(text ?? "") : 0,
+      writtenUntil: this.#written === undefined ? await inPieces(this.#writtenUntil(text ?? "")) : 0,
     };
   }
 
-  #writtenUntil(text: string): number {
-    const [, until = "", sum] = TRAILER.exec(text.slice(-TRAILER_CHARACTERS)) ?? [];
-    if (sum === undefined) return 0;
-    const before = Buffer.from(text.slice(0, text.lastIndexOf("#")), "latin1");
-    return sumOf(crc32(before, this.#seed), until) === sum ? Date.parse(until) || 0 : 0;
+  *#writtenUntil(text: string): Generator<void, number> {
+    const [, until = "", found] = TRAILER.exec(text.slice(-TRAILER_CHARACTERS)) ?? [];
+    if (found === undefined) return 0;
+    let sum = this.#seed;
+    const end = text.lastIndexOf("#");
+    for (let from = 0; from < end; from += CHUNK_BYTES) {
+      sum = crc32(Buffer.from(text.slice(from, Math.min(from + CHUNK_BYTES, end)), "latin1"), sum);
+      yield;
+    }
+    return sumOf(sum, until) === found ? Date.parse(until) || 0 : 0;
   }
 
   async #text(): Promise<string | undefined> {
@@ -143,10 +150,9 @@ export class MapFile implements Target {
   async #replace(plan: Plan, desired: NodeMap, content: string): Promise<void> {
     const written = this.#written?.content === content ? this.#written.text : undefined;
     this.#written = undefined;
-    const changes = [...plan.add, ...plan.set, ...plan.del];
-    const isSmall = changes.length * 10 < desired.size;
-    const isUpdated = isSmall && written?.update(changes, desired) === true;
-    const next = isUpdated && written ? written : await MapText.of(desired);
+    const isSmall = countOf(plan) * 10 < desired.size;
+    const isUpdated = isSmall && written !== undefined && (await inPieces(written.update(plan, desired)));
+    const next = isUpdated ? written : await MapText.of(desired);
     await replaceFile(this.name, this.#chunks(next, desired));
     this.#written = { text: next, content: (await this.#fingerprint()).content };
   }
@@ -248,15 +254,16 @@ export class MapText {
   }
 
   /** Takes over how these nodes stand in the map now. False if the text must be made anew. */
-  update(changes: Iterable<{ certname: Certname }>, map: NodeMap): boolean {
+  *update({ add, set, del }: Pick<Plan, "add" | "set" | "del">, map: NodeMap): Generator<void, boolean> {
     let isCrowded = this.#pages.length === 0;
-    for (const { certname } of changes) {
-      const after = lowerBound(this.#pages.length, (at) => (this.#pages[at]?.from ?? "") > certname);
-      const page = this.#pages[Math.max(0, after - 1)];
-      if (page === undefined) break;
-      putLine(page, certname, map.get(certname)?.master);
-      isCrowded ||= page.length > MAX_PAGE_BYTES;
-    }
+    for (const changes of [add, set, del])
+      yield* eachInPieces(changes, ({ certname }) => {
+        const after = lowerBound(this.#pages.length, (at) => (this.#pages[at]?.from ?? "") > certname);
+        const page = this.#pages[Math.max(0, after - 1)];
+        if (page === undefined) return;
+        putLine(page, certname, map.get(certname)?.master);
+        isCrowded ||= page.length > MAX_PAGE_BYTES;
+      });
     return !isCrowded;
   }
 

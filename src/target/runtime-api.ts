@@ -9,6 +9,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { checkServerIdentity, connect as connectTls } from "node:tls";
 import type { Endpoint } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
+import { letOthersIn } from "../pieces.js";
 import { STRICT_TLS } from "../source/puppetdb-connection.js";
 import { isMountPoint } from "../whole-file.js";
 
@@ -93,7 +94,7 @@ export class RuntimeSession {
     socket.on("data", (text: string) => {
       this.#take(text);
       const [current] = this.#waiting;
-      if (current?.onLine !== undefined && current.pace !== "at once") this.#pauseReading();
+      if (current?.onLine !== undefined) this.#pauseReading(current.pace);
     });
     socket.on("timeout", () => this.#onSilence());
     socket.on("error", (error) =>
@@ -238,10 +239,11 @@ export class RuntimeSession {
     });
   }
 
-  /** Read as fast as it comes, the dump of 100,000 entries stops requests for 30 ms. */
-  #pauseReading(): void {
+  /** Read as fast as it comes, the dump of 100,000 entries stops requests for 30 ms, and whoever asks sasori. */
+  async #pauseReading(pace: Pace): Promise<void> {
     this.#socket.pause();
-    setTimeout(() => this.#socket.resume(), DUMP_PAUSE_MS);
+    await (pace === "gently" ? sleep(DUMP_PAUSE_MS) : letOthersIn());
+    this.#socket.resume();
   }
 
   #take(text: string): void {

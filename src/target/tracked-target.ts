@@ -11,7 +11,7 @@ import {
   NodeMap,
   type Observation,
 } from "../node-map.js";
-import { inPieces } from "../pieces.js";
+import { copyInPieces, eachInPieces, inPieces } from "../pieces.js";
 import {
   type Change,
   countOf,
@@ -20,7 +20,6 @@ import {
   type Plan,
   planFromChanges,
   planFromContents,
-  planInPieces,
 } from "../plan.js";
 import {
   type Contents,
@@ -212,11 +211,11 @@ export class TrackedTarget {
   readBeforeReplacing(desired: NodeMap, signal: AbortSignal): Promise<void> {
     const replaces = (changes: number) => this.target.replaces(changes, desired);
     // To count exactly takes as long as to plan; mostly it is plain without.
-    const willReplace = () =>
-      replaces(this.#pending.size) && replaces(countOf(planFromChanges(desired, this.#pending)));
-    const isKnown = this.contents !== undefined || (this.#left !== undefined && !willReplace());
-    if (isKnown) return Promise.resolve();
+    const willReplace = async () =>
+      replaces(this.#pending.size) &&
+      replaces(countOf(await inPieces(planFromChanges(desired, this.#pending))));
     return this.#attempt(async () => {
+      if (this.contents !== undefined || (this.#left !== undefined && !(await willReplace()))) return;
       await this.#read(desired, signal);
     });
   }
@@ -264,56 +263,62 @@ export class TrackedTarget {
   }
 
   /** Remembers what this target does not have yet: what it has already again need not be remembered. */
-  expect(changes: Before, desired: NodeMap): void {
+  *expect(changes: Before, desired: NodeMap): Generator<void> {
     if (changes.size === 0) return;
     if (this.#pending.size === 0) {
       this.#pending = changes;
       this.#pendingIsShared = true;
       return;
     }
-    if (this.#pendingIsShared) this.#pending = new Map(this.#pending);
+    if (this.#pendingIsShared) this.#pending = yield* copyInPieces(this.#pending);
     this.#pendingIsShared = false;
-    for (const [certname, master] of changes) {
+    yield* eachInPieces(changes, ([certname, master]) => {
       if (!this.#pending.has(certname)) this.#pending.set(certname, master);
       else if (this.#pending.get(certname) === desired.get(certname)?.master) this.#pending.delete(certname);
-    }
+    });
   }
 
   /**
    * What HAProxy learned since it was last in sync. Nobody knows when, only since when: an observation that
    * PuppetDB has made meanwhile is believed rather, and if that is wrong the route heals again.
    */
-  learned(desired: NodeMap, isServer: (master: Master) => boolean): Observation[] {
+  async learned(desired: NodeMap, isServer: (master: Master) => boolean): Promise<Observation[]> {
     const { contents } = this;
     if (contents === undefined || this.target.kind === "file") return [];
     if (contents.fingerprint.process !== this.#process) return [];
-    return learnedRoutes(desired, this.#pending, contents, isServer, this.#comparedAt);
+    return inPieces(learnedRoutes(desired, this.#pending, contents, isServer, this.#comparedAt));
   }
 
   /** Counts what would change if the fleet had changed by `changes`, and changes nothing. */
-  plan(desired: NodeMap, changes: Before): void {
-    const plan = this.#kept(
-      this.contents
-        ? planFromContents(desired, this.contents)
-        : planFromChanges(desired, new Map([...changes, ...this.#pending])),
-    );
-    if (plan.kind === "changes" && this.report.failure === undefined) this.#count(plan, "planned");
+  *plan(desired: NodeMap, changes: Before): Generator<void> {
+    const plan = this.contents
+      ? yield* planFromContents(desired, this.contents)
+      : yield* planFromChanges(desired, yield* this.#pendingWith(changes));
+    const kept = yield* this.#kept(plan);
+    if (kept.kind === "changes" && this.report.failure === undefined) this.#count(kept, "planned");
   }
 
-  #kept(plan: Plan): Plan {
-    return this.#keepsOthers ? keepingOthers(plan, this.#capitals) : plan;
+  *#pendingWith(changes: Before): Generator<void, Before> {
+    const all = yield* copyInPieces(changes);
+    yield* eachInPieces(this.#pending, ([certname, before]) => all.set(certname, before));
+    return all;
+  }
+
+  *#kept(plan: Plan): Generator<void, Plan> {
+    return this.#keepsOthers ? yield* keepingOthers(plan, this.#capitals) : plan;
   }
 
   /** Plans and applies until the target holds the desired map. `planOf` may be shared, see `plansFromChanges`. */
-  settle(desired: NodeMap, planOf: (pending: Before) => Plan, signal: AbortSignal): Promise<void> {
+  settle(desired: NodeMap, planOf: (pending: Before) => Promise<Plan>, signal: AbortSignal): Promise<void> {
     return this.#attempt(async () => {
       const { contents } = this;
       let seen = contents?.fingerprint ?? this.#left;
       if (seen === undefined) return;
-      let plan = this.#kept(
-        contents ? await inPieces(planInPieces(desired, contents)) : planOf(this.#pending),
-      );
-      if (contents !== undefined && plan.kind === "changes") this.#countDrift(plan, contents);
+      const found = contents
+        ? await inPieces(planFromContents(desired, contents))
+        : await planOf(this.#pending);
+      let plan = await inPieces(this.#kept(found));
+      if (contents !== undefined && plan.kind === "changes") await inPieces(this.#countDrift(plan, contents));
       // An HAProxy that finds nodes which its map does not hold adds them itself.
       if (this.report.drift > 0 || (this.#touched && this.report.learned === 0))
         this.report.changedByOthers = true;
@@ -330,8 +335,8 @@ export class TrackedTarget {
         const { process } = seen;
         const now = await this.#read(desired, signal);
         seen = now.fingerprint;
-        wanted = this.#withNews(desired);
-        plan = this.#kept(await inPieces(planInPieces(wanted, now)));
+        wanted = await this.#withNews(desired);
+        plan = await inPieces(this.#kept(await inPieces(planFromContents(wanted, now))));
         if (process === seen.process && countOf(plan) > unpushed) this.report.changedByOthers = true;
       }
       this.#inSync(seen, plan, wanted === desired);
@@ -346,11 +351,11 @@ export class TrackedTarget {
   }
 
   /** The desired map with what this HAProxy learned during the push, which it keeps for the next pass to learn. */
-  #withNews(desired: NodeMap): NodeMap {
+  async #withNews(desired: NodeMap): Promise<NodeMap> {
     const names = new Set(this.servers?.map(({ name }) => name));
-    const news = this.learned(desired, (name) => names.has(name));
+    const news = await this.learned(desired, (name) => names.has(name));
     if (news.length === 0) return desired;
-    const wanted = new NodeMap(desired);
+    const wanted = await inPieces(NodeMap.copy(desired));
     const taken = news.filter((route) => wanted.observe(route));
     return taken.length === 0 ? desired : wanted;
   }
@@ -378,10 +383,12 @@ export class TrackedTarget {
   }
 
   /** In the process that was left in sync, what differs and does not wait to be pushed was changed by somebody else. */
-  #countDrift({ add, set, del }: Plan, { fingerprint }: Contents): void {
+  *#countDrift({ add, set, del }: Plan, { fingerprint }: Contents): Generator<void> {
     if (fingerprint.process !== this.#process) return;
     for (const changes of [add, set, del])
-      for (const { certname } of changes) if (!this.#pending.has(certname)) this.report.drift += 1;
+      yield* eachInPieces(changes, ({ certname }) => {
+        if (!this.#pending.has(certname)) this.report.drift += 1;
+      });
   }
 
   #count(plan: Plan, outcome: "planned" | "applied", method?: string): void {
