@@ -56,7 +56,7 @@ export interface PassFacts {
   request: SyncRequest;
   kind: SyncReport["kind"];
   clock: Phases;
-  reading: Reading | Failure | undefined;
+  source: SyncReport["source"];
   fleet: Fleet;
   targets: readonly TrackedTarget[];
   learned: number;
@@ -66,10 +66,9 @@ export interface PassFacts {
 }
 
 export function makeReport(facts: PassFacts): SyncReport {
-  const { request, kind, clock, fleet, learned, masters, journal } = facts;
+  const { request, kind, clock, source, fleet, learned, masters, journal } = facts;
   const { verdict } = fleet;
   const targets = facts.targets.map(({ report }) => report);
-  const source = sourceReport(facts.reading);
   const failures = [source, ...targets, ...masters.changes].map(({ failure }) => failure);
   const failed = [...failures, ...masters.failures, journal].some((failure) => failure !== undefined);
   const [file] = targets;
@@ -115,7 +114,7 @@ export const changedAnything = ({
   approvalUnmatched === true ||
   targets.some(({ outcome }) => outcome === "applied");
 
-function sourceReport(reading: Reading | Failure | undefined): SyncReport["source"] {
+export function sourceReport(reading: Reading | Failure | undefined): SyncReport["source"] {
   if (reading === undefined) return { outcome: "not asked", submissions: 0 };
   if ("code" in reading) return { outcome: "failed", submissions: 0, failure: reading };
   return { outcome: "done", submissions: reading.submissions.size };

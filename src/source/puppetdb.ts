@@ -174,8 +174,8 @@ export class PuppetDb {
   #askFacts(ask: Ask, found: Gathering, where: Query): Promise<number>[] {
     if (!this.#counts.has("facts")) return [];
     return [
-      ask("factsets", producers(where, "timestamp"), FactsRow, ({ timestamp, ...row }) =>
-        found.take({ ...row, received: timestamp }, "facts"),
+      ask("factsets", producers(where, "timestamp"), FactsRow, (row) =>
+        found.take("facts", row, row.producer_timestamp, row.timestamp),
       ),
     ];
   }
@@ -188,8 +188,8 @@ export class PuppetDb {
     if (!this.#counts.has("reports")) return [];
     const [past, future] = [["not", after(now)], after(now)];
     return [
-      ask("reports", newestOf(["and", where, past]), NewestRow, ({ max, max_2: received, ...row }) =>
-        found.take({ ...row, producer_timestamp: max, received }, "report"),
+      ask("reports", newestOf(["and", where, past]), NewestRow, (row) =>
+        found.take("report", row, row.max, row.max_2),
       ),
       ...this.#askReports(ask, found, ["and", where, future]),
     ];
@@ -198,8 +198,8 @@ export class PuppetDb {
   #askReports(ask: Ask, found: Gathering, where: Query): Promise<number>[] {
     if (!this.#counts.has("reports")) return [];
     return [
-      ask("reports", producers(where, "receive_time"), ReportRow, ({ receive_time: received, ...row }) =>
-        found.take({ ...row, received }, "report"),
+      ask("reports", producers(where, "receive_time"), ReportRow, (row) =>
+        found.take("report", row, row.producer_timestamp, row.receive_time),
       ),
     ];
   }
@@ -239,8 +239,7 @@ export class PuppetDb {
     signal: AbortSignal,
   ): Promise<void> {
     const few = active.size * FEW_LEFT;
-    const silentFor = (ms: number) =>
-      inPieces(filter(active, (certname) => (found.submissions.get(certname)?.at ?? 0) <= now - ms));
+    const silentFor = (ms: number) => inPieces(found.silentSince(active, now - ms));
     const read = (where: Query) =>
       this.#readTogether(found, signal, (ask) =>
         this.#askNewestReports(ask, found, ["and", where, ACTIVE], now),
@@ -284,7 +283,7 @@ export class PuppetDb {
     await this.#readTogether(found, signal, (ask) => [
       ask("catalogs", producers(["and", IN_ANY_STATE, certnameIn(nodes)]), CatalogRow, (row) => {
         if (received.has(row.certname))
-          found.take({ ...row, received: received.get(row.certname) }, "catalog");
+          found.take("catalog", row, row.producer_timestamp, received.get(row.certname));
       }),
     ]);
   }

@@ -12,6 +12,9 @@ export const MAX_REFUSED = 1_000;
 /** Enough to know it by; Puppet's own names are shorter. */
 const MAX_NAME_CHARACTERS = 300;
 
+/** With `puppet apply` each node is one. */
+const MAX_PRODUCERS = 1_000;
+
 /** Clocks differ by seconds. A time that lies further ahead of its receipt is that of a wrong clock. */
 const AHEAD_MS = 5 * 60_000;
 
@@ -74,14 +77,14 @@ export interface Reading {
 /** Whether HAProxy has a server for this producer. */
 export type HasServer = (producer: string) => boolean;
 
-/** A row that names a producer. Times are ISO 8601. */
+/** A row that names a producer. */
 export interface ProducerRow {
   certname: string;
   producer: string | null;
-  producer_timestamp: string | null;
-  /** When PuppetDB received it; missing where that was not asked. */
-  received?: string | null | undefined;
 }
+
+/** ISO 8601; undefined where it was not asked. */
+type Time = string | null | undefined;
 
 /** A reading under way. */
 export class Gathering {
@@ -95,7 +98,10 @@ export class Gathering {
   readonly refused = new Set<string>();
   readonly withoutProducer = new Set<Certname>();
   readonly #hasServer: HasServer;
+  readonly #producers = new Map<string, string>();
   #told: Names | undefined;
+  /** Of these those without a submission. */
+  #others: ReadonlySet<Certname> = new Set();
 
   constructor(kind: Reading["kind"], hasServer: HasServer) {
     this.kind = kind;
@@ -148,6 +154,7 @@ export class Gathering {
     yield* eachInPieces(unroutable.keys(), (certname) => {
       if (!submissions.has(certname)) others.add(certname);
     });
+    this.#others = others;
     this.#told = {
       size: submissions.size + others.size,
       has: (certname) => submissions.has(certname) || others.has(certname),
@@ -159,17 +166,32 @@ export class Gathering {
     return this.#told;
   }
 
+  /** Those of the active nodes that have submitted nothing since (ms), as far as was told. */
+  *silentSince(active: Names, since: number): Generator<void, Certname[]> {
+    const silent: Certname[] = [];
+    const isTold = active === this.#told;
+    // Looking each name up takes four times as long as to go through what there is.
+    yield* eachInPieces(this.submissions.values(), ({ certname, at }) => {
+      if (at <= since && (isTold || active.has(certname))) silent.push(certname);
+    });
+    yield* eachInPieces(isTold ? this.#others : active, (certname) => {
+      if (!this.submissions.has(certname)) silent.push(certname);
+    });
+    return silent;
+  }
+
   /** Hands over the name if it can be a map key. */
   name(name: string, use: (certname: Certname) => void): void {
     if (isCertname(name)) use(name);
     else if (this.refused.size < MAX_REFUSED) this.refused.add(cut(name));
   }
 
-  take(row: ProducerRow, source: Submission["source"]): void {
+  /** `dated`: its `producer_timestamp`; `received`: when PuppetDB got it. */
+  take(source: Submission["source"], row: ProducerRow, dated: Time, received: Time): void {
     this.name(row.certname, (certname) => {
-      const { producer, producer_timestamp: dated, received } = row;
+      const { producer } = row;
       // Both have one form, so that their order is that of their texts.
-      const isAhead = dated !== null && received != null && received < dated;
+      const isAhead = dated != null && received != null && received < dated;
       const at = Date.parse((isAhead ? received : dated) ?? "");
       if (producer === null || !(at < LATEST_TIME)) {
         if (!this.submissions.has(certname) && !this.unroutable.has(certname))
@@ -182,7 +204,7 @@ export class Gathering {
       if (isWrong) this.ahead.set(certname, { producer: cut(producer), until });
       const submission = {
         certname,
-        producer: cut(producer),
+        producer: this.#sole(producer),
         at: isWrong ? at - DOUBT_MS : at,
         source,
         receivedAt: this.kind === "full" ? 0 : Date.parse(received ?? "") || 0,
@@ -190,6 +212,15 @@ export class Gathering {
       if (this.#hasServer(producer)) keepNewest(this.submissions, submission);
       else keepNewest(this.unroutable, submission);
     });
+  }
+
+  /** The same few producers again and again: one text of each is kept. */
+  #sole(producer: string): string {
+    const known = this.#producers.get(producer);
+    if (known !== undefined) return known;
+    const sole = cut(producer);
+    if (this.#producers.size < MAX_PRODUCERS) this.#producers.set(sole, sole);
+    return sole;
   }
 
   /** Takes the row of a node that is inactive. Names that cannot be map keys are of no interest here: no map has them. */
