@@ -266,12 +266,19 @@ describe.skipIf(kubectl === undefined)("a pod", NO_KUBECTL, () => {
         await move("node1.example.com", "master2");
         await pod.untilReady();
         const headers = { "x-node-name": "node1.example.com" };
-        const ask = () => fetch(`http://127.0.0.1:${pod.ports.gateway}/`, { headers });
-        expect((await ask()).headers.get("x-served-by")).toBe("master2");
+        const statuses = new Set<number>();
+        const servedBy = async () => {
+          const answer = await fetch(`http://127.0.0.1:${pod.ports.gateway}/`, { headers });
+          statuses.add(answer.status);
+          return answer.headers.get("x-served-by");
+        };
+        await expect.poll(servedBy).toBe("master2");
         await stopPuppetdb();
         await pod.endSasori();
         expect([await pod.probe("sasori", "livenessProbe"), await ready()]).toEqual([0, 200]);
-        expect((await ask()).headers.get("x-served-by")).toBe("master2");
+        await expect.poll(servedBy).toBe("master2");
+        // A master on a busy machine may be down for a moment (503), but the map was there from the first request on.
+        expect([...statuses].filter((status) => ![200, 503].includes(status))).toEqual([]);
       }),
   );
 });

@@ -33,6 +33,7 @@ import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
 import { withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
+import { patient } from "./support/patience.js";
 
 const bin = haproxyBinaries()[0]?.bin ?? "";
 const node = (index: number) => `node${index}.example.com`;
@@ -961,7 +962,7 @@ describe("who is connected", () => {
           socket.on("error", () => undefined);
           const ended = new Promise((resolve) => socket.once("close", resolve));
           socket.write(question(where).repeat(10_000));
-          expect(await worstWait(url, ended)).toBeLessThan(1_000);
+          expect(await worstWait(url, ended)).toBeLessThan(patient(1_000));
           expect(answers.match(/^HTTP\/1\.1 /gm)?.length ?? 0).toBeLessThanOrEqual(MAX_AHEAD);
         }),
       ),
@@ -986,26 +987,27 @@ describe("who is connected", () => {
       await checkIn(lab, 300);
       await withDaemon(lab, async ({ url, send }) => {
         const port = Number(new URL(url).port);
-        let closed = 0;
+        let givenWay = 0;
         const idle = ["", "GET /healthz HTTP/1.1\r\nhos", question("/api/v1/nodes?limit=1000").repeat(8)];
         const body =
           "PUT /api/v1/nodes/a HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n{";
         const sockets = Array.from({ length: MAX_CONNECTIONS + 200 }, (_, index) => {
           const socket = connect({ host: "127.0.0.1", port });
           socket.on("error", () => undefined);
+          // On a slow machine some are closed later by a time-out, which sends 408 before.
           socket.on("close", () => {
-            closed += 1;
+            if (socket.bytesRead === 0) givenWay += 1;
           });
           socket.write([...idle, body][index % 4] ?? "");
+          if (index % 4 !== 2) socket.resume(); // Those that do not read do not see that they are closed.
           return socket;
         });
         try {
-          // Those that do not read do not see it.
-          await expect.poll(() => closed).toBeGreaterThanOrEqual(150);
+          await expect.poll(() => givenWay).toBeGreaterThanOrEqual(150);
           expect((await fetch(`${url}/readyz`)).status).toBe(200);
           const registered = await send("PUT", `/api/v1/nodes/${node(0)}`, { master: "master3" });
           expect(registered.status).toBe(200);
-          expect(closed).toBeLessThan(300);
+          expect(givenWay).toBeLessThan(300);
         } finally {
           for (const socket of sockets) socket.destroy();
         }
@@ -1027,7 +1029,7 @@ describe("who is connected", () => {
         const began = performance.now();
         await new Promise((resolve) => socket.once("close", resolve));
         clearInterval(drip);
-        expect(performance.now() - began).toBeLessThan(13_000);
+        expect(performance.now() - began).toBeLessThan(patient(13_000));
         expect(answer).toMatch(/^HTTP\/1\.1 408 /);
       }),
     ));

@@ -4,7 +4,7 @@
  */
 import type { TestCase, TestModule } from "vitest/node";
 import { DefaultReporter } from "vitest/node";
-import { missingParts } from "./parts.js";
+import { isQuick, missingParts } from "./parts.js";
 
 declare module "vitest" {
   interface TaskMeta {
@@ -47,6 +47,7 @@ export default class SuiteReporter extends DefaultReporter {
     print("Not run", [
       ...missingParts().map((part) => `tests with ${part}: \`setup/parts.sh test\` has not fetched it`),
       ...files.flatMap(skipped),
+      ...(isQuick ? ["slow tests, and all with PuppetDB or an older HAProxy: npm test"] : []),
       ...(one ? [] : NEVER),
     ]);
   }
