@@ -6,6 +6,7 @@ import os from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { formatTable, Terminal } from "../demo/terminal.js";
+import { agree, registrations } from "./agree.js";
 import { fanin, fanout } from "./fanout.js";
 import { freshness } from "./freshness.js";
 import { healing } from "./healing.js";
@@ -48,6 +49,8 @@ const BENCHES: Record<string, Bench> = {
   stalls,
   fanout,
   fanin,
+  agree,
+  registrations,
   instead,
 };
 const RESULTS = fileURLToPath(new URL("../../bench/results/", import.meta.url));

@@ -17,7 +17,7 @@ import { removeLeftovers, replaceFile } from "./atomic-file.js";
 import { Routes } from "./routes.js";
 import type { Applied, Contents, Fingerprint, Sighting, Target } from "./target.js";
 
-const HEADER =
+export const HEADER =
   "# node (certname) and its Puppet master (HAProxy server). Written by sasori: edits are replaced.\n";
 
 /** Large enough to make few writes of a big map, small enough to cost no memory. */
