@@ -84,7 +84,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
       yield* history.takeChanges(changes, map, complete, new Date().toISOString());
     },
     passed(report) {
-      metrics.record(report);
+      metrics.record(report, parts.shared?.failure && toFailure(parts.shared.failure));
       logPass(log, report);
       watchdog.takePass(report);
       history.takePass(report);

@@ -1,6 +1,8 @@
 // Replicas that share a PostgreSQL agree, whatever is killed when. The real PostgreSQL, real HAProxys, real passes.
 
-import { readFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
 import { pino } from "pino";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { readConfig } from "../src/config.js";
@@ -9,7 +11,10 @@ import { runChecks } from "../src/doctor/check.js";
 import { stateDatabaseChecks } from "../src/doctor/checks-state.js";
 import type { Replicas, Status } from "../src/http/api-shapes.js";
 import type { Certname, Master } from "../src/node-map.js";
+import { Journal } from "../src/state/journal.js";
+import { SharedState } from "../src/state/shared-state.js";
 import type { Sync } from "../src/sync.js";
+import { makeTlsFiles } from "./support/certificates.js";
 import { freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
 import { haproxyBinaries } from "./support/parts.js";
@@ -279,6 +284,50 @@ describe("replicas that share a database", () => {
           .toBeUndefined();
       });
     }));
+});
+
+describe("TLS", () => {
+  test("is spoken with a PostgreSQL whose certificate is right, and with no other; no message has the password", async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), "sasori-tls-"));
+    try {
+      await makeTlsFiles(folder);
+      const at = (name: string) => path.join(folder, name);
+      for (const [name, ca, wrong] of [
+        ["server", "ca", undefined],
+        ["server", "other-ca", /self-signed|unable to verify|certificate/],
+        ["elsewhere", "ca", /does not match certificate's altnames|altnames/],
+      ] as const) {
+        const server = await startPostgres("sasori", [], { cert: at(`${name}.pem`), key: at(`${name}.key`) });
+        try {
+          await server.sql("postgres", "CREATE DATABASE sasori");
+          const url = `postgres://sasori@127.0.0.1:${server.port}/sasori`;
+          const env = {
+            SASORI_STATE_URL: url,
+            SASORI_STATE_PASSWORD_FILE: server.passwordFile,
+            SASORI_STATE_CA: at(`${ca}.pem`),
+          };
+          await withFleetLab([], async (lab) => {
+            const { stateDatabase, stateFile } = lab.config(env);
+            if (stateDatabase === undefined) throw new Error("there is a URL");
+            const state = new SharedState(new Journal(stateFile), stateDatabase);
+            await state.load();
+            const told = state.failure?.message;
+            if (wrong === undefined) expect(told).toBeUndefined();
+            else expect(told).toMatch(wrong);
+            expect(told ?? "").not.toContain(server.password);
+            const tls =
+              "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND application_name LIKE 'sasori %'";
+            expect(await server.sql("sasori", tls)).toBe(wrong === undefined ? "1" : "0");
+            await state.close();
+          });
+        } finally {
+          await server.stop();
+        }
+      }
+    } finally {
+      await rm(folder, { recursive: true, force: true });
+    }
+  });
 });
 
 describe("the doctor", () => {

@@ -266,4 +266,39 @@ describe("the configuration", () => {
     expect(problems({ ...REQUIRED, SASORI_API_TOKEN_FILE: token })).toEqual([]);
     await rm(folder, { recursive: true });
   });
+
+  test("takes a state database by URL: TLS beyond this host, no password in it, and no password in a message", () => {
+    const state = (url: string, more: Record<string, string> = {}) =>
+      readConfig({ ...REQUIRED, SASORI_STATE_URL: url, ...more }).stateDatabase;
+    expect(state("postgres://sasori@pg.example.com/state")).toMatchObject({
+      ...{ where: "postgres://sasori@pg.example.com:5432/state", host: "pg.example.com", port: 5432 },
+      ...{ user: "sasori", database: "state", tls: true },
+    });
+    expect(state("postgresql://sasori@[2001:db8::1]:5433/state")).toMatchObject({
+      ...{ host: "2001:db8::1", port: 5433, tls: true, where: "postgres://sasori@[2001:db8::1]:5433/state" },
+    });
+    expect(state("postgres://sasori@127.0.0.1/state")?.tls).toBe(false);
+    expect(state("postgres://sasori@127.0.0.1/state?sslmode=verify-full")?.tls).toBe(true);
+    expect(state("postgres://sasori@pg/state?sslmode=disable")?.tls).toBe(false);
+    expect(state("postgres://sasori@localhost/state?host=/run/postgresql")).toMatchObject({
+      host: "/run/postgresql",
+      tls: false,
+    });
+    for (const wrong of [
+      ...[
+        "http://pg/state",
+        "postgres://pg/state",
+        "postgres://sasori@pg",
+        "postgres://sasori@pg/state?sslmode=prefer",
+      ],
+      ...["postgres://sasori:hush@pg/state", "postgres://sasori@pg/state?password=x"],
+    ]) {
+      const [problem = ""] = problems({ ...REQUIRED, SASORI_STATE_URL: wrong });
+      expect(problem).toMatch(/^SASORI_STATE_URL is .*: expected /);
+      expect(problem).not.toContain("hush");
+    }
+    expect(problems({ ...REQUIRED, SASORI_STATE_CA: "/etc/hostname" })).toEqual([
+      "SASORI_STATE_CA needs SASORI_STATE_URL",
+    ]);
+  });
 });

@@ -159,7 +159,8 @@ export class Metrics {
     this.#hints.inc({ kind });
   }
 
-  record(report: SyncReport): void {
+  /** `database`: why replicas cannot agree, if they cannot. */
+  record(report: SyncReport, database?: Failure): void {
     this.#made = undefined;
     const { kind, outcome, source } = report;
     this.#passes.inc({ kind, outcome });
@@ -168,6 +169,7 @@ export class Metrics {
     if (source.outcome === "done") this.#lastGood.set(Date.parse(report.startedAt) / 1000);
     this.#failed("puppetdb", source.failure);
     this.#failed("journal", report.journal);
+    this.#failed("state database", database);
     for (const { haproxy, failure } of report.masters.changes) this.#failed(haproxy, failure);
     for (const failure of report.masters.failures) this.#failed("masters", failure);
     for (const { target, failure, drift, ...changed } of report.targets) {

@@ -1,6 +1,6 @@
 /** The real PostgreSQL, on loopback, for tests: with a data directory of its own, which outlives a kill. */
 import { randomBytes } from "node:crypto";
-import { chmod, chown, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { chmod, chown, copyFile, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Child, freePort, run } from "./child.js";
@@ -31,8 +31,12 @@ export interface PostgresServer extends PostgresAddress {
   stop(): Promise<void>;
 }
 
-/** `settings` as in postgresql.conf. */
-export async function startPostgres(user: string, settings: readonly string[] = []): Promise<PostgresServer> {
+/** `settings` as in postgresql.conf; `tls`: PEM files, it speaks TLS too. */
+export async function startPostgres(
+  user: string,
+  settings: readonly string[] = [],
+  tls?: { cert: string; key: string },
+): Promise<PostgresServer> {
   const bin = pathOf("postgres");
   const parent = await mkdtemp(join(tmpdir(), "sasori-postgres-"));
   const dir = join(parent, "postgres");
@@ -55,6 +59,14 @@ export async function startPostgres(user: string, settings: readonly string[] = 
     ...["fsync=off", "shared_buffers=128MB", "listen_addresses=127.0.0.1"],
     ...[`port=${address.port}`, `unix_socket_directories=${dir}`, ...settings],
   ];
+  for (const [name, file] of Object.entries(tls ?? {})) {
+    const own = join(dir, `${name}.pem`);
+    await copyFile(file, own);
+    await chmod(own, 0o600);
+    if (isRoot) await chown(own, NOBODY, NOBODY);
+    all.push(`ssl_${name}_file=${own}`);
+  }
+  if (tls !== undefined) all.push("ssl=on");
   let postgres: Child | undefined;
   const start = async () => {
     const args = ["-D", data, ...all.flatMap((setting) => ["-c", setting])];
