@@ -1,217 +1,128 @@
-// The one big line, the figures under it, and what is wrong with its remedies.
-// Promises: what is shown is never older than it looks: without a connection the headline says so.
+// The page's headline: what clients of HAProxy see now, in one line, and each trouble once.
+// Pure. Without a connection the headline says so: what is shown is never older than it looks.
 
-import type { Pass, Trouble } from "../http/api-shapes.js";
-import { type Child, h } from "./dom.js";
-import { icon, type Sign } from "./icons.js";
-import { nowOf, plotOf, type State } from "./state.js";
-import { age, clock, count, counted, name, prose, sentence } from "./words.js";
+import type { Status, Trouble } from "../http/api-shapes.js";
+import { domainOf, mastersOf, nowOf, type State } from "./state.js";
+import { clock, count, counted, minute, shortName } from "./words.js";
 
-type Tone = Extract<Sign, "good" | "bad" | "warn" | "busy" | "stale">;
+export type Tone = "good" | "bad" | "warn" | "busy" | "stale";
 
-interface Headline {
+export interface Headline {
   tone: Tone;
   title: string;
   detail: string;
 }
 
-export function headlineOf(state: State): Headline {
+/** A trouble as the page tells it: what clients see, then the cause and what to do. */
+export interface Told extends Headline {
+  trouble: Trouble;
+  /** Undefined where the detail is all that is known. */
+  cause: string | undefined;
+}
+
+const OLD_MAP =
+  "Requests are served from the map of that time. Nodes that move now are followed when it is back.";
+const OWN_MAP = "It serves the map that it has. Changes do not reach it until this is mended.";
+const OLD_FILE =
+  "Requests are served: every running HAProxy has the map. One that restarts now would load an old map file.";
+
+/** Titles, and what the trouble means for clients where its own words do not say that. */
+const WORDS: Record<string, [title: string, detail?: string]> = {
+  PUPPETDB_UNREACHABLE: ["PuppetDB unreachable", OLD_MAP],
+  PUPPETDB_TIMEOUT: ["PuppetDB does not answer", OLD_MAP],
+  PUPPETDB_TLS: ["No TLS connection to PuppetDB", OLD_MAP],
+  PUPPETDB_STATUS: ["PuppetDB answers with an error", OLD_MAP],
+  PUPPETDB_BODY: ["PuppetDB's answer cannot be used", OLD_MAP],
+  stalled: ["PuppetDB has not been read", OLD_MAP],
+  HAPROXY_UNREACHABLE: [
+    "HAProxy unreachable",
+    "If it is running, it serves the map that it has. Changes reach it when it is back.",
+  ],
+  HAPROXY_TIMEOUT: ["HAProxy does not answer", OWN_MAP],
+  HAPROXY_PERMISSION: ["HAProxy does not let sasori in", OWN_MAP],
+  HAPROXY_REPLY: ["HAProxy's answer cannot be used", OWN_MAP],
+  HAPROXY_MAP: ["HAProxy does not have the map", "Its clients are not routed by node."],
+  HAPROXY_BACKEND: ["HAProxy does not have the backend", "Its clients are not routed by node."],
+  HAPROXY_CHANGED: ["HAProxy is changed by others all the time", OWN_MAP],
+  HAPROXY_SERVER: ["A master could not be added to HAProxy"],
+  FILE_READ: ["The map file cannot be read", OLD_FILE],
+  FILE_WRITE: ["The map file cannot be written", OLD_FILE],
+  FILE_FULL: ["The map file's disk is full", OLD_FILE],
+  FILE_READ_ONLY: ["The map file is read-only", OLD_FILE],
+  FILE_MOUNTED: ["The map file cannot be replaced", OLD_FILE],
+  STATE_FILE: ["The state file cannot be used", "Requests are served. Registrations may be lost."],
+  STATE_DATABASE: [
+    "The replicas' database cannot be used",
+    "Requests are served. Each replica goes on from its own file, and they agree again when it is back.",
+  ],
+  replica: ["A replica says nothing"],
+  queue: ["PuppetDB is behind: its queue is long"],
+  clock: ["Clocks differ"],
+  displaced: ["Nodes are away from their home"],
+  refused: ["Names that cannot be in the map"],
+  flapping: ["Nodes whose facts and reports come from different masters"],
+  second_sasori: ["Another sasori writes the same files"],
+};
+
+/** Titles that name the master. */
+const OF_MASTER: Record<string, string> = {
+  down: "is down",
+  drained: "is drained",
+  weight: "gets requests of other masters' nodes",
+  clock_ahead: "has a clock that is ahead",
+};
+
+export function tell(trouble: Trouble, status: Status, domain: string, now: number): Told {
+  const { code, severity, where, what, since } = trouble;
+  const tone = severity === "critical" ? "bad" : "warn";
+  const held = code === "held" ? status.lastPass?.held : undefined;
+  if (held !== undefined) {
+    const title = held.count === 1 ? "One change waits" : `${count(held.count)} changes wait`;
+    const detail = "The nodes keep their routes until somebody approves.";
+    return { tone, title: `${title} for your approval`, detail, trouble, cause: held.reason };
+  }
+  const [words, detail] = WORDS[code] ?? [];
+  const place = shortName(where, domain);
+  const title =
+    titleOf(trouble, status) ??
+    words ??
+    (code in OF_MASTER ? `${place} ${OF_MASTER[code]}` : `${place}: ${code}`);
+  const from = since === undefined ? "" : ` since ${minute(since, now)}`;
+  const isSaid = code in OF_MASTER && what.startsWith(where);
+  const cause = what.replace(` (since ${since})`, "").slice(isSaid ? what.indexOf(": ") + 2 : 0);
+  if (detail === undefined) return { tone, title: title + from, detail: cause, trouble, cause: undefined };
+  const served = status.ready ? detail : "No map is being served yet.";
+  const named = where === "puppetdb" || cause.includes(where) ? cause : `${where}: ${cause}`;
+  return { tone, title: title + from, detail: served, trouble, cause: named };
+}
+
+/** Titles that say how many. */
+function titleOf({ code }: Trouble, { lastPass }: Status): string | undefined {
+  const { unroutable } = lastPass ?? {};
+  if (code !== "unroutable" || unroutable === undefined) return undefined;
+  return `HAProxy has no server for the puppetserver of ${counted(unroutable.nodes, "node")}`;
+}
+
+/** The headline, and every trouble; the headline's own is the first of them. */
+export function headlineOf(state: State): Headline & { told: Told[] } {
   const { status, link } = state;
+  const now = nowOf(state);
+  const domain = domainOf(mastersOf(state));
+  const told = status?.troubles.map((trouble) => tell(trouble, status, domain, now)) ?? [];
   if (link.kind === "lost") {
     const shown =
       status === undefined
         ? "It has not answered yet."
-        : `What you see is how things were at ${clock(new Date(state.heardAt).toISOString(), nowOf(state))}.`;
-    return {
-      tone: "stale",
-      title: "The connection to sasori is lost",
-      detail: `${shown} This page goes on trying.`,
-    };
+        : `What you see is how things were at ${clock(new Date(state.heardAt).toISOString(), now)}.`;
+    const detail = `${shown} This page keeps trying.`;
+    return { tone: "stale", title: "The connection to sasori is lost", detail, told };
   }
-  if (status === undefined) return { tone: "busy", title: "Looking", detail: "Waiting for sasori's answer." };
-  const things = status.troubles.length;
+  if (status === undefined)
+    return { tone: "busy", title: "Looking", detail: "Waiting for sasori's answer.", told };
+  const [worst] = told;
+  if (worst !== undefined) return { ...worst, told };
   const detail = status.summary;
-  switch (status.state) {
-    case "in sync":
-      return { tone: "good", title: "Everything is in sync", detail };
-    case "catching up":
-      return { tone: "busy", title: "Catching up", detail };
-    case "starting":
-      return { tone: "busy", title: "sasori is starting", detail };
-    case "attention":
-      return {
-        tone: "warn",
-        title: things === 1 ? "One thing waits for you" : `${count(things)} things wait for you`,
-        detail,
-      };
-    case "failing":
-      return { tone: "bad", title: failingTitle(status.troubles), detail };
-  }
-}
-
-function failingTitle(troubles: readonly Trouble[]): string {
-  const critical = troubles.filter(({ severity }) => severity === "critical").length;
-  return critical <= 1 ? "Something is broken" : `${count(critical)} things are broken`;
-}
-
-export function renderHeadline(state: State): Node[] {
-  const { tone, title, detail } = headlineOf(state);
-  return [
-    h(
-      "div",
-      { class: `headline ${tone}` },
-      h(
-        "div",
-        { class: "page" },
-        h("div", { class: "sign" }, icon(tone)),
-        h(
-          "div",
-          { role: "status", "aria-live": tone === "bad" ? "assertive" : "polite", "aria-atomic": "true" },
-          h("h1", {}, title),
-          h("p", {}, prose(detail, nowOf(state))),
-        ),
-      ),
-    ),
-    h("div", { class: "page" }, renderFigures(state)),
-  ];
-}
-
-function renderFigures(state: State): Child {
-  const { status } = state;
-  if (status === undefined) return undefined;
-  const now = nowOf(state);
-  const haproxys = status.targets.filter(({ kind }) => kind === "haproxy");
-  const inSync = haproxys.filter((target) => target.inSync).length;
-  const moves = plotOf(state.moves, now).all.reduce((sum, all) => sum + all, 0);
-  const figure = (label: string, value: Child, note?: Child) =>
-    h("div", {}, h("dt", {}, label), h("dd", {}, h("strong", {}, value), " ", h("small", {}, note)));
-  return h(
-    "dl",
-    { class: "figures" },
-    figure("Nodes", count(status.nodes)),
-    figure(
-      haproxys.length === 1 ? "HAProxy" : "HAProxys",
-      haproxys.length === 0 ? "none" : `${inSync} of ${haproxys.length}`,
-      haproxys.length > 0 && "in sync",
-    ),
-    figure("PuppetDB read", status.lastGoodPoll === null ? "never" : age(status.lastGoodPoll, now)),
-    figure("Moves", count(moves), "in the last hour"),
-  );
-}
-
-export function renderTroubles(state: State): Node[] {
-  const troubles = state.status?.troubles ?? [];
-  const held = state.status?.lastPass?.held;
-  const now = nowOf(state);
-  if (troubles.length === 0 && held === undefined) return [];
-  return [
-    h("h2", {}, "What is wrong, and what to do"),
-    h(
-      "ul",
-      { class: "troubles" },
-      troubles.map((trouble) =>
-        h(
-          "li",
-          { class: trouble.severity, "data-key": `${trouble.code} ${trouble.where} ${trouble.what}` },
-          h(
-            "p",
-            { class: "label" },
-            icon(trouble.severity === "critical" ? "bad" : "warn"),
-            trouble.severity === "critical" ? "Broken" : "Worth a look",
-          ),
-          h(
-            "div",
-            {},
-            h("p", {}, h("strong", {}, name(trouble.where)), " "),
-            h("p", {}, sentence(trouble.what, now)),
-          ),
-          h(
-            "div",
-            {},
-            h(
-              "p",
-              {},
-              h("span", { class: "unseen" }, "What to do: "),
-              icon("arrow"),
-              sentence(trouble.remedy, now),
-            ),
-            h("p", { class: "quiet" }, h("code", {}, trouble.code)),
-          ),
-        ),
-      ),
-    ),
-    ...(held === undefined ? [] : [renderHeld(state, held)]),
-  ];
-}
-
-function renderHeld(state: State, held: NonNullable<Pass["held"]>): Node {
-  return h(
-    "article",
-    { class: "held", "aria-labelledby": "held-title" },
-    h("h3", { id: "held-title" }, `${counted(held.count, "node")} would be removed`),
-    h(
-      "p",
-      {},
-      sentence(held.reason, nowOf(state)),
-      ". Until somebody approves, they keep their routes. If PuppetDB has lost them by mistake, restore it and do nothing here.",
-    ),
-    renderSamples(held),
-    h(
-      "p",
-      { class: "buttons" },
-      h(
-        "button",
-        { class: "danger", "data-do": "approve", "aria-disabled": state.busy ? "true" : undefined },
-        state.busy === "approve" ? "Removing …" : "Approve the removal …",
-      ),
-      h("span", { class: "quiet" }, "plan ", h("code", {}, held.id)),
-    ),
-  );
-}
-
-/** The first names of a long list, and how many more there are. */
-export function renderSamples({
-  count: all,
-  samples,
-}: {
-  count: number;
-  samples: readonly string[];
-}): Node[] {
-  const more = all - samples.length;
-  const list = h(
-    "ul",
-    { class: "samples" },
-    samples.map((sample) => h("li", {}, name(sample))),
-  );
-  return more > 0 ? [list, h("p", { class: "quiet" }, `and ${count(more)} more`)] : [list];
-}
-
-/** How the last thing that the reader did went. */
-export function renderNotice({ notice }: State): Node[] {
-  if (notice === undefined) return [];
-  return [
-    h(
-      "p",
-      { class: notice.good ? "good" : "bad" },
-      icon(notice.good ? "good" : "bad"),
-      h("span", {}, notice.text),
-      h("button", { type: "button", class: "plain", "data-do": "dismiss" }, "Dismiss"),
-    ),
-  ];
-}
-
-/** The line at the top: who this is, whether it is live, and "sync now". */
-export function renderTopBar(state: State): Node[] {
-  const { link, status } = state;
-  const words = { live: "live", connecting: "connecting", lost: "not connected" }[link.kind];
-  return [
-    h("a", { class: "brand", href: "#" }, "sasori"),
-    h("span", { class: "version quiet" }, status?.version),
-    h("span", { class: `link ${link.kind}` }, words),
-    h(
-      "button",
-      { class: "primary", "data-do": "sync", "aria-disabled": state.busy ? "true" : undefined },
-      state.busy === "sync" ? "Syncing …" : "Sync now",
-    ),
-  ];
+  if (status.state === "in sync") return { tone: "good", title: "Everything is in sync", detail, told };
+  if (status.state === "starting") return { tone: "busy", title: "sasori is starting", detail, told };
+  return { tone: "busy", title: "Catching up", detail, told };
 }

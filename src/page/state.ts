@@ -113,6 +113,30 @@ export function plotOf(log: MoveLog, now: number): { at: number[]; moved: number
   };
 }
 
+/** The last hour's moves in all. `isWhole`: none of them is forgotten. */
+export function hourOf(log: MoveLog, now: number): { total: number; moved: number; isWhole: boolean } {
+  const { all, moved } = plotOf(log, now);
+  const sum = (values: number[]) => values.reduce((total, value) => total + value, 0);
+  const isWhole = log.wholeSince <= now - (PLOT_MINUTES - 1) * MINUTE_MS;
+  return { total: sum(all), moved: sum(moved), isWhole };
+}
+
+/** The names of HAProxy's servers. */
+export function mastersOf({ status, masters }: State): string[] {
+  const told = status?.targets.flatMap(({ servers = [] }) => servers.map(({ name }) => name)) ?? [];
+  const listed = masters.value?.masters.filter(({ servers }) => servers.length > 0) ?? [];
+  const names = new Set([...listed.map(({ master }) => master), ...told]);
+  return [...names].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+}
+
+/** What all names have behind their first label, such as `.example.com`; empty where that is nothing. */
+export function domainOf(names: readonly string[]): string {
+  const [first = ""] = names;
+  const labels = first.split(".").slice(1);
+  const shared = labels.map((_, index) => `.${labels.slice(index).join(".")}`);
+  return (names.length > 1 && shared.find((end) => names.every((name) => name.endsWith(end)))) || "";
+}
+
 /** A pass that ended: quiet ones only tell that PuppetDB was read and how many nodes there are. */
 export function addPass(state: State, pass: Pass): void {
   const { status } = state;

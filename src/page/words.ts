@@ -1,13 +1,16 @@
 // Numbers, times and names as people read them. All pure; times are ISO 8601 and come out in the reader's zone.
 
-import type { Nodes } from "../http/api-shapes.js";
-import { h } from "./dom.js";
+import type { Node } from "../http/api-shapes.js";
 
 const NUMBER = new Intl.NumberFormat("en");
-const PERCENT = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 });
+const PERCENT = new Intl.NumberFormat("en", {
+  style: "percent",
+  minimumFractionDigits: 1,
+  maximumFractionDigits: 1,
+});
 const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
-const WHOLE = new Intl.DateTimeFormat("en-GB", { dateStyle: "full", timeStyle: "long" });
+export const WHOLE_TIME = new Intl.DateTimeFormat("en-GB", { dateStyle: "full", timeStyle: "long" });
 
 const MINUTE_MS = 60_000;
 const HOUR_MS = 60 * MINUTE_MS;
@@ -44,66 +47,35 @@ export function clock(at: string, now: number): string {
   return day === DAY.format(now) ? time : `${day}, ${time}`;
 }
 
-/** A time as an element that says the whole of it when pointed at. */
-export const moment = (at: string, text: string) =>
-  h("time", { datetime: at, title: WHOLE.format(new Date(at)) }, text);
+/** The same without the seconds. */
+export const minute = (at: string, now: number) => clock(at, now).slice(0, -3);
 
-/** A command with its options. A line may end between two words of it, not behind the hyphens of an option. */
-const command = (text: string) =>
-  h(
-    "code",
-    {},
-    text
-      .split(/(--\S+)/)
-      .map((part, index) => (index % 2 === 1 ? h("span", { class: "option" }, part) : part)),
-  );
+/** A master's name without the domain that all masters have. */
+export const shortName = (master: string, domain: string) =>
+  domain !== "" && master.endsWith(domain) ? master.slice(0, -domain.length) : master;
 
-const TIME_OR_COMMAND =
-  /(\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z|sasori [a-z]+(?: --[a-z-]+)+(?: [0-9a-f]{12})?)/;
-
-/** A text of sasori's, with the times in it as the reader's clock has them, and commands as what they are. */
-export const prose = (text: string, now: number) =>
-  h(
-    "bdi",
-    { class: "name" },
-    text.split(TIME_OR_COMMAND).map((part, index) => {
-      if (index % 2 === 0) return part;
-      return part.startsWith("sasori ") ? command(part) : moment(part, clock(part, now));
-    }),
-  );
-
-/** The same as a sentence of its own. What begins with an address or a path is left as it is. */
-export const sentence = (text: string, now: number) =>
-  prose(
-    text.replace(/^[a-z]+(?= )/, (word) => word.slice(0, 1).toUpperCase() + word.slice(1)),
-    now,
-  );
-
-/** A name that came from outside: its own direction of writing ends with it. */
-export const name = (text: string) => h("bdi", { class: "name" }, text);
-
-/** A node's name that opens its story. */
-export const nodeLink = (certname: string) =>
-  h("a", { class: "name", href: `#node=${encodeURIComponent(certname)}` }, h("bdi", {}, certname));
-
-type Source = Nodes["nodes"][number]["source"];
+type Source = Node["source"];
 
 /** Where a route comes from, in a few words. */
 export const SOURCE_WORDS: Record<Source, string> = {
-  facts: "PuppetDB, facts",
-  catalog: "PuppetDB, catalog",
-  report: "PuppetDB, report",
+  facts: "PuppetDB: facts",
+  catalog: "PuppetDB: catalog",
+  report: "PuppetDB: report",
   registration: "registered by hand",
   learned: "learned by HAProxy",
   inherited: "found at start",
 };
 
-/** Why a node goes where it goes, as the rest of "It goes to master1, because ...", and what is to be known of that. */
-export const SOURCE_REASONS: Record<Source, [why: string, note?: string]> = {
-  facts: ["that master sent its newest facts to PuppetDB"],
-  catalog: ["that master sent its newest catalog to PuppetDB"],
-  report: ["that master sent its newest report to PuppetDB"],
-  registration: ["somebody registered it there by hand", "PuppetDB's next, newer word replaces that."],
-  learned: ["it was wrong elsewhere and that master had it", "PuppetDB's next, newer word replaces that."],
-  inherited: ["the map said so when sasori started", "PuppetDB has not said otherwise."],
+/** Who registered it, and what for: ` by alice: “ticket 4711”`. */
+export const remarksOf = ({ by, reason }: Pick<Node, "by" | "reason">) =>
+  `${by === undefined ? "" : ` by ${by}`}${reason === undefined ? "" : `: “${reason}”`}`;
+
+/** Why a node goes where it goes, as the rest of "It goes to master1 because ...". */
+export const SOURCE_REASONS: Record<Source, string> = {
+  facts: "that master sent its latest facts to PuppetDB",
+  catalog: "that master sent its latest catalog to PuppetDB",
+  report: "that master sent its latest report to PuppetDB",
+  registration: "it was registered there by hand",
+  learned: "HAProxy found it there when another route was wrong",
+  inherited: "the map said so when sasori started, and PuppetDB has not said otherwise",
 };

@@ -1,0 +1,166 @@
+// What a person can do on the page: look for a node, start a pass, approve a held plan, register a node.
+// Promises: one change at a time; each says how it went; what is easily a mistake asks first.
+
+import type { HeldPlan, Story } from "../http/api-shapes.js";
+import { lacking } from "../http/lacking.js";
+import { Cancelled, change, messageOf, Refusal, read } from "./calls.js";
+import { askToken, confirm } from "./dialogs.js";
+import type { Feed } from "./feed.js";
+import { changesOf } from "./held-plan.js";
+import type { Notice, State } from "./state.js";
+import { Name } from "./ui.js";
+import { count, counted, duration } from "./words.js";
+
+/** Good news goes by itself; bad news waits to be read. */
+const NOTICE_MS = 10_000;
+
+interface PassAnswer {
+  outcome: "done" | "failed" | "held";
+  moved: number;
+  durationMs: number;
+  approvalUnmatched?: true;
+}
+
+export interface Registration {
+  certname: string;
+  master: string;
+  /** Empty where it was not given. */
+  by: string;
+  reason: string;
+}
+
+const PASS_WORDS = {
+  done: "Pass done",
+  failed: "Pass not completely done; see the troubles at the top",
+  held: "Pass done, except for what waits for approval",
+};
+
+const nodePath = (certname: string) => `nodes/${encodeURIComponent(certname)}`;
+
+/** What a change that is in force still lacks: targets that the next pass tells, or the state file. */
+function lacks(story: Story): string {
+  const untold = lacking(story);
+  const targets = ` ${counted(untold, "target")} could not be told yet; the next pass does it.`;
+  const file = story.unsaved ? ` But ${story.unsaved.message}.` : "";
+  return (untold > 0 ? targets : "") + file;
+}
+
+export type Actions = ReturnType<typeof actionsOn>;
+
+export function actionsOn(state: State, feed: Feed, changed: () => void) {
+  /** Does it, says how it went, and reads again what it may have changed. Resolves with whether it was done. */
+  async function perform(what: string, call: () => Promise<Notice>): Promise<boolean> {
+    if (state.busy !== undefined) return false;
+    state.busy = what;
+    state.notice = undefined;
+    changed();
+    try {
+      const notice = await call();
+      state.notice = notice;
+      if (notice.good)
+        window.setTimeout(() => {
+          if (state.notice === notice) dismiss();
+        }, NOTICE_MS);
+      return true;
+    } catch (error) {
+      state.notice = error instanceof Cancelled ? undefined : { good: false, text: messageOf(error) };
+      return false;
+    } finally {
+      state.busy = undefined;
+      changed();
+      feed.refresh();
+    }
+  }
+
+  function dismiss(): void {
+    state.notice = undefined;
+    changed();
+  }
+
+  const sync = (what: "sync" | "full" | "approve", body: { full?: boolean; approve?: string } = {}) =>
+    perform(what, async () => {
+      const report = await change<PassAnswer>("POST", "sync", body, askToken);
+      if (report.approvalUnmatched) {
+        const why = "the plan has changed since, or PuppetDB could not be read";
+        throw new Refusal(409, `Nothing was approved: ${why}. Read the plan that is shown now.`);
+      }
+      const moved = report.moved === 0 ? "nothing to change" : `${counted(report.moved, "node")} changed`;
+      const text = `${PASS_WORDS[report.outcome]}: ${moved}, ${duration(report.durationMs)}.`;
+      return { good: report.outcome !== "failed", text };
+    });
+
+  async function approve({ id, count: all, masters }: HeldPlan): Promise<void> {
+    const changes = counted(all, "change");
+    const sure = await confirm(`Approve ${changes}?`, `Approve ${count(all)}`, [
+      <p key="what">
+        This approves exactly these nodes, plan <code>{id}</code>. Requests for removed nodes are answered
+        with 404 afterwards.
+      </p>,
+      <ul key="masters">
+        {masters.map((one) => (
+          <li key={one.master}>
+            {one.master === null ? "entries of no node" : <Name>{one.master}</Name>}: {changesOf(one)}
+          </li>
+        ))}
+      </ul>,
+    ]);
+    if (sure) await sync("approve", { approve: id });
+  }
+
+  /** A name that nothing is known of is easily a typing error. */
+  async function isMeant({ certname, master }: Registration): Promise<boolean> {
+    const { value } = await read<Story>(nodePath(certname));
+    if (value.desired.master !== undefined || value.desired.unroutableProducer !== undefined) return true;
+    return confirm("PuppetDB does not know this node", "Register anyway", [
+      <p key="what">
+        <Name>{certname}</Name> has no route and no submission in PuppetDB. Is the name right? Requests for it
+        would go to <Name>{master}</Name> until you end the registration.
+      </p>,
+    ]);
+  }
+
+  const register = (wanted: Registration) =>
+    perform("register", async () => {
+      const { certname, master, by, reason } = wanted;
+      if (!(await isMeant(wanted))) throw new Cancelled();
+      const body = { master, ...(by !== "" && { by }), ...(reason !== "" && { reason }) };
+      const story = await change<Story>("PUT", nodePath(certname), body, askToken);
+      return { good: true, text: `${certname} now goes to ${master}.${lacks(story)}` };
+    });
+
+  const endRegistration = (certname: string) =>
+    perform("end", async () => {
+      const story = await change<Story>("DELETE", nodePath(certname), undefined, askToken);
+      const { master } = story.desired;
+      const now = master === undefined ? "it is no longer in the map" : `it goes to ${master}`;
+      return { good: true, text: `PuppetDB decides about ${certname} again: ${now}.${lacks(story)}` };
+    });
+
+  /** Another search, or none: the story that was open is no answer to it. */
+  async function search(text: string): Promise<void> {
+    leaveStory();
+    await feed.search(text);
+  }
+
+  /** Enter in the search: the node of that name, else the first one that was found. */
+  async function openFirst(text: string): Promise<void> {
+    await search(text);
+    const { nodes = [], unroutable = [] } = state.search.found.value ?? {};
+    const found = [...nodes, ...unroutable].map(({ certname }) => certname);
+    const certname = found.includes(text) ? text : found[0];
+    if (certname !== undefined) location.hash = `node=${encodeURIComponent(certname)}`;
+  }
+
+  function leaveStory(): void {
+    // Not by the hash, which would scroll to the top.
+    if (location.hash !== "") history.pushState(null, "", location.pathname);
+    void feed.open(undefined);
+  }
+
+  function close(): void {
+    leaveStory();
+    document.getElementById("search")?.focus();
+  }
+
+  return { sync, approve, register, endRegistration, dismiss, search, openFirst, close };
+}

@@ -1,0 +1,26 @@
+// Where the keyboard goes when the control that had it is gone.
+
+const CONTROLS = "a[href], button, input, select, summary";
+
+/**
+ * Draws, and where that removes the element that has the keyboard, gives it to a neighbour in the same section: to the
+ * next control that does the same (the next row's button), else to the next one, else to the one before, else to the
+ * search.
+ */
+export function keepFocus(draw: () => void): void {
+  const had = document.activeElement;
+  const place = had?.closest("section") ?? document;
+  const controls = [...place.querySelectorAll<HTMLElement>(CONTROLS)];
+  const at = controls.indexOf(had as HTMLElement);
+  draw();
+  if (had === null || had.isConnected) return;
+  const next = controls.slice(at + 1);
+  const alike = next.filter(
+    ({ dataset }) => at >= 0 && dataset.do && dataset.do === controls[at]?.dataset.do,
+  );
+  const search = document.getElementById("search");
+  for (const control of [...alike, ...next, ...controls.slice(0, at).reverse(), search]) {
+    control?.focus({ preventScroll: true }); // One that is gone or hidden does not take it.
+    if (document.activeElement === control) return;
+  }
+}

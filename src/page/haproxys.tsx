@@ -1,0 +1,64 @@
+// The map file and each HAProxy: in sync or not, which version, and the last push.
+
+import type { Instance } from "../http/api-shapes.js";
+import css from "./haproxys.module.css";
+import { usePage } from "./page.js";
+import { nowOf } from "./state.js";
+import { Card, Name, Problem, Quiet, StateWord, Time } from "./ui.js";
+import { age, count, counted, duration } from "./words.js";
+
+export function HaproxysCard() {
+  const { state } = usePage();
+  const { value, problem } = state.instances;
+  return (
+    <Card label="HAProxys and the map file">
+      {value === undefined ? (
+        <Quiet>{problem ?? "Waiting for the first answer."}</Quiet>
+      ) : (
+        <ul class={css.list}>
+          {[...value.instances, value.file].map((instance) => (
+            <Target key={instance.target} instance={instance} now={nowOf(state)} />
+          ))}
+        </ul>
+      )}
+      {value !== undefined && problem !== undefined && <Problem>{`not read again: ${problem}`}</Problem>}
+    </Card>
+  );
+}
+
+function Target({ instance, now }: { instance: Instance; now: number }) {
+  const { target, kind, inSync, pending, version, failure, lastPush, map } = instance;
+  const what = kind === "file" ? "map file" : `HAProxy ${version ?? ""}`.trim();
+  return (
+    <li>
+      <p class={css.line}>
+        <Name>{target}</Name>
+        {/* Behind without a failure is what a pass looks like from the middle of it: no reason for alarm. */}
+        {failure !== undefined ? (
+          <StateWord tone="bad">{failure.code}</StateWord>
+        ) : inSync ? (
+          <StateWord tone="good">in sync</StateWord>
+        ) : (
+          <StateWord tone="busy">{`catching up${pending > 0 ? `, ${counted(pending, "change")} to go` : ""}`}</StateWord>
+        )}
+      </p>
+      <p class={css.about}>{map === null ? what : `${what}, map ${map}`}</p>
+      <p class={css.about}>
+        {lastPush === null ? (
+          "nothing pushed yet"
+        ) : (
+          <>
+            {kind === "file" ? "written " : "last push "}
+            <Time at={lastPush.at}>{age(lastPush.at, now)}</Time>
+            {`: ${pushed(lastPush)}, ${lastPush.method === "file" ? "" : `${lastPush.method}, `}${duration(lastPush.durationMs)}`}
+          </>
+        )}
+      </p>
+    </li>
+  );
+}
+
+const pushed = ({ add, set, del }: { add: number; set: number; del: number }) =>
+  [add > 0 && `${count(add)} new`, set > 0 && `${count(set)} moved`, del > 0 && `${count(del)} removed`]
+    .filter(Boolean)
+    .join(", ") || "no change";

@@ -1,0 +1,117 @@
+// A held plan, whole, before somebody approves it: how many nodes each master would lose, and every name.
+
+import { useEffect, useState } from "preact/hooks";
+import type { HeldPlan as Plan, Status } from "../http/api-shapes.js";
+import { messageOf, read } from "./calls.js";
+import css from "./held-plan.module.css";
+import { usePage } from "./page.js";
+import { Master, Name, Problem, Prose, Quiet, Route } from "./ui.js";
+import { count, counted, percent } from "./words.js";
+
+/** Names that are read at once. */
+const PAGE = 200;
+
+export type Held = NonNullable<NonNullable<Status["lastPass"]>["held"]>;
+type PlanMaster = Plan["masters"][number];
+
+/** `removed`, `moved` or both, as `20 removed, 3 moved`. */
+export const changesOf = ({ removed, moved }: Pick<PlanMaster, "removed" | "moved">) =>
+  [removed > 0 && `${count(removed)} removed`, moved > 0 && `${count(moved)} moved`]
+    .filter(Boolean)
+    .join(", ");
+
+/** Has one life for one plan: its key is the plan's id. */
+export function HeldPlan({ held }: { held: Held }) {
+  const { state, actions } = usePage();
+  const [plan, setPlan] = useState<Plan>();
+  const [master, setMaster] = useState<string>();
+  const [problem, setProblem] = useState<string>();
+
+  async function readPage(before?: Plan): Promise<void> {
+    const query = new URLSearchParams({ limit: String(PAGE) });
+    if (before?.next) query.set("cursor", before.next);
+    if (master !== undefined) query.set("master", master);
+    try {
+      const { value } = await read<Plan>(`plan?${query}`);
+      if (value.id !== held.id) return; // The news of it is under way.
+      setPlan(before === undefined ? value : { ...value, changes: [...before.changes, ...value.changes] });
+      setProblem(undefined);
+    } catch (error) {
+      setProblem(messageOf(error));
+    }
+  }
+  useEffect(() => void readPage(), [master]);
+
+  const shown = plan?.changes.length ?? 0;
+  const of = plan?.masters.find((one) => one.master === master);
+  const wanted = of === undefined ? held.count : of.removed + of.moved;
+  return (
+    <article class={css.plan} aria-label="The plan that is held">
+      {plan !== undefined && (
+        <>
+          <ul class={css.masters} aria-label="Changes per master">
+            {plan.masters.map((one) => (
+              <li key={one.master}>
+                <button
+                  type="button"
+                  aria-pressed={master !== undefined && master === one.master}
+                  onClick={() => setMaster(master === one.master ? undefined : (one.master ?? undefined))}
+                >
+                  {one.master === null ? "entries of no node" : <Master>{one.master}</Master>}
+                  <span>
+                    {changesOf(one)}
+                    {shareOf(one, state.masters.value?.masters)}
+                  </span>
+                </button>
+              </li>
+            ))}
+          </ul>
+          {/* biome-ignore lint/a11y/noNoninteractiveTabindex: who has no mouse scrolls it with the keyboard */}
+          <section class={css.names} tabIndex={0} aria-label="Every name of the plan">
+            <ul>
+              {plan.changes.map(({ certname, from, to }) => (
+                <li key={certname}>
+                  <Name>{certname}</Name>
+                  <Route from={from} to={to} none="removed" />
+                </li>
+              ))}
+            </ul>
+          </section>
+        </>
+      )}
+      {problem !== undefined && <Problem>{problem}</Problem>}
+      <div class={css.row}>
+        <Quiet>{`${count(shown)} of ${count(wanted)} shown`}</Quiet>
+        {plan?.next && (
+          <button type="button" onClick={() => void readPage(plan)}>
+            {`Show ${count(Math.min(PAGE, wanted - shown))} more`}
+          </button>
+        )}
+        <a href="api/v1/plan.txt" download={`plan-${held.id}.txt`}>
+          Download all as text
+        </a>
+      </div>
+      <div class={css.row}>
+        <button
+          type="button"
+          data-kind="danger"
+          aria-disabled={state.busy !== undefined}
+          onClick={() => plan && void actions.approve(plan)}
+        >
+          {state.busy === "approve" ? "Approving …" : `Approve ${counted(held.count, "change")} …`}
+        </button>
+        <Quiet>
+          On the command line: <Prose now={0}>{`sasori sync --approve ${held.id}`}</Prose>
+        </Quiet>
+      </div>
+    </article>
+  );
+}
+
+function shareOf(
+  { master, removed, moved }: PlanMaster,
+  rows?: readonly { master: string; nodes: number }[],
+) {
+  const nodes = rows?.find((row) => row.master === master)?.nodes ?? 0;
+  return nodes === 0 ? "" : ` (${percent((removed + moved) / nodes)} of its nodes)`;
+}

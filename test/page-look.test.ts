@@ -1,0 +1,252 @@
+// How the page looks with the fleets that people have: names of 60 characters, 12 and 40 masters, 100,000 nodes, from a
+// phone to a wide screen, light and dark, and in trouble. Every view is kept as a screenshot, in the folder that
+// PAGE_SCREENSHOTS names; those of docs/ are made by `PAGE_SCREENSHOTS=docs npx vitest run test/page-look.test.ts`.
+
+import { mkdirSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import axe from "axe-core";
+import type { Browser, BrowserContextOptions, Page } from "playwright-core";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { findChromium, launchChromium, overflow, withPage } from "./support/browser.js";
+import { runtimeCommand } from "./support/haproxy-server.js";
+import { type FleetSite, withFleetSite } from "./support/page-site.js";
+import { patient } from "./support/patience.js";
+
+const FOLDER = process.env.PAGE_SCREENSHOTS ?? path.join(tmpdir(), "sasori-page");
+/** The pictures of the documentation. */
+const DOCS = ["page", "page-dark", "page-fqdn", "page-held", "page-puppetdb-down"];
+const LOST = /Failed to load resource|net::ERR_/;
+const DEADLINE_MS = patient(120_000);
+
+const chromium = findChromium();
+let browser: Browser;
+beforeAll(async () => {
+  mkdirSync(FOLDER, { recursive: true });
+  if (chromium !== undefined) browser = await launchChromium(chromium);
+});
+afterAll(() => browser?.close());
+
+const two = (index: number) => String(index).padStart(2, "0");
+/** As sites name them: 60 characters. */
+const longMaster = (index: number) =>
+  `puppetserver-${two(index + 1)}.eu-central-1.production.infrastructure.corp.example`;
+const longNode = (index: number) =>
+  `${["web", "db", "app", "cache", "build"][index % 5]}-${String(index).padStart(6, "0")}.frontend.eu-central-1.production.corp.example.com`;
+
+/** Masters of different sizes: the first has the most. */
+function* fleet(count: number, masters: readonly string[], nameOf: (index: number) => string) {
+  const weights = masters.map((_, index) => 1 / (index + 2));
+  const all = weights.reduce((sum, weight) => sum + weight, 0);
+  let index = 0;
+  for (const [at, master] of masters.entries()) {
+    const end = at === masters.length - 1 ? count : index + Math.round((count * (weights[at] ?? 0)) / all);
+    for (; index < end; index += 1) yield [nameOf(index), master] as const;
+  }
+}
+
+const says = (page: Page, text: string | RegExp) =>
+  page
+    .getByRole("heading", { level: 1 })
+    .filter({ hasText: text })
+    .waitFor({ timeout: patient(30_000) });
+
+/** Names that are squeezed: on more lines than they have parts, or in a column of a few pixels. */
+const SQUEEZED = `[...document.querySelectorAll("bdi")].filter((name) => {
+  const text = name.textContent, lines = new Set([...name.getClientRects()].map(({ top }) => Math.round(top))).size;
+  return text.length > 8 && text.length < 80 && name.offsetParent !== null && lines > 4;
+}).map(({ textContent }) => textContent)`;
+
+/** What is wider than the window, and does not scroll by itself. */
+const WIDE = `[...document.querySelectorAll("body *")]
+  .filter((element) => {
+    const { left, width } = element.getBoundingClientRect();
+    const inside = getComputedStyle(element).overflowX === "visible" ? element.scrollWidth : width;
+    return left + Math.max(width, inside) > document.documentElement.clientWidth + 1;
+  })
+  .map((element) => element.outerHTML.slice(0, 120))`;
+
+/** Keeps it, after it has shown that everything fits and that a machine finds nothing against its accessibility. */
+async function look(page: Page, name: string): Promise<void> {
+  await page.waitForTimeout(300); // The plot is drawn behind the rest.
+  expect({ name, overflow: await overflow(page), wide: await page.evaluate(WIDE) }).toEqual({
+    name,
+    overflow: 0,
+    wide: [],
+  });
+  const below = await page.evaluate(
+    "document.documentElement.scrollHeight - Math.max(innerHeight, document.getElementById('page').offsetHeight)",
+  );
+  expect({ name, below }).toEqual({ name, below: 0 });
+  expect({ name, squeezed: await page.evaluate(SQUEEZED) }).toEqual({ name, squeezed: [] });
+  await page.evaluate(axe.source);
+  const found = await page.evaluate<{
+    violations: { id: string; nodes: { html: string; failureSummary: string }[] }[];
+  }>("axe.run(document, { preload: false })");
+  const violations = found.violations.map(({ id, nodes }) => ({
+    id,
+    at: nodes.map((node) => node.html + node.failureSummary),
+  }));
+  expect({ name, violations }).toEqual({ name, violations: [] });
+  if (FOLDER !== "docs" || DOCS.includes(name))
+    await page.screenshot({ path: path.join(FOLDER, `${name}.png`), fullPage: true });
+}
+
+const wide = (options: BrowserContextOptions = {}) => ({
+  viewport: { width: 1440, height: 900 },
+  ...options,
+});
+const WIDTHS = [320, 768, 1024, 1440];
+
+async function someMoves({ puppetdb, url }: FleetSite, nodes: readonly string[], masters: readonly string[]) {
+  for (const [index, certname] of nodes.entries())
+    await puppetdb.storeReport({ certname, producer: masters[(index + 1) % masters.length] ?? "" });
+  const headers = { "content-type": "application/json" };
+  const body = JSON.stringify({ master: masters[1] });
+  await fetch(`${url}/api/v1/nodes/${nodes[0]}`, { method: "PUT", headers, body });
+}
+
+describe.skipIf(chromium === undefined)("the page looks right", { timeout: DEADLINE_MS }, () => {
+  test("with three masters, in sync, light and dark; a node's story; PuppetDB down; not connected", () => {
+    const masters = ["puppet1.example.com", "puppet2.example.com", "puppet3.example.com"];
+    const nameOf = (index: number) => `web${index}.example.com`;
+    return withFleetSite({ masters, nodes: fleet(1_200, masters, nameOf), haproxys: 2 }, async (site) => {
+      await someMoves(
+        site,
+        Array.from({ length: 14 }, (_, index) => nameOf(index * 80)),
+        masters,
+      );
+      for (const colorScheme of ["light", "dark"] as const)
+        await withPage(
+          browser,
+          async (page) => {
+            await page.goto(site.url);
+            await says(page, "Everything is in sync");
+            await page.getByRole("button", { name: `End the registration of ${nameOf(0)}` }).waitFor();
+            await look(page, colorScheme === "light" ? "page" : "page-dark");
+            await page.goto(`${site.url}/#node=${nameOf(80)}`);
+            await page.getByText(/Goes to/).waitFor();
+            await look(page, `page-story-${colorScheme}`);
+          },
+          wide({ colorScheme }),
+        );
+      await withPage(
+        browser,
+        async (page) => {
+          await page.goto(site.url);
+          await says(page, "Everything is in sync");
+          await site.stopPuppetdb();
+          await says(page, /^PuppetDB unreachable since \d\d:\d\d$/);
+          await look(page, "page-puppetdb-down");
+          await page.setViewportSize({ width: 320, height: 700 });
+          await look(page, "page-puppetdb-down-320");
+          await page.setViewportSize({ width: 1440, height: 900 });
+          await site.haproxys[1]?.kill();
+          await page.getByText("HAPROXY_UNREACHABLE").first().waitFor();
+          await look(page, "page-two-troubles");
+          await site.stopSasori();
+          await says(page, "The connection to sasori is lost");
+          await look(page, "page-not-connected");
+        },
+        { ...wide(), allowed: LOST },
+      );
+    });
+  });
+
+  test("with 12 masters and 100,000 nodes of 60 characters, from 320 to 1440 pixels", () => {
+    const masters = Array.from({ length: 12 }, (_, index) => longMaster(index));
+    const nodes = fleet(100_000, masters, longNode);
+    return withFleetSite({ masters, nodes, haproxys: 2 }, async (site) => {
+      await someMoves(
+        site,
+        Array.from({ length: 10 }, (_, index) => longNode(index * 7_919)),
+        masters,
+      );
+      await withPage(
+        browser,
+        async (page) => {
+          await page.goto(site.url);
+          await says(page, "Everything is in sync");
+          await page.getByRole("button", { name: `End the registration of ${longNode(0)}` }).waitFor();
+          for (const width of WIDTHS) {
+            await page.setViewportSize({ width, height: 900 });
+            await look(page, width === 1440 ? "page-fqdn" : `page-fqdn-${width}`);
+          }
+          await page.goto(`${site.url}/#node=${longNode(7_919)}`);
+          await page.getByText(/Goes to/).waitFor();
+          for (const width of [320, 1440]) {
+            await page.setViewportSize({ width, height: 900 });
+            await look(page, `page-fqdn-story-${width}`);
+          }
+        },
+        wide(),
+      );
+    });
+  });
+
+  test("with 40 masters, some of them down, drained, or without a server; nodes without a route", () => {
+    const masters = Array.from({ length: 40 }, (_, index) => longMaster(index));
+    const nodes = [...fleet(8_000, masters, longNode)];
+    const lost = Array.from(
+      { length: 60 },
+      (_, index) => [`lost-${index}.example.com`, "puppet9.dmz.example.com"] as const,
+    );
+    return withFleetSite({ masters, nodes: [...nodes, ...lost], haproxys: 1 }, async (site) => {
+      const socket = site.haproxys[0]?.socketPath ?? "";
+      await runtimeCommand(socket, `set server puppet/${masters[20]} state maint`);
+      await runtimeCommand(socket, `set server puppet/${masters[30]} state drain`);
+      await withPage(
+        browser,
+        async (page) => {
+          await page.goto(site.url);
+          await page.getByText("maint").first().waitFor();
+          await page.getByText("drained").first().waitFor();
+          await look(page, "page-40-masters");
+          await page.getByRole("button", { name: "Show all 40" }).click();
+          await look(page, "page-40-masters-all");
+          await page.setViewportSize({ width: 320, height: 900 });
+          await look(page, "page-40-masters-320");
+          await page.setViewportSize({ width: 1440, height: 900 });
+          await page.getByRole("searchbox").fill("lost-1");
+          await page.getByText("404: no route").first().waitFor();
+          await look(page, "page-search");
+          await page.getByRole("link", { name: "lost-1.example.com" }).click();
+          await page.getByRole("article").getByText("404: no route").waitFor();
+          await look(page, "page-no-route");
+        },
+        wide(),
+      );
+    });
+  });
+
+  test("with a held plan of 5,000 nodes", () => {
+    const masters = Array.from({ length: 12 }, (_, index) => longMaster(index));
+    const nodes = [...fleet(20_000, masters, longNode)];
+    return withFleetSite(
+      { masters, nodes, haproxys: 1, env: { SASORI_SCHEDULE: "0 0 1 1 *" } },
+      async (site) => {
+        const gone = nodes.filter((_, index) => index % 4 === 0);
+        for (const [certname] of gone) site.storage.submit("deactivate node", 3, { certname });
+        await withPage(
+          browser,
+          async (page) => {
+            await page.goto(site.url);
+            await says(page, "Everything is in sync");
+            await page.getByRole("button", { name: "Read everything" }).click();
+            await says(page, "5,000 changes wait for your approval");
+            await page.getByText("200 of 5,000 shown").waitFor();
+            await page.getByRole("button", { name: "Dismiss" }).click();
+            for (const width of [320, 1024, 1440]) {
+              await page.setViewportSize({ width, height: 900 });
+              await look(page, width === 1440 ? "page-held" : `page-held-${width}`);
+            }
+            await page.getByRole("button", { name: "Approve 5,000" }).click();
+            await page.getByRole("dialog").waitFor();
+            await look(page, "page-held-question");
+          },
+          wide(),
+        );
+      },
+    );
+  });
+});
