@@ -1,7 +1,13 @@
 // Masters that are pools: haproxy/pools.cfg on a real HAProxy, with sasori beside it. Producers are found by the servers of
 // the pools and by patterns, wrong routes heal from pool to pool, and a pool's state is what HAProxy does with it.
 
-import { readFileSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import type https from "node:https";
+import { connect } from "node:net";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
 import { pino } from "pino";
 import { describe, expect, test } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
@@ -11,6 +17,7 @@ import { styleFor } from "../src/cli/report-text.js";
 import { readConfig } from "../src/config.js";
 import { type Daemon, startDaemon } from "../src/daemon.js";
 import { diagnose } from "../src/doctor/doctor.js";
+import { makePuppetCa } from "./support/agents-gateway.js";
 import { freePort } from "./support/child.js";
 import { hold, shippedConfig, startMaster, type TestMaster } from "./support/gateway.js";
 import { type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
@@ -44,11 +51,13 @@ interface Lab {
   each(pool: Pool, command: string): Promise<void>;
 }
 
-const poolLines = (masters: readonly TestMaster[]) =>
+const poolLines = (masters: readonly TestMaster[], options = "") =>
   Object.entries(POOLS)
     .map(([pool, names]) => {
       const servers = masters.filter(({ name }) => names.includes(name));
-      const lines = servers.map(({ name, port }) => `  server ${name} 127.0.0.1:${port}\n`);
+      const lines = servers.map(
+        ({ name, port }) => `  server ${name} 127.0.0.1:${port} ${options.replace("NAME", name)}\n`,
+      );
       return `\nbackend ${pool}\n  use-server %[var(txn.server)] if { var(txn.server) -m found }\n${lines.join("")}`;
     })
     .join("");
@@ -58,13 +67,15 @@ interface Options {
   map?: readonly (readonly [string, Pool])[];
   variables?: Record<string, string>;
   sasori?: Record<string, string>;
+  /** The certificate of each server, which speaks TLS then. */
+  tls?: (name: string) => https.ServerOptions;
 }
 
 async function withPools(options: Options, use: (lab: Lab) => Promise<void>): Promise<void> {
   const masters = await Promise.all(
     Object.values(POOLS)
       .flat()
-      .map((name) => startMaster(name)),
+      .map((name) => startMaster(name, options.tls?.(name))),
   );
   const master = (name: string) => {
     const found = masters.find((one) => one.name === name);
@@ -99,7 +110,7 @@ async function withPools(options: Options, use: (lab: Lab) => Promise<void>): Pr
     shippedConfig("pools.cfg", at, {
       ...{ NODE_MASTER_MAP: at.mapPath, HAPROXY_SOCKET: at.socketPath, GATEWAY_PORT: at.ports.frontend },
       ...variables,
-    }) + poolLines(masters);
+    }) + poolLines(masters, options.tls && "verifyhost NAME");
   const started = { bin: options.bin, map: options.map ?? [], config: config as (at: object) => string };
   try {
     await withHaproxy(started, async (haproxy) => {
@@ -375,4 +386,107 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin }) => {
         expect(await Promise.all(held)).toMatchObject([{ status: 200 }, { status: 200 }]);
       },
     ));
+
+  test("asks the servers by TLS, and believes none whose certificate has another name", async () => {
+    const ca = await makePuppetCa();
+    const [first = "", second = ""] = POOLS.fra;
+    const issue = (name: string) => ca.issue(`/CN=${name}`, { extension: `subjectAltName=DNS:${name}` });
+    try {
+      const [own, client] = [await issue(first), await issue("gateway.example.com")];
+      // The second one of the pool, and all of the other, show the first one's.
+      const tls = () => ({
+        ca: readFileSync(ca.caBundle),
+        cert: readFileSync(own.cert),
+        key: readFileSync(own.key),
+        rejectUnauthorized: true,
+      });
+      const variables = { MASTERS_CA: ca.caBundle, MASTERS_CERT: client.both };
+      await withPools({ bin, map: [[NODE, "fra"]], variables, tls }, async ({ ask, master, haproxy }) => {
+        for (let index = 0; index < 4; index += 1)
+          expect(await ask(NODE)).toMatchObject({ status: 200, route: "mapped", by: `fra/${first}` });
+        expect(master(first).client).toEqual({ name: "gateway.example.com", sni: false });
+        expect(master(second).requests).toBe(0);
+        await expect.poll(haproxy.output, { timeout: 10_000 }).toMatch(`fra/${second} is DOWN`);
+        expect(haproxy.output()).not.toContain(`fra/${first} is DOWN`);
+      });
+    } finally {
+      await ca.remove();
+    }
+  });
+
+  test("says 503, and not 404, for a body too large to be sent again when no server could be reached", () =>
+    withPools({ bin, map: [[NODE, "fra"]] }, async ({ ask, master }) => {
+      for (const name of POOLS.fra) await master(name).stop();
+      const large = await ask(NODE, { method: "POST", body: "x".repeat(100_000) });
+      expect(large).toMatchObject({ status: 503, body: expect.stringContaining("no_master") });
+    }));
+
+  test("serves from the queue of a pool by classes", async () => {
+    const folder = mkdtempSync(path.join(tmpdir(), "sasori-pools-"));
+    const file = path.join(folder, "priority.map");
+    writeFileSync(file, "node4.example.com -100\n");
+    const map = [1, 2, 3, 4].map((index) => [`node${index}.example.com`, "fra"] as const);
+    try {
+      await withPools({ bin, map, variables: { PRIORITY_MAP: file } }, async ({ ask, each, master, get }) => {
+        await each("fra", "set maxconn server SERVER 1");
+        const releases = POOLS.fra.map((name) => hold(master(name)));
+        const asked = [ask("node1.example.com"), ask("node2.example.com")];
+        await expect.poll(() => POOLS.fra.map((name) => master(name).requests)).toEqual([1, 1]);
+        for (const [index, name] of ["node3.example.com", "node4.example.com"].entries()) {
+          asked.push(ask(name));
+          const queued = { masters: [{ master: "fra", servers: [{ queue: index + 1, sessions: 2 }] }, {}] };
+          await expect.poll(() => get("/api/v1/masters")).toMatchObject(queued);
+        }
+        releases[0]?.();
+        const [first = ""] = POOLS.fra;
+        await expect
+          .poll(() => master(first).nodesAsked.slice(1))
+          .toEqual(["node4.example.com", "node3.example.com"]);
+        releases[1]?.();
+        await Promise.all(asked);
+      });
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
+
+  test("passes on a WebSocket, and lets no other protocol through", () =>
+    withPools({ bin, map: [[NODE, "fra"]] }, async ({ haproxy }) => {
+      const talk = (protocol: string) =>
+        new Promise<string>((resolve, reject) => {
+          let seen = "";
+          const client = connect(haproxy.ports.frontend, "127.0.0.1", () => client.write(text));
+          const key = "Sec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==\r\nSec-WebSocket-Version: 13";
+          const text = `GET / HTTP/1.1\r\nHost: g\r\nX-Node-Name: ${NODE}\r\nConnection: Upgrade\r\nUpgrade: ${protocol}\r\n${key}\r\n\r\n`;
+          client.on("data", (chunk) => {
+            seen += String(chunk);
+            if (/^HTTP\/1\.1 101 .*\r\n\r\n$/s.test(seen)) client.write("are you there");
+            else if (seen.includes("are you there") || !seen.startsWith("HTTP/1.1 101")) client.destroy();
+          });
+          client.on("close", () => resolve(seen));
+          client.on("error", reject);
+        });
+      expect(await talk("websocket")).toMatch(/^HTTP\/1\.1 101 .*are you there$/s);
+      expect(await talk("h2c")).toMatch(/^HTTP\/1\.1 200 /);
+    }));
+
+  test("does not start without the pools' names, and haproxy.cfg not with them", () => {
+    const env = {
+      NODE_MASTER_MAP: "/dev/null",
+      HAPROXY_SOCKET: "/tmp/none.sock",
+      STATS_USER: "a",
+      STATS_PASSWORD: "b",
+    };
+    const check = (file: string, more: Record<string, string>) =>
+      spawnSync(bin, ["-c", "-f", fileURLToPath(new URL(`../haproxy/${file}`, import.meta.url))], {
+        encoding: "utf8",
+        env: { ...env, ...more },
+      });
+    expect(check("pools.cfg", { POOLS: "fra" })).toMatchObject({
+      status: 0,
+      stderr: expect.not.stringMatching(/WARNING|ALERT/),
+    });
+    expect(check("pools.cfg", {}).stderr).toMatch(/POOLS is not set/);
+    expect(check("haproxy.cfg", { MASTER1: "127.0.0.1:1", POOLS: "fra" }).stderr).toMatch(/use pools\.cfg/);
+  });
 });
