@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // The command line. It asks the running daemon where there is one and does the work itself elsewhere, and it
 // prints what a SyncReport, a Lookup or a Status says: for people, or with --json for machines.
-// Exit codes: 0 done, 1 failed, 2 bad configuration or usage, 3 held by the guard.
+// Exit codes: src/cli/exit-codes.ts.
 //
 // Only what every command needs is loaded at once; each command loads the rest by import(). undici, zod and fastify take
 // longer to load than most commands take, and people wait for those (`npm run bench -- start` measures it).
@@ -12,11 +12,15 @@ import type { Address, Method } from "./cli/daemon-client.js";
 import { EXIT, EXIT_CODES } from "./cli/exit-codes.js";
 import {
   isAllWell,
+  MOVE_COLUMNS,
+  masterColumns,
+  masterRows,
+  masterTroubles,
+  moveRow,
+  PASS_COLUMNS,
+  passRow,
   renderDiagnosis,
   renderFinding,
-  renderMasters,
-  renderMove,
-  renderPass,
   renderReplicas,
 } from "./cli/list-text.js";
 import {
@@ -29,16 +33,17 @@ import {
   SHELLS,
   type Shell,
 } from "./cli/manual.js";
+import type { NodesWith } from "./cli/names.js";
+import type { NodeMove } from "./cli/rebalance.js";
 import {
   lacksInWords,
   renderDiff,
-  renderDisplaced,
   renderLookup,
-  renderNodeMoves,
   renderReport,
   renderStatus,
   styleFor,
 } from "./cli/report-text.js";
+import { type Column, type Format, Table } from "./cli/table.js";
 import type { Config, Variable } from "./config.js";
 import type { Check, Finding } from "./doctor/check.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
@@ -74,6 +79,11 @@ interface Output {
   json?: boolean;
 }
 
+interface ListOutput extends Output {
+  output?: Exclude<Format, "json">;
+  headers: boolean;
+}
+
 interface Filter {
   master?: string;
   source?: string;
@@ -82,65 +92,108 @@ interface Filter {
 const examplesOf = new Map<Command, readonly Example[]>();
 
 const program = new Command("sasori")
-  .description("Keeps HAProxy's node-to-Puppet-master map true.")
+  .description("Keeps HAProxy's node-to-puppetserver map in sync with PuppetDB.")
   .version(VERSION)
   .configureHelp({ minWidthToWrap: 20 }) // Below that it prints long lines, and the list of commands leaves less than 40.
-  .showHelpAfterError("(sasori --help shows the commands)")
+  .showHelpAfterError("Run sasori --help for the list of commands.")
   .exitOverride();
 withExamples(program, [
-  ["sasori doctor", "is everything here that sasori needs?"],
+  ["sasori doctor", "does sasori have everything it needs?"],
   ["sasori serve", "run the daemon"],
   ["sasori status", "is everything in sync, and if not, why?"],
   ["sasori diff", "what would a full pass change?"],
-  ["sasori sync", "what changed in PuppetDB goes to the file and to HAProxy now"],
+  ["sasori sync", "look for changes in PuppetDB now, and apply them"],
   ["sasori lookup node7.example.com", "where does this node go, and why?"],
-  ["sasori moves --follow", "which nodes change their master? (until Ctrl-C)"],
+  ["sasori moves --follow", "show each node that changes its master, until Ctrl-C"],
 ]);
 program.addHelpText(
   "after",
   `
-A running daemon is asked where there is one; otherwise a command does the work itself, or says what is missing.
-Configuration is read from environment variables: sasori config --help
+Most commands ask the running daemon. Without one they do the work themselves, or say that they need it.
+Environment variables configure sasori: sasori config --help
 Exit codes: ${EXIT_CODES.map((code) => code.join(" ")).join(", ")}`,
 );
 
 /** A command with the examples of its help and of the man page. */
 function withExamples(command: Command, examples: readonly Example[]): Command {
   examplesOf.set(command, examples);
+  if (command !== program) command.showHelpAfterError(`Run ${pathOf(command)} --help for examples.`);
   return command.addHelpText("after", exampleText(examples));
 }
 
-withExamples(program.command("serve").description("run the daemon: schedules, HTTP API, metrics"), [
+function pathOf(command: Command): string {
+  return command.parent === null ? command.name() : `${pathOf(command.parent)} ${command.name()}`;
+}
+
+/** For a command that prints one thing: text or JSON. */
+function withJson(command: Command, description = "print JSON"): Command {
+  return command
+    .option("--json", description)
+    .addOption(new Option("-o, --output <format>", "text or json").choices(["text", "json"]).hideHelp());
+}
+
+/** For a command that prints a list: a table with headers, names only, or JSON. */
+function withListOutput(command: Command, { isWide = false, description = "print JSON" } = {}): Command {
+  const formats = ["table", ...(isWide ? ["wide"] : []), "name", "json"];
+  return command
+    .addOption(new Option("-o, --output <format>", "how to print the list").choices(formats))
+    .option("--no-headers", "print the table without its headers")
+    .option("--json", `${description}, as -o json`);
+}
+
+program.hook("preAction", (_, command) => {
+  const { output, json } = command.opts<{ output?: string; json?: boolean }>();
+  if (output === "json") command.setOptionValue("json", true);
+  else if (json && output !== undefined) command.error(`error: --json and -o ${output} exclude each other`);
+});
+
+const formatOf = ({ json, output }: ListOutput): Format => (json ? "json" : (output ?? "table"));
+
+/** `names` is the first word of each row, for `-o name`. An empty list is told on stderr: `no moves`. */
+function printList(options: ListOutput, { json, columns, rows, names, none }: List): void {
+  const format = formatOf(options);
+  if (format === "json") {
+    print(json, true, String);
+    return;
+  }
+  if (rows.length === 0) process.stderr.write(`${none}\n`);
+  const table = new Table(columns, { style, headers: options.headers });
+  const lines = format === "name" ? names : table.lines(rows);
+  process.stdout.write(lines.map((line) => `${line}\n`).join(""));
+}
+
+interface List {
+  /** What is printed as JSON. */
+  json: unknown;
+  columns: readonly (Column | string)[];
+  rows: readonly (readonly string[])[];
+  names: readonly string[];
+  /** What to say when there are no rows. */
+  none: string;
+}
+
+withExamples(program.command("serve").description("run the daemon: schedules, HTTP API, page, metrics"), [
   ["sasori serve", ""],
-  ["SASORI_LOG_LEVEL=debug sasori serve", ""],
+  ["SASORI_LOG_LEVEL=debug sasori serve", "with a line for every pass"],
 ]).action(async () => {
   const { serve } = await import("./daemon.js");
   await serve(await configure());
 });
 
 withExamples(
-  program
-    .command("doctor")
-    .description("check everything that sasori needs, and say what to do: it changes nothing")
-    .option("--json", "print as JSON"),
+  withJson(
+    program
+      .command("doctor")
+      .description("check everything sasori needs, and say what to do; changes nothing"),
+  ),
   [
-    ["sasori doctor", "before the first start, and whenever something is odd"],
-    [
-      "sasori doctor --json | jq '.findings[] | select(.outcome != \"ok\")'",
-      "what is not well, for a program",
-    ],
+    ["sasori doctor", "before the first start, and when something does not work"],
+    ["sasori doctor --json | jq '.findings[] | select(.outcome != \"ok\")'", "only problems, for a program"],
   ],
 ).action(async ({ json }: Output) => {
   const { diagnose } = await import("./doctor/doctor.js");
-  const isLive = !json && process.stdout.isTTY;
-  const diagnosis = await diagnose(process.env, VERSION, isLive ? showFinding : undefined);
-  if (json) print(diagnosis, json, String);
-  else {
-    // In a pipe or a file they stand in their order, on a terminal in that in which they came.
-    if (!isLive)
-      for (const finding of diagnosis.findings) print(finding, json, (one) => renderFinding(one, style));
-    print(diagnosis, json, (all) => renderDiagnosis(all, style));
-  }
+  const diagnosis = await diagnose(process.env, VERSION, json ? undefined : showFinding);
+  print(diagnosis, json, (all) => renderDiagnosis(all, style));
   const code = { ok: EXIT.done, warning: EXIT.done, failed: EXIT.failed, misconfigured: EXIT.usage }[
     diagnosis.outcome
   ];
@@ -155,7 +208,8 @@ function showFinding(finding: Finding, left: readonly Check[]): void {
   if (waiting.length === 0 || !process.stderr.isTTY) return;
   const text = `checking ${waiting.join(", ")}`;
   const columns = (process.stderr.columns || 80) - 2;
-  process.stderr.write(style.dim(text.length > columns ? `${text.slice(0, columns - 1)}…` : text));
+  const { dim } = styleFor(process.stderr, process.env);
+  process.stderr.write(dim(text.length > columns ? `${text.slice(0, columns - 1)}…` : text));
 }
 
 function clearProgress(): void {
@@ -163,73 +217,88 @@ function clearProgress(): void {
 }
 
 withExamples(
-  program
-    .command("sync")
-    .description("one pass now, by the running daemon or, without one, by this command")
-    .option("--full", "read everything and compare it with the file and every live map")
-    .option("--dry-run", "plan only, change nothing")
-    .addOption(
-      new Option("--approve <plan-id>", "let the removals of this held plan through")
-        .argParser(parsePlanId)
-        .conflicts("dryRun"),
-    )
-    .option("--json", "print the SyncReport as JSON"),
+  withJson(
+    program
+      .command("sync")
+      .description("run one pass now: in the daemon, or in this command if no daemon is running")
+      .option("--full", "read everything, and compare it with the file and every live map")
+      .option("--dry-run", "show the plan, change nothing")
+      .addOption(
+        new Option("--approve <plan-id>", "apply the held changes of this plan")
+          .argParser(parsePlanId)
+          .conflicts("dryRun"),
+      ),
+    "print the SyncReport as JSON",
+  ),
   [
-    ["sasori sync", "what changed since the last pass"],
+    ["sasori sync", "look for changes since the last pass, and apply them"],
     ["sasori sync --full --dry-run", "what would a full pass do?"],
-    ["sasori sync --approve 3f2a9c01d4e5", "the held nodes may go"],
+    ["sasori sync --approve 3f2a9c01d4e5", "let the guard's held plan through"],
   ],
-).action(async ({ json, ...wanted }: Output & SyncRequest) => {
+).action(async ({ json, full, dryRun, approve }: Output & SyncRequest) => {
   const { runPass } = await import("./cli/standalone.js");
+  const wanted = { ...(full && { full }), ...(dryRun && { dryRun }), ...(approve && { approve }) };
   const report = await runPass(await address(), configure, wanted);
   print(report, json, (value) => renderReport(value, style));
   process.exitCode = report.approvalUnmatched ? EXIT.failed : EXIT[report.outcome];
 });
 
 withExamples(
-  program
-    .command("diff")
-    .description("what a full pass would change in the file and in every live map")
-    .option("--json", "print the SyncReport as JSON"),
+  withJson(
+    program
+      .command("diff")
+      .description("show what a full pass would change in the map file and in every live map")
+      .option("--exit-code", "exit with 1 if anything differs, as git diff does"),
+    "print the SyncReport as JSON",
+  ),
   [
     ["sasori diff", ""],
+    ["sasori diff --exit-code > /dev/null", "for scripts: 0 only if everything is in sync"],
     ["sasori diff --json | jq .targets", "for a program"],
   ],
-).action(async ({ json }: Output) => {
+).action(async ({ json, exitCode }: Output & { exitCode?: true }) => {
   const { runPass } = await import("./cli/standalone.js");
   const report = await runPass(await address(), configure, { full: true, dryRun: true });
   print(report, json, (value) => renderDiff(value, style));
-  process.exitCode = EXIT[report.outcome];
+  const differs = report.targets.some(({ outcome }) => outcome !== "unchanged");
+  process.exitCode = exitCode && differs && report.outcome === "done" ? EXIT.failed : EXIT[report.outcome];
 });
 
 withExamples(
-  program
-    .command("lookup")
-    .description("where a node goes, and why: desired, the file, and each live map")
-    .argument("<certname>")
-    .option("--json", "print as JSON"),
-  [["sasori lookup node7.example.com", ""]],
-).action(async (text: string, { json }: Output) => {
-  const certname = certnameOf(text);
+  withJson(
+    program
+      .command("lookup")
+      .description("show where a node goes, and why: the desired master, the map file, each live map")
+      .addArgument(certnameArgument()),
+  ),
+  [
+    ["sasori lookup node7.example.com", ""],
+    ["sasori lookup node7", "a short name is enough if it is unique"],
+    ["sasori lookup node7 --json | jq -r .desired.master", "for a script; exit code 1 for an unknown node"],
+  ],
+).action(async (typed: Certname, { json }: Output) => {
+  const certname = await whole(typed, nodesOfFile);
   const { askDaemon } = await import("./cli/daemon-client.js");
   const found =
     (await askDaemon<Story>(await address(), "GET", `/api/v1/nodes/${certname}`)) ??
     (await lookUpHere(certname));
   print(found, json, (value) => renderLookup(value, style));
-  const failed =
-    [found.desired, ...found.live].some(({ failure }) => failure !== undefined) || "failure" in found.file;
-  process.exitCode = failed ? EXIT.failed : EXIT.done;
+  const { desired, file, live } = found;
+  const failed = [desired, ...live].some(({ failure }) => failure !== undefined) || "failure" in file;
+  const isKnown = [desired, file, ...live].some((place) => "master" in place && place.master !== null);
+  process.exitCode = failed || !isKnown ? EXIT.failed : EXIT.done;
 });
 
 withExamples(
-  program
-    .command("status")
-    .description("is everything in sync, and if not, why")
-    .option("--replicas", "each replica that shares SASORI_STATE_URL, and what it said last")
-    .option("--json", "print as JSON"),
+  withJson(
+    program
+      .command("status")
+      .description("is everything in sync, and if not, why")
+      .option("--replicas", "list the replicas that share SASORI_STATE_URL, with their last known state"),
+  ),
   [
     ["sasori status", ""],
-    ["sasori status --replicas", "are they all well?"],
+    ["sasori status --replicas", "are all replicas in sync?"],
     ["sasori status --json | jq -r .state", "for monitoring"],
   ],
 ).action(async ({ json, replicas }: Output & { replicas?: true }) => {
@@ -247,72 +316,87 @@ withExamples(
 });
 
 withExamples(
-  program
-    .command("healthy")
-    .description("exit code 0 if the daemon serves a map: for health checks, wherever it listens"),
-  [["sasori healthy", "what the image's HEALTHCHECK does"]],
+  program.command("healthy").description("for health checks: exit code 0 if the daemon serves a map"),
+  [["sasori healthy", "the HEALTHCHECK of the container image"]],
 ).action(async () => {
   const { isReady } = await import("./cli/daemon-client.js");
   if (await isReady(await address())) return;
-  process.stderr.write("sasori: no map is being served yet: `sasori status` says why\n");
+  process.stderr.write("sasori: the daemon does not serve a map yet; `sasori status` says why\n");
   process.exitCode = EXIT.failed;
 });
 
 withExamples(
-  program
-    .command("nodes")
-    .description("the nodes and their masters; without a daemon those of the map file")
-    .argument("[text]", "only certnames with this in them")
-    .option("--master <name>", "only nodes of this master")
-    .addOption(
-      new Option("--source <source>", "only nodes known from this source (asks the daemon)").choices(SOURCES),
-    )
-    .addOption(new Option("--limit <count>", "how many at most").argParser(parseCount).default(100))
-    .addOption(new Option("--all", "all of them").conflicts("limit"))
-    .option("--json", "print as JSON"),
+  withListOutput(
+    program
+      .command("nodes")
+      .description("list the nodes and their masters; without a daemon, those of the map file")
+      .argument("[text]", "only certnames that contain this text")
+      .option("--master <name>", "only nodes of this master")
+      .addOption(
+        new Option("--source <source>", "only nodes known from this source; needs the daemon").choices(
+          SOURCES,
+        ),
+      )
+      .addOption(new Option("--limit <count>", "how many at most").argParser(parseCount).default(100))
+      .addOption(new Option("--all", "list all of them").conflicts("limit")),
+  ),
   [
     ["sasori nodes --master master2", ""],
-    ["sasori nodes db", 'certnames with "db" in them'],
-    ["sasori nodes --source registration", "who was moved by hand?"],
-    ["sasori nodes --all | wc -l", ""],
+    ["sasori nodes db", 'certnames that contain "db"'],
+    ["sasori nodes --source registration", "nodes that somebody moved by hand"],
+    ["sasori nodes --all -o name | wc -l", "how many are there?"],
   ],
 ).action(
   async (
     q: string | undefined,
-    { all, limit, ...options }: Output & { all?: true; limit: number } & Filter,
+    { all, limit, source, master, ...options }: ListOutput & { all?: true; limit: number } & Filter,
   ) => {
     const { listNodes } = await import("./cli/listing.js");
-    const wanted = { q, ...options, limit: all ? Number.POSITIVE_INFINITY : limit };
-    await listNodes(await address(), configure, wanted, style);
+    const at = all ? Number.POSITIVE_INFINITY : limit;
+    const named = master === undefined ? undefined : await mustBeMaster(master, knownMasters);
+    const wanted = { q, source, master: named, limit: at };
+    const look = { format: formatOf(options), headers: options.headers, style };
+    await listNodes(await address(), configure, wanted, look);
   },
 );
 
 withExamples(
-  program
-    .command("masters")
-    .description("the masters, how many nodes each has, and how its servers in each HAProxy are")
-    .option("--json", "print as JSON"),
-  [["sasori masters", ""]],
-).action(async ({ json }: Output) => {
-  const masters = await ask<Masters>("GET", "/api/v1/masters");
-  print(masters, json, (value) => renderMasters(value, style));
-  process.exitCode = masters.failures.length > 0 ? EXIT.failed : EXIT.done;
+  withListOutput(program.command("masters").description("list the masters: their nodes, state and load"), {
+    isWide: true,
+  }),
+  [
+    ["sasori masters", "the sums of all HAProxys"],
+    ["sasori masters -o wide", "each HAProxy on its own line"],
+  ],
+).action(async (options: ListOutput) => {
+  const found = await ask<Masters>("GET", "/api/v1/masters");
+  const isWide = options.output === "wide";
+  printList(options, {
+    json: found,
+    columns: masterColumns(isWide),
+    rows: masterRows(found, isWide, style),
+    names: found.masters.map(({ master }) => master),
+    none: "no masters",
+  });
+  if (formatOf(options) !== "json")
+    for (const line of masterTroubles(found, styleFor(process.stderr, process.env)))
+      process.stderr.write(`${line}\n`);
+  process.exitCode = found.failures.length > 0 ? EXIT.failed : EXIT.done;
 });
 
 withExamples(
-  program
-    .command("moves")
-    .description("which nodes changed their master, the newest last")
-    .argument("[certname]", "only this node")
-    .option(
-      "--follow",
-      "go on with each move as it happens, until Ctrl-C; a restart of the daemon is survived",
-    )
-    .option("--master <name>", "only moves from or to this master")
-    .addOption(
-      new Option("--limit <count>", "how many at most, to begin with").argParser(parseCount).default(20),
-    )
-    .option("--json", "print as JSON; with --follow a line for each move"),
+  withListOutput(
+    program
+      .command("moves")
+      .description("list the nodes that changed their master, the newest last")
+      .addArgument(certnameArgument("[certname]", "only this node"))
+      .option("--follow", "then show each move as it happens, until Ctrl-C; survives a restart of the daemon")
+      .option("--master <name>", "only moves from or to this master")
+      .addOption(
+        new Option("--limit <count>", "how many past moves at most").argParser(parseCount).default(20),
+      ),
+    { description: "print JSON; with --follow one line for each move" },
+  ),
   [
     ["sasori moves", "the last 20"],
     ["sasori moves node7.example.com", "where has this node been?"],
@@ -320,40 +404,46 @@ withExamples(
   ],
 ).action(
   async (
-    name: string | undefined,
-    { json, follow, ...options }: Output & { follow?: true; limit: number } & Filter,
+    typed: Certname | undefined,
+    { follow, limit, master, ...options }: ListOutput & { follow?: true; limit: number } & Filter,
   ) => {
-    const wanted = { ...options, certname: name === undefined ? undefined : certnameOf(name) };
+    const wanted = {
+      certname: typed && (await whole(typed)),
+      master: await maybeMaster(master),
+      limit,
+    };
     const { followMoves, recentMoves } = await import("./cli/listing.js");
-    if (follow) await followMoves(await address(), wanted, { json, style });
+    const look = { format: formatOf(options), headers: options.headers, style };
+    if (follow) await followMoves(await address(), wanted, look);
     const found = await recentMoves(await address(), wanted);
-    print(found, json, ({ moves }) =>
-      moves.length === 0
-        ? "no moves"
-        : [...moves]
-            .reverse()
-            .map((move) => renderMove(move, style))
-            .join("\n"),
-    );
+    const moves = [...found.moves].reverse();
+    printList(options, {
+      json: found,
+      columns: MOVE_COLUMNS,
+      rows: moves.map((move) => moveRow(move, style)),
+      names: moves.map(({ certname }) => certname),
+      none: "no moves",
+    });
   },
 );
 
 withExamples(
-  program
-    .command("passes")
-    .description("the last passes that did or met something, the newest last")
-    .option("--json", "print as JSON"),
+  withListOutput(
+    program
+      .command("passes")
+      .description("list the last passes that changed something or failed, the newest last"),
+  ),
   [["sasori passes", ""]],
-).action(async ({ json }: Output) => {
+).action(async (options: ListOutput) => {
   const found = await ask<{ passes: Pass[] }>("GET", "/api/v1/passes");
-  print(found, json, ({ passes }) =>
-    passes.length === 0
-      ? "no passes"
-      : [...passes]
-          .reverse()
-          .map((pass) => renderPass(pass, style))
-          .join("\n"),
-  );
+  const passes = [...found.passes].reverse();
+  printList(options, {
+    json: found,
+    columns: PASS_COLUMNS,
+    rows: passes.map((pass) => passRow(pass, style)),
+    names: passes.map(({ startedAt }) => startedAt),
+    none: "no passes",
+  });
 });
 
 withExamples(
@@ -392,10 +482,10 @@ withExamples(
     print(found, json, registeredInWords);
     return tellLacks(lackInWords(found), "they are in force");
   }
-  const path = `/api/v1/nodes/${certnameOf(name ?? "")}`;
+  const path = `/api/v1/nodes/${await whole(certnameOf(name ?? ""))}`;
   const found = end
     ? await ask<Story>("DELETE", path)
-    : await ask<Story>("PUT", path, { master, ...remarks });
+    : await ask<Story>("PUT", path, { master: await maybeMaster(master), ...remarks });
   print(found, json, (value) => renderLookup(value, style));
   tellLacks(lacksInWords(found), "it is in force");
 });
@@ -413,58 +503,84 @@ function tellLacks(lacks: string, inForce: string): void {
 }
 
 withExamples(
-  program
-    .command("rebalance")
-    .summary("bring displaced nodes back to the master that they left while it was down or drained")
-    .description(
-      "bring displaced nodes back to the master that they left while it was down or drained: agents that reach it through the gateway follow with their next run",
-    )
-    .option("--dry-run", "list them only")
-    .option("--master <name>", "only nodes that were at home there")
-    .option("--per-minute <count>", "how many nodes to move each minute", "60")
-    .option("--json", "print the nodes as JSON"),
+  withListOutput(
+    program
+      .command("rebalance")
+      .summary("move nodes back to the master they left while it was down or drained")
+      .description(
+        "Move nodes back to the master they left while it was down or drained. Agents that use the gateway follow with their next run.",
+      )
+      .option("--dry-run", "list the nodes, move none")
+      .option("--master <name>", "only nodes that left this master")
+      .option("--per-minute <count>", "how many nodes to move each minute", "60"),
+  ),
   [
-    ["sasori rebalance --dry-run", "who is away from home?"],
-    ["sasori rebalance --master master1 --per-minute 30", "bring them back, slowly"],
+    ["sasori rebalance --dry-run", "which nodes are not at their usual master?"],
+    ["sasori rebalance --master master1 --per-minute 30", "move them back, slowly"],
   ],
-).action(async (options: Output & { dryRun?: boolean; master?: string; perMinute: string }) => {
-  const perMinute = paceOf(options.perMinute);
-  const all = await ask<Displaced[]>("GET", "/api/v1/displaced");
-  const nodes = all.filter(({ home }) => options.master === undefined || home === options.master);
-  if (options.dryRun || options.json) print(nodes, options.json, renderDisplaced);
-  if (options.dryRun) return;
-  const { bringHome } = await import("./cli/rebalance.js");
-  const isDone = await bringHome(await address(), nodes, perMinute, tellTo(options));
-  process.exitCode = isDone ? EXIT.done : EXIT.failed;
-});
+).action(
+  async (
+    { dryRun, master, perMinute, ...options }: ListOutput & { dryRun?: true; perMinute: string } & Filter,
+    command: Command,
+  ) => {
+    const pace = paceOf(perMinute, command);
+    const wanted = master === undefined ? undefined : await mustBeMaster(master);
+    const all = await ask<Displaced[]>("GET", "/api/v1/displaced");
+    const nodes = all.filter(({ home }) => wanted === undefined || home === wanted);
+    if (dryRun || options.json)
+      printList(options, {
+        json: nodes,
+        columns: ["NODE", "MASTER", "HOME"],
+        rows: nodes.map(({ certname, home, master: now = "" }) => [certname, now, home]),
+        names: nodes.map(({ certname }) => certname),
+        none: "no displaced nodes",
+      });
+    if (dryRun) return;
+    const { bringHome } = await import("./cli/rebalance.js");
+    const isDone = await bringHome(await address(), nodes, pace, tellTo(options));
+    process.exitCode = isDone ? EXIT.done : EXIT.failed;
+  },
+);
 
 withExamples(
-  program
-    .command("drain")
-    .summary("move all nodes of a master to the others, before its maintenance")
-    .description(
-      "move all nodes of a master to the others that are up, evenly: agents that reach it through the gateway follow with their next run. Drain it in HAProxy first, so that it gets no new ones and `sasori rebalance` brings these home afterwards",
-    )
-    .argument("<master>")
-    .option("--dry-run", "list the moves only")
-    .option("--per-minute <count>", "how many nodes to move each minute", "60")
-    .option("--json", "print the moves as JSON"),
+  withListOutput(
+    program
+      .command("drain")
+      .summary("move all nodes of a master to the others, before its maintenance")
+      .description(
+        "Move all nodes of a master evenly to the others that are up. Agents that use the gateway follow with their next run. Drain the master in HAProxy first: then it gets no new nodes, and `sasori rebalance` can move these back afterwards.",
+      )
+      .argument("<master>", "a server name; a short name is enough if it is unique")
+      .option("--dry-run", "list the moves, move no node")
+      .option("--per-minute <count>", "how many nodes to move each minute", "60"),
+  ),
   [
     ["sasori drain master1 --dry-run", "which nodes would go where?"],
-    ["sasori drain master1 --per-minute 30", "slowly"],
+    ["sasori drain master1 --per-minute 30", "move them, slowly"],
     ["sasori rebalance --master master1", "when it is back"],
   ],
-).action(async (master: string, options: Output & { dryRun?: boolean; perMinute: string }) => {
-  const perMinute = paceOf(options.perMinute);
-  const { drain, planDrain } = await import("./cli/rebalance.js");
-  if (options.dryRun) {
-    print(await planDrain(await address(), master), options.json, renderNodeMoves);
-    return;
-  }
-  const { moves, isDone } = await drain(await address(), master, perMinute, tellTo(options));
-  if (options.json) print(moves, true, renderNodeMoves);
-  process.exitCode = isDone ? EXIT.done : EXIT.failed;
-});
+).action(
+  async (
+    typed: string,
+    { dryRun, perMinute, ...options }: ListOutput & { dryRun?: true; perMinute: string },
+    command: Command,
+  ) => {
+    const pace = paceOf(perMinute, command);
+    const master = await mustBeMaster(typed);
+    const { drain, planDrain } = await import("./cli/rebalance.js");
+    const list = (moves: readonly NodeMove[]) => ({
+      json: moves,
+      columns: ["NODE", "FROM", "TO"],
+      rows: moves.map(({ certname, from, to }) => [certname, from, to]),
+      names: moves.map(({ certname }) => certname),
+      none: "no nodes to move",
+    });
+    if (dryRun) return printList(options, list(await planDrain(await address(), master)));
+    const { moves, isDone } = await drain(await address(), master, pace, tellTo(options));
+    if (options.json) printList(options, list(moves));
+    process.exitCode = isDone ? EXIT.done : EXIT.failed;
+  },
+);
 
 /** Each step as it happens; beside JSON it is a remark. */
 const tellTo =
@@ -472,16 +588,19 @@ const tellTo =
   (line: string) =>
     (json ? process.stderr : process.stdout).write(`${line}\n`);
 
-function paceOf(text: string): number {
+function paceOf(text: string, command: Command): number {
   const perMinute = Number(text);
   if (perMinute > 0) return perMinute;
-  throw new SasoriError("USAGE", `--per-minute ${text}: expected a number above 0`);
+  return command.error(`error: --per-minute ${text}: expected a number above 0`);
 }
 
 const priority = withExamples(
   program
     .command("priority")
-    .description("who is served first when a master's queue fills: a node, or a client by its address"),
+    .summary("decide who is served first from a master's queue")
+    .description(
+      "Decide who is served first when a master's queue fills: a node, or a client by its address. SASORI_PRIORITY_FILE is the gateway's second map.",
+    ),
   [
     ["sasori priority set db1.example.com -100", "before all others"],
     ["sasori priority list", ""],
@@ -489,31 +608,45 @@ const priority = withExamples(
   ],
 );
 
-priority
-  .command("list")
-  .description("all classes, first served first")
-  .option("--json", "print as JSON")
-  .action(async ({ json }: Output) => {
-    const entries = [...(await (await priorityMap()).list())].sort((a, b) => a[1] - b[1]);
-    print(Object.fromEntries(entries), json, () =>
-      entries.map(([key, value]) => `${key}  ${value}`).join("\n"),
-    );
+withExamples(
+  withListOutput(priority.command("list").description("list all classes, those served first at the top")),
+  [["sasori priority list", ""]],
+).action(async (options: ListOutput) => {
+  const entries = [...(await (await priorityMap()).list())].sort((a, b) => a[1] - b[1]);
+  printList(options, {
+    json: Object.fromEntries(entries),
+    columns: ["NODE OR ADDRESS", { head: "CLASS", isNumber: true }],
+    rows: entries.map(([key, value]) => [key, String(value)]),
+    names: entries.map(([key]) => key),
+    none: "no classes: everybody has class 0",
   });
+});
 
-priority
-  .command("set")
-  .description("give a node or client address a class from -2047 (first) to 2047 (last); others have 0")
-  .argument("<node-or-address>")
-  .addArgument(new Argument("<class>").argParser(parseClass))
-  .option("--json", "print as JSON")
-  .action((key: string, value: number, { json }: Output) => changePriority(key, value, json));
+withExamples(
+  withJson(
+    priority
+      .command("set")
+      .description(
+        "give a node or client address a class, from -2047 (first) to 2047 (last); all others have 0",
+      )
+      .argument("<node-or-address>")
+      .addArgument(new Argument("<class>").argParser(parseClass)),
+  ),
+  [
+    ["sasori priority set db1.example.com -100", "before all others"],
+    ["sasori priority set 192.0.2.7 500", "a client that can wait"],
+  ],
+).action((key: string, value: number, { json }: Output) => changePriority(key, value, json));
 
-priority
-  .command("unset")
-  .description("take a node or client address out")
-  .argument("<node-or-address>")
-  .option("--json", "print as JSON")
-  .action((key: string, { json }: Output) => changePriority(key, undefined, json));
+withExamples(
+  withJson(
+    priority
+      .command("unset")
+      .description("remove the class of a node or client address")
+      .argument("<node-or-address>"),
+  ),
+  [["sasori priority unset db1.example.com", ""]],
+).action((key: string, { json }: Output) => changePriority(key, undefined, json));
 
 const configure = async (): Promise<Config> => (await import("./config.js")).readConfig(process.env);
 const address = async (): Promise<Address> => (await import("./config.js")).readAddress(process.env);
@@ -532,9 +665,75 @@ async function lookUpHere(certname: Certname): Promise<Lookup> {
 /** As Puppet and the gateway write it: people type capitals. */
 const certnameOf = (text: string) => parseCertname(text.toLowerCase());
 
+function certnameArgument(name = "<certname>", description?: string): Argument {
+  return new Argument(name, description).argParser((text) => {
+    try {
+      return certnameOf(text);
+    } catch (error) {
+      throw new InvalidArgumentError(reason(error));
+    }
+  });
+}
+
+const note = (text: string) => process.stderr.write(`${text}\n`);
+
+/** Nodes of the daemon; undefined without one. */
+async function nodesOfDaemon(
+  wanted: Parameters<NodesWith>[0] | { q: string; limit: number },
+  deadlineMs?: number,
+): Promise<Nodes | undefined> {
+  const [{ askDaemon }, { query }] = await Promise.all([
+    import("./cli/daemon-client.js"),
+    import("./cli/listing.js"),
+  ]);
+  return askDaemon<Nodes>(await address(), "GET", `/api/v1/nodes?${query(wanted)}`, undefined, deadlineMs);
+}
+
+/** The certname that a short name stands for. Without a daemon, `elsewhere` knows the nodes; by default there are none. */
+async function whole(
+  typed: Certname,
+  elsewhere: NodesWith = async () => ({ nodes: [], next: null }),
+): Promise<Certname> {
+  const { wholeCertname } = await import("./cli/names.js");
+  return wholeCertname(typed, async (near) => (await nodesOfDaemon(near)) ?? elsewhere(near), note);
+}
+
+const daemonMasters = async (): Promise<string[]> =>
+  (await ask<Masters>("GET", "/api/v1/masters")).masters.map(({ master }) => master);
+
+/** The master that a name or short name stands for; a name that no master has stays as it is. */
+async function maybeMaster(typed: string | undefined): Promise<string | undefined> {
+  if (typed === undefined) return undefined;
+  const { wholeMaster } = await import("./cli/names.js");
+  return wholeMaster(typed, await daemonMasters(), note) ?? typed;
+}
+
+/** The same, but throws `USAGE`, with the names there are, when no master has this one. */
+async function mustBeMaster(typed: string, names: () => Promise<string[]> = daemonMasters): Promise<string> {
+  const { noSuchMaster, wholeMaster } = await import("./cli/names.js");
+  const masters = await names();
+  const found = wholeMaster(typed, masters, note);
+  if (found === undefined) throw noSuchMaster(typed, masters);
+  return found;
+}
+
+/** Of the daemon, or else of the map file. */
+async function knownMasters(deadlineMs?: number): Promise<string[]> {
+  const { askDaemon } = await import("./cli/daemon-client.js");
+  const answer = await askDaemon<Masters>(await address(), "GET", "/api/v1/masters", undefined, deadlineMs);
+  if (answer !== undefined) return answer.masters.map(({ master }) => master);
+  const { nodes } = await nodesOfFile({ limit: Number.POSITIVE_INFINITY });
+  return [...new Set(nodes.map(({ master }) => master))].sort();
+}
+
+async function nodesOfFile(wanted: { q?: string; cursor?: string; limit: number }): Promise<Nodes> {
+  const standalone = await import("./cli/standalone.js");
+  return standalone.nodesOfFile((await configure()).mapFile, wanted);
+}
+
 function parsePlanId(text: string): string {
   if (PLAN_ID.test(text)) return text;
-  throw new InvalidArgumentError("A plan id is 12 hexadecimal digits, as `sasori status` shows it.");
+  throw new InvalidArgumentError("A plan id has 12 hexadecimal digits. `sasori status` shows it.");
 }
 
 function parseCount(text: string): number {
@@ -551,7 +750,10 @@ async function priorityMap(): Promise<PriorityMap> {
   const { priorityFile, haproxy } = await configure();
   const { PriorityMap } = await import("./target/priority.js");
   if (priorityFile !== undefined) return new PriorityMap(priorityFile, haproxy);
-  throw new SasoriError("USAGE", "set SASORI_PRIORITY_FILE to the map that HAProxy has as PRIORITY_MAP");
+  throw new SasoriError(
+    "USAGE",
+    "SASORI_PRIORITY_FILE is not set: set it to the file that PRIORITY_MAP names in HAProxy",
+  );
 }
 
 async function changePriority(
@@ -575,10 +777,17 @@ async function changePriority(
 /** For the help of this one command: help is written at once, so they are there before. */
 let variables: Variable[] = [];
 
-program
-  .command("config")
-  .description("the effective configuration; secrets are named by their file only")
-  .option("--json", "print as JSON")
+withExamples(
+  withJson(
+    program
+      .command("config")
+      .description("show the effective configuration; secrets appear as file names only"),
+  ),
+  [
+    ["sasori config", ""],
+    ["sasori config --help", "all variables, with their defaults"],
+  ],
+)
   .addHelpText(
     "after",
     () =>
@@ -599,14 +808,21 @@ program
     );
   });
 
+withExamples(withJson(program.command("version").description("print the version of sasori and of Node.js")), [
+  ["sasori version", ""],
+]).action(({ json }: Output) => {
+  const about = { version: VERSION, node: process.version, platform: `${process.platform}-${process.arch}` };
+  print(about, json, ({ version, node, platform }) => `sasori ${version} (Node.js ${node}, ${platform})`);
+});
+
 withExamples(
   program
     .command("completion")
-    .description("a script that lets the shell complete commands, options, masters and certnames")
+    .description("print a script for shell completion: commands, options, masters and certnames")
     .addArgument(new Argument("<shell>").choices(SHELLS)),
   [
-    ["source <(sasori completion bash)", "now; or in ~/.bashrc"],
-    ["sasori completion zsh > ~/.zfunc/_sasori", "a folder of $fpath"],
+    ["source <(sasori completion bash)", "in this shell, or in ~/.bashrc"],
+    ["sasori completion zsh > ~/.zfunc/_sasori", "in a folder of $fpath"],
     ["sasori completion fish > ~/.config/fish/completions/sasori.fish", ""],
   ],
 ).action((shell: Shell) => {
@@ -614,9 +830,7 @@ withExamples(
 });
 
 withExamples(
-  program
-    .command("man")
-    .description("the man page sasori(1), in roff: all commands, variables and exit codes"),
+  program.command("man").description("print the man page sasori(1): commands, variables, exit codes"),
   [
     ["sasori man | man -l -", "read it"],
     ["sasori man > /usr/local/share/man/man1/sasori.1", "install it"],
@@ -634,22 +848,9 @@ withExamples(
 
 /** Names for the completion: the daemon knows them, or the map file does. */
 async function lookUpNames(what: Looked, prefix: string): Promise<string[]> {
-  const { askDaemon } = await import("./cli/daemon-client.js");
-  const ofDaemon = async <T>(path: string) =>
-    askDaemon<T>(await address(), "GET", path, undefined, COMPLETION_MS);
-  const ofFile = async (wanted: { q?: string; limit: number }) => {
-    const { nodesOfFile } = await import("./cli/standalone.js");
-    return nodesOfFile((await configure()).mapFile, wanted);
-  };
-  if (what === "master") {
-    const answer = await ofDaemon<Masters>("/api/v1/masters");
-    if (answer !== undefined) return answer.masters.map(({ master }) => master);
-    const { nodes } = await ofFile({ limit: Number.POSITIVE_INFINITY });
-    return [...new Set(nodes.map(({ master }) => master))];
-  }
+  if (what === "master") return knownMasters(COMPLETION_MS);
   const asked = { q: prefix, limit: 200 };
-  const { query } = await import("./cli/listing.js");
-  const { nodes } = (await ofDaemon<Nodes>(`/api/v1/nodes?${query(asked)}`)) ?? (await ofFile(asked));
+  const { nodes } = (await nodesOfDaemon(asked, COMPLETION_MS)) ?? (await nodesOfFile(asked));
   return nodes.map(({ certname }) => certname);
 }
 
@@ -661,7 +862,7 @@ function print<T>(value: T, json: boolean | undefined, render: (value: T) => str
 for (const stream of [process.stdout, process.stderr]) {
   stream.on("error", (error) => {
     if (systemCode(error) === "EPIPE") process.exit();
-    process.stderr.write(`sasori: cannot write its answer: ${reason(error)}\n`);
+    process.stderr.write(`sasori: cannot write the output: ${reason(error)}\n`);
     process.exit(EXIT.failed);
   });
 }

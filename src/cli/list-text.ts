@@ -3,65 +3,125 @@
 
 import type { Finding } from "../doctor/check.js";
 import type { Diagnosis } from "../doctor/doctor.js";
+import { quote } from "../errors.js";
 import type { Masters, Move, Node, Pass, Replica, Replicas, ServerLoad } from "../http/api-shapes.js";
 import { counted, number, remedyFor, shown, UNROUTABLE_REMEDY, withoutPlace } from "../http/troubles.js";
-import { ago, localTime, prose, remarksInWords, type Style, seconds, table } from "./report-text.js";
+import { ago, localTime, prose, type Style, seconds, table } from "./report-text.js";
+import type { Column } from "./table.js";
 
-export function renderNodes(nodes: readonly Node[], style: Style): string[] {
-  return table(
-    nodes.map(({ certname, master, source, since }) => [
-      certname,
-      master,
-      style.dim(source === "inherited" ? "" : `${source}${since === null ? "" : ` ${localTime(since)}`}`),
-    ]),
-  );
+export const NODE_COLUMNS = ["NODE", "MASTER", "SOURCE", "SINCE"];
+
+/** The age of an inherited route is that of the file, which says nothing about its source. */
+export const nodeRow = ({ certname, master, source, since }: Node): string[] => [
+  certname,
+  master,
+  source === "inherited" ? "" : source,
+  since === null ? "" : localTime(since),
+];
+
+const LOAD_COLUMNS: Column[] = [
+  { head: "SESSIONS", isNumber: true },
+  { head: "QUEUE", isNumber: true },
+  { head: "REQUESTS", isNumber: true },
+];
+const MASTER_COLUMNS: (Column | string)[] = [
+  "MASTER",
+  { head: "NODES", isNumber: true },
+  { head: "SHARE", isNumber: true },
+  "STATE",
+];
+
+/** One row for each master, with the sums of all HAProxys. `wide`: one for each of its servers, in each HAProxy. */
+export function masterColumns(isWide: boolean): (Column | string)[] {
+  return isWide ? [...MASTER_COLUMNS, "HAPROXY", ...LOAD_COLUMNS] : [...MASTER_COLUMNS, ...LOAD_COLUMNS];
 }
 
-export function renderMasters({ masters, unroutable, failures }: Masters, style: Style): string {
-  // With SASORI_HAPROXY=none there is no HAProxy to have one.
+export function masterRows({ masters, failures }: Masters, isWide: boolean, style: Style): string[][] {
+  // With SASORI_HAPROXY=none there is no HAProxy to have a server.
   const isAsked = failures.length > 0 || masters.some(({ servers }) => servers.length > 0);
-  const rows = masters.flatMap(({ master, nodes, share, servers }) => {
-    const about = [style.bold(master), counted(nodes, "node"), `${(share * 100).toFixed(1)} %`];
-    if (servers.length === 0) return [isAsked ? [...about, style.bad("no server in any HAProxy")] : about];
-    return servers.map((server, index) => [
-      ...(index === 0 ? about : ["", "", ""]),
-      `${loadOf(server, style)}${awayOf(server, style)}`,
-      style.dim(server.haproxy),
+  return masters.flatMap(({ master, nodes, share, servers }) => {
+    const about = [style.bold(master), number(nodes), `${(share * 100).toFixed(1)} %`];
+    if (servers.length === 0) return [[...about, isAsked ? style.bad("no server in any HAProxy") : ""]];
+    if (!isWide) return [[...about, stateOf(servers, style), ...load(servers)]];
+    return servers.map((server) => [
+      ...about,
+      stateOf([server], style),
+      server.haproxy,
+      ...load([server]),
     ]);
   });
-  const lines = table(rows);
-  for (const { producer, nodes } of unroutable) {
-    lines.push(`${style.warn("no server")}: ${shown(producer)}, ${counted(nodes, "node")}`);
-  }
-  if (unroutable.length > 0) {
-    lines.push(`  → ${UNROUTABLE_REMEDY}`);
-  }
+}
+
+const HEALTH_COLOURS = { up: "good", drained: "warn", down: "bad" } as const;
+
+/** `UP`, or how many HAProxys say what, `UP 2, DOWN 1`; then the servers of a pool that get no requests. */
+function stateOf(servers: readonly ServerLoad[], style: Style): string {
+  const counts = new Map<string, { state: ServerLoad["state"]; count: number }>();
+  for (const { status, state } of servers)
+    counts.set(status, { state, count: (counts.get(status)?.count ?? 0) + 1 });
+  const parts = Array.from(counts, ([status, { state, count }]) =>
+    style[HEALTH_COLOURS[state]](counts.size === 1 ? status : `${status} ${count}`),
+  );
+  const away = new Set(servers.flatMap((server) => awayOf(server, style)));
+  return [...parts, ...away].join(", ");
+}
+
+/** `3/50`: of a limit, where every server has one. */
+function load(servers: readonly ServerLoad[]): string[] {
+  const sum = (of: (server: ServerLoad) => number | null) =>
+    servers.reduce<number | null>((total, server) => {
+      const value = of(server);
+      return total === null || value === null ? null : total + value;
+    }, 0);
+  const of = (value: number | null, limit: number | null) =>
+    `${number(value ?? 0)}${limit === null ? "" : `/${number(limit)}`}`;
+  return [
+    of(
+      sum(({ sessions }) => sessions),
+      sum(({ maxconn }) => maxconn),
+    ),
+    of(
+      sum(({ queue }) => queue),
+      sum(({ maxqueue }) => maxqueue),
+    ),
+    of(
+      sum(({ requests }) => requests),
+      null,
+    ),
+  ];
+}
+
+/** What the table of masters cannot show: producers without a server, and HAProxys that did not answer. */
+export function masterTroubles({ unroutable, failures }: Masters, style: Style): string[] {
+  const lines = unroutable.map(
+    ({ producer, nodes }) => `${style.warn("no server")}: ${shown(producer)}, ${counted(nodes, "node")}`,
+  );
+  if (unroutable.length > 0) lines.push(`  → ${UNROUTABLE_REMEDY}`);
   for (const { haproxy, failure } of failures) {
     lines.push(
       `${style.bad("failed")}: ${haproxy}: ${failure.code}: ${withoutPlace(failure.message, haproxy)}`,
     );
   }
-  return lines.length === 0 ? "no masters" : lines.join("\n");
+  return lines;
 }
 
-const HEALTH_COLOURS = { up: "good", drained: "warn", down: "bad" } as const;
+/** Who registered the node, and why, as far as that is known. */
+export const MOVE_COLUMNS = ["TIME", "NODE", "FROM", "TO", "SOURCE", "BY", "REASON"];
 
-function loadOf(
-  { status, state, sessions, maxconn, queue, maxqueue, requests }: ServerLoad,
-  style: Style,
-): string {
-  const of = (value: number, limit: number | null) =>
-    limit === null ? number(value) : `${number(value)}/${number(limit)}`;
-  const health = style[HEALTH_COLOURS[state]](status);
-  return `${health}, ${of(sessions, maxconn)} sessions, queue ${of(queue, maxqueue)}, ${counted(requests, "request")}`;
-}
+export const moveRow = ({ at, certname, from, to, source, by, reason }: Move, style: Style): string[] => [
+  style.dim(localTime(at)),
+  certname,
+  from ?? style.dim("(new)"),
+  to ?? style.warn("(removed)"),
+  source ?? "",
+  by === undefined ? "" : shown(by),
+  reason === undefined ? "" : quote(reason, reason.length),
+];
 
 /** The servers of a pool that get no requests. */
-function awayOf({ members = [] }: ServerLoad, style: Style): string {
+function awayOf({ members = [] }: ServerLoad, style: Style): string[] {
   const away = members.filter(({ state }) => state !== "up");
-  return away
-    .map(({ name, state, status }) => `, ${style[HEALTH_COLOURS[state]](`${name} ${status}`)}`)
-    .join("");
+  return away.map(({ name, state, status }) => style[HEALTH_COLOURS[state]](`${name} ${status}`));
 }
 
 /** A replica that is silent for longer is in trouble, whatever it said. */
@@ -102,22 +162,23 @@ export function renderReplicas({ shared, failure, replicas }: Replicas, style: S
   return lines.join("\n");
 }
 
-export function renderMove({ at, certname, from, to, source, ...remarks }: Move, style: Style): string {
-  const why = source === null ? "" : style.dim(`  ${source}${remarksInWords(remarks)}`);
-  return `${style.dim(localTime(at))}  ${certname}  ${from ?? "(new)"} → ${to ?? style.warn("(removed)")}${why}`;
-}
+export const PASS_COLUMNS: (Column | string)[] = [
+  "TIME",
+  "KIND",
+  "OUTCOME",
+  { head: "DURATION", isNumber: true },
+  { head: "NODES", isNumber: true },
+  { head: "CHANGED", isNumber: true },
+  "DETAILS",
+];
 
-export function renderPass(
+export function passRow(
   { startedAt, kind, dryRun, outcome, durationMs, ...pass }: Pass,
   style: Style,
-): string {
-  const verdict = { done: style.good("done"), failed: style.bad("failed"), held: style.warn("held") }[
-    outcome
-  ];
+): string[] {
   const written = pass.targets.filter((target) => target.outcome === "applied").map(({ target }) => target);
-  const about = [
-    `${counted(pass.nodes, "node")}`,
-    pass.moved > 0 ? `${number(pass.moved)} changed` : "",
+  const details = [
+    dryRun ? "dry run" : "",
     pass.moved === 0 && written.length > 0 ? `pushed to ${written.join(", ")}` : "",
     pass.learned > 0 ? `${number(pass.learned)} learned` : "",
     pass.held ? `held: ${pass.held.id}, ${counted(pass.held.count, "node")}` : "",
@@ -125,8 +186,16 @@ export function renderPass(
     ...pass.targets.map(({ target, failure }) => (failure ? `${target}: ${failure.code}` : "")),
     ...[...pass.masters.failures, pass.journal].map((failure) => failure?.code ?? ""),
   ];
-  const what = about.filter((text) => text !== "").join(", ");
-  return `${style.dim(localTime(startedAt))}  ${kind}${dryRun ? " (dry run)" : ""}  ${verdict}  ${seconds(durationMs)}  ${what}`;
+  const verdict = { done: style.good, failed: style.bad, held: style.warn }[outcome];
+  return [
+    style.dim(localTime(startedAt)),
+    kind,
+    verdict(outcome),
+    seconds(durationMs),
+    number(pass.nodes),
+    number(pass.moved),
+    details.filter((text) => text !== "").join(", "),
+  ];
 }
 
 const MARKS = { ok: "good", warning: "warn", failed: "bad", skipped: "dim" } as const;
@@ -154,10 +223,10 @@ export function renderDiagnosis({ outcome, findings }: Diagnosis, style: Style):
   ] as const;
   const sum = counts.filter(([number]) => number > 0).map(([number, word]) => `${number} ${word}`);
   const verdict = {
-    ok: style.good("all is well"),
-    warning: style.warn("sasori can work; look at the warnings"),
-    failed: style.bad("something is in sasori's way"),
-    misconfigured: style.bad("the configuration comes first; the rest is checked when it is valid"),
+    ok: style.good("everything is in order"),
+    warning: style.warn("sasori can work; see the warnings"),
+    failed: style.bad("sasori cannot do all of its work; see what failed"),
+    misconfigured: style.bad("correct the configuration first; the other checks need it"),
   }[outcome];
   return `\n${sum.join(", ")}: ${verdict}`;
 }

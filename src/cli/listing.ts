@@ -4,10 +4,12 @@
 import { once } from "node:events";
 import type { Config } from "../config.js";
 import { SasoriError } from "../errors.js";
-import type { Move, Moves, Nodes } from "../http/api-shapes.js";
+import type { Move, Moves, Node, Nodes } from "../http/api-shapes.js";
+import { shown } from "../http/troubles.js";
 import { type Address, askDaemon, daemonEvents, mustAskDaemon } from "./daemon-client.js";
-import { renderMove, renderNodes } from "./list-text.js";
-import type { Style } from "./report-text.js";
+import { MOVE_COLUMNS, moveRow, NODE_COLUMNS, nodeRow } from "./list-text.js";
+import { type Style, styleFor } from "./report-text.js";
+import { type Format, Table } from "./table.js";
 
 /** The daemon hands out a list in pages of this size at most. */
 const PAGE = 1_000;
@@ -17,7 +19,13 @@ export interface NodesWanted {
   master?: string | undefined;
   source?: string | undefined;
   limit: number;
-  json?: boolean | undefined;
+}
+
+/** How a list is printed. */
+export interface Look {
+  format: Format;
+  headers: boolean;
+  style: Style;
 }
 
 /** `limit` may be Infinity. Without a daemon the map file answers, which does not know where a route comes from. */
@@ -25,9 +33,13 @@ export async function listNodes(
   address: Address,
   configure: () => Promise<Config>,
   wanted: NodesWanted,
-  style: Style,
+  { format, ...look }: Look,
 ): Promise<void> {
-  const { q, master, source, limit, json } = wanted;
+  const { q, master, source, limit } = wanted;
+  const json = format === "json";
+  const table = new Table(NODE_COLUMNS, look);
+  const text = (nodes: readonly Node[]) =>
+    lines(format === "name" ? nodes.map(({ certname }) => certname) : table.lines(nodes.map(nodeRow)));
   let printed = 0;
   let next: string | null | undefined;
   while (next !== null && printed < limit) {
@@ -35,18 +47,25 @@ export async function listNodes(
     const size = Math.min(PAGE, limit - printed);
     const path = `/api/v1/nodes?${query({ q, master, source, limit: size, cursor: next })}`;
     // The file could only begin anew: a daemon that goes in the middle is a failure.
-    const { nodes, next: following } = isFirst
+    const {
+      nodes,
+      next: following,
+      unroutable = [],
+    } = isFirst
       ? ((await askDaemon<Nodes>(address, "GET", path)) ?? (await fromFile(configure, wanted)))
       : await mustAskDaemon<Nodes>(address, "GET", path);
+    const noRoute = (one: { certname: string; producer: string }) =>
+      `${one.certname} has no route: HAProxy has no server for ${shown(one.producer)}\n`;
+    if (!json) process.stderr.write(unroutable.map(noRoute).join(""));
     if (json && isFirst) await write('{"nodes":[');
-    await write(json ? jsonRows(nodes, printed === 0) : lines(renderNodes(nodes, style)));
+    await write(json ? jsonRows(nodes, printed === 0) : text(nodes));
     printed += nodes.length;
     next = following;
   }
   if (json) await write(`\n],"next":${JSON.stringify(next ?? null)}}\n`);
-  else if (printed === 0) process.stderr.write("no such node\n");
+  else if (printed === 0) process.stderr.write("no nodes found\n");
   else if (next !== null)
-    process.stderr.write("… there are more: --all shows them, --master or a text narrows\n");
+    process.stderr.write(`there are more than ${limit}: use --all, or narrow the search\n`);
 }
 
 async function fromFile(
@@ -55,12 +74,12 @@ async function fromFile(
 ): Promise<Nodes> {
   if (source !== undefined) {
     const what =
-      "no daemon runs, and the map file does not say where a route comes from: start `sasori serve`";
+      "no daemon is running, and the map file does not hold the source of a route: start `sasori serve`";
     throw new SasoriError("DAEMON", `--source ${source}: ${what}`);
   }
   const { nodesOfFile } = await import("./standalone.js"); // It takes long to load, and a daemon needs none of it.
   const { mapFile } = await configure();
-  process.stderr.write(`no daemon runs: these are the nodes of ${mapFile}\n`);
+  process.stderr.write(`no daemon is running: these are the nodes of ${mapFile}\n`);
   return nodesOfFile(mapFile, wanted);
 }
 
@@ -107,25 +126,34 @@ export async function recentMoves(
 export async function followMoves(
   address: Address,
   wanted: MovesWanted,
-  { json, style }: { json?: boolean | undefined; style: Style },
+  { format, ...look }: Look,
 ): Promise<never> {
+  const { style } = look;
+  const table = new Table(MOVE_COLUMNS, look);
+  const text = (moves: readonly Move[]) => {
+    if (format === "json") return moves.map((move) => JSON.stringify(move));
+    if (format === "name") return moves.map((move) => move.certname);
+    return table.lines(moves.map((move) => moveRow(move, style)));
+  };
   const { certname, master } = wanted;
   const isWanted = (move: Move) =>
     (certname === undefined || move.certname === certname) &&
     (master === undefined || move.from === master || move.to === master);
-  const note = (text: string) => process.stderr.write(`${style.dim(`-- ${text}`)}\n`);
+  const { dim } = styleFor(process.stderr, process.env);
+  const note = (text: string) => process.stderr.write(`${dim(`-- ${text}`)}\n`);
   let lastAt = "";
   let lastId = 0;
   const show = async (moves: readonly Move[]) => {
-    for (const move of moves) {
+    const news = moves.filter((move) => {
       // Ids begin anew with each start of the daemon, times go on.
-      if (move.at < lastAt || (move.at === lastAt && move.id <= lastId)) continue;
+      if (move.at < lastAt || (move.at === lastAt && move.id <= lastId)) return false;
       [lastAt, lastId] = [move.at, move.id];
-      if (isWanted(move)) await write(json ? `${JSON.stringify(move)}\n` : `${renderMove(move, style)}\n`);
-    }
+      return isWanted(move);
+    });
+    await write(lines(text(news)));
   };
   const events = daemonEvents(address, (lost) =>
-    note(lost ? "the daemon is gone; waiting for it" : "the daemon is back"),
+    note(lost ? "lost the connection to the daemon; waiting for it" : "the daemon is back"),
   );
   let begun = false;
   for await (const { event, data } of events) {

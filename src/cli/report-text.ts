@@ -2,7 +2,7 @@
 // Pure: values in, text out.
 
 import { quote } from "../errors.js";
-import type { Displaced, Lookup, Move, Pass, Status, Story, TargetRow, Trouble } from "../http/api-shapes.js";
+import type { Lookup, Move, Pass, Status, Story, TargetRow, Trouble } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
 import { counted, number, shown, troublesOfReport, withoutPlace } from "../http/troubles.js";
 import type { Change } from "../plan.js";
@@ -57,7 +57,7 @@ export function ago(iso: string, now: number): string {
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: what `styleFor` puts in
 const PAINT = /\u001b\[\d+m/g;
-const width = (cell = "") => cell.replaceAll(PAINT, "").length;
+export const width = (cell = "") => cell.replaceAll(PAINT, "").length;
 
 /** Columns padded to their widest cell, painted or not; the last one is left as it is. */
 export function table(rows: readonly string[][]): string[] {
@@ -171,18 +171,6 @@ export function lacksInWords(story: Story): string {
   const untold = lacking(story);
   const targets = `${counted(untold, "target")} could not be told yet: the next pass tells it`;
   return [untold > 0 ? targets : "", story.unsaved?.message ?? ""].filter((text) => text !== "").join("; ");
-}
-
-export function renderDisplaced(nodes: readonly Displaced[]): string {
-  if (nodes.length === 0) return "no displaced nodes";
-  return table(nodes.map(({ certname, home, master }) => [certname, `at ${master}, at home ${home}`])).join(
-    "\n",
-  );
-}
-
-export function renderNodeMoves(moves: readonly { certname: string; from: string; to: string }[]): string {
-  if (moves.length === 0) return "no nodes to move";
-  return table(moves.map(({ certname, from, to }) => [certname, `${from} → ${to}`])).join("\n");
 }
 
 /** `, "disk of master1" by ana@host`: what a registration is for, and who ordered it, as far as that is known. */

@@ -106,14 +106,19 @@ function unasked({ producer, source }: Submission, code: ErrorCode, silent: numb
 /** What the map file holds, sorted, as the daemon would list it: where each route comes from is not in the file. */
 export async function nodesOfFile(
   mapFile: string,
-  { q, master, limit }: { q?: string | undefined; master?: string | undefined; limit: number },
+  {
+    q,
+    master,
+    limit,
+    cursor = "",
+  }: { q?: string | undefined; master?: string | undefined; limit: number; cursor?: string },
 ): Promise<Nodes> {
   const { routes } = await new MapFile(mapFile).read();
   const nodes: Node[] = [];
-  const part = q?.toLowerCase() ?? ""; // Certnames are small; people type capitals.
+  const part = q?.toLowerCase() ?? ""; // Certnames are lower case; people type capitals.
   for (const [certname, to] of [...routes].sort(([a], [b]) => (a < b ? -1 : 1))) {
     const isWanted = certname.includes(part) && (master === undefined || to === master);
-    if (!isWanted || !isMaster(to)) continue;
+    if (!isWanted || certname <= cursor || !isMaster(to)) continue;
     if (nodes.length === limit) return { nodes, next: nodes.at(-1)?.certname ?? null };
     nodes.push({ certname, master: to, source: "inherited", since: null });
   }
