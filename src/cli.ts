@@ -248,21 +248,38 @@ withExamples(
     program
       .command("diff")
       .description("show what a full pass would change in the map file and in every live map")
-      .option("--exit-code", "exit with 1 if anything differs, as git diff does"),
-    "print the SyncReport as JSON",
+      .option("--exit-code", "exit with 1 if anything differs, as git diff does")
+      .addOption(
+        new Option("--held", "show every change of the plan that the guard holds").conflicts("exitCode"),
+      ),
+    "print the SyncReport, or the held plan, as JSON",
   ),
   [
-    ["sasori diff", ""],
+    ["sasori diff", "the first changes of each target"],
+    ["sasori diff --held", "read a held plan before you approve it"],
     ["sasori diff --exit-code > /dev/null", "for scripts: 0 only if everything is in sync"],
     ["sasori diff --json | jq .targets", "for a program"],
   ],
-).action(async ({ json, exitCode }: Output & { exitCode?: true }) => {
+).action(async ({ json, exitCode, held }: Output & { exitCode?: true; held?: true }) => {
+  if (held) return showHeldPlan(json);
   const { runPass } = await import("./cli/standalone.js");
   const report = await runPass(await address(), configure, { full: true, dryRun: true });
   print(report, json, (value) => renderDiff(value, style));
   const differs = report.targets.some(({ outcome }) => outcome !== "unchanged");
   process.exitCode = exitCode && differs && report.outcome === "done" ? EXIT.failed : EXIT[report.outcome];
 });
+
+async function showHeldPlan(json: boolean | undefined): Promise<void> {
+  const { heldPlanHead, readHeldPlan } = await import("./cli/held-plan.js");
+  const plan = await readHeldPlan(await address());
+  const table = new Table(["NODE", "FROM", "TO"], { style, headers: true });
+  print(plan ?? null, json, (value) => {
+    if (value === null) return "nothing is held";
+    const rows = value.changes.map(({ certname, from, to }) => [certname, from ?? "", to ?? "(removed)"]);
+    return [...heldPlanHead(value), ...table.lines(rows)].join("\n");
+  });
+  process.exitCode = plan === undefined ? EXIT.done : EXIT.held;
+}
 
 withExamples(
   withJson(
@@ -447,30 +464,37 @@ withExamples(
 });
 
 withExamples(
-  program
-    .command("register")
-    .description("move nodes to a master now; PuppetDB's next, newer observation of one replaces this")
-    .argument("[certname]")
-    .argument("[master]")
-    .option(
-      "--file <file>",
-      "many at once, all or none: a certname and a master on each line; - reads them from stdin",
-    )
-    .option("--reason <text>", "what for: lookup and moves show it, and who ran this")
-    .option("--end", "end the node's registration or learned route: PuppetDB decides again")
-    .option("--json", "print as JSON"),
+  withJson(
+    program
+      .command("register")
+      .summary("move nodes to a master now, until PuppetDB has something newer")
+      .description(
+        "Move nodes to a master now. The registration holds until PuppetDB has a newer submission of the node.",
+      )
+      .addArgument(certnameArgument("[certname]"))
+      .argument("[master]", "an HAProxy server, or the certname of its puppetserver")
+      .option(
+        "--file <file>",
+        "register many nodes, all or none: one certname and master per line; - reads standard input",
+      )
+      .option("--reason <text>", "why; `lookup` and `moves` show it, with your user name")
+      .option("--end", "end the node's registration or learned route, so that PuppetDB decides again"),
+  ),
   [
-    ["sasori register node7.example.com master2", "it is there now"],
-    ['sasori register node7.example.com master2 --reason "disk of master1"', ""],
-    ["sasori register --file nodes.txt", "many, as one change"],
+    ["sasori register node7.example.com master2", "it goes there now"],
+    [
+      'sasori register node7 puppet2.corp --reason "disk of master1"',
+      "short names, a puppetserver's certname",
+    ],
+    ["sasori register --file nodes.txt", "many nodes, as one change"],
     ["sasori register node7.example.com --end", "PuppetDB decides again"],
   ],
-).action(async (name: string | undefined, master: string | undefined, options: Output & Registering) => {
-  const { end, file, reason, json } = options;
-  const isOne = name !== undefined && file === undefined && (master === undefined) === (end === true);
-  const isMany = name === undefined && file !== undefined && end === undefined;
+).action(async (typed: Certname | undefined, master: string | undefined, options, command: Command) => {
+  const { end, file, reason, json }: Output & Registering = options;
+  const isOne = typed !== undefined && file === undefined && (master === undefined) === (end === true);
+  const isMany = typed === undefined && file !== undefined && end === undefined;
   if (!isOne && !isMany)
-    throw new SasoriError("USAGE", "name a node and its master, or a node and --end, or --file");
+    command.error("error: expected a certname and a master, or a certname and --end, or --file");
   const { lackInWords, readRegistrations, registeredInWords, whoAmI } = await import(
     "./cli/registrations.js"
   );
@@ -480,14 +504,15 @@ withExamples(
     const { query } = await import("./cli/listing.js");
     const found = await ask<Registrations>("PUT", `/api/v1/nodes?${query(remarks)}`, nodes);
     print(found, json, registeredInWords);
-    return tellLacks(lackInWords(found), "they are in force");
+    return tellLacks(lackInWords(found), "the registrations are in force");
   }
-  const path = `/api/v1/nodes/${await whole(certnameOf(name ?? ""))}`;
+  if (typed === undefined) return;
+  const path = `/api/v1/nodes/${await whole(typed)}`;
   const found = end
     ? await ask<Story>("DELETE", path)
     : await ask<Story>("PUT", path, { master: await maybeMaster(master), ...remarks });
   print(found, json, (value) => renderLookup(value, style));
-  tellLacks(lacksInWords(found), "it is in force");
+  tellLacks(lacksInWords(found), "the registration is in force");
 });
 
 interface Registering {

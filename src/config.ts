@@ -219,7 +219,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "client certificate for PuppetDB, PEM; read again when it is renewed",
+        "client certificate for PuppetDB, PEM; read again after a renewal",
         "/etc/puppetlabs/puppet/ssl/certs/sasori.pem",
       ),
     ),
@@ -228,28 +228,30 @@ export const Env = z.object({
     .transform(readable)
     .optional()
     .meta(
-      about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
+      about("private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
     ),
   SASORI_PUPPETDB_CA: z
     .string()
     .transform(readable)
     .optional()
-    .meta(about("the CA that signed PuppetDB's certificate, PEM", "/etc/puppetlabs/puppet/ssl/certs/ca.pem")),
+    .meta(about("CA that signed PuppetDB's certificate, PEM", "/etc/puppetlabs/puppet/ssl/certs/ca.pem")),
   SASORI_PUPPETDB_TOKEN_FILE: tokenFile
     .optional()
-    .meta(about("file with an RBAC token, sent as `X-Authentication`", "/etc/sasori/puppetdb.token")),
+    .meta(
+      about("file with an RBAC token for PuppetDB, sent as `X-Authentication`", "/etc/sasori/puppetdb.token"),
+    ),
   SASORI_OBSERVATIONS: observations
     .prefault("facts,reports")
     .meta(
       about(
-        "what tells a node's master, the newest counts: `facts`, `reports` or both; only `facts` where `report_server` is another machine",
+        "which submissions show a node's master: `facts`, `reports` or both. Set `facts` if `report_server` is another machine",
         "facts",
         "facts,reports",
       ),
     ),
   SASORI_HAPROXY: endpoints.meta(
     about(
-      "Runtime API endpoints, separated by commas: a socket path, `tls://host:port` or `tcp://host:port`; with `tls+dns://` or `tcp+dns://` all addresses of a name; `none` writes the map file only",
+      "Runtime API endpoints, separated by commas: socket paths, `tls://host:port`, `tcp://host:port`. `tls+dns://` and `tcp+dns://` mean every address of a name. `none`: write the map file only",
       "/run/haproxy/admin.sock",
       "required",
     ),
@@ -260,7 +262,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "the CA that signed the certificates of HAProxys at `tls://`, PEM",
+        "CA that signed the certificates of the HAProxys at `tls://`, PEM",
         "/etc/puppetlabs/puppet/ssl/certs/ca.pem",
       ),
     ),
@@ -268,13 +270,18 @@ export const Env = z.object({
     .string()
     .transform(readable)
     .optional()
-    .meta(about("client certificate for them, PEM", "/etc/puppetlabs/puppet/ssl/certs/sasori.pem")),
+    .meta(
+      about(
+        "client certificate for the HAProxys at `tls://`, PEM",
+        "/etc/puppetlabs/puppet/ssl/certs/sasori.pem",
+      ),
+    ),
   SASORI_HAPROXY_KEY: z
     .string()
     .transform(readable)
     .optional()
     .meta(
-      about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
+      about("private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
     ),
   SASORI_ROUTE_TO: z
     .enum(["servers", "backends"], { error: "servers or backends" })
@@ -289,12 +296,12 @@ export const Env = z.object({
     .default("puppet")
     .meta(
       about(
-        "the backend whose servers are the masters; with `SASORI_ROUTE_TO=backends` names and patterns (RE2) of the backends that are masters, by default those that `SASORI_MASTER_ALIASES` names",
+        "HAProxy backend whose servers are the masters. With `SASORI_ROUTE_TO=backends`: names and patterns (RE2) of the backends that are masters; by default those in `SASORI_MASTER_ALIASES`",
         "fra,lon,puppet-[a-z]+",
       ),
     ),
   SASORI_MAP_FILE: absolutePath.meta(
-    about("the map file as sasori sees it", "/var/lib/sasori/node-master.map", "required"),
+    about("path of the map file, as sasori sees it", "/var/lib/sasori/node-master.map", "required"),
   ),
   SASORI_MAP_NAME: z
     .string()
@@ -302,16 +309,16 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "the map as HAProxy names it",
+        "the map's name in HAProxy's configuration",
         "/etc/haproxy/maps/node-master.map",
-        "found by its base name in `show map`",
+        "the map with the same base name as the map file",
       ),
     ),
   SASORI_MASTER_ALIASES: aliases
     .optional()
     .meta(
       about(
-        "producers whose server or backend in HAProxy has another name; what is no plain name is a pattern of the whole name (RE2), and counts less than a plain name",
+        "puppetservers whose server or backend in HAProxy has another name. Other text than a plain name is a pattern for the whole name (RE2); plain names come first",
         "puppet1.corp=master1,puppet-fra[0-9]+\\.corp=fra",
       ),
     ),
@@ -319,7 +326,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "regular expression (RE2): a producer whose whole name it matches gets an HAProxy server at run time if it has none",
+        "regular expression (RE2) for whole certnames. A matching puppetserver without an HAProxy server gets one at run time",
         "puppet[0-9]+\\.corp",
       ),
     ),
@@ -327,14 +334,14 @@ export const Env = z.object({
     .string()
     .transform((text, context) => port(text) ?? fail(context, "a port"))
     .prefault("8140")
-    .meta(about("the port of such masters", "8140")),
+    .meta(about("port of the servers that are added at run time", "8140")),
   SASORI_NEW_MASTER_LIMIT: z
     .string()
     .transform((text, context) =>
       /^\d{1,3}$/.test(text) ? Number(text) : fail(context, "a number up to 999"),
     )
     .prefault("16")
-    .meta(about("no more than this many servers are added at run time", "16")),
+    .meta(about("maximum number of servers that are added at run time", "16")),
   SASORI_NEW_MASTER_OPTIONS: z
     .string()
     .refine((text) => /^[A-Za-z0-9 ._:/@-]*$/.test(text), {
@@ -343,7 +350,7 @@ export const Env = z.object({
     .default("check inter 2s downinter 2s fall 2 rise 1 maxconn 50 maxqueue 100 weight 0")
     .meta(
       about(
-        "what `add server` says of them: `default-server` does not apply to servers added at run time; with `ssl` the name of their certificate is checked, and a server line of the configuration must name the same `ca-file`",
+        "options of `add server`, because `default-server` does not apply at run time. With `ssl`, a server line of the configuration must use the same `ca-file`",
         "check maxconn 20 weight 0 ssl verify required ca-file /etc/ca.pem",
       ),
     ),
@@ -351,7 +358,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "path of a master that answers 200 for a node it has; asked, by plain HTTP without SASORI_PROBE_CA, when PuppetDB does not know better than a wrong route",
+        "path at which a master answers 200 for a node it has. Used when a route was wrong and PuppetDB has nothing newer. Plain HTTP without SASORI_PROBE_CA",
         "/nodes/{certname}",
       ),
     ),
@@ -361,7 +368,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "the CA of the masters' certificates, PEM: masters are asked by TLS, and need a certificate of their host, server name or alias",
+        "CA of the masters' certificates, PEM. Masters are then asked by TLS; their certificate must have their host, server name or alias",
         "/etc/puppetlabs/puppet/ssl/certs/ca.pem",
       ),
     ),
@@ -375,39 +382,36 @@ export const Env = z.object({
     .transform(readable)
     .optional()
     .meta(
-      about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
+      about("private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
     ),
   SASORI_SCHEDULE: cron
     .default("*/5 * * * * *")
-    .meta(about("cron, in local time (`TZ`): look for changes", "*/5 * * * * *")),
+    .meta(about("when to look for changes: cron, in local time (`TZ`)", "*/5 * * * * *")),
   SASORI_FULL_SCHEDULE: cron
     .default("*/15 * * * *")
-    .meta(about("cron: read everything and compare it with the file and every live map", "*/15 * * * *")),
+    .meta(
+      about("when to read everything, and compare it with the file and every live map: cron", "*/15 * * * *"),
+    ),
   SASORI_MAX_REMOVED: removalLimit
     .prefault("10%")
     .meta(
       about(
-        "the guard: removals above this share of the map (and above 10 entries), or above this number, wait for approval",
+        "the guard: more removals than this wait for approval. A share of the map (10 entries always pass), or a number",
         "10%",
         "10%",
       ),
     ),
   SASORI_PRIORITY_FILE: absolutePath
     .optional()
-    .meta(
-      about(
-        "the gateway's second map, for `sasori priority`: who is served first from a queue",
-        "/var/lib/sasori/priority.map",
-      ),
-    ),
+    .meta(about("the gateway's second map, for `sasori priority`", "/var/lib/sasori/priority.map")),
   SASORI_LISTEN: listenAddress
     .prefault("127.0.0.1:9180")
-    .meta(about("address of the HTTP API and metrics", "127.0.0.1:9180", "127.0.0.1:9180")),
+    .meta(about("address of the page, the HTTP API and the metrics", "127.0.0.1:9180", "127.0.0.1:9180")),
   SASORI_API_TOKEN_FILE: tokenFile
     .optional()
     .meta(
       about(
-        "file with the bearer token for calls that change something; required when listening beyond loopback",
+        "file with the bearer token for calls that change something. Required unless SASORI_LISTEN is a loopback address",
         "/etc/sasori/api.token",
       ),
     ),
@@ -415,9 +419,9 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "registrations and learned routes",
+        "file with registrations and learned routes",
         "/var/lib/sasori/state.json",
-        "the map file's name and .state.json",
+        "name of the map file, plus .state.json",
       ),
     ),
   SASORI_SYSLOG_LISTEN: listenAddress
@@ -578,14 +582,17 @@ type Environment = Readonly<Record<string, string | undefined>>;
 export function readConfig(environment: Environment): Config {
   const { env, problems } = tidy(environment);
   const parsed = Env.safeParse(env);
-  for (const issue of parsed.error?.issues ?? [])
-    problems.push(problem(String(issue.path[0]), issue.message, env));
-  problems.push(...contradictions(env));
+  problems.push(...problemsOf(parsed.error, env), ...contradictions(env));
   if (problems.length > 0 || !parsed.success) {
     throw invalid(problems);
   }
   return toConfig(parsed.data, env);
 }
+
+const problemsOf = (
+  error: z.ZodError | undefined,
+  env: Readonly<Record<string, string | undefined>>,
+): string[] => error?.issues.map(({ path, message }) => problem(String(path[0]), message, env)) ?? [];
 
 const invalid = (problems: readonly string[]): SasoriError =>
   new SasoriError(
@@ -593,17 +600,28 @@ const invalid = (problems: readonly string[]): SasoriError =>
     `the configuration is not valid:\n${problems.map((line) => `  ${line}\n`).join("")}`.trimEnd(),
   );
 
+const REQUIRED = ["SASORI_PUPPETDB_URL", "SASORI_HAPROXY", "SASORI_MAP_FILE"];
+
 /**
- * What it takes to ask the running daemon. Whether the rest is set and right is the daemon's affair: an operator's shell
- * often has none of it. Throws `CONFIG_INVALID` for a wrong SASORI_LISTEN and for unknown names.
+ * What it takes to ask the running daemon. The rest concerns the daemon only: an operator's shell often has none of it.
+ * Throws `CONFIG_INVALID` for a wrong SASORI_LISTEN and for unknown names. Then it names all other problems too, but not
+ * what is missing where nothing of it is set.
  */
 export function readAddress(
   environment: Readonly<Record<string, string | undefined>>,
 ): Pick<Config, "listen" | "apiTokenFile"> {
   const { env, problems } = tidy(environment);
   const parsed = Env.shape.SASORI_LISTEN.safeParse(env.SASORI_LISTEN);
-  for (const { message } of parsed.error?.issues ?? []) problems.push(problem("SASORI_LISTEN", message, env));
-  if (problems.length > 0 || !parsed.success) throw invalid(problems);
+  if (problems.length > 0 || !parsed.success) {
+    const isSet = REQUIRED.some((name) => env[name] !== undefined);
+    const { error } = Env.safeParse(env);
+    const issues = error?.issues.filter(({ path }) => isSet || !REQUIRED.includes(String(path[0])));
+    throw invalid([
+      ...problems,
+      ...problemsOf(issues && new z.ZodError(issues), env),
+      ...contradictions(env),
+    ]);
+  }
   return { listen: parsed.data, apiTokenFile: env.SASORI_API_TOKEN_FILE };
 }
 

@@ -48,12 +48,17 @@ export async function serve(config: Config): Promise<void> {
   setFlagsFromString("--semi-space-growth-factor=1");
   setFlagsFromString("--optimize-for-size");
   setFlagsFromString("--heap-growing-percent=30");
-  const log = pino({ level: config.logLevel, base: null, timestamp: pino.stdTimeFunctions.isoTime });
+  const log = pino({
+    level: config.logLevel,
+    base: null,
+    timestamp: pino.stdTimeFunctions.isoTime,
+    formatters: { level: (label) => ({ level: label }) },
+  });
   let daemon: Daemon | undefined;
   // From the first moment to the last: without a listener it ends the process. The first pass is a full one anyway.
   process.on("SIGHUP", () => daemon?.sync({ full: true }));
   // Without a listener Node opens its debugger on port 9229, to every program of this machine.
-  process.on("SIGUSR1", () => log.warn("SIGUSR1 means nothing here"));
+  process.on("SIGUSR1", () => log.warn("ignored SIGUSR1"));
   daemon = await startDaemon(config, log);
   const [signal] = (await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")])) as [string];
   log.info({ signal }, "stopping");

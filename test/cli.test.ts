@@ -4,7 +4,7 @@
 import { execFile } from "node:child_process";
 import { once } from "node:events";
 import { constants } from "node:fs";
-import { chmod, mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, copyFile, mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer, type ServerResponse } from "node:http";
 import { type AddressInfo, createServer as createSocketServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -47,7 +47,17 @@ const COMMANDS = [
   "moves",
   "passes",
 ];
-const MORE = ["healthy", "register", "drain", "rebalance", "priority", "config", "completion", "man"];
+const MORE = [
+  "healthy",
+  "register",
+  "drain",
+  "rebalance",
+  "priority",
+  "config",
+  "version",
+  "completion",
+  "man",
+];
 
 interface Done {
   code: number;
@@ -143,8 +153,7 @@ describe("help", () => {
     for (const name of [...COMMANDS, ...MORE]) {
       const help = await run("sasori", [name, "--help"], {});
       expect(help.code).toBe(0);
-      if (name !== "config")
-        expect(help.stdout, name).toMatch(new RegExp(`\\nExamples:\\n.*sasori.* ?${name}`));
+      expect(help.stdout, name).toMatch(new RegExp(`\\nExamples:\\n.*sasori.* ?${name}`));
       expect(new RegExp(`^\\| .*\`${name}\\b`, "m").test(document), `docs/cli.md: ${name}`).toBe(true);
     }
   });
@@ -207,9 +216,13 @@ describe("without a daemon", () => {
     withDesk(6, async ({ sasori }) => {
       expect((await sasori("sync")).code).toBe(0);
       const { code, stdout, stderr } = await sasori("nodes", "--master", "master2");
-      expect({ code, stdout }).toEqual({ code: 0, stdout: `${node(1)}  master2\n${node(4)}  master2\n` });
-      expect(stderr).toContain("no daemon runs: these are the nodes of");
-      expect(lines((await sasori("nodes", "--limit", "2")).stdout)).toHaveLength(2);
+      const head = `${"NODE".padEnd(node(1).length)}  MASTER   SOURCE  SINCE`;
+      expect({ code, lines: lines(stdout) }).toEqual({
+        code: 0,
+        lines: [head, `${node(1)}  master2`, `${node(4)}  master2`],
+      });
+      expect(stderr).toContain("no daemon is running: these are the nodes of");
+      expect(lines((await sasori("nodes", "--limit", "2", "--no-headers")).stdout)).toHaveLength(2);
       expect((await sasori("nodes", node(1).toUpperCase())).stdout).toContain(node(1));
       for (const command of [
         ["status"],
@@ -235,7 +248,7 @@ describe("without a daemon", () => {
       expect(code).toBe(1);
       expect(stdout).toMatch(
         new RegExp(
-          `^FILE_READ_ONLY ${lab.mapFile}: .*\n  → let sasori's user write the folder, or make its file system writable;`,
+          `^FILE_READ_ONLY ${lab.mapFile}: .*\n  → let sasori's user write to the folder, or make its file system writable`,
           "m",
         ),
       );
@@ -313,10 +326,10 @@ describe("with a daemon", () => {
       const id = /sasori sync --approve ([0-9a-f]{12})/.exec(held.stdout)?.[1] ?? "";
       expect(await sasori("sync", "--approve", "000000000000")).toMatchObject({
         code: 1,
-        stdout: expect.stringContaining("nothing was let through"),
+        stdout: expect.stringContaining("nothing was applied"),
       });
       expect((await sasori("sync", "--approve", id)).code).toBe(0);
-      expect((await sasori("nodes")).stderr).toBe("no such node\n");
+      expect((await sasori("nodes")).stderr).toBe("no nodes found\n");
     }));
 
   test("register tells that a target lacks it, and that it is in force", () =>
@@ -327,7 +340,7 @@ describe("with a daemon", () => {
       expect(told).toMatchObject({
         code: 1,
         stdout: expect.stringMatching(/desired +master2[\s\S]*\.away +failed: HAPROXY_UNREACHABLE/),
-        stderr: "it is in force; 1 target could not be told yet: the next pass tells it\n",
+        stderr: "the registration is in force; 1 target could not be written yet; the next pass writes it\n",
       });
       const ended = await sasori("register", node(0), "--end", "--json");
       expect({ code: ended.code, desired: (JSON.parse(ended.stdout) as Story).desired }).toMatchObject({
@@ -356,7 +369,7 @@ describe("with a daemon", () => {
       await refused(["register", node(0), "--end"], 2, /^sasori: USAGE: node0\S+ has no registration\n$/);
       env.SASORI_API_TOKEN_FILE = "";
       const untold =
-        /^sasori: USAGE: the daemon on http:\S+ answered 401: .*: set it here as it is set there\n$/;
+        /^sasori: USAGE: the daemon on http:\S+ answered 401: .*: set SASORI_API_TOKEN_FILE here too\n$/;
       await refused(["register", node(0), "master2"], 2, untold);
       env.SASORI_API_TOKEN_FILE = `${tokenFile}s`;
       await refused(["sync"], 2, /^sasori: USAGE: .*ENOENT.*: correct SASORI_API_TOKEN_FILE\n$/);
@@ -373,7 +386,7 @@ describe("with a daemon", () => {
       expect(await sasori("register", node(0), "master2")).toMatchObject({
         code: 1,
         stdout: expect.stringMatching(/desired +master2[\s\S]* master2\n/),
-        stderr: expect.stringMatching(new RegExp(`^it is in force; ${lacks.source}.*\n$`)),
+        stderr: expect.stringMatching(new RegExp(`^the registration is in force; ${lacks.source}.*\n$`)),
       });
       const server = (state: string) =>
         runtimeCommand(lab.haproxys[0]?.socketPath ?? "", `set server puppet/master2 state ${state}`);
@@ -387,8 +400,8 @@ describe("with a daemon", () => {
         code: 1,
         lines: [
           expect.stringMatching(new RegExp(`^1/1  ${node(1)} → master2; ${lacks.source}`)),
-          "1 node brought home",
-          "1 of them not in the state file, see above",
+          "1 node moved back",
+          "1 of them are not in the state file, see above",
         ],
       });
     }));
@@ -412,16 +425,16 @@ describe("with a daemon", () => {
         lines: [
           ...[1, 3].map(
             (place) =>
-              `${place}/4  ${node(place === 1 ? 0 : 3)} → master1; 1 target could not be told yet: the next pass tells it`,
+              `${place}/4  ${node(place === 1 ? 0 : 3)} → master1; 1 target could not be written yet; the next pass writes it`,
           ),
-          "2 nodes brought home",
-          "2 of them not in every target: the next pass tells it",
-          "skipped 2: no HAProxy sees master2 up",
+          "2 nodes moved back",
+          "2 of them are not in every target yet; the next pass writes them",
+          "2 nodes skipped: no HAProxy sees master2 up",
         ],
       });
-      expect(lines((await sasori("rebalance", "--dry-run")).stdout)).toHaveLength(2);
+      expect(lines((await sasori("rebalance", "--dry-run", "-o", "name")).stdout)).toHaveLength(2);
       await server("master2", "ready");
-      expect((await sasori("rebalance", "--per-minute", "6000")).stdout).toContain("2 nodes brought home\n");
+      expect((await sasori("rebalance", "--per-minute", "6000")).stdout).toContain("2 nodes moved back\n");
     }));
 
   test("every command that prints something prints JSON too", () =>
@@ -491,7 +504,7 @@ describe("with a daemon", () => {
     expect(await run("sasori", ["nodes", "--all"], env)).toMatchObject({
       code: 1,
       stdout: "",
-      stderr: expect.stringMatching(/^sasori: DAEMON: no daemon answers/),
+      stderr: expect.stringMatching(/^sasori: DAEMON: the daemon is not running/),
     });
   });
 
@@ -514,7 +527,7 @@ describe("with a daemon", () => {
       await expect(
         askDaemon(address, "PUT", `/api/v1/nodes/${node(0)}`, { master: "master1" }),
       ).rejects.toMatchObject({
-        message: `the daemon on http://127.0.0.1:${port} gave no usable answer: none within 30 s: it hangs, or is busy, and may still do what it was told: see its log, and \`sasori status\``,
+        message: `the daemon on http://127.0.0.1:${port} did not answer within 30 s: it hangs or is busy, and may still carry out the request: see its log, and \`sasori status\``,
       });
       expect(waits).toEqual([30_000, 30_000, 900_000, 30_000]);
     } finally {
@@ -734,7 +747,7 @@ describe("with a daemon", () => {
     try {
       await daemon.untilReady(async () => (await fetch(`http://${env.SASORI_LISTEN}/healthz`)).ok);
       process.kill(daemon.pid, "SIGUSR1");
-      await expect.poll(() => daemon.printed).toContain("SIGUSR1 means nothing here");
+      await expect.poll(() => daemon.printed).toContain(`"level":"warn","time"`);
       expect(daemon.printed).not.toContain("Debugger");
     } finally {
       await daemon.end();
@@ -743,9 +756,15 @@ describe("with a daemon", () => {
 
   test("lookup says what it knows: the daemon's answer is not PuppetDB's; a file that cannot be read is exit code 1", () =>
     withDesk(3, async ({ lab, sasori, startDaemon }) => {
-      expect((await sasori("lookup", "nobody")).stdout).toMatch(/desired +no master: PuppetDB has no/);
+      expect(await sasori("lookup", "nobody")).toMatchObject({
+        code: 1,
+        stdout: expect.stringMatching(/desired +none: PuppetDB has no[\s\S]* 404 node_unknown\n$/),
+      });
       await startDaemon();
-      expect((await sasori("lookup", "nobody")).stdout).toMatch(/desired +not in the map\n/);
+      expect(await sasori("lookup", "nobody")).toMatchObject({
+        code: 1,
+        stdout: expect.stringMatching(/desired +none: the map does not have[\s\S]* 404 node_unknown\n$/),
+      });
       await rm(lab.mapFile);
       await mkdir(lab.mapFile);
       expect(await sasori("lookup", node(0))).toMatchObject({
@@ -764,7 +783,9 @@ describe("with a daemon", () => {
       for (const args of [["status"], ["moves", "--follow"], ["lookup", node(0)], ["sync"]]) {
         const { code, stderr } = await run("sasori", args, { SASORI_LISTEN: `127.0.0.1:${port}` });
         expect({ args, code }).toEqual({ args, code: 1 });
-        expect(stderr).toMatch(/^sasori: DAEMON: what listens on .* is no sasori, .*SASORI_LISTEN.*\n$/);
+        expect(stderr).toMatch(
+          /^sasori: DAEMON: another program than sasori listens on .*, .*SASORI_LISTEN.*\n$/,
+        );
       }
     } finally {
       await new Promise((resolve) => other.close(resolve));
@@ -783,12 +804,12 @@ describe("with a daemon", () => {
       const { nodes, next } = JSON.parse((await sasori("nodes", "--all", "--json")).stdout) as Nodes;
       expect(nodes.map(({ certname }) => `${certname} master1\n`)).toEqual(many);
       expect(next).toBeNull();
-      expect(lines((await sasori("nodes", "--limit", "1200")).stdout)).toHaveLength(1_200);
-      const some = await sasori("nodes", "many000", "--limit", "3");
+      expect(lines((await sasori("nodes", "--limit", "1200", "--no-headers")).stdout)).toHaveLength(1_200);
+      const some = await sasori("nodes", "many000", "--limit", "3", "-o", "name");
       expect(lines(some.stdout)).toHaveLength(3);
-      expect(some.stderr).toContain("there are more");
-      const cut = await bash("sasori nodes --all | head -n 1; exit $PIPESTATUS");
-      expect(cut).toEqual({ code: 0, stdout: "many0000  master1\n", stderr: "" });
+      expect(some.stderr).toContain("there are more than 3");
+      const cut = await bash("sasori nodes --all | head -n 2 | tail -n 1; exit $PIPESTATUS");
+      expect(cut).toEqual({ code: 0, stdout: expect.stringMatching(/^many0000 {2}master1\b/), stderr: "" });
     }));
 
   test("moves --follow shows each move once, over a restart of the daemon too", () =>
@@ -811,15 +832,15 @@ describe("with a daemon", () => {
         expected.push(`${node(1)} master2 master3`);
         await poll().toEqual(expected);
         await daemon.end();
-        await expect.poll(() => follow.printed).toContain("the daemon is gone");
+        await expect.poll(() => follow.printed).toContain("lost the connection to the daemon");
         await startDaemon();
         await sasori("register", node(2), "master1");
         expected.push(`${node(2)} master3 master1`);
         await poll().toEqual(expected);
         expect(follow.printed).toContain("the daemon is back");
-        const wanted = await sasori("moves", node(2));
+        const wanted = await sasori("moves", node(2), "--no-headers");
         expect(wanted.stdout).toMatch(
-          new RegExp(`^\\S+ \\S+  ${node(2)}  master3 → master1  registration by \\S+@\\S+\\n$`),
+          new RegExp(`^\\S+ \\S+  ${node(2)}  master3  master1  registration  \\S+@\\S+\\n$`),
         );
       } finally {
         await follow.end("SIGINT");
@@ -838,6 +859,136 @@ describe("with a daemon", () => {
     }));
 });
 
+describe("names and exit codes", () => {
+  test("a short name stands for the one node or master that has it; several are a mistake, and stderr says what was meant", () =>
+    withDesk(3, async ({ lab, sasori, startDaemon }) => {
+      await lab.run("db1.one.example.com", "master1");
+      await lab.run("db1.two.example.com", "master2");
+      await lab.run("db2", "master1");
+      await lab.run("db2.example.com", "master2");
+      await sasori("sync");
+      const check = async () => {
+        expect(await sasori("lookup", "node1")).toEqual({
+          code: 0,
+          stdout: expect.stringMatching(new RegExp(`^${node(1)}\n`)),
+          stderr: `node1 is short for ${node(1)}\n`,
+        });
+        expect(await sasori("lookup", "db2")).toMatchObject({
+          code: 0,
+          stdout: expect.stringMatching(/^db2\n/),
+          stderr: "",
+        });
+        const several = 'USAGE: "db1" is short for 2 nodes: db1.one.example.com, db1.two.example.com.';
+        expect(await sasori("lookup", "db1")).toMatchObject({
+          code: 2,
+          stdout: "",
+          stderr: expect.stringContaining(several),
+        });
+        expect((await sasori("lookup", "node")).code).toBe(1);
+        expect(await sasori("nodes", "--master", "nope")).toEqual({
+          code: 2,
+          stdout: "",
+          stderr: expect.stringContaining('no master "nope". The masters are: master1, master2, master3'),
+        });
+      };
+      await check();
+      await startDaemon();
+      await check();
+    }));
+
+  test("register takes a puppetserver's certname as master, by alias or by host", () =>
+    withDesk(3, async ({ lab, env, sasori, startDaemon }) => {
+      env.SASORI_MASTER_ALIASES = "puppet2.example.com=master2";
+      await startDaemon();
+      const named = await sasori("register", "node0", "puppet2.example.com");
+      expect(named).toMatchObject({ code: 0, stdout: expect.stringMatching(/desired +master2, from reg/) });
+      expect((await lab.haproxys[0]?.showMap())?.get(node(0))).toBe("master2");
+      expect(await sasori("register", "node0", "puppet9.example.com")).toMatchObject({
+        code: 2,
+        stderr: expect.stringContaining(
+          'no master "puppet9.example.com" (it has: master1, master2, master3)',
+        ),
+      });
+    }));
+
+  test("diff --exit-code is 1 while anything differs, and 0 in sync; diff --held lists a held plan whole", () =>
+    withDesk(30, async ({ lab, sasori, startDaemon }) => {
+      expect((await sasori("diff", "--exit-code")).code).toBe(1);
+      expect((await sasori("diff")).code).toBe(0);
+      await sasori("sync");
+      expect((await sasori("diff", "--exit-code")).code).toBe(0);
+      await startDaemon();
+      expect(await sasori("diff", "--held")).toEqual({ code: 0, stdout: "nothing is held\n", stderr: "" });
+      await lab.stopPuppetdb();
+      await lab.startPuppetdb();
+      await sasori("sync", "--full");
+      const { code, stdout } = await sasori("diff", "--held");
+      expect(code).toBe(3);
+      const rows = lines(stdout);
+      expect(rows[0]).toMatch(/^held plan [0-9a-f]{12}, 30 changes: /);
+      expect(rows).toContain("  master1: 10 removed");
+      const names = Array.from({ length: 30 }, (_, index) => node(index)).sort();
+      expect(rows.slice(rows.findIndex((row) => /^NODE +FROM +TO$/.test(row)) + 1)).toEqual(
+        names.map((name) => expect.stringMatching(new RegExp(`^${name} +master\\d +\\(removed\\)$`))),
+      );
+      const { changes } = JSON.parse((await sasori("diff", "--held", "--json")).stdout);
+      expect(changes).toHaveLength(30);
+    }));
+
+  test("a list is a table with headers, names only, or JSON", () =>
+    withDesk(3, async ({ sasori, startDaemon }) => {
+      await startDaemon();
+      const heads = async (...args: string[]) => lines((await sasori(...args)).stdout)[0]?.split(/ {2,}/);
+      expect(await heads("masters")).toEqual([
+        ...["MASTER", "NODES", "SHARE", "STATE", "SESSIONS", "QUEUE", "REQUESTS"],
+      ]);
+      expect(await heads("masters", "-o", "wide")).toContain("HAPROXY");
+      expect(await heads("passes")).toContain("OUTCOME");
+      expect((await sasori("nodes", "-o", "name")).stdout).toBe(
+        [0, 1, 2].map((i) => `${node(i)}\n`).join(""),
+      );
+      const json = (await sasori("nodes", "-o", "json")).stdout;
+      expect(json).toBe((await sasori("nodes", "--json")).stdout);
+      expect((await sasori("nodes", "--json", "-o", "name")).code).toBe(2);
+      const rows = lines((await sasori("masters", "--no-headers")).stdout);
+      expect(rows).toHaveLength(3);
+      expect(new Set(rows.map((row) => row.indexOf(" UP"))).size).toBe(1);
+    }));
+
+  test("a wrong argument points to the help of its command; all wrong variables are named at once", async () => {
+    for (const args of [
+      ["nodes", "--limit", "0"],
+      ["register", node(1)],
+      ["lookup", "NO;PE"],
+      ["drain", "--x"],
+    ])
+      expect((await run("sasori", args, {})).stderr).toMatch(
+        new RegExp(`\nRun sasori ${args[0]} --help for examples.\n$`),
+      );
+    const wrong = { SASORI_LISTEN: "nonsense", SASORI_LOG_LEVEL: "loud", SASORI_LISTN: "127.0.0.1:1" };
+    const { code, stderr } = await run("sasori", ["status"], wrong);
+    expect(code).toBe(2);
+    for (const name of Object.keys(wrong)) expect(stderr).toContain(name);
+    expect(stderr).not.toContain("SASORI_MAP_FILE"); // An operator's shell has none of it.
+    expect((await run("sasori", ["status"], { ...wrong, SASORI_HAPROXY: "none" })).stderr).toContain(
+      "SASORI_MAP_FILE is not set",
+    );
+  });
+
+  test("version says sasori's own and that of Node.js; ./sasori of a clone is the same program", async () => {
+    const { stdout } = await run("sasori", ["version"], {});
+    expect(stdout).toMatch(/^sasori \d+\.\d+\.\d+ \(Node\.js v\d+\.\d+\.\d+, linux-\w+\)\n$/);
+    expect(await run(path.join(ROOT, "sasori"), ["version"], {})).toEqual({ code: 0, stdout, stderr: "" });
+    const copy = path.join(folder, "clone");
+    await mkdir(copy);
+    await copyFile(path.join(ROOT, "sasori"), path.join(copy, "sasori"));
+    expect(await run(path.join(copy, "sasori"), ["version"], {})).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining(`Run: ${copy}/setup/build.sh`),
+    });
+  });
+});
+
 describe("rebalance", () => {
   test("goes node by node, only to the master that was named, and Ctrl-C leaves the others where they are", () =>
     withDesk(9, async ({ lab, env, sasori, startDaemon }) => {
@@ -850,8 +1001,7 @@ describe("rebalance", () => {
       await sasori("sync");
       for (const master of ["master1", "master2"]) await server(master, "ready");
       await sasori("sync");
-      const displaced = async () =>
-        lines((await sasori("rebalance", "--dry-run")).stdout).map((line) => line.split(" ")[0]);
+      const displaced = async () => lines((await sasori("rebalance", "--dry-run", "-o", "name")).stdout);
       expect(await displaced()).toEqual([0, 1, 3, 4, 6].map(node));
       // The next one would go home in a minute.
       const args = [CLI, "rebalance", "--master", "master1", "--per-minute", "1"];
@@ -861,12 +1011,12 @@ describe("rebalance", () => {
       } finally {
         await slow.end("SIGINT");
       }
-      expect(slow.printed).not.toContain("brought home");
+      expect(slow.printed).not.toContain("moved back");
       expect(await displaced()).toEqual([1, 3, 4, 6].map(node));
       const rest = await sasori("rebalance", "--master", "master1", "--per-minute", "60000");
       expect({ code: rest.code, lines: lines(rest.stdout) }).toEqual({
         code: 0,
-        lines: [`1/2  ${node(3)} → master1`, `2/2  ${node(6)} → master1`, "2 nodes brought home"],
+        lines: [`1/2  ${node(3)} → master1`, `2/2  ${node(6)} → master1`, "2 nodes moved back"],
       });
       expect(await displaced()).toEqual([1, 4].map(node));
       expect((await sasori("rebalance", "--per-minute", "0")).code).toBe(2);
@@ -917,13 +1067,13 @@ describe("drain", () => {
       expect(await nodesOf("master2")).toHaveLength(6);
       // The next one is not sent to it either.
       await server("master2", "drain");
-      const { stdout } = await sasori("drain", "master2", "--dry-run");
-      expect(new Set(lines(stdout).map((line) => line.split("→ ")[1]))).toEqual(new Set(["master3"]));
+      const { stdout } = await sasori("drain", "master2", "--dry-run", "--no-headers");
+      expect(new Set(lines(stdout).map((line) => line.split(/ +/)[2]))).toEqual(new Set(["master3"]));
       await server("master2", "ready");
       const early = await sasori("rebalance", "--per-minute", "6000");
       expect(early).toMatchObject({
         code: 1,
-        stdout: expect.stringContaining("skipped 4: no HAProxy sees master1 up"),
+        stdout: expect.stringContaining("4 nodes skipped: no HAProxy sees master1 up"),
       });
       await server("master1", "ready");
       expect((await sasori("status")).stdout).toContain("4 nodes left master1 while it was down or drained");
@@ -955,7 +1105,7 @@ describe("drain", () => {
     withServers(3, async ({ sasori, server, nodesOf }) => {
       expect(await sasori("drain", "master9")).toMatchObject({
         code: 2,
-        stderr: expect.stringContaining('no master "master9": there is master'),
+        stderr: expect.stringContaining('no master "master9". The masters are: master'),
       });
       await server("master2", "maint");
       await server("master3", "drain");
@@ -963,14 +1113,14 @@ describe("drain", () => {
         const { code, stdout, stderr } = await sasori("drain", "master1", ...words);
         expect({ code, said: `${stdout}${stderr}` }).toEqual({
           code: 1,
-          said: expect.stringContaining("no HAProxy sees another master than master1 up"),
+          said: expect.stringContaining("no HAProxy sees any other master than master1 up"),
         });
         expect(await nodesOf("master1")).toEqual([node(0)]);
       }
       await server("master3", "ready");
       expect(await sasori("drain", "master1")).toMatchObject({
         code: 0,
-        stdout: expect.stringMatching(/^HAProxy does not have master1 drained.*state drain\n1\/1 /),
+        stdout: expect.stringMatching(/^master1 is not drained in HAProxy.*state drain\n1\/1 /),
       });
       expect((await sasori("drain", "master1", "--per-minute", "x")).code).toBe(2);
     }));
@@ -1025,7 +1175,11 @@ describe("priority", () => {
         ]);
         await second.restart();
         await everywhere("192.0.2.7 5", "db1.example.com -100");
-        expect((await priority("list")).stdout).toBe("db1.example.com  -100\n192.0.2.7  5\n");
+        expect(lines((await priority("list")).stdout)).toEqual([
+          "NODE OR ADDRESS  CLASS",
+          "db1.example.com   -100",
+          "192.0.2.7            5",
+        ]);
 
         for (const wrong of [
           ["set", "no;pe", "1"],

@@ -82,7 +82,7 @@ const isRoot = process.getuid?.() === 0;
 const AS_ROOT = "run as root: permissions are not checked";
 
 /** As tests may with a HAProxy that is too old by now. */
-const TOO_OLD = "gets no more fixes";
+const TOO_OLD = "has had no fixes";
 
 /** What is neither well nor only waiting for something that is broken. */
 const broken = ({ findings }: Diagnosis) =>
@@ -170,7 +170,9 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
       const diagnosis = await examine();
       expect(finding(diagnosis, "live map")).toMatchObject({
         outcome: "warning",
-        detail: expect.stringMatching(/more than once: node1\.example\.com; no certnames: "Node1"/),
+        detail: expect.stringMatching(
+          /nodes with more than one entry: node1\.example\.com; keys that are not certnames: "Node1"/,
+        ),
         remedy: expect.stringContaining("sasori diff"),
       });
       const differs = finding(diagnosis, "file and live map");
@@ -185,7 +187,7 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
       expect(finding(diagnosis, "map")).toMatchObject({
         outcome: "failed",
         detail: expect.stringContaining(mapFile),
-        remedy: expect.stringContaining("SASORI_MAP_NAME"),
+        remedy: `set SASORI_MAP_NAME=${mapFile}, if that is the map of the nodes`,
       });
       expect(finding(diagnosis, "servers")).toMatchObject({
         outcome: "failed",
@@ -207,7 +209,7 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
       expect(finding(diagnosis, "file and live map", well?.socketPath)?.outcome).toBe("ok");
       expect(finding(diagnosis, "stats socket", dead?.socketPath)).toMatchObject({
         outcome: "failed",
-        detail: "nobody listens there",
+        detail: "nothing listens there",
         remedy: "start HAProxy",
       });
       expect(finding(diagnosis, "stats socket", stalled?.socketPath)).toMatchObject({
@@ -238,12 +240,26 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
       const masters = finding(diagnosis, "masters");
       expect(masters?.outcome).toBe("failed");
       expect(masters?.detail).toContain("old.example.com=master9");
-      expect(masters?.detail).toContain('"ghost.example.com" (1 nodes)');
+      expect(masters?.detail).toContain('"ghost.example.com" (1 node)');
       expect(masters?.detail).toContain(`${first?.socketPath} lacks extra`);
       expect(masters?.remedy).toContain(
         "SASORI_MASTER_ALIASES (puppet has: master1, master2, master3, extra)",
       );
       expect(finding(diagnosis, "clock", tcp)?.outcome).toBe("ok");
+    }));
+
+  test("is red when HAProxy has no server for any node's puppetserver, and says how many nodes that are", () =>
+    withPatient([{ bin }], async ({ lab, examine }) => {
+      for (const name of ["master1", "master2", "master3"])
+        await runtimeCommand(lab.haproxys[0]?.socketPath ?? "", `set server puppet/${name} state maint`);
+      for (const name of ["master1", "master2", "master3"])
+        await runtimeCommand(lab.haproxys[0]?.socketPath ?? "", `del server puppet/${name}`);
+      await runtimeCommand(lab.haproxys[0]?.socketPath ?? "", "add server puppet/other 127.0.0.1:18150");
+      expect(finding(await examine(), "masters")).toMatchObject({
+        outcome: "failed",
+        detail: expect.stringContaining("30 of 30 nodes have no route"),
+        remedy: expect.stringContaining("SASORI_MASTER_ALIASES"),
+      });
     }));
 
   test("tells whether HAProxy reaches sasori for healing", async () => {
@@ -405,13 +421,13 @@ describe("the doctor and this machine", () => {
       const refused = await asNobody(() => examine());
       expect(finding(refused, "stats socket")).toMatchObject({
         outcome: "failed",
-        detail: expect.stringMatching(/^permission denied: it belongs to \S+:\S+, mode (600|0)$/),
+        detail: expect.stringMatching(/^permission denied: the socket belongs to \S+:\S+, mode (600|0)$/),
         remedy: expect.stringMatching(/^let (user|uid) \S+ use it: .*`stats socket`/),
       });
       const none = await examine({ SASORI_HAPROXY: `${socketPath}.other` });
-      expect(finding(none, "stats socket")).toMatchObject({ detail: "there is no such socket" });
+      expect(finding(none, "stats socket")).toMatchObject({ detail: "the socket does not exist" });
       const file = await examine({ SASORI_HAPROXY: mapFile });
-      expect(finding(file, "stats socket")).toMatchObject({ detail: "this is no socket" });
+      expect(finding(file, "stats socket")).toMatchObject({ detail: "this is not a socket" });
     }));
 
   test("finds a folder that sasori cannot write, and one that is not there", () =>
@@ -473,7 +489,7 @@ describe("the doctor and this machine", () => {
       });
       expect(finding(diagnosis, "state file")).toMatchObject({
         outcome: "failed",
-        detail: expect.stringMatching(/no usable state file: .*version/),
+        detail: expect.stringMatching(/cannot be used: .*version/),
         remedy: expect.stringContaining("set it aside"),
       });
       expect(await readFile(state, "utf8")).toBe('{"version": 2}');
@@ -535,7 +551,7 @@ describe("the doctor and this machine", () => {
       await new Promise<void>((resolve) => stranger.listen(port, "127.0.0.1", resolve));
       expect(finding(await examine(), "daemon")).toMatchObject({
         outcome: "failed",
-        detail: expect.stringContaining("no sasori"),
+        detail: expect.stringContaining("not sasori"),
         remedy: expect.stringContaining("SASORI_LISTEN"),
       });
       await new Promise((resolve) => stranger.close(resolve));
@@ -548,8 +564,8 @@ describe("the doctor and this machine", () => {
       await new Promise<void>((resolve) => busy.listen(port, "127.0.0.1", resolve));
       expect(finding(await examine(), "daemon")).toMatchObject({
         outcome: "failed",
-        detail: expect.stringMatching(/^something listens there and gives no usable answer: .*503: busy/),
-        remedy: "look at the daemon's log; restart it if it hangs",
+        detail: expect.stringMatching(/^something listens there, but gives no usable answer: .*503: busy/),
+        remedy: "check the daemon's log; restart it if it hangs",
       });
       await new Promise((resolve) => busy.close(resolve));
 
@@ -722,7 +738,7 @@ describe("the doctor and PuppetDB", () => {
     });
   });
 
-  test("names the other port when there is no TLS on this one, and says when nobody listens", async () => {
+  test("names the other port when there is no TLS on this one, and says when nothing listens", async () => {
     const plain = await startScriptedPuppetdb({
       version: VERSION_ANSWER,
       nodes: countNodes(0),
@@ -800,7 +816,7 @@ describe("checks", () => {
     ...more,
   });
 
-  test("one that hangs, and one that is our own mistake, stop no other; what needs them is skipped", async () => {
+  test("one that hangs, and one that is our own mistake, stop no other; what needs them is skipped; all are told in order", async () => {
     const hanging = ok("hanging", { deadlineMs: 50, ifLate: "wake it", look: () => new Promise(() => {}) });
     const mistaken = ok("mistaken", {
       look: () => {
@@ -830,7 +846,7 @@ describe("checks", () => {
       { check: "follows", outcome: "ok" },
       { check: "free", outcome: "ok" },
     ]);
-    expect(order.indexOf("free")).toBeLessThan(order.indexOf("hanging"));
+    expect(order).toEqual(["hanging", "mistaken", "needs", "follows", "free"]);
   });
 
   test("hand on what they found, and are as bad as their worst problem", async () => {

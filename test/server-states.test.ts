@@ -302,7 +302,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
           severity: "warning",
           code: "drained",
           where: "master1",
-          what: "master1 is drained (it): it still serves the nodes that the map names, and gets no others",
+          what: "master1 is drained (it): it still serves its own nodes, but gets no others",
           remedy: expect.stringContaining("sasori drain master1"),
         },
       ]);

@@ -16,7 +16,7 @@ const ANSWER_DEADLINE_MS = 30_000;
 /** How long the events wait before they connect again. */
 const RECONNECT_MS = 1_000;
 
-const NO_DAEMON = "start one with `sasori serve`, or set SASORI_LISTEN here as the daemon has it";
+const NO_DAEMON = "start it with `sasori serve`, or set SASORI_LISTEN to the address where it listens";
 
 export type Method = "GET" | "POST" | "PUT" | "DELETE";
 export type Address = Pick<Config, "listen" | "apiTokenFile">;
@@ -68,16 +68,15 @@ export async function askDaemon<T>(
   } catch (error) {
     if (error instanceof SasoriError) throw error;
     if (systemCode(error) === "ECONNREFUSED") return undefined;
-    const what = /timeout/i.test(reason(error)) ? late(method, deadlineMs) : reason(error);
-    throw new SasoriError("DAEMON", `the daemon on ${url} gave no usable answer: ${what}`, {
-      cause: error,
-    });
+    const isLate = /timeout/i.test(reason(error));
+    const what = isLate ? late(method, deadlineMs) : `gave no usable answer: ${reason(error)}`;
+    throw new SasoriError("DAEMON", `the daemon on ${url} ${what}`, { cause: error });
   }
 }
 
 function late(method: Method, deadlineMs: number): string {
-  const still = method === "GET" ? "" : ", and may still do what it was told";
-  return `none within ${deadlineMs / 1_000} s: it hangs, or is busy${still}: see its log, and \`sasori status\``;
+  const still = method === "GET" ? "" : ", and may still carry out the request";
+  return `did not answer within ${deadlineMs / 1_000} s: it hangs or is busy${still}: see its log, and \`sasori status\``;
 }
 
 async function readToken(file: string): Promise<string> {
@@ -86,7 +85,7 @@ async function readToken(file: string): Promise<string> {
   } catch (error) {
     const what = `cannot read the token of SASORI_API_TOKEN_FILE: ${reason(error)}`;
     const remedy =
-      systemCode(error) === "EACCES" ? "run this as a user who may read it" : "correct SASORI_API_TOKEN_FILE";
+      systemCode(error) === "EACCES" ? "run this as a user who can read it" : "correct SASORI_API_TOKEN_FILE";
     throw new SasoriError("USAGE", `${what}: ${remedy}`, { cause: error });
   }
 }
@@ -97,7 +96,8 @@ export const isRefused = (error: unknown): error is SasoriError =>
 
 /**
  * The answer's JSON: of a 200, or of a change that is in force and not yet in every target, which is a 502 with the
- * node's story, or with how many were registered. Throws for every other what it says, with its `statusCode`, and `DAEMON` for one that is none of sasori's.
+ * node's story, or with how many were registered. Throws what every other answer says, with its `statusCode`, and `DAEMON`
+ * for an answer that is not sasori's.
  */
 async function answerOf(
   url: string,
@@ -113,7 +113,7 @@ async function answerOf(
   )
     return answer;
   if (typeof answer?.detail !== "string") throw noSasori(url, `${statusCode} ${quote(text)}`);
-  const hint = hasToken ? "the one here is another than the daemon's" : "set it here as it is set there";
+  const hint = hasToken ? "the token here differs from the daemon's" : "set SASORI_API_TOKEN_FILE here too";
   const why = statusCode === 401 ? `${answer.detail}: ${hint}` : answer.detail;
   // What is wrong with the request needs no more words; what is wrong with the daemon or the token needs its place.
   const isAboutRequest = statusCode === 400 || statusCode === 404;
@@ -130,8 +130,11 @@ function codeOf(statusCode: number, title: unknown): ErrorCode {
 export class NoSasori extends SasoriError {}
 
 function noSasori(url: string, answered: string): NoSasori {
-  const remedy = "correct SASORI_LISTEN, or end that program and start `sasori serve`";
-  return new NoSasori("DAEMON", `what listens on ${url} is no sasori, it answered ${answered}: ${remedy}`);
+  const remedy = "correct SASORI_LISTEN, or stop that program and start `sasori serve`";
+  return new NoSasori(
+    "DAEMON",
+    `another program than sasori listens on ${url}, it answered ${answered}: ${remedy}`,
+  );
 }
 
 /** As askDaemon, for what only a running daemon knows. */
@@ -140,7 +143,7 @@ export async function mustAskDaemon<T>(...question: Parameters<typeof askDaemon>
   if (answer !== undefined) return answer;
   throw new SasoriError(
     "DAEMON",
-    `no daemon answers on ${daemonUrl(question[0].listen)} (SASORI_LISTEN): ${NO_DAEMON}`,
+    `the daemon is not running on ${daemonUrl(question[0].listen)} (SASORI_LISTEN): ${NO_DAEMON}`,
   );
 }
 
@@ -194,7 +197,7 @@ export async function* daemonEvents(
 
 function firstFailure(address: Address, error: unknown): SasoriError {
   if (error instanceof SasoriError) return error;
-  const why = systemCode(error) === "ECONNREFUSED" ? "no daemon answers" : reason(error);
+  const why = systemCode(error) === "ECONNREFUSED" ? "the daemon is not running" : reason(error);
   return new SasoriError("DAEMON", `${daemonUrl(address.listen)}: ${why} (SASORI_LISTEN): ${NO_DAEMON}`, {
     cause: error,
   });

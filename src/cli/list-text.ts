@@ -43,12 +43,7 @@ export function masterRows({ masters, failures }: Masters, isWide: boolean, styl
     const about = [style.bold(master), number(nodes), `${(share * 100).toFixed(1)} %`];
     if (servers.length === 0) return [[...about, isAsked ? style.bad("no server in any HAProxy") : ""]];
     if (!isWide) return [[...about, stateOf(servers, style), ...load(servers)]];
-    return servers.map((server) => [
-      ...about,
-      stateOf([server], style),
-      server.haproxy,
-      ...load([server]),
-    ]);
+    return servers.map((server) => [...about, stateOf([server], style), server.haproxy, ...load([server])]);
   });
 }
 

@@ -39,13 +39,13 @@ export function manPage(program: Command, { version, examples, variables, exitCo
     ".I command",
     "[options]",
     ".SH DESCRIPTION",
-    "It asks PuppetDB which master each node last spoke to, and puts the difference into the map file and into every",
-    "running HAProxy: without a reload, within seconds, and never making the map worse than it was.",
-    "A running daemon is asked where there is one; otherwise a command does the work itself, or says what is missing.",
+    "sasori asks PuppetDB which puppetserver each node last used. It writes the differences into the map file and into",
+    "every running HAProxy, within seconds and without a reload. If PuppetDB is down or empty, the old map stays.",
+    "Most commands ask the running daemon. Without one they do the work themselves, or say that they need it.",
     ".SH COMMANDS",
     ...visible(program).flatMap((command) => commandLines(command, examples)),
     ".SH ENVIRONMENT",
-    "All are checked at start and all problems reported at once; unknown SASORI_ names are refused.",
+    "sasori checks all variables at start, and reports all problems at once. It refuses unknown SASORI_ names.",
     "NO_COLOR turns colours off.",
     ...variables.flatMap(({ name, meaning, example, ...variable }) => [
       ".TP",
@@ -95,7 +95,8 @@ function exampleLines(examples: readonly Example[]): string[] {
   return [".PP", ".nf", ".RS", ...lines, ".RE", ".fi"];
 }
 
-const sentence = (text: string): string => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+const sentence = (text: string): string =>
+  `${text.charAt(0).toUpperCase()}${text.slice(1)}${text.endsWith(".") ? "" : "."}`;
 
 /** A line that begins with "." or "'" would be a request; "-" is a hyphen, "\-" the sign that one types. */
 function roff(text: string): string {

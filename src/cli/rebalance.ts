@@ -1,14 +1,15 @@
 // Many nodes moved by hand, one after the other, at a pace. `sasori rebalance`: displaced nodes go back to the master that
-// they left. `sasori drain`: all nodes of a master go to the others. Promises: none is sent to a master that no HAProxy
-// sees up (a drained one gets none); a node that cannot be moved stops no other; one that has left meanwhile is let be.
+// they left. `sasori drain`: all nodes of a master go to the others. Promises: no node is sent to a master that no HAProxy
+// sees up (a drained one gets none); a node that cannot be moved stops no other; a node that has left meanwhile stays there.
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { quote, SasoriError } from "../errors.js";
+import { SasoriError } from "../errors.js";
 import type { Displaced, MasterRow, Masters, Nodes, Story } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
 import { counted } from "../http/troubles.js";
 import { type Address, isRefused, mustAskDaemon } from "./daemon-client.js";
 import { query } from "./listing.js";
+import { noSuchMaster } from "./names.js";
 import { lacksInWords } from "./report-text.js";
 
 /** So many nodes of a master are listed at once. */
@@ -66,9 +67,9 @@ class Mover {
   conclude(what: string): boolean {
     const { untold, unsaved, refused } = this.#lacks;
     this.#tell(`${counted(this.moved, "node")} ${what}`);
-    if (untold > 0) this.#tell(`${untold} of them not in every target: the next pass tells it`);
-    if (unsaved > 0) this.#tell(`${unsaved} of them not in the state file, see above`);
-    if (refused > 0) this.#tell(`refused ${refused}, see above`);
+    if (untold > 0) this.#tell(`${untold} of them are not in every target yet; the next pass writes them`);
+    if (unsaved > 0) this.#tell(`${unsaved} of them are not in the state file, see above`);
+    if (refused > 0) this.#tell(`${refused} refused, see above`);
     return untold + unsaved + refused === 0;
   }
 }
@@ -95,8 +96,8 @@ export async function bringHome(
     }
     await mover.move(certname, home, `${index + 1}/${nodes.length}`);
   }
-  const isWell = mover.conclude("brought home");
-  for (const [master, count] of shut) tell(`skipped ${count}: no HAProxy sees ${master} up`);
+  const isWell = mover.conclude("moved back");
+  for (const [master, count] of shut) tell(`${counted(count, "node")} skipped: no HAProxy sees ${master} up`);
   return isWell && shut.size === 0;
 }
 
@@ -149,15 +150,15 @@ export async function drain(
   const isWell = mover.conclude(`moved away from ${from}`);
   const masters = await mastersOf(address);
   const { nodes: left } = rowOf(masters, from);
-  const why = placesBut(from, masters).length > 0 ? "refused, or come meanwhile" : noPlace(from);
-  if (left > 0) tell(`${counted(left, "node")} there now: ${why}`);
+  const why = placesBut(from, masters).length > 0 ? "refused, or arrived meanwhile" : noPlace(from);
+  if (left > 0) tell(`${counted(left, "node")} still there: ${why}`);
   return { moves, isDone: isWell && left === 0 };
 }
 
 /** New nodes may still get there, and those that are moved do not count as away from home. */
 const notDrained = (master: string, kind: MasterRow["kind"]) =>
-  `HAProxy does not have ${master} drained: it still gets nodes, and \`sasori rebalance\` will not bring these back. ` +
-  `First, at the socket of each HAProxy: set server ${kind === "pool" ? `${master}/<each server>` : `<backend>/${master}`} state drain`;
+  `${master} is not drained in HAProxy: it still gets new nodes, and \`sasori rebalance\` will not move these back. ` +
+  `Drain it first, at the socket of each HAProxy: set server ${kind === "pool" ? `${master}/<each server>` : `<backend>/${master}`} state drain`;
 
 async function mastersOf(address: Address): Promise<MasterRow[]> {
   return (await mustAskDaemon<Masters>(address, "GET", "/api/v1/masters")).masters;
@@ -169,8 +170,10 @@ const nodesOf = (address: Address, master: string, limit: number, cursor: string
 function rowOf(masters: readonly MasterRow[], name: string): MasterRow {
   const row = masters.find(({ master }) => master === name);
   if (row !== undefined) return row;
-  const names = masters.map(({ master }) => master).join(", ") || "none";
-  throw new SasoriError("USAGE", `there is no master ${quote(name)}: there is ${names}`);
+  throw noSuchMaster(
+    name,
+    masters.map(({ master }) => master),
+  );
 }
 
 /** Some HAProxy sends it new nodes. */
@@ -179,7 +182,7 @@ const isUp = ({ servers }: MasterRow) => servers.some(({ state }) => state === "
 const placesBut = (from: string, masters: readonly MasterRow[]) =>
   masters.filter((row) => row.master !== from && isUp(row)).map(({ master, nodes }) => ({ master, nodes }));
 
-const noPlace = (from: string) => `no HAProxy sees another master than ${from} up`;
+const noPlace = (from: string) => `no HAProxy sees any other master than ${from} up`;
 
 /** The one that has the fewest nodes, which now has one more. There must be one. */
 function takePlace(places: { master: string; nodes: number }[]): string {

@@ -30,9 +30,12 @@ export async function readRegistrations(file: string): Promise<FileRegistration[
   if (problems.length > 0) {
     const more = problems.length > MAX_TOLD ? `; and ${problems.length - MAX_TOLD} more` : "";
     const told = `${problems.slice(0, MAX_TOLD).join("; ")}${more}`;
-    throw new SasoriError("USAGE", `none was registered: expected "certname master" on each line: ${told}`);
+    throw new SasoriError(
+      "USAGE",
+      `nothing was registered: expected "certname master" on each line: ${told}`,
+    );
   }
-  if (nodes.length === 0) throw new SasoriError("USAGE", `${nameOf(file)} names no node`);
+  if (nodes.length === 0) throw new SasoriError("USAGE", `${nameOf(file)} has no nodes`);
   return nodes;
 }
 
@@ -63,7 +66,7 @@ function userName(): string {
 export function lackInWords({ lacking, unsaved }: Registrations): string {
   const targets = lacking.map(({ target, failure }) => {
     const why = failure ? `: ${failure.code}: ${withoutPlace(failure.message, target)}` : "";
-    return `${target} could not be told yet${why}`;
+    return `${target} could not be written yet${why}`;
   });
   return [...targets, ...(unsaved ? [unsaved.message] : [])].join("; ");
 }

@@ -103,7 +103,7 @@ function targetLine(report: TargetReport, style: Style): [string, string, string
   const what = outcome === "unchanged" ? "in sync" : `${outcome}: ${countsOf(report) || "rewritten"}${how}`;
   const remarks = [
     ...(learned > 0 ? [`${counted(learned, "route")} learned`] : []),
-    ...(report.changedByOthers ? ["changed by somebody else"] : []),
+    ...(report.changedByOthers ? ["changed by another program"] : []),
   ];
   return [kind, target, [what, ...remarks].join(", ")];
 }
@@ -143,7 +143,7 @@ function remarks(
   if (withoutProducer.count > 0) {
     const names = withoutProducer.samples.join(", ");
     lines.push(
-      `${style.dim("no producer")}: ${counted(withoutProducer.count, "node")} without a known master: ${names}`,
+      `${style.dim("no producer")}: PuppetDB names no producer for ${counted(withoutProducer.count, "node")}: ${names}`,
     );
   }
   return lines;
@@ -164,12 +164,12 @@ export function renderDiff(report: SyncReport, style: Style): string {
 }
 
 /** What became of an approval that no plan took. */
-const UNMATCHED = "nothing was let through: no held plan has this id, or PuppetDB could not be read";
+const UNMATCHED = "nothing was applied: no held plan has this id, or PuppetDB could not be read";
 
-/** What a change that is in force still lacks: `1 target could not be told yet ...`. Empty when it lacks nothing. */
+/** What a change that is in force still lacks: `1 target could not be written yet ...`. Empty when it lacks nothing. */
 export function lacksInWords(story: Story): string {
   const untold = lacking(story);
-  const targets = `${counted(untold, "target")} could not be told yet: the next pass tells it`;
+  const targets = `${counted(untold, "target")} could not be written yet; the next pass writes it`;
   return [untold > 0 ? targets : "", story.unsaved?.message ?? ""].filter((text) => text !== "").join("; ");
 }
 
@@ -177,42 +177,45 @@ export function lacksInWords(story: Story): string {
 export const remarksInWords = ({ reason, by }: Pick<Move, "reason" | "by">): string =>
   `${reason === undefined ? "" : `, ${quote(reason, reason.length)}`}${by === undefined ? "" : ` by ${shown(by)}`}`;
 
+const NOT_IN_IT = "does not have it";
+
 /** A lookup; from the daemon it is the node's whole story. */
 export function renderLookup(found: Lookup & Partial<Story>, style: Style): string {
   const { certname, desired, file, live, health = [], home, moves } = found;
   const since = desired.since ? ` since ${localTime(desired.since)}` : "";
   const failed = ({ code, message }: { code: string; message: string }, where = "") =>
     `${style.bad("failed")}: ${code}: ${withoutPlace(message, where)}`;
+  const known = moves !== undefined; // Only a lookup without the daemon asks PuppetDB.
   const why = desired.failure
     ? failed(desired.failure)
     : desired.master === undefined
-      ? moves === undefined // Only a lookup without the daemon asks PuppetDB.
-        ? "no master: PuppetDB has no submission of a routable producer for it"
-        : "not in the map"
+      ? `none: ${known ? "the map does not have this node" : "PuppetDB has no submission of it from a known master"}`
       : `${style.bold(desired.master)}, from ${desired.source}${since}${remarksInWords(desired)}`;
   const rows: [string, string][] = [["desired", why]];
-  rows.push(["file", "failure" in file ? failed(file.failure) : (file.master ?? "not in it")]);
+  rows.push(["file", "failure" in file ? failed(file.failure) : (file.master ?? NOT_IN_IT)]);
   for (const { haproxy, master, failure } of live) {
     const state = health.find((seen) => seen.haproxy === haproxy)?.state ?? "up";
-    const where = `${master ?? "not in it"}${state === "up" ? "" : `, which is ${style.warn(state)} there`}`;
+    const where = `${master ?? NOT_IN_IT}${state === "up" ? "" : `, which is ${style.warn(state)} there`}`;
     rows.push([haproxy, failure ? failed(failure, haproxy) : where]);
   }
   if (desired.unroutableProducer) {
     const producer = shown(desired.unroutableProducer);
-    rows.push(["producer", `${producer} submitted last, and HAProxy has no such server`]);
+    rows.push(["producer", `${producer} submitted last, but HAProxy has no server for it`]);
   }
   if (desired.heldBy) {
-    const remedy = `sasori sync --approve ${desired.heldBy} removes it`;
-    rows.push(["held", `PuppetDB no longer lists it; ${remedy}`]);
+    const remedy = `\`sasori sync --approve ${desired.heldBy}\` removes it`;
+    rows.push(["held", `PuppetDB no longer lists this node; ${remedy}`]);
   }
   if (home)
     rows.push([
       "home",
-      `${home}, which it left while that was down or drained: sasori rebalance brings it back`,
+      `${home}; the node left it while it was down or drained. \`sasori rebalance\` moves it back`,
     ]);
   for (const { at, from, to } of moves?.slice(0, MAX_MOVES) ?? []) {
     rows.push([style.dim(localTime(at)), `${from ?? "(new)"} → ${to ?? "(removed)"}`]);
   }
+  if (!desired.failure && !desired.master && live.every((one) => !one.failure && !one.master))
+    rows.push(["requests", "the gateway answers 404 node_unknown"]);
   return [style.bold(certname), ...table(rows.map((row) => ["", ...row]))].join("\n");
 }
 
@@ -253,7 +256,7 @@ function stateOf(target: TargetRow, style: Style): string {
     return found.length > 0 ? style.warn(`${which}: ${found.join(", ")}`) : "";
   };
   const about = [
-    inSync ? style.good("in sync") : `${counted(pending, "change")} to come`,
+    inSync ? style.good("in sync") : `${counted(pending, "change")} pending`,
     version ? `HAProxy ${version}` : "",
     comparedAt ? `all entries compared ${ago(comparedAt, Date.now())}` : "",
     those("down"),

@@ -17,7 +17,6 @@ export class Table {
   readonly #style: Style;
   #needsHead: boolean;
 
-  /** `minWidths` for rows that are not known yet, such as moves that are still to come. */
   constructor(columns: readonly (Column | string)[], { style, headers }: { style: Style; headers: boolean }) {
     this.#columns = columns.map((column) => (typeof column === "string" ? { head: column } : column));
     this.#widths = this.#columns.map(({ head }) => (headers ? head.length : 0));

@@ -46,7 +46,10 @@ export interface Finding {
   durationMs: number;
 }
 
-/** Runs the checks, each as soon as those that it waits for are done. The findings are in the order of the checks. */
+/**
+ * Runs the checks, each as soon as those that it waits for are done. They are told, and returned, in the order of the list:
+ * one that has come early waits for those before it.
+ */
 export async function runChecks(
   checks: readonly Check[],
   onFinding: (finding: Finding, left: readonly Check[]) => void,
@@ -69,17 +72,21 @@ export async function runChecks(
       durationMs: Math.round(performance.now() - began),
     };
     left.delete(check);
-    onFinding(finding, [...left]);
     return finding;
   };
   // A check can only wait for those that stand before it in the list.
   for (const check of checks) done.set(check, findingOf(check));
-  return Promise.all(done.values());
+  const findings: Finding[] = [];
+  for (const finding of done.values()) {
+    findings.push(await finding);
+    onFinding(await finding, [...left]);
+  }
+  return findings;
 }
 
 function skipped({ check, where }: Finding): Pick<Finding, "outcome" | "detail"> {
   const which = where === undefined ? check : `${check} ${where}`;
-  return { outcome: "skipped", detail: `cannot be told until this is well: ${which}` };
+  return { outcome: "skipped", detail: `not checked, because this failed: ${which}` };
 }
 
 /** A check that hangs is left to itself: nothing it still does can change what was found. */
@@ -95,7 +102,7 @@ async function judge(
     timer = setTimeout(() => {
       const error = new CheckError(
         `no answer within ${ms / 1000} s`,
-        check.ifLate ?? "find out what it hangs on",
+        check.ifLate ?? "find out what makes it hang",
       );
       controller.abort(error);
       reject(error);

@@ -6,7 +6,7 @@ import { dirname } from "node:path";
 import type { Config, Endpoint } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { resolver } from "../fleet.js";
-import { UNROUTABLE_REMEDY, weightRemedy } from "../http/troubles.js";
+import { counted, UNROUTABLE_REMEDY, weightRemedy } from "../http/troubles.js";
 import { type Certname, isCertname } from "../node-map.js";
 import { masterAsker } from "../probe.js";
 import type { Submission } from "../source/reading.js";
@@ -69,7 +69,7 @@ function socketCheck(endpoint: Endpoint): Check<string> {
     name: "stats socket",
     where: endpoint.name,
     deadlineMs: SOCKET_MS,
-    ifLate: "HAProxy takes connections and answers nothing: is it stopped or overloaded? Restart it",
+    ifLate: "HAProxy accepts connections but does not answer. It may be stopped or overloaded. Restart it",
     async look(signal) {
       const answer = await askOnce(endpoint, "show info", signal).catch(async (error: unknown) => {
         throw await socketError(endpoint, error);
@@ -78,11 +78,12 @@ function socketCheck(endpoint: Endpoint): Check<string> {
         return verdict(`HAProxy answers, process ${field(answer, "Pid")}`, [], answer);
       }
       if (/@master|show proc/.test(answer)) {
-        const remedy = "name the path of a `stats socket` line in SASORI_HAPROXY, not that of the option -S";
+        const remedy =
+          "set SASORI_HAPROXY to the path of a `stats socket` line, not to that of the option -S";
         throw new CheckError("this is the socket of HAProxy's master process, which has no maps", remedy);
       }
-      const what = `no HAProxy answers there but ${quote(answer, 60)}`;
-      throw new CheckError(what, "name HAProxy's `stats socket` in SASORI_HAPROXY");
+      const what = `something else answers there: ${quote(answer, 60)}`;
+      throw new CheckError(what, "set SASORI_HAPROXY to HAProxy's `stats socket`");
     },
   };
 }
@@ -113,14 +114,17 @@ async function socketError(endpoint: Endpoint, error: unknown): Promise<CheckErr
     const remedies: Record<string, string> = {
       ECONNREFUSED: `start HAProxy; its configuration needs: stats socket ipv4@${place} level admin`,
       ENOTFOUND: "correct the host name in SASORI_HAPROXY, or DNS on this machine",
-      EAI_AGAIN: "is the host name in SASORI_HAPROXY right, and does DNS answer on this machine?",
+      EAI_AGAIN: "check the host name in SASORI_HAPROXY, and DNS on this machine",
     };
-    return new CheckError(reason(error), remedies[code] ?? `is ${place} right, and no firewall in between?`);
+    return new CheckError(
+      reason(error),
+      remedies[code] ?? `check that ${place} is right, and that no firewall blocks it`,
+    );
   }
   const { path } = connect;
   if (code === "ENOENT") {
-    const remedy = `start HAProxy, or name in SASORI_HAPROXY the path of its \`stats socket\` line`;
-    return new CheckError("there is no such socket", remedy);
+    const remedy = `start HAProxy, or set SASORI_HAPROXY to the path of its \`stats socket\` line`;
+    return new CheckError("the socket does not exist", remedy);
   }
   if (code === "EACCES" || code === "EPERM") {
     const owner = await ownerOf(path);
@@ -132,14 +136,14 @@ async function socketError(endpoint: Endpoint, error: unknown): Promise<CheckErr
     () => true,
   );
   if (!isSocket)
-    return new CheckError("this is no socket", "name HAProxy's `stats socket` in SASORI_HAPROXY");
+    return new CheckError("this is not a socket", "set SASORI_HAPROXY to HAProxy's `stats socket`");
   if (code === "ECONNREFUSED" && isMountPoint(path))
     return new CheckError(
-      "nobody listens there: the socket itself is mounted, and HAProxy makes a new one when it starts",
+      "nothing listens there: the socket itself is mounted, but HAProxy makes a new one when it starts",
       `mount its folder ${dirname(path)}`,
     );
-  if (code === "ECONNREFUSED") return new CheckError("nobody listens there", "start HAProxy");
-  return new CheckError(reason(error), "name HAProxy's `stats socket` in SASORI_HAPROXY");
+  if (code === "ECONNREFUSED") return new CheckError("nothing listens there", "start HAProxy");
+  return new CheckError(reason(error), "set SASORI_HAPROXY to HAProxy's `stats socket`");
 }
 
 async function ownerOf(path: string): Promise<string> {
@@ -149,7 +153,7 @@ async function ownerOf(path: string): Promise<string> {
     nameOf("/etc/passwd", found.uid),
     nameOf("/etc/group", found.gid),
   ]);
-  return `: it belongs to ${user}:${group}, mode ${(found.mode & 0o777).toString(8)}`;
+  return `: the socket belongs to ${user}:${group}, mode ${(found.mode & 0o777).toString(8)}`;
 }
 
 /** `haproxy:x:106:113::/var/lib/haproxy:/usr/sbin/nologin` */
@@ -173,14 +177,14 @@ function levelCheck(endpoint: Endpoint, config: Config, socket: Check<string>): 
           ? `HAProxy ${version} refuses every map command below admin`
           : config.newMasters !== undefined
             ? "SASORI_NEW_MASTERS needs admin to add servers"
-            : `HAProxy ${version} lets it change maps, but 3.4 and newer need admin`;
+            : `HAProxy ${version} allows map changes at this level, but 3.4 and newer need admin`;
         return verdict(`level ${level}`, [
           level === "admin"
             ? undefined
             : {
                 outcome: isNeeded ? "failed" : "warning",
                 what: why,
-                remedy: "write `level admin` into the `stats socket` line and reload HAProxy",
+                remedy: "add `level admin` to the `stats socket` line, and reload HAProxy",
               },
         ]);
       }),
@@ -228,8 +232,8 @@ export function supportProblem(version: string, now: number): Problem | undefine
   if (until === undefined || now < Date.parse(until) + DAY_MS) return undefined;
   return {
     outcome: "warning",
-    what: `HAProxy ${release} gets no more fixes from its makers since ${until}`,
-    remedy: "upgrade HAProxy to a release with long-term support, unless your distribution mends this one",
+    what: `HAProxy ${release} has had no fixes from its developers since ${until}`,
+    remedy: "upgrade to a release with long-term support, unless your distribution still fixes this one",
   };
 }
 
@@ -253,7 +257,7 @@ function versionCheck(endpoint: Endpoint, socket: Check<string>, map: Check<MapS
         problems.push({ outcome: "failed", what, remedy: "upgrade HAProxy" });
       } else if (!isAtLeast(version, 2, 6)) {
         const what =
-          "sasori is tested with HAProxy 2.6 and newer, and 2.4 does not count a map's entries: what others write to the map, or HAProxy learns, is noticed by full passes only";
+          "sasori is tested with HAProxy 2.6 and newer. 2.4 does not count a map's entries, so only full passes notice learned routes and changes by other programs";
         problems.push({
           outcome: "warning",
           what,
@@ -261,7 +265,7 @@ function versionCheck(endpoint: Endpoint, socket: Check<string>, map: Check<MapS
         });
       }
       if (!isAtLeast(version, 2, 9) && entries > BIG_MAP) {
-        const what = `each change scans its ${entries} entries, so sasori replaces the whole map from ${Math.ceil(entries * 0.002)} changes on`;
+        const what = `each change scans all ${entries} entries, so sasori replaces the whole map for ${Math.ceil(entries * 0.002)} changes or more`;
         problems.push({
           outcome: "warning",
           what,
@@ -294,7 +298,8 @@ function clockCheck(endpoint: Endpoint, socket: Check<string>): Check {
           : {
               outcome: "warning",
               what: `its host's clock seems to be ${seconds} s ${skewMs > 0 ? "ahead of" : "behind"} ours`,
-              remedy: "let NTP set both clocks (right after one was set, restart HAProxy to see it here)",
+              remedy:
+                "synchronize both clocks with NTP. After a clock was set, this check is right again when HAProxy was restarted",
             },
       ]);
     },
@@ -325,8 +330,8 @@ async function otherFile(name: string, mapFile: string): Promise<Problem | undef
   if (theirs === undefined || (theirs.ino === ours?.ino && theirs.dev === ours.dev)) return undefined;
   return {
     outcome: "warning",
-    what: `HAProxy loads ${name} when it starts, and sasori writes ${mapFile}`,
-    remedy: "let both use one file, or every restart of HAProxy begins with an old map",
+    what: `HAProxy loads ${name} when it starts, but sasori writes ${mapFile}`,
+    remedy: "use one file for both. Otherwise HAProxy starts with an old map after every restart",
   };
 }
 
@@ -349,13 +354,22 @@ function liveMapCheck(endpoint: Endpoint, map: Check<MapState>): Check<ReadonlyM
         });
         const { all: routes, strays } = found.end();
         const twice = strays.map((stray) => stray.split(" ")[0] ?? "").filter(isCertname);
-        const remedy = "`sasori diff` shows what a pass would change; find out who else writes to this map";
+        const remedy =
+          "`sasori diff` shows what a pass would change. Find the other program that writes to this map";
         const problems: Problem[] = [];
         if (twice.length > 0)
-          problems.push({ outcome: "warning", what: `more than once: ${names(twice)}`, remedy });
+          problems.push({
+            outcome: "warning",
+            what: `nodes with more than one entry: ${names(twice)}`,
+            remedy,
+          });
         if (strange.length > 0)
-          problems.push({ outcome: "warning", what: `no certnames: ${names(strange)}`, remedy });
-        return verdict(`${routes.size} nodes, each once`, problems, routes);
+          problems.push({
+            outcome: "warning",
+            what: `keys that are not certnames: ${names(strange)}`,
+            remedy,
+          });
+        return verdict(`${routes.size} nodes, each with one entry`, problems, routes);
       }),
   };
 }
@@ -378,10 +392,10 @@ function agreementCheck(
       }
       for (const certname of live.keys())
         if (!file.has(certname)) differ.push(`${certname} (not in the file)`);
-      if (differ.length === 0) return verdict("they agree", []);
+      if (differ.length === 0) return verdict("they are equal", []);
       const what = `${differ.length} nodes differ between the file and the live map: ${names(differ)}`;
       const remedy =
-        "`sasori diff` shows all. The daemon's next full pass brings them together, unless something is held";
+        "`sasori diff` shows all of them. The daemon's next full pass corrects them, unless the guard holds changes";
       return verdict("", [{ outcome: "warning", what, remedy }]);
     },
   };
@@ -401,7 +415,7 @@ function priorityMapCheck(endpoint: Endpoint, priorityFile: string, socket: Chec
         } catch (error) {
           if (!(error instanceof SasoriError) || error.code !== "HAPROXY_MAP") throw error;
           const remedy = "set PRIORITY_MAP for haproxy.cfg, or unset SASORI_PRIORITY_FILE";
-          throw new CheckError(`HAProxy has no map of the name of ${priorityFile}`, remedy);
+          throw new CheckError(`HAProxy has no map with the name of ${priorityFile}`, remedy);
         }
       }),
   };
@@ -422,7 +436,7 @@ function serversCheck(endpoint: Endpoint, config: Config, socket: Check<string>)
         const down = servers.filter(({ up }) => !up).map(({ name }) => name);
         const problems: Problem[] = [];
         if (servers.length === 0) {
-          const remedy = "give it a server line for each master, or correct SASORI_BACKEND";
+          const remedy = "add a server line for each master, or correct SASORI_BACKEND";
           problems.push({ outcome: "failed", what: `the backend ${quote(backend)} has no server`, remedy });
         }
         for (const { name, members = [], up } of servers) {
@@ -436,20 +450,20 @@ function serversCheck(endpoint: Endpoint, config: Config, socket: Check<string>)
           });
         }
         if (down.length > 0) {
-          const remedy = "start these masters, or see why their health checks fail (HAProxy's log)";
+          const remedy = "start these masters. HAProxy's log says why their health checks fail";
           problems.push({ outcome: "warning", what: `down: ${names(down)}`, remedy });
         }
         const drained = servers.filter(({ state }) => state === "drained").map(({ name }) => name);
         if (drained.length > 0) {
-          const remedy = "`sasori drain` moves their nodes away; or set their state to ready in HAProxy";
+          const remedy = "move their nodes away with `sasori drain`, or set their state to ready in HAProxy";
           const what = pools
-            ? `drained, every server of them: ${names(drained)}: only pools.cfg still serves their nodes`
+            ? `every server drained, so only pools.cfg still serves their nodes: ${names(drained)}`
             : `drained, still serving their nodes: ${names(drained)}`;
           problems.push({ outcome: "warning", what, remedy });
         }
         for (const { name, strayWeight } of servers) {
           if (strayWeight === undefined) continue;
-          const what = `${name} has weight ${strayWeight}: HAProxy sends it requests of other masters' nodes, which then do not heal`;
+          const what = `${name} has weight ${strayWeight}, so HAProxy also sends it requests for other masters' nodes, and wrong routes do not heal`;
           problems.push({ outcome: "warning", what, remedy: weightRemedy(name) });
         }
         const found = pools
@@ -473,19 +487,16 @@ function healingCheck(endpoint: Endpoint, { listen, backend, pools }: Config, so
         const rows = parseStat(await session.ask("show stat"));
         const way = rows.find((row) => row.pxname === "sasori" && row.svname === "sasori");
         if (way === undefined) {
-          return verdict(
-            "not in this configuration: a wrong route waits for the next pass (docs/gateway.md)",
-            [],
-          );
+          return verdict("not configured: a wrong route waits for the next pass (docs/gateway.md)", []);
         }
         const isUp = way.status?.startsWith("UP") === true || way.status === "no check";
         const otherPort = way.addr !== undefined && way.addr !== "" && !way.addr.endsWith(`:${listen.port}`);
-        const remedy = `RESOLVER_ADDRESS of haproxy.cfg must lead to SASORI_LISTEN, port ${listen.port}`;
+        const remedy = `set RESOLVER_ADDRESS for haproxy.cfg to the address of SASORI_LISTEN, port ${listen.port}`;
         const problems: Problem[] = [];
         if (otherPort)
           problems.push({ outcome: "warning", what: `HAProxy asks sasori on ${way.addr}`, remedy });
         if (!isUp) {
-          const what = `HAProxy cannot reach sasori (${way.status}): wrong routes do not heal`;
+          const what = `HAProxy cannot reach sasori (${way.status}), so wrong routes do not heal`;
           problems.push({ outcome: "warning", what, remedy: otherPort ? START : `${START}; ${remedy}` });
         }
         const idle = rows
@@ -493,8 +504,8 @@ function healingCheck(endpoint: Endpoint, { listen, backend, pools }: Config, so
           .filter(({ status = "", weight }) => weight === "0" || !/^(UP|no check)/.test(status))
           .map(({ svname = "", status, weight }) => `${svname} (${status}, weight ${weight})`);
         if (idle.length > 0) {
-          const what = `out of service: ${idle.join(", ")}: wrong routes do not heal there`;
-          const healers = "set the state of these servers to ready, and their weight to 1, in HAProxy";
+          const what = `out of service: ${idle.join(", ")}. Wrong routes do not heal there`;
+          const healers = "in HAProxy, set the state of these servers to ready, and their weight to 1";
           problems.push({ outcome: "warning", what, remedy: healers });
         }
         return verdict(isUp ? "HAProxy reaches sasori" : "", problems);
@@ -526,7 +537,8 @@ export function mastersCheck(config: Config, nodes: NodesCheck, haproxys: readon
         const list = known.maybe(servers);
         return list === undefined ? [] : [{ where: endpoint.name, list }];
       });
-      if (seen.length === 0) throw new CheckError("no HAProxy tells its servers", "see its findings above");
+      if (seen.length === 0)
+        throw new CheckError("no HAProxy could be asked for its servers", "see what failed above");
       const all = seen.flatMap(({ list }) => list);
       const counts = countProducers(known.of(nodes).submissions.values());
       const resolve = resolver(config.masterAliases, all);
@@ -558,13 +570,14 @@ export function probeCheck(config: Config, haproxys: readonly HaproxyChecks[]): 
     try {
       const status = await ask(server, path, AbortSignal.any([signal, AbortSignal.timeout(PROBE_MS)]));
       if (status !== 401 && status !== 403) return undefined;
-      const remedy = "let sasori ask for this path: SASORI_PROBE_CERT, and a rule in the masters' auth.conf";
+      const remedy =
+        "allow sasori to ask for this path: set SASORI_PROBE_CERT, and add a rule to the masters' auth.conf";
       return { outcome: "warning", what: `${where} answers ${status}`, remedy };
     } catch (error) {
       const remedy =
         probeTls === undefined
-          ? "should it be asked by TLS? Set SASORI_PROBE_CA"
-          : "check SASORI_PROBE_CA, _CERT and _KEY; SASORI_MASTER_ALIASES gives a server its master's certname";
+          ? "if the masters speak TLS, set SASORI_PROBE_CA"
+          : "check SASORI_PROBE_CA, _CERT and _KEY. If a certificate has another name than the server, add it to SASORI_MASTER_ALIASES";
       return { outcome: "warning", what: `${where}: ${reason(error)}`, remedy };
     }
   };
@@ -597,7 +610,7 @@ function aliasProblem(
   if (wrong.length === 0) return undefined;
   return {
     outcome: "failed",
-    what: `aliases to ${pools ? "backends that do not exist, or are no masters" : "servers that do not exist"}: ${names(wrong)}`,
+    what: `aliases for ${pools ? "backends that do not exist or are not masters" : "servers that do not exist"}: ${names(wrong)}`,
     remedy: `correct SASORI_MASTER_ALIASES (${pools ? "SASORI_BACKEND" : backend} has: ${names([...known])})`,
   };
 }
@@ -612,10 +625,12 @@ function unroutableProblem(
   );
   if (lost.length === 0) return undefined;
   const nodes = lost.reduce((sum, [, count]) => sum + count, 0);
-  const who = names(lost.map(([producer, count]) => `${quote(producer)} (${count} nodes)`));
+  const all = [...counts.values()].reduce((sum, count) => sum + count, 0);
+  const who = names(lost.map(([producer, count]) => `${quote(producer)} (${counted(count, "node")})`));
   return {
-    outcome: "warning",
-    what: `${nodes} nodes have no route, because HAProxy has no ${pools ? "pool" : "server"} for their producers: ${who}`,
+    // Then the map cannot have a single route.
+    outcome: nodes === all ? "failed" : "warning",
+    what: `${nodes} of ${counted(all, "node")} have no route, because HAProxy has no ${pools ? "pool" : "server"} for their puppetservers: ${who}`,
     remedy: UNROUTABLE_REMEDY,
   };
 }
@@ -626,6 +641,6 @@ function* unequalServers(seen: readonly { where: string; list: readonly Server[]
     const lacking = [...all].filter((name) => !list.some((server) => server.name === name));
     if (lacking.length === 0) continue;
     const what = `${where} lacks ${names(lacking)}, which another HAProxy has`;
-    yield { outcome: "warning", what, remedy: "give all HAProxys the same masters" };
+    yield { outcome: "warning", what, remedy: "use the same masters in all HAProxys" };
   }
 }

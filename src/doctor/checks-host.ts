@@ -40,7 +40,7 @@ export function nodeCheck(): Check {
         process.geteuid?.() === 0
           ? {
               outcome: "warning",
-              what: "run as root: permissions are not checked",
+              what: "the doctor runs as root, so it does not check permissions",
               remedy: "run it as the daemon's user (docs/debian.md)",
             }
           : undefined,
@@ -86,10 +86,11 @@ function mapFileCheck(file: string): MapFileCheck {
     async look() {
       const found = await stat(file).catch((error: unknown) => {
         if (systemCode(error) !== "ENOENT") throw cannotRead(file, error);
-        const remedy = `\`sasori sync\` writes it; before HAProxy's very first start: touch ${file}`;
+        const remedy = `correct SASORI_MAP_FILE if HAProxy uses another file. Otherwise, before HAProxy's first start: touch ${file}`;
         throw new CheckError("it does not exist, and HAProxy does not start without it", remedy);
       });
-      if (!found.isFile()) throw new CheckError("it is no file", "name a file in SASORI_MAP_FILE");
+      if (!found.isFile())
+        throw new CheckError("it is not a file", "set SASORI_MAP_FILE to the path of a file");
       const { routes, capitals, strays = [] } = await new MapFile(file).read();
       const strange = strays.length + (capitals?.size ?? 0);
       const mounted = isMountPoint(file);
@@ -103,9 +104,9 @@ function mapFileCheck(file: string): MapFileCheck {
           },
           strange > 0 && {
             outcome: "warning" as const,
-            what: `${strange} lines are no routes of sasori's: capitals, illegal names, or a node twice`,
+            what: `${strange} lines are not routes that sasori writes: capitals, illegal names, or a node twice`,
             remedy:
-              "`sasori diff` shows what a pass would change. What would be lost waits for your approval",
+              "`sasori diff` shows what a pass would change. Lines that would be lost wait for your approval",
           },
         ].filter((problem) => problem !== false),
         routes,
@@ -167,7 +168,7 @@ function folderError(folder: string, error: unknown): CheckError {
   if (why === "ENOENT") return new CheckError("it does not exist", `create it: mkdir -p ${folder}`);
   if (why === "EROFS") return new CheckError("its file system is mounted read-only", "mount it writable");
   if (code === "FILE_READ_ONLY") {
-    const remedy = `let ${whoAmI()} write the folder (files are replaced by a rename, so the folder counts)`;
+    const remedy = `let ${whoAmI()} write the folder: sasori replaces files by renaming new ones`;
     return new CheckError("sasori cannot write there", remedy);
   }
   return new CheckError(reason(error), `let ${whoAmI()} create and rename files in ${folder}`);
@@ -183,7 +184,7 @@ function stateFileCheck(file: string): Check {
         text = await readWhole(file, "utf8");
       } catch (error) {
         if (systemCode(error) === "ENOENT")
-          return verdict("not there yet: no registrations, no learned routes", []);
+          return verdict("does not exist yet: no registrations, no learned routes", []);
         throw cannotRead(file, error);
       }
       try {
@@ -200,14 +201,14 @@ function stateFileCheck(file: string): Check {
                 {
                   outcome: "warning",
                   what: `${unusableEntries(unusable)} cannot be used`,
-                  remedy: "sasori will set a copy aside when it starts; register lost routes again",
+                  remedy: "when sasori starts, it will set a copy aside. Then register the lost routes again",
                 },
               ],
         );
       } catch (error) {
         throw new CheckError(
-          `it is no usable state file: ${stateProblem(error).replaceAll(/\s*\n\s*/g, ", ")}`,
-          "sasori will set it aside when it starts; repair or remove it, then register lost routes again",
+          `it cannot be used: ${stateProblem(error).replaceAll(/\s*\n\s*/g, ", ")}`,
+          "repair or remove it. Otherwise sasori will set it aside when it starts, and you register the lost routes again",
         );
       }
     },
@@ -241,7 +242,7 @@ function priorityFileCheck(file: string): Check {
           ? undefined
           : {
               outcome: "warning",
-              what: `no class from -2047 to 2047: ${names}`,
+              what: `classes outside -2047 to 2047: ${names}`,
               remedy: "sasori priority set <name> <class>",
             },
       ]);
@@ -278,7 +279,10 @@ export function daemonCheck({ listen, apiTokenFile }: Config, version: string): 
     async look() {
       const address = { listen, apiTokenFile };
       const question = askDaemon<Partial<Status>>(address, "GET", "/api/v1/status", undefined, STATUS_MS);
-      let taken = new CheckError("something listens there that ends at once", CHOOSE_ANOTHER);
+      let taken = new CheckError(
+        "another program listens there, and closes the connection at once",
+        CHOOSE_ANOTHER,
+      );
       const status = await question.catch((error: unknown) => {
         taken = takenBy(error);
         return undefined;
@@ -286,7 +290,9 @@ export function daemonCheck({ listen, apiTokenFile }: Config, version: string): 
       if (status === undefined) {
         await mustBeFree(listen, taken);
         const remedy = "start it: sasori serve";
-        return verdict("", [{ outcome: "warning", what: "no daemon runs; its address is free", remedy }]);
+        return verdict("", [
+          { outcome: "warning", what: "no daemon is running; its address is free", remedy },
+        ]);
       }
       const state = status.state ?? (status.ready ? "ready" : "not ready");
       const other = status.version !== undefined && status.version !== version;
@@ -297,15 +303,15 @@ export function daemonCheck({ listen, apiTokenFile }: Config, version: string): 
         (status.longestDelayMs ?? 0) > LONG_DELAY_MS
           ? {
               outcome: "warning",
-              what: `it answered nobody for ${((status.longestDelayMs ?? 0) / 1000).toFixed(1)} s within the last minute`,
+              what: `it was busy for ${((status.longestDelayMs ?? 0) / 1000).toFixed(1)} s within the last minute, and answered no request meanwhile`,
               remedy:
-                "give it more of a processor: HAProxy waits 2 s for an owner, and then heals without it",
+                "give it more processor time. HAProxy waits 2 s for its answer, and then goes on without it",
             }
           : undefined,
         silentMasters(status.hints),
         status.ready === true && state !== "failing" && state !== "attention"
           ? undefined
-          : { outcome: "warning", what: `its state is: ${state}`, remedy: "sasori status says why" },
+          : { outcome: "warning", what: `its state is: ${state}`, remedy: "`sasori status` says why" },
       ]);
     },
   };
@@ -321,14 +327,14 @@ function silentMasters(hints: Status["hints"]): Problem | undefined {
   };
 }
 
-const CHOOSE_ANOTHER = "end it, or choose another address in SASORI_LISTEN";
+const CHOOSE_ANOTHER = "stop that program, or choose another address in SASORI_LISTEN";
 
 /** Only what answers as another program is no sasori: one that hangs or is busy gives no usable answer either. */
 function takenBy(error: unknown): CheckError {
   if (error instanceof NoSasori)
-    return new CheckError(`something listens there that is no sasori (${reason(error)})`, CHOOSE_ANOTHER);
-  const what = `something listens there and gives no usable answer: ${reason(error)}`;
-  return new CheckError(what, "look at the daemon's log; restart it if it hangs");
+    return new CheckError(`another program listens there, not sasori (${reason(error)})`, CHOOSE_ANOTHER);
+  const what = `something listens there, but gives no usable answer: ${reason(error)}`;
+  return new CheckError(what, "check the daemon's log; restart it if it hangs");
 }
 
 /** Listens for a moment, where nobody should. `taken` says what is there if somebody does. */
@@ -341,7 +347,7 @@ async function mustBeFree({ host, port }: ListenAddress, taken: CheckError): Pro
     const remedies: Record<string, string> = {
       EADDRNOTAVAIL: "this machine has no such address: correct SASORI_LISTEN",
       ENOTFOUND: "this machine has no such address: correct SASORI_LISTEN",
-      EACCES: "ports below 1024 are root's: choose a higher one in SASORI_LISTEN",
+      EACCES: "only root may use ports below 1024: choose a higher one in SASORI_LISTEN",
     };
     const code = systemCode(error);
     if (code === "EADDRINUSE") throw taken;

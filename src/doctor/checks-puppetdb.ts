@@ -56,7 +56,7 @@ function certificateCheck(certFile: string, keyFile: string): Check {
       try {
         belongs = certificate.checkPrivateKey(createPrivateKey(key));
       } catch (error) {
-        const remedy = "name a PEM file with an unencrypted private key in SASORI_PUPPETDB_KEY";
+        const remedy = "set SASORI_PUPPETDB_KEY to a PEM file with an unencrypted private key";
         throw new CheckError(`${keyFile} holds no usable key (${reason(error)})`, remedy);
       }
       return verdict(about(certificate), [
@@ -65,7 +65,7 @@ function certificateCheck(certFile: string, keyFile: string): Check {
           : {
               outcome: "failed",
               what: `${keyFile} is not the key of this certificate`,
-              remedy: "name the two files that belong together in SASORI_PUPPETDB_CERT and _KEY",
+              remedy: "set SASORI_PUPPETDB_CERT and _KEY to a certificate and its own key",
             },
         expiry(
           "it",
@@ -86,7 +86,7 @@ function authorityCheck(caFile: string): Check {
       const text = await readSecretFile(caFile);
       const problem = pemProblem(text, "CERTIFICATE");
       if (problem !== undefined)
-        throw new CheckError(`it ${problem}`, "name a whole PEM file in SASORI_PUPPETDB_CA");
+        throw new CheckError(`it ${problem}`, "set SASORI_PUPPETDB_CA to a complete PEM file");
       const blocks =
         text.match(/-----BEGIN [\w ]*CERTIFICATE-----[\s\S]*?-----END [\w ]*CERTIFICATE-----/g) ?? [];
       const certificates = blocks.map((block) => parseCertificate(block, "SASORI_PUPPETDB_CA"));
@@ -107,7 +107,7 @@ function parseCertificate(pem: string | Buffer, variable: string): X509Certifica
   try {
     return new X509Certificate(pem);
   } catch (error) {
-    throw new CheckError(`it holds no certificate (${reason(error)})`, `name a PEM file in ${variable}`);
+    throw new CheckError(`it holds no certificate (${reason(error)})`, `set ${variable} to a PEM file`);
   }
 }
 
@@ -125,7 +125,7 @@ function expiry(
   if (left < 0) return { outcome: "failed", what: `${who} expired on ${day(validTo)}`, remedy };
   if (Date.parse(validFrom) > Date.now()) {
     const what = `${who} is only valid from ${validFrom}`;
-    return { outcome: "failed", what, remedy: "set the clock of this machine and of the CA right" };
+    return { outcome: "failed", what, remedy: "correct the clocks of this machine and of the CA" };
   }
   const days = Math.floor(left / DAY_MS);
   return left < EXPIRES_SOON_MS
@@ -192,7 +192,7 @@ function judgePeer(socket: tls.TLSSocket, { url, caFile }: Puppetdb): void {
   if (code === "CERT_NOT_YET_VALID")
     throw new CheckError(
       `${name} is only valid from ${peer.valid_from}`,
-      "set the clock of this machine right",
+      "correct the clock of this machine",
     );
   if (code === "ERR_TLS_CERT_ALTNAME_INVALID" || /altname|does not match/i.test(String(error))) {
     const names = peer.subjectaltname ?? "none";
@@ -202,7 +202,7 @@ function judgePeer(socket: tls.TLSSocket, { url, caFile }: Puppetdb): void {
   const remedy =
     caFile === undefined
       ? "set SASORI_PUPPETDB_CA, usually /etc/puppetlabs/puppet/ssl/certs/ca.pem"
-      : `name the CA that signed it in SASORI_PUPPETDB_CA (${caFile} did not)`;
+      : `set SASORI_PUPPETDB_CA to the CA that signed it (${caFile} did not)`;
   throw new CheckError(`${name} is not trusted: ${code || String(error)}`, remedy);
 }
 
@@ -238,15 +238,16 @@ async function connected(
 }
 
 const REACHABLE = (url: string) =>
-  `is ${place(url).host}:${place(url).port} right, and no firewall in between?`;
+  `check that ${place(url).host}:${place(url).port} is right, and that no firewall blocks it`;
 
 function connectionError(url: string, error: unknown): CheckError {
   const { host, port } = place(url);
   const code = systemCode(error);
   const remedies: Record<string, string> = {
-    ECONNREFUSED: `nobody listens on ${host}:${port}: start PuppetDB, or correct SASORI_PUPPETDB_URL`,
-    ENOTFOUND: `no such host: correct SASORI_PUPPETDB_URL, or the name server`,
-    ECONNRESET: "PuppetDB hung up: does it speak TLS on this port, and take SASORI_PUPPETDB_CERT?",
+    ECONNREFUSED: `nothing listens on ${host}:${port}: start PuppetDB, or correct SASORI_PUPPETDB_URL`,
+    ENOTFOUND: `the host name does not exist: correct SASORI_PUPPETDB_URL, or DNS`,
+    ECONNRESET:
+      "PuppetDB closed the connection: check that this is its TLS port, and that it accepts SASORI_PUPPETDB_CERT",
     EPROTO: "no TLS on this port: PuppetDB's TLS port is usually 8081, its plain one 8080 (http://)",
   };
   const wrongVersion = /wrong version number|packet length too long/i.test(reason(error));
@@ -268,7 +269,7 @@ function answersCheck(config: Puppetdb, connection: Check): Check<Answers> {
     where: config.url,
     needs: [connection],
     deadlineMs: ANSWER_MS,
-    ifLate: "PuppetDB is too slow or hangs: its log and PostgreSQL's say why",
+    ifLate: "PuppetDB is too slow or hangs. Its log and PostgreSQL's log say why",
     look: (signal) =>
       withPuppetdb(config, async (puppetdb) => {
         const before = Date.now();
@@ -280,7 +281,7 @@ function answersCheck(config: Puppetdb, connection: Check): Check<Answers> {
         const skewMs = asOf > after ? asOf - after : Math.min(0, asOf + 1_000 - before);
         const isKnown = /^[78]\./.test(version);
         return verdict(
-          `PuppetDB ${version} takes sasori's queries, in ${after - before} ms${inQueue(queueDepth)}`,
+          `PuppetDB ${version} answered sasori's queries in ${after - before} ms${inQueue(queueDepth)}`,
           [
             queueDepth !== undefined && queueDepth >= LONG_QUEUE
               ? { outcome: "warning", what: longQueue(queueDepth), remedy: LONG_QUEUE_REMEDY }
@@ -290,7 +291,7 @@ function answersCheck(config: Puppetdb, connection: Check): Check<Answers> {
               : {
                   outcome: "warning",
                   what: "sasori is tested with PuppetDB 7 and 8",
-                  remedy: "try it first, or upgrade",
+                  remedy: "test it first, or upgrade PuppetDB",
                 },
           ],
           { version, skewMs },
@@ -332,8 +333,8 @@ function clockCheck(answers: Check<Answers>): Check {
           ? undefined
           : {
               outcome: "warning",
-              what: `PuppetDB's clock is ${seconds} s ${skewMs > 0 ? "ahead of" : "behind"} this machine's: the newest observation wins, and registrations carry our time`,
-              remedy: "let NTP set both clocks",
+              what: `PuppetDB's clock is ${seconds} s ${skewMs > 0 ? "ahead of" : "behind"} this machine's. The newest observation wins, and registrations have the time of this machine`,
+              remedy: "synchronize both clocks with NTP",
             },
       ]);
     },
@@ -347,7 +348,7 @@ function nodesCheck(config: Puppetdb, answers: Check): NodesCheck {
     where: "PuppetDB",
     needs: [answers],
     deadlineMs: READ_ALL_MS,
-    ifLate: "PuppetDB is too slow or hangs: its log and PostgreSQL's say why",
+    ifLate: "PuppetDB is too slow or hangs. Its log and PostgreSQL's log say why",
     look: (signal) =>
       withPuppetdb(config, async (puppetdb) => {
         const began = Date.now();
@@ -371,16 +372,20 @@ function* nodeProblems({ refused, withoutProducer }: Reading, active: number): G
       .map((name) => quote(name))
       .join(", ");
   if (active === 0) {
-    const remedy = "is it new, or was it restored empty? Nodes appear with their next Puppet run";
-    yield { outcome: "warning", what: "PuppetDB has no active node", remedy };
+    const remedy = "if PuppetDB is new, wait for the next Puppet runs. If it should have nodes, restore it";
+    yield { outcome: "warning", what: "PuppetDB has no active nodes", remedy };
   }
   if (refused.size > 0) {
     const what = `${refused.size} certnames cannot be map keys: ${some(refused)}`;
-    yield { outcome: "warning", what, remedy: "find out who has such a certificate; they are not routed" };
+    yield {
+      outcome: "warning",
+      what,
+      remedy: "find the machines with these certificates. sasori does not route them",
+    };
   }
   if (withoutProducer.size > 0) {
-    const what = `${withoutProducer.size} nodes without a known master: ${some(withoutProducer)}`;
-    yield { outcome: "warning", what, remedy: "their next Puppet run tells it" };
+    const what = `PuppetDB names no producer for ${withoutProducer.size} nodes: ${some(withoutProducer)}`;
+    yield { outcome: "warning", what, remedy: "their next Puppet run adds it" };
   }
 }
 
@@ -402,8 +407,8 @@ function mastersClockCheck(nodes: NodesCheck): Check {
           ? undefined
           : {
               outcome: "warning",
-              what: `clocks of masters are ahead of PuppetDB's: ${who.join(", ")}; their nodes' moves come late`,
-              remedy: "let NTP set the clocks of these masters",
+              what: `clocks of masters are ahead of PuppetDB's: ${who.join(", ")}. sasori sees the moves of their nodes late`,
+              remedy: "synchronize the clocks of these masters with NTP",
             },
       ]);
     },

@@ -31,7 +31,7 @@ export function checksFor(config: Config, version: string): Check[] {
   ];
 }
 
-/** Checks everything and tells each finding as soon as it is there. Never rejects. `version` is sasori's own. */
+/** Checks everything, and tells each finding in the order of the checks. Never rejects. `version` is sasori's own. */
 export async function diagnose(
   environment: Readonly<Record<string, string | undefined>>,
   version: string,

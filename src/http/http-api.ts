@@ -47,7 +47,7 @@ import type { Metrics } from "./metrics.js";
 import { answer, describeApi, PROBLEM, TOKEN } from "./openapi.js";
 import type { Overview } from "./overview.js";
 import { servePage } from "./page-files.js";
-import { toRegistration, toRegistrations } from "./registrations.js";
+import { type Servers, toRegistration, toRegistrations } from "./registrations.js";
 
 /** A registration with its reason; nothing but many of them needs more. */
 const MAX_BODY_BYTES = 16 * 1024;
@@ -376,11 +376,12 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
   );
 }
 
-/** The servers that a node may be registered with; undefined where there is no HAProxy to ask. Throws a 503 before one was. */
-function serversOf(sync: Sync): ReadonlySet<string> | undefined {
+/** The servers that a node may be registered with. Throws a 503 before an HAProxy has told its own. */
+function serversOf(sync: Sync): Servers {
   const servers = sync.servers();
-  if (servers === undefined) return undefined;
-  if (servers.length > 0) return new Set(servers.map(({ name }) => name));
+  const resolve = sync.resolver();
+  if (servers === undefined) return { names: undefined, resolve };
+  if (servers.length > 0) return { names: new Set(servers.map(({ name }) => name)), resolve };
   const what = "no HAProxy has told its servers yet: try again when one is up";
   throw Object.assign(new SasoriError("HAPROXY_UNREACHABLE", what), { statusCode: 503 });
 }

@@ -3,8 +3,10 @@
 
 import type { z } from "zod";
 import { quote, reason, SasoriError } from "../errors.js";
+import type { Resolve } from "../fleet.js";
 import { type Certname, type Master, parseCertname, parseMaster } from "../node-map.js";
 import { MAX_REGISTRATIONS, type RegistrationsBody } from "./api-shapes.js";
+import { counted } from "./troubles.js";
 
 /** What is wrong with more nodes is counted. */
 const MAX_TOLD = 20;
@@ -20,26 +22,37 @@ export interface Registration extends Remarks {
   source: "registration";
 }
 
-/** Throws `USAGE`. `servers`: those that HAProxy has; undefined: there is none to ask. */
+/** The servers that a node may be registered with. */
+export interface Servers {
+  /** Undefined: there is no HAProxy to ask. */
+  names: ReadonlySet<string> | undefined;
+  /** The server of a puppetserver's certname. */
+  resolve: Resolve;
+}
+
+/** `master` is a server's name, or a puppetserver's certname. Throws `USAGE`. */
 export function toRegistration(
   certname: string,
   master: string,
   remarks: Remarks,
-  servers: ReadonlySet<string> | undefined,
+  { names, resolve }: Servers,
 ): Registration {
-  const parsed = { certname: parseCertname(certname), master: parseMaster(master) };
-  if (servers !== undefined && !servers.has(master)) {
-    const names = [...servers].join(", ");
-    throw new SasoriError("USAGE", `HAProxy has no master ${quote(master)} (it has: ${names})`);
-  }
-  return { ...parsed, ...remarks, source: "registration" };
+  const parsed = parseCertname(certname);
+  const server = names?.has(master) ? parseMaster(master) : (resolve(master) ?? noServer(master, names));
+  return { certname: parsed, master: server, ...remarks, source: "registration" };
+}
+
+function noServer(master: string, names: ReadonlySet<string> = new Set()): Master {
+  parseMaster(master);
+  const all = [...names].join(", ");
+  throw new SasoriError("USAGE", `HAProxy has no master ${quote(master)} (it has: ${all})`);
 }
 
 /** All or none. A remark of a node's own counts instead of that of all. Throws `USAGE` that names each wrong one. */
 export function toRegistrations(
   body: z.output<typeof RegistrationsBody>,
   all: Remarks,
-  servers: ReadonlySet<string> | undefined,
+  servers: Servers,
 ): Registration[] {
   const asked = Array.isArray(body)
     ? body
@@ -64,5 +77,8 @@ export function toRegistrations(
   if (problems.length === 0) return [...registrations.values()];
   const told = problems.slice(0, MAX_TOLD).join("; ");
   const more = problems.length > MAX_TOLD ? `; and ${problems.length - MAX_TOLD} more` : "";
-  throw new SasoriError("USAGE", `none was registered, ${problems.length} cannot be: ${told}${more}`);
+  throw new SasoriError(
+    "USAGE",
+    `nothing was registered, ${counted(problems.length, "node is", "nodes are")} wrong: ${told}${more}`,
+  );
 }

@@ -258,7 +258,7 @@ export function troublesOf(situation: Situation): Trouble[] {
   if (shared !== undefined) troubles.push(...replicaTroubles(shared));
   if (secondSasori !== undefined) {
     const what = `another sasori writes the same map file or state file; last seen at ${secondSasori}`;
-    const remedy = "they agree with each other; if only one is meant to run, stop the other one";
+    const remedy = "two sasoris work together without conflict. If only one should run, stop the other one";
     troubles.push(warning("second_sasori", "file", what, remedy));
   }
   return troubles;
@@ -274,9 +274,8 @@ const stalled = (since: string): Trouble => ({
   severity: "critical",
   code: "stalled" satisfies TroubleCode,
   where: "sasori",
-  what: `no look at PuppetDB has come to its end (since ${since})`,
-  remedy:
-    "restart sasori, and please report this with its log and `sasori doctor`; meanwhile HAProxy goes on with the map that it has",
+  what: `sasori has not finished reading PuppetDB (since ${since})`,
+  remedy: `restart sasori, and please report this with its log and the output of \`sasori doctor\`. ${KEEPS_MAP}`,
 });
 
 const warning = (code: TroubleCode, where: string, what: string, remedy: string): Trouble => ({
@@ -296,7 +295,7 @@ function wrongClock(aheadMs: number): Trouble {
     "clock",
     "puppetdb",
     `its answers are dated ${minutes} ${where} this machine's clock`,
-    "set the clocks right: that of PuppetDB's host, of a proxy before it, or the one here",
+    "set the wrong clock: that of PuppetDB's host, of a proxy in front of it, or of this machine",
   );
 }
 
@@ -327,8 +326,8 @@ function replicaTroubles({ failure, clockAheadMs, heard }: NonNullable<Situation
 
 function heldTroubles({ held }: Pick<SyncReport, "held">): Trouble[] {
   if (held === undefined) return [];
-  const what = `${held.reason}; the old entries keep serving`;
-  const remedy = `look at what is held: sasori diff. If PuppetDB is wrong, restore it; if it is right: sasori sync --approve ${held.id}`;
+  const what = `${held.reason}; the old entries stay`;
+  const remedy = `see every change: sasori diff --held. If PuppetDB is wrong, restore it. If it is right: sasori sync --approve ${held.id}`;
   return [warning("held", "puppetdb", what, remedy)];
 }
 
@@ -342,14 +341,14 @@ function downTroubles(targets: Situation["targets"]): Trouble[] {
   return Array.from(where, ([master, haproxys]) => {
     const everywhere = haproxys.length === seen.length;
     const instead = isLeft
-      ? "go to another master, or get 503 where GATEWAY_FALLBACK is off"
+      ? "go to another master, or get 503 with GATEWAY_FALLBACK=off"
       : "get 503, because no master is up";
     const what = everywhere
       ? `${master} is down: requests for its nodes ${instead}`
       : `${master} is down for ${haproxys.join(", ")}, and up for the others`;
     const remedy = everywhere
-      ? "start the master, or see in HAProxy's log why its health check fails; if it stays away its nodes follow where they check in"
-      : "check the way from that HAProxy to the master; HAProxy's log says why its health check fails";
+      ? "start the master; HAProxy's log says why the health check fails. If it stays down, the map follows its nodes to the masters where they check in"
+      : "check the network between that HAProxy and the master; HAProxy's log says why the health check fails";
     return warning("down", master, what, remedy);
   });
 }
@@ -372,8 +371,8 @@ function drainedTroubles(targets: Situation["targets"]): Trouble[] {
     const where = found.map(({ target }) => target).join(", ");
     const what = found.some(({ server }) => server.members)
       ? `all servers of ${master} are drained (${where}): only pools.cfg still serves its nodes, and it gets no others`
-      : `${master} is drained (${where}): it still serves the nodes that the map names, and gets no others`;
-    const remedy = `to move its nodes away: sasori drain ${master}; when it may have nodes again, set its state to ready in HAProxy`;
+      : `${master} is drained (${where}): it still serves its own nodes, but gets no others`;
+    const remedy = `to move its nodes away: sasori drain ${master}. To end the drain, set the state to ready in HAProxy`;
     return warning("drained", master, what, remedy);
   });
 }
@@ -382,14 +381,14 @@ function weightTroubles(targets: Situation["targets"]): Trouble[] {
   const changed = serversThat(targets, ({ strayWeight }) => strayWeight !== undefined);
   return Array.from(changed, ([master, found]) => {
     const where = found.map(({ target, server }) => `${server.strayWeight} in ${target}`).join(", ");
-    const what = `${master} has a weight (${where}): HAProxy sends it requests of other masters' nodes, which then do not heal`;
+    const what = `${master} has a weight (${where}), so HAProxy also sends it requests for other masters' nodes, and wrong routes do not heal`;
     return warning("weight", master, what, weightRemedy(master));
   });
 }
 
 /** `weight 0` makes a master blue on HAProxy's stats page, as a drained one is. */
 export const weightRemedy = (master: string) =>
-  `masters have weight 0 beside the healer, though HAProxy's stats page shows them as soft-stopped then: give ${master} weight 0 again, on that page or with "set server"`;
+  `give ${master} weight 0 again, on HAProxy's stats page or with "set server". Only the healers have a weight; the stats page shows weight 0 as soft-stopped, which is right here`;
 
 function fleetTroubles(
   { displaced, unroutable, refused }: Omit<SyncReport, "targets">,
@@ -399,22 +398,21 @@ function fleetTroubles(
   if (displaced > 0) {
     const names = [...new Set(homes)].sort().join(", ");
     const what = `${counted(displaced, "node")} left ${names || "a master"} while it was down or drained`;
-    const remedy = "when it is up for good: sasori rebalance --dry-run";
+    const remedy = "when the master is stable again, move them back: sasori rebalance";
     troubles.push(warning("displaced", "masters", what, remedy));
   }
   if (unroutable.nodes > 0) {
     const producers = Object.entries(unroutable.producers).map(
-      ([name, count]) => `${shown(name)} ${number(count)}`,
+      ([name, count]) => `${shown(name)} (${number(count)})`,
     );
-    const what = `${counted(unroutable.nodes, "node")} of producers without a server (${producers.join(", ")})`;
+    const what = `${counted(unroutable.nodes, "node")} checked in at puppetservers that have no HAProxy server: ${producers.join(", ")}`;
     troubles.push(warning("unroutable", "haproxy", what, UNROUTABLE_REMEDY));
   }
   if (refused.count > 0) {
     const names = refused.samples.map((name) => quote(name)).join(", ");
-    const what = `${counted(refused.count, "certname")} that cannot be map keys: ${names}`;
-    troubles.push(
-      warning("refused", "puppetdb", what, "find out who has such a certificate, and deactivate the node"),
-    );
+    const what = `${counted(refused.count, "certname")} cannot be map keys: ${names}`;
+    const remedy = "find the machine with this certificate, and deactivate the node in PuppetDB";
+    troubles.push(warning("refused", "puppetdb", what, remedy));
   }
   return troubles;
 }
@@ -422,15 +420,14 @@ function fleetTroubles(
 /** Where what PuppetDB says is not what its producers meant. */
 function evidenceTroubles({ clocksAhead, flapping }: Omit<SyncReport, "targets">): Trouble[] {
   const troubles = Object.entries(clocksAhead).map(([producer, { nodes, until }]) => {
-    const what = `the clock of ${shown(producer)} was ahead: it dated submissions of ${counted(nodes, "node")} up to ${until}. They count from when PuppetDB received them`;
-    const remedy = `correct that clock. PuppetDB refuses newer facts of these nodes until then: delete them from PuppetDB (admin command "delete"), and their next run brings them back`;
+    const what = `the clock of ${shown(producer)} was ahead: submissions of ${counted(nodes, "node")} are dated up to ${until}. sasori uses the time at which PuppetDB received them`;
+    const remedy = `correct that clock. Until the wrong date has passed, PuppetDB refuses newer facts of these nodes. To end that now, delete the nodes from PuppetDB (admin command "delete"); their next Puppet run brings them back`;
     return warning("clock_ahead", shown(producer), what, remedy);
   });
   if (flapping.count > 0) {
     const pairs = flapping.between.map(([facts, report]) => `facts from ${facts}, reports from ${report}`);
-    const what = `${counted(flapping.count, "node")} would move twice in every run: ${pairs.join("; ")}`;
-    const remedy =
-      "if Puppet's report_server is another machine than its server, set SASORI_OBSERVATIONS=facts";
+    const what = `facts and reports of ${counted(flapping.count, "node")} come from different masters in every run: ${pairs.join("; ")}`;
+    const remedy = "if your agents' report_server differs from their server, set SASORI_OBSERVATIONS=facts";
     troubles.push(warning("flapping", "puppetdb", what, remedy));
   }
   return troubles;
@@ -443,7 +440,7 @@ export function summarize(
 ): Pick<Status, "state" | "summary"> {
   const [worst] = troubles;
   if (pass === undefined && worst?.code !== "stalled")
-    return { state: "starting", summary: "The first pass has not ended yet." };
+    return { state: "starting", summary: "The first pass is still running." };
   if (worst !== undefined) {
     const more = troubles.length > 1 ? ` And ${counted(troubles.length - 1, "more trouble")}.` : "";
     const state = worst.severity === "critical" ? "failing" : "attention";
@@ -453,7 +450,7 @@ export function summarize(
   const behind = targets.filter(({ inSync }) => !inSync);
   if (behind.length > 0) {
     const pending = Math.max(...targets.map((target) => target.pending));
-    const changes = pending > 0 ? `, ${counted(pending, "change")} to come` : "";
+    const changes = pending > 0 ? `, ${counted(pending, "change")} pending` : "";
     return {
       state: "catching up",
       summary: `${nodes}; ${counted(behind.length, "target")} behind${changes}.`,

@@ -392,7 +392,11 @@ const contentOf = (version: number, entries: number | undefined) => `${version}:
 const processOf = (info: string) => `${field(info, "Pid")}@${field(info, "Start_time_sec")}`;
 
 const MAP_REMEDIES = {
-  none: "use the map in its configuration, or set SASORI_MAP_NAME",
+  none: "use the map file in HAProxy's configuration",
+  another: (name: string | undefined) =>
+    name === undefined
+      ? "set SASORI_MAP_NAME to the name of the map there"
+      : `set SASORI_MAP_NAME=${name}, if that is the map of the nodes`,
   several: "set SASORI_MAP_NAME to one of them",
 };
 
@@ -416,8 +420,8 @@ export function findMap(
   throw new SasoriError(
     "HAPROXY_MAP",
     match === undefined
-      ? `${where}: HAProxy has no map ${quote(mapName ?? path.basename(mapFile))} (it has: ${names}): ${remedies.none}`
-      : `${where}: HAProxy has several maps of that name (${names}): ${remedies.several}`,
+      ? `${where}: HAProxy has no map ${quote(mapName ?? path.basename(mapFile))} (it has: ${names}): ${maps.length > 0 ? remedies.another(maps.length === 1 ? maps[0]?.name : undefined) : remedies.none}`
+      : `${where}: HAProxy has several maps with that name (${names}): ${remedies.several}`,
   );
 }
 

@@ -27,8 +27,11 @@ const MAX_DUPLICATES = 1_000;
 const TURN_MS = 15_000;
 
 // Not SASORI_MAP_NAME: with that, sasori would write the nodes' masters into this map.
+const NO_SUCH_MAP =
+  "set SASORI_PRIORITY_FILE to the file that PRIORITY_MAP names there, or PRIORITY_MAP to this file";
 const REMEDIES = {
-  none: "set SASORI_PRIORITY_FILE to the file that PRIORITY_MAP names there, or PRIORITY_MAP to this file",
+  none: NO_SUCH_MAP,
+  another: () => NO_SUCH_MAP,
   several: "give the file that PRIORITY_MAP names a base name of its own",
 };
 

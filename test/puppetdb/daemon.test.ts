@@ -236,7 +236,7 @@ describe("the command line", () => {
           await daemon.end();
           expect(await cli("status")).toMatchObject({
             code: 1,
-            stderr: expect.stringContaining("no daemon answers"),
+            stderr: expect.stringContaining("the daemon is not running"),
           });
           await puppetdb.storeReport({ certname: NODE, producer: "master3" });
           const alone = await cli("sync");
@@ -338,7 +338,7 @@ describe("moving nodes by hand", () => {
           await expect.poll(async () => (await cli("status")).stdout).not.toContain("down: master1");
           expect(await cli("rebalance")).toMatchObject({
             code: 0,
-            stdout: expect.stringContaining("1 node brought home"),
+            stdout: expect.stringContaining("1 node moved back"),
           });
           await routed(gateway, NODE).toBe("master1");
           expect((await cli("rebalance", "--dry-run")).stdout).toBe("no displaced nodes\n");

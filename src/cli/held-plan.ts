@@ -1,0 +1,46 @@
+// `sasori diff --held`: the plan that the guard holds, whole.
+
+import type { HeldPlan } from "../http/api-shapes.js";
+import { counted, number } from "../http/troubles.js";
+import { type Address, mustAskDaemon } from "./daemon-client.js";
+import { query } from "./listing.js";
+import { prose } from "./report-text.js";
+
+/** The daemon hands out a plan in pages of this size at most. */
+const PAGE = 1_000;
+
+/** All pages in one. Undefined when nothing is held. */
+export async function readHeldPlan(address: Address): Promise<Omit<HeldPlan, "next"> | undefined> {
+  let whole: Omit<HeldPlan, "next"> | undefined;
+  for (let cursor: string | null | undefined; cursor !== null; ) {
+    const page = await pageOf(address, cursor);
+    if (page === undefined) return undefined;
+    const { next, ...plan } = page;
+    // Another plan is held by now: begin again, so that the names fit the id.
+    if (whole !== undefined && whole.id !== plan.id) return readHeldPlan(address);
+    whole = { ...plan, changes: [...(whole?.changes ?? []), ...plan.changes] };
+    cursor = next;
+  }
+  return whole;
+}
+
+async function pageOf(address: Address, cursor: string | undefined): Promise<HeldPlan | undefined> {
+  try {
+    return await mustAskDaemon<HeldPlan>(address, "GET", `/api/v1/plan?${query({ limit: PAGE, cursor })}`);
+  } catch (error) {
+    if ((error as { statusCode?: unknown }).statusCode === 404) return undefined;
+    throw error;
+  }
+}
+
+/** What it is, and what each master would lose. */
+export function heldPlanHead({ id, reason, count, masters }: Omit<HeldPlan, "next">): string[] {
+  const losses = masters.map(({ master, removed, moved }) => {
+    const parts = [
+      removed > 0 ? `${number(removed)} removed` : "",
+      moved > 0 ? `${number(moved)} moved away` : "",
+    ];
+    return `  ${master ?? "(entries that are not sasori's)"}: ${parts.filter((part) => part !== "").join(", ")}`;
+  });
+  return [`held plan ${id}, ${counted(count, "change")}: ${prose(reason)}`, ...losses, ""];
+}
