@@ -64,7 +64,7 @@ async function demo(options: DemoOptions): Promise<number> {
 function readOptions(): DemoOptions {
   const command = new Command("npm run demo --")
     .description(
-      "Starts HAProxy, three demo masters, simulated nodes, a PuppetDB stand-in and sasori on this machine, prints a quick start, tells what happens, and leaves nothing behind on Ctrl-C.",
+      "Start HAProxy, three simulated puppetservers, simulated nodes, a stand-in for PuppetDB, and sasori on this machine. Print a quick start and show what happens. Ctrl-C ends everything and leaves nothing behind.",
     )
     .option("--once", "play a script of moves, check each through the gateway, exit with 0 or 1")
     .addOption(
@@ -74,24 +74,33 @@ function readOptions(): DemoOptions {
         .default(200),
     )
     .addOption(
-      new Option("--move-seconds <seconds>", "about one node in this time moves by itself; 0: none does")
+      new Option("--move-seconds <seconds>", "about every so many seconds a node moves by itself; 0: never")
         .env("DEMO_MOVE_SECONDS")
         .argParser(atLeast(0))
         .default(5),
     )
     .addOption(
-      new Option("--check-in-seconds <seconds>", "each node checks in once in this time")
+      new Option("--check-in-seconds <seconds>", "how often each node checks in")
         .env("DEMO_CHECK_IN_SECONDS")
         .argParser(atLeast(1))
         .default(30),
     )
     .addOption(
       new Option(
-        "--puppetdb-url <url>",
-        "use this PuppetDB instead of the stand-in; the demo's nodes stay in it",
-      )
-        .env("SASORI_PUPPETDB_URL")
-        .argParser(parseUrl),
+        "--puppetdb <url>",
+        "use this PuppetDB instead of the stand-in. The demo writes its nodes into it, and they stay there. For https, SASORI_PUPPETDB_CERT, _KEY and _CA are used",
+      ).argParser(parseUrl),
+    )
+    .addHelpText(
+      "after",
+      `
+SASORI_ variables of your shell are ignored, so that the demo never writes into a PuppetDB by accident.
+
+Examples:
+  npm run demo                                       until Ctrl-C
+  npm run demo -- --once                             play a script, check every move
+  npm run demo -- --nodes 5000 --move-seconds 0.5    a larger fleet that moves more
+  npm run demo -- --puppetdb http://127.0.0.1:8080   with a test PuppetDB of yours`,
     );
   for (const name of PORT_NAMES) {
     command.addOption(
@@ -100,7 +109,7 @@ function readOptions(): DemoOptions {
         .argParser(parsePort),
     );
   }
-  const { once = false, nodes, moveSeconds, checkInSeconds, puppetdbUrl, ...rest } = command.parse().opts();
+  const { once = false, nodes, moveSeconds, checkInSeconds, puppetdb, ...rest } = command.parse().opts();
   const portOf = (name: (typeof PORT_NAMES)[number]) =>
     [name, rest[`${name}Port`] ?? (once ? undefined : STANDARD_PORTS[name])] as const;
   return {
@@ -109,7 +118,8 @@ function readOptions(): DemoOptions {
     // Only what the script does happens in it.
     moveSeconds: once ? 0 : moveSeconds,
     checkInSeconds,
-    puppetdbUrl,
+    puppetdbUrl: puppetdb,
+    scheduleSeconds: once ? 2 : 5,
     ports: Object.fromEntries(PORT_NAMES.map(portOf)) as StageOptions["ports"],
   };
 }

@@ -3,7 +3,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Move } from "./agent.js";
 import { moveNode, type Routed, untilMapped, untilRouted } from "./routing.js";
-import { SCHEDULE_MS, type Stage } from "./stage.js";
+import type { Stage } from "./stage.js";
 import { formatTable, type Terminal } from "./terminal.js";
 
 /** The nodes that the script moves are node1 to this one. */
@@ -33,7 +33,7 @@ export async function playScript(stage: Stage, terminal: Terminal, signal: Abort
   const checks: Check[] = [];
   for (const scene of SCENES) {
     // Right after a pass every move would wait the longest. Real nodes do not keep step with sasori.
-    await sleep(Math.random() * SCHEDULE_MS, undefined, { signal });
+    await sleep(Math.random() * stage.scheduleSeconds * 1_000, undefined, { signal });
     terminal.print(terminal.style.dim(`-- ${scene.title}`));
     checks.push(...(await playScene(scene, stage, terminal, signal)));
   }

@@ -35,10 +35,6 @@ export const PORT_NAMES = Object.keys(STANDARD_PORTS) as PortName[];
 export const portFlag = (name: PortName): string => `--${name}-port`;
 export const portVariable = (name: PortName): string => `DEMO_${name.toUpperCase()}_PORT`;
 
-/** Quicker than sasori's default, for people who watch. */
-const SCHEDULE = "*/2 * * * * *";
-export const SCHEDULE_MS = 2_000;
-
 export const MASTERS = ["master1", "master2", "master3"] as const;
 
 export interface StageOptions {
@@ -49,11 +45,14 @@ export interface StageOptions {
   moveSeconds: number;
   /** A PuppetDB that is there already; undefined: the stand-in. */
   puppetdbUrl: string | undefined;
+  /** sasori looks for changes this often. */
+  scheduleSeconds: number;
 }
 
 export interface Stage {
   repository: string;
   urls: Readonly<Record<PortName, string>>;
+  scheduleSeconds: number;
   /** What another sasori command needs to find this sasori. */
   sasoriEnv: Readonly<Record<string, string>>;
   /** What the map file says now. */
@@ -96,7 +95,10 @@ export async function setStage(
   await writeFile(mapFile, ""); // HAProxy does not start without it.
   if (options.puppetdbUrl !== undefined) {
     await checkPuppetdb(options.puppetdbUrl);
-    terminal.tell("use", "puppetdb", `${puppetdbUrl} (SASORI_PUPPETDB_URL)`);
+    terminal.tell("use", "puppetdb", `${puppetdbUrl} (--puppetdb)`);
+  } else if (process.env.SASORI_PUPPETDB_URL) {
+    const remedy = "to use that PuppetDB, run npm run demo -- --puppetdb <url>";
+    terminal.tell("ignore", "puppetdb", `SASORI_PUPPETDB_URL of your shell is not used; ${remedy}`);
   }
   const programs = [
     ...(options.puppetdbUrl === undefined
@@ -119,21 +121,23 @@ export async function setStage(
 
   const readMap = () => routesIn(mapFile);
   terminal.tell("ready", "map", `${(await readMap()).size} nodes, each at the master it checked in with`);
-  return { repository: REPOSITORY, urls, sasoriEnv: sasoriEnv(plan), readMap };
+  const { scheduleSeconds } = options;
+  return { repository: REPOSITORY, urls, scheduleSeconds, sasoriEnv: sasoriEnv(plan), readMap };
 }
 
 function demoProgram(
-  { ports, urls, puppetdbUrl }: Plan,
+  plan: Plan,
   name: PortName,
   file: string,
   readyPath: string,
   flags: readonly string[] = [],
 ) {
+  const { ports, urls, puppetdbUrl } = plan;
   return {
     name,
     command: process.execPath,
     args: [fileURLToPath(new URL(file, import.meta.url)), ...flags, "--listen", `${HOST}:${ports[name]}`],
-    env: { ...process.env, SASORI_PUPPETDB_URL: puppetdbUrl },
+    env: { ...cleanEnv(), ...credentials(plan), SASORI_PUPPETDB_URL: puppetdbUrl },
     isReady: () => answers(`${urls[name]}${readyPath}`, 200),
   };
 }
@@ -173,29 +177,38 @@ function haproxyProgram({ ports, urls, mapFile, socket }: Plan, command: string)
 }
 
 function sasoriProgram(plan: Plan) {
-  // Whatever the shell has for another sasori must not get into this one.
-  const foreign = (name: string) => name.startsWith("SASORI_");
-  const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !foreign(name)));
   return {
     name: "sasori" as const,
     command: process.execPath,
     args: [path.join(REPOSITORY, "dist/src/cli.js"), "serve"],
-    env: { ...env, ...sasoriEnv(plan) },
+    env: { ...cleanEnv(), ...sasoriEnv(plan) },
     isReady: async () =>
       (await answers(`${plan.urls.sasori}/readyz`, 200)) &&
       (await routesIn(plan.mapFile)).size >= plan.options.nodes,
   };
 }
 
-function sasoriEnv({ ports, puppetdbUrl, mapFile, socket }: Plan): Record<string, string> {
-  const credentials = Object.entries(process.env).filter(([name]) => name.startsWith("SASORI_PUPPETDB_"));
+/** Whatever the shell has for another sasori must not get into the demo. */
+function cleanEnv(): Record<string, string | undefined> {
+  return Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("SASORI_")));
+}
+
+/** Certificates or a token, for a PuppetDB that was named on the command line. */
+function credentials({ options }: Plan): Record<string, string> {
+  if (options.puppetdbUrl === undefined) return {};
+  const entries = Object.entries(process.env).filter(([name]) => name.startsWith("SASORI_PUPPETDB_"));
+  return Object.fromEntries(entries) as Record<string, string>;
+}
+
+function sasoriEnv(plan: Plan): Record<string, string> {
+  const { options, ports, puppetdbUrl, mapFile, socket } = plan;
   return {
-    ...(Object.fromEntries(credentials) as Record<string, string>),
+    ...credentials(plan),
     SASORI_PUPPETDB_URL: puppetdbUrl,
     SASORI_HAPROXY: socket,
     SASORI_MAP_FILE: mapFile,
     SASORI_LISTEN: `${HOST}:${ports.sasori}`,
-    SASORI_SCHEDULE: SCHEDULE,
+    SASORI_SCHEDULE: `*/${options.scheduleSeconds} * * * * *`,
     SASORI_PROBE_PATH: "/nodes/{certname}",
   };
 }
@@ -214,16 +227,14 @@ async function findHaproxy(): Promise<{ command: string; version: string }> {
     const { stdout } = await promisify(execFile)(command, ["-v"]);
     return { command, version: /version (\d[\d.]*\d)/.exec(stdout)?.[1] ?? "of an unknown version" };
   } catch (error) {
-    throw new Error(
-      `cannot run HAProxy as "${command}" (${reason(error)}): \`npm run demo\` fetches one where that is possible, or name yours by HAPROXY_BIN`,
-    );
+    throw new Error(`cannot run HAProxy as "${command}" (${reason(error)}). Set HAPROXY_BIN to your HAProxy`);
   }
 }
 
 async function checkPuppetdb(url: string): Promise<void> {
   if (!url.startsWith("http:")) return; // The certificates are the masters' and sasori's affair.
   await mustAsk("GET", `${url}/pdb/meta/v1/version`).catch((error) => {
-    throw new Error(`there is no PuppetDB at ${url} (SASORI_PUPPETDB_URL): ${reason(error)}`);
+    throw new Error(`no PuppetDB answers at ${url} (--puppetdb): ${reason(error)}`);
   });
 }
 
@@ -240,13 +251,13 @@ async function reservePorts({ ports, puppetdbUrl }: StageOptions): Promise<Recor
       reserved[name] = port;
     } catch (error) {
       busy.push(
-        `  ${name}: ${reason(error)}; choose another port by ${portFlag(name)} or ${portVariable(name)}`,
+        `  ${name}: ${reason(error)}; choose another port with ${portFlag(name)} or ${portVariable(name)}`,
       );
     }
   }
   await Promise.all(held.map((server) => once(server.close(), "close")));
   if (busy.length > 0)
-    throw new Error(`these ports cannot be used, nothing was started:\n${busy.join("\n")}`);
+    throw new Error(`these ports cannot be used, so nothing was started:\n${busy.join("\n")}`);
   return reserved;
 }
 

@@ -30,25 +30,26 @@ async function writeEnvFile(file: string, { sasoriEnv }: Stage): Promise<void> {
   await writeFile(file, lines.join(""), { mode: 0o600 });
 }
 
-function quickStart({ repository, urls }: Stage, { style }: Terminal): string {
+function quickStart({ repository, urls, scheduleSeconds }: Stage, { style }: Terminal): string {
   const ask = (node: string, more = "", where = "/") =>
     `curl -s -H 'X-Node-Name: ${node}.example.com' ${more}${urls.gateway}${where}`;
   const move = (node: string, to: string) =>
     `curl -s -d '{"to":"${to}"}' ${urls.nodes}/nodes/${node}.example.com/move`;
   const steps: [string, string[]][] = [
-    ["the map that sasori keeps", ["grep 'node[1-4]\\.' $SASORI_MAP_FILE"]],
+    ["the map", ["grep 'node[1-4]\\.' $SASORI_MAP_FILE"]],
     ["ask through the gateway: the node's own master answers", [ask("node1")]],
     ["run a command on a node", [ask("node2", `-d '{"command":"uptime"}' `, "/run")]],
     [
-      "move a node, give sasori its two seconds, ask again",
-      [move("node3", "master1"), "sleep 3", ask("node3")],
+      `move a node, wait for sasori's schedule (every ${scheduleSeconds} s), ask again`,
+      [move("node3", "master1"), `sleep ${scheduleSeconds + 1}`, ask("node3")],
     ],
     [
-      "move a node and sync by hand instead of waiting",
-      [move("node4", "master2"), "npm run update-map", ask("node4")],
+      "move a node and sync at once, instead of waiting: one line, so that you are faster than the schedule",
+      [`${move("node4", "master2")} && ./sasori sync`, ask("node4")],
     ],
-    ["why does a node go where it goes?", ["npm run sasori -- lookup node4.example.com"]],
-    ["ask one master what it has", [`curl -s ${urls[MASTERS[0]]}/nodes`]],
+    ["why does a node go where it goes?", ["./sasori lookup node4"]],
+    ["which nodes moved?", ["./sasori moves"]],
+    ["ask one master for its nodes", [`curl -s ${urls[MASTERS[0]]}/nodes`]],
   ];
   const pages = [
     ["sasori's page", `${urls.sasori}/`],

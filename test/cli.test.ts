@@ -286,7 +286,7 @@ describe("without a daemon", () => {
       expect(well.code).toBe(0);
       expect(well.stdout).not.toMatch(COLOUR);
       expect(well.stdout).toMatch(
-        /^(ok {7}Node\.js: |warning {2}Node\.js: run as root)[\s\S]*\nwarning {2}daemon http.*\n {9}→ start it: sasori serve\n\n/m,
+        /^(ok {7}Node\.js: |warning {2}Node\.js: the doctor runs as root)[\s\S]*\nwarning {2}daemon http.*\n {9}→ start it: sasori serve\n\n/m,
       );
       await lab.haproxys[0]?.kill();
       const ill = await sasori("doctor", "--json");

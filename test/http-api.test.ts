@@ -376,7 +376,7 @@ describe("nodes", () => {
         ).toMatchObject({
           status: 503,
           title: "HAPROXY_UNREACHABLE",
-          detail: "no HAProxy has told its servers yet: try again when one is up",
+          detail: "no HAProxy has been reached yet, so its servers are unknown: try again when one is up",
         }),
       );
     }));

@@ -163,8 +163,7 @@ function addMachineRoutes(api: Api, { sync, overview, resolver, metrics }: ApiPa
       config,
       schema: {
         tags,
-        summary:
-          "200 once a map is being served, in an HAProxy too: read from PuppetDB, or the last good one",
+        summary: "200 once an HAProxy serves a map: read from PuppetDB, or the last good one",
         response: { 200: answer("ready", Readiness), 503: answer("not yet", Readiness), default: PROBLEM },
       },
     },
@@ -189,7 +188,7 @@ function addMachineRoutes(api: Api, { sync, overview, resolver, metrics }: ApiPa
       config,
       schema: {
         tags,
-        summary: "The owner of a node, asked by HAProxy when a route was wrong, with a client waiting",
+        summary: "The master of a node. HAProxy asks this when a route was wrong",
         params: NodeParams,
         querystring: z.strictObject({
           not: z.string().optional().describe("the master whose answer raised the question"),
@@ -224,7 +223,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
     {
       schema: {
         tags,
-        summary: "The nodes and their masters, by name, page by page",
+        summary: "The nodes and their masters, ordered by name, page by page",
         querystring: NodesQuery,
         response: {
           200: answer("a page; `next` is the cursor of the one behind it", NodesShape),
@@ -240,7 +239,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
       schema: {
         tags,
         summary:
-          "Where a node goes and why: desired, the file, each live map, its master's health, its earlier moves",
+          "Where a node goes, and why: desired master, map file, each live map, the master's health, earlier moves",
         params: NodeParams,
         response: {
           200: answer("the whole story; also of a node that nobody knows", StoryShape),
@@ -353,7 +352,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
     {
       schema: {
         tags,
-        summary: "The nodes that left a master while it was down or drained, and have not come back",
+        summary: "The nodes that left their master while it was down or drained, and have not come back",
         response: { 200: answer("all of them", z.array(DisplacedShape)), default: PROBLEM },
       },
     },
@@ -364,7 +363,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
     {
       schema: {
         tags,
-        summary: "What changed in the map since sasori started, the newest first",
+        summary: "The changes of the map since sasori started, the newest first",
         querystring: MovesQuery,
         response: {
           200: answer("a page; `next` is the `before` of the one behind it", MovesShape),
@@ -382,7 +381,7 @@ function serversOf(sync: Sync): Servers {
   const resolve = sync.resolver();
   if (servers === undefined) return { names: undefined, resolve };
   if (servers.length > 0) return { names: new Set(servers.map(({ name }) => name)), resolve };
-  const what = "no HAProxy has told its servers yet: try again when one is up";
+  const what = "no HAProxy has been reached yet, so its servers are unknown: try again when one is up";
   throw Object.assign(new SasoriError("HAPROXY_UNREACHABLE", what), { statusCode: 503 });
 }
 
@@ -401,7 +400,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
     {
       schema: {
         tags,
-        summary: "Is everything in sync, and if not, why, and what to do",
+        summary: "Is everything in sync? If not: why, and what to do",
         response: {
           200: answer("the state, its troubles, the targets, the last pass", StatusShape),
           default: PROBLEM,
@@ -426,7 +425,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
     {
       schema: {
         tags,
-        summary: "The map file and every HAProxy: what it is, what it lacks, how it was last written",
+        summary: "The map file and every HAProxy: version, pending changes, last push",
         response: { 200: answer("all of them", InstancesShape), default: PROBLEM },
       },
     },
@@ -448,7 +447,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
     {
       schema: {
         tags,
-        summary: "The last passes that did or met something, the newest first",
+        summary: "The last passes that changed something or failed, the newest first",
         response: { 200: answer("a hundred at most", PassesShape), default: PROBLEM },
       },
     },
@@ -460,7 +459,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
     {
       schema: {
         tags,
-        summary: "The plan that the guard holds, whole, page by page. 404 when it holds none",
+        summary: "The complete plan that the guard holds, page by page. 404 if nothing is held",
         querystring: HeldPlanQuery,
         response: {
           200: answer("a page; `next` is the cursor of the one behind it", HeldPlanShape),
@@ -480,7 +479,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
     {
       schema: {
         tags,
-        summary: "The same as text, one change a line: certname, from, to. 404 when it holds none",
+        summary: "The same as text, one change per line: certname, from, to",
         response: {
           200: answer("all of it", z.string(), "text/plain"),
           404: PROBLEM,
@@ -502,8 +501,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
       schema: {
         tags,
         security: [{ [TOKEN]: [] }],
-        summary:
-          "One pass now, or the next one together with others; with `approve` it lets a held plan through",
+        summary: "Runs one pass now. `approve` lets a held plan through",
         body: SyncBody.nullish(),
         response: {
           200: answer("what it did; its own failures are in here", SyncReportShape),
@@ -520,7 +518,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
       exposeHeadRoute: false,
       schema: {
         tags,
-        summary: "What happens, as it happens: Server-Sent Events `status`, `pass`, `moves`, `reset`",
+        summary: "Live events (Server-Sent Events): `status`, `pass`, `moves`, `reset`",
         description:
           "`status`: a Status, first and whenever its state, summary or troubles change. `pass`: a Pass that ended. `moves`: an array of Move. `reset`: more happened than is kept or told one by one: read everything again. `Last-Event-ID` brings what was missed.",
         headers: z.object({ "last-event-id": z.string().optional() }),
@@ -561,7 +559,7 @@ async function refuseForeignPages({ headers, method }: FastifyRequest): Promise<
   if (!isHere || !isOurs || !(isAsked || isLink))
     throw httpError(
       403,
-      "without SASORI_API_TOKEN_FILE only programs of this machine are answered, and no web page but sasori's",
+      "without SASORI_API_TOKEN_FILE, only programs on this machine are answered, and no web page but sasori's own",
     );
 }
 
@@ -570,7 +568,10 @@ async function authorize({ headers }: FastifyRequest, tokenFile: string | undefi
   if (tokenFile === undefined) return; // Only possible on loopback: the configuration sees to it.
   const token = (await readSecretFile(tokenFile).catch(() => "")).trim();
   if (token === "")
-    throw httpError(503, "SASORI_API_TOKEN_FILE cannot be read or is empty: nobody is let in");
+    throw httpError(
+      503,
+      "SASORI_API_TOKEN_FILE cannot be read or is empty, so no call that needs a token is accepted",
+    );
   const given = Buffer.from((headers.authorization ?? "").replace(/^bearer +/i, ""));
   const wanted = Buffer.from(token);
   // Compared in constant time; the length of the token is no secret.

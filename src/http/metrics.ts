@@ -34,7 +34,7 @@ export class Metrics {
   ]);
   readonly #phases = this.#histogram(
     "sasori_pass_phase_duration_seconds",
-    "Duration of the steps of passes: look, fetch, plan, file, push.",
+    "Duration of the steps of a pass: look, fetch, plan, file, push.",
     ["phase"],
   );
   readonly #changes = this.#counter("sasori_changes_total", "Changes applied to targets.", [
@@ -43,21 +43,18 @@ export class Metrics {
   ]);
   readonly #drift = this.#counter(
     "sasori_drift_total",
-    "Entries of targets that were otherwise than sasori had left them, for no reason that it knows.",
+    "Entries that differed from what sasori last wrote, for no known reason.",
     ["target"],
   );
-  readonly #errors = this.#counter("sasori_errors_total", "Failures by where they happened and code.", [
-    "target",
-    "code",
-  ]);
+  readonly #errors = this.#counter("sasori_errors_total", "Failures by place and code.", ["target", "code"]);
   readonly #learned = this.#counter(
     "sasori_learned_routes_total",
-    "Routes that an HAProxy had learned by itself.",
+    "Routes that an HAProxy learned by itself.",
     [],
   );
   readonly #displaced = this.#gauge(
     "sasori_displaced_nodes",
-    "Nodes that left a master while it was down or drained, and have not come back.",
+    "Nodes that left their master while it was down or drained, and have not come back.",
     [],
   );
   readonly #hints = this.#counter(
@@ -67,7 +64,7 @@ export class Metrics {
   );
   readonly #foreign = this.#counter(
     "sasori_foreign_changes_total",
-    "Passes that found a target changed by somebody else.",
+    "Passes that found a target changed by another program.",
     ["target"],
   );
   readonly #unroutable = this.#gauge(
@@ -79,12 +76,12 @@ export class Metrics {
   readonly #held = this.#gauge("sasori_held_removals", "Removals that wait for approval.", []);
   readonly #lastGood = this.#gauge(
     "sasori_last_good_poll_timestamp_seconds",
-    "When PuppetDB was last read; 0 when never.",
+    "When PuppetDB was last read; 0: never.",
     [],
   );
   readonly #oldest = this.#gauge(
     "sasori_oldest_observation_timestamp_seconds",
-    "When the node that was longest unseen was last seen, as of the last full pass; 0 when nobody knows.",
+    "Time of the oldest observation in the map, as of the last full pass; 0: unknown.",
     [],
   );
 
@@ -109,7 +106,7 @@ export class Metrics {
     this.#asked("sasori_nodes", "Nodes in the desired map.", [], (set) => set({}, fleet.map.size));
     this.#asked(
       "sasori_assignments",
-      "Nodes by master; `other`: masters without a server.",
+      "Nodes by master; `other`: masters without an HAProxy server.",
       ["master"],
       (set) => {
         for (const [master, count] of boundedCounts(sync, nodes)) set({ master }, count);
@@ -129,18 +126,18 @@ export class Metrics {
     });
     this.#asked(
       "sasori_target_pending_changes",
-      "Changes that a target does not have yet.",
+      "Changes that are not in the target yet.",
       ["target"],
       (set) => {
         for (const { target, pending } of sync.targets()) set({ target }, pending);
       },
     );
-    this.#asked("sasori_event_clients", "Clients that listen to events.", [], (set) =>
+    this.#asked("sasori_event_clients", "Clients that listen to live events.", [], (set) =>
       set({}, events.clients),
     );
     this.#asked(
       "sasori_event_loop_delay_seconds",
-      "The longest time within the last minute for which sasori answered nobody.",
+      "The longest time within the last minute in which sasori answered no request.",
       [],
       (set) => set({}, delay.longestMs / 1000),
     );

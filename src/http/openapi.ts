@@ -62,13 +62,14 @@ export async function describeApi(api: FastifyInstance, version: string): Promis
       info: {
         title: "sasori",
         version,
-        description: "Keeps HAProxy's node-to-Puppet-master map true. Every error is an RFC 9457 problem.",
+        description:
+          "Keeps HAProxy's node-to-puppetserver map in sync with PuppetDB. Every error is an RFC 9457 problem.",
         license: { name: "MIT", identifier: "MIT" },
       },
       tags: [
         { name: "nodes", description: "where a node goes, and why" },
         { name: "fleet", description: "the masters, the targets, the state of everything" },
-        { name: "machines", description: "what HAProxy, Prometheus and supervisors ask" },
+        { name: "machines", description: "for HAProxy, Prometheus and supervisors" },
       ],
       components: {
         securitySchemes: {
@@ -76,7 +77,7 @@ export async function describeApi(api: FastifyInstance, version: string): Promis
             type: "http",
             scheme: "bearer",
             description:
-              "The content of SASORI_API_TOKEN_FILE. Without one only programs of this machine are answered.",
+              "The content of SASORI_API_TOKEN_FILE. Without a token, only programs on this machine are answered.",
           },
         },
       },
