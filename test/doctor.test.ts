@@ -79,7 +79,7 @@ const isStopped = (pid: number) =>
 
 const isRoot = process.getuid?.() === 0;
 /** Tests may run as root, which the doctor warns of. */
-const AS_ROOT = "run as root: permissions are not checked";
+const AS_ROOT = "the doctor runs as root, so it does not check permissions";
 
 /** As tests may with a HAProxy that is too old by now. */
 const TOO_OLD = "has had no fixes";
@@ -315,7 +315,7 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
         await runtimeCommand(haproxy.socketPath, `set server puppet/master1 ${command}`);
       const { outcome, detail, remedy } = (await servers()) ?? {};
       expect(outcome).toBe("warning");
-      expect(detail).toMatch(/drained, still serving their nodes: master1; master1 has weight 1: /);
+      expect(detail).toMatch(/drained, still serving their nodes: master1; master1 has weight 1, so /);
       expect(detail).not.toContain("down: ");
       expect(remedy).toMatch(/sasori drain.*weight 0 again/);
       const healing = async () => finding(await diagnose(env, VERSION), "healing");
@@ -458,7 +458,7 @@ describe("the doctor and this machine", () => {
       expect(finding(other, "map")).toMatchObject({
         outcome: "warning",
         detail: expect.stringContaining(
-          `HAProxy loads ${mapFile} when it starts, and sasori writes ${lab.mapFile}`,
+          `HAProxy loads ${mapFile} when it starts, but sasori writes ${lab.mapFile}`,
         ),
       });
       expect(finding(other, "map file")).toMatchObject({
@@ -525,7 +525,7 @@ describe("the doctor and this machine", () => {
       await writeFile(file, `# comment\n${NODE} 5000\ndb1 -5\n`);
       expect(finding(await examine({ SASORI_PRIORITY_FILE: file }), "priority file")).toMatchObject({
         outcome: "warning",
-        detail: expect.stringContaining(`no class from -2047 to 2047: "${NODE}"`),
+        detail: expect.stringContaining(`classes outside -2047 to 2047: "${NODE}"`),
       });
     }));
 
