@@ -352,9 +352,7 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin }) => {
             by: expect.stringMatching(/^fra\//),
           });
         const found = await diagnose(env, "0.0.0");
-        expect(found.findings.map(({ detail }) => detail).join("\n")).toMatch(
-          /every server drained.*: fra/,
-        );
+        expect(found.findings.map(({ detail }) => detail).join("\n")).toMatch(/every server drained.*: fra/);
         for (const name of POOLS.lon) master(name).nodes = undefined;
         const told: string[] = [];
         const { isDone } = await drain(readConfig(env), "fra", 60, (line) => told.push(line));
