@@ -18,6 +18,7 @@ import { pushes, traffic } from "./push.js";
 import { rest } from "./rest.js";
 import { haproxyBinaries } from "./stage.js";
 import { stalls } from "./stalls.js";
+import { start } from "./start.js";
 import { gateway, rules, threads } from "./throughput.js";
 
 export type Row = Record<string, string | number>;
@@ -52,6 +53,7 @@ const BENCHES: Record<string, Bench> = {
   agree,
   registrations,
   instead,
+  start,
 };
 const RESULTS = fileURLToPath(new URL("../../bench/results/", import.meta.url));
 

@@ -4,7 +4,8 @@
 #
 #   npm run package                  for this machine's processor
 #   npm run package -- --arch arm64  for another: amd64, arm64
-#   npm run package -- --deb         only the deb; --rpm, --bundle: only that
+#   npm run package -- --deb         only the deb; --rpm: only the rpm; --bundle: only dist/bundle; --tree: only the
+#                                    package's files, in dist/packages/tree-<arch>
 #
 #   PACKAGE_VERSION     another version than package.json's
 #   PACKAGE_MAINTAINER  "NAME <MAIL>" of whoever stands for these packages; git's user without it
@@ -17,14 +18,14 @@ cd "$(dirname "$0")/.."
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "setup/package.sh: $*"; exit 1; }
-usage="usage: npm run package -- [--arch amd64|arm64] [--bundle|--deb|--rpm]"
+usage="usage: npm run package -- [--arch amd64|arm64] [--bundle|--tree|--deb|--rpm]"
 
 arch=$(uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
 wanted="deb rpm"
 while [ $# -gt 0 ]; do
   case $1 in
     --arch) arch=${2:?"$usage"}; shift ;;
-    --deb | --rpm | --bundle) wanted=${1#--} ;;
+    --deb | --rpm | --bundle | --tree) wanted=${1#--} ;;
     *) say "$usage"; exit 2 ;;
   esac
   shift
@@ -117,6 +118,8 @@ z /etc/sasori 0750 root sasori -
 z /etc/sasori/sasori.env 0640 root sasori -
 END
 grep '/var/lib/haproxy' deploy/systemd/tmpfiles.conf | write 644 usr/share/sasori/haproxy-sockets.conf
+
+[ "$wanted" != tree ] || exit 0
 
 # --- deb ------------------------------------------------------------------------------------------------------
 
