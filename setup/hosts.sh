@@ -5,7 +5,7 @@
 #   setup/hosts.sh           makes what is missing; prints lines "name<TAB>folder"
 #
 #   bookworm, trixie   Debian 12 and 13 with HAProxy
-#   bookworm-puppet    Debian 12 with HAProxy, the Puppet agent and the modules that sasori's module may use
+#   bookworm-puppet    Debian 12 with HAProxy, the Puppet agent, the modules that sasori's module uses, and their makers' tools
 #
 # It needs root on Debian, systemd-nspawn and mmdebstrap (apt install systemd-container mmdebstrap). PARTS_DIR moves the
 # folder, as for setup/parts.sh.
@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 recipe=1
 hosts=${PARTS_DIR:-/var/cache/sasori}/hosts-$recipe
 base=systemd,systemd-sysv,dbus,haproxy,ca-certificates,procps,curl,iproute2
-puppet=puppet-agent,puppet-module-puppetlabs-stdlib,puppet-module-puppetlabs-concat,puppet-module-puppetlabs-haproxy
+puppet=puppet-agent,puppet-module-puppetlabs-stdlib,puppet-module-puppetlabs-concat,puppet-lint,puppet-strings,ruby-rspec-puppet
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "setup/hosts.sh: $*"; exit 1; }
