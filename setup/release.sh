@@ -1,24 +1,74 @@
 #!/usr/bin/env bash
-# Runs before `npm publish` and stops it while something is missing; names all of it at once. How to release:
+# Makes everything of one release in dist/release, under one version: the npm archive, deb and rpm for amd64 and arm64, the
+# Puppet module, the container image where there is Docker, an SBOM, the release notes, checksums.
+#
+#   setup/release.sh            after it has found nothing missing; otherwise it names all of it at once
+#   setup/release.sh --dry-run  whatever is missing, and for this machine's processor only
+#   setup/release.sh --check    finds out what is missing: what `npm publish` runs before it publishes
+#
+# How to release:
 #   1. write "## <version>" into CHANGELOG.md and commit it with `npm version <version>`, which also sets the tag
-#   2. push branch and tag, and publish from CI (`npm publish`): package.json asks for provenance, which npm only
+#   2. setup/release.sh, on Debian or Ubuntu with rpmbuild, with PACKAGE_MAINTAINER="NAME <MAIL>"
+#   3. push branch and tag, and publish from CI (`npm publish`): package.json asks for provenance, which npm only
 #      attests to a CI that it knows, for the repository that package.json names
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-problems=()
+say() { printf '%s\n' "$*" >&2; }
 value() { node -p "JSON.parse(require('fs').readFileSync('package.json', 'utf8'))$1 ?? ''"; }
 version=$(value .version)
 
-[ -n "$(value .repository?.url)" ] ||
-  problems+=("package.json names no repository: npm pkg set repository.type=git repository.url=git+https://...")
-grep -q "^## $version\( \|$\)" CHANGELOG.md ||
-  problems+=("CHANGELOG.md has no heading \"## $version\": say there what changed for the operator")
-if ! status=$(git status --porcelain 2>&1) || [ -n "$status" ]; then
-  problems+=("the work tree is no clean clone: commit, or publish from a fresh clone")
-elif [ "$(git tag --points-at HEAD --list "v$version")" = "" ]; then
-  problems+=("the commit has no tag v$version: npm version $version sets it")
-fi
+check() {
+  local problems=() status
+  [ -n "$(value .repository?.url)" ] ||
+    problems+=("package.json names no repository: npm pkg set repository.type=git repository.url=git+https://...")
+  grep -q "^## $version\( \|$\)" CHANGELOG.md ||
+    problems+=("CHANGELOG.md has no heading \"## $version\": say there what changed for the operator")
+  if ! status=$(git status --porcelain 2>&1) || [ -n "$status" ]; then
+    problems+=("the work tree is no clean clone: commit, or publish from a fresh clone")
+  elif [ "$(git tag --points-at HEAD --list "v$version")" = "" ]; then
+    problems+=("the commit has no tag v$version: npm version $version sets it")
+  fi
+  [ ${#problems[@]} = 0 ] || { printf 'not published: %s\n' "${problems[@]}" >&2; exit 1; }
+  npm run check
+}
 
-[ ${#problems[@]} = 0 ] || { printf 'not published: %s\n' "${problems[@]}" >&2; exit 1; }
-npm run check
+release=dist/release archs="amd64 arm64"
+case ${1:-} in
+  --check) check; exit 0 ;;
+  --dry-run) archs=$(uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/') ;;
+  "") check ;;
+  *) say "usage: setup/release.sh [--check|--dry-run]"; exit 2 ;;
+esac
+
+for arch in $archs; do setup/package.sh --arch "$arch"; done
+
+rm -rf "$release"
+mkdir -p "$release"
+mv dist/packages/*.deb dist/packages/*.rpm "$release/"
+say "the npm archive"
+# Without prepack: that compiles anew, and what is in dist is compiled already.
+npm pack --ignore-scripts --silent --pack-destination "$release" >&2
+
+say "the Puppet module"
+module=sasori-sasori-$version
+mkdir "$release/$module"
+git ls-files -z deploy/puppet | tar --null -c -T - --exclude=deploy/puppet/spec --exclude=deploy/puppet/.rspec |
+  tar -x -C "$release/$module" --strip-components=2
+sed -i "s/^  \"version\": \".*\"/  \"version\": \"$version\"/" "$release/$module/metadata.json"
+tar -c --owner=0 --group=0 --sort=name -C "$release" "$module" | gzip -9n >"$release/$module.tar.gz"
+rm -r "${release:?}/$module"
+
+say "SBOM and notes"
+cp dist/bundle/sbom.json "$release/sasori-$version.cdx.json"
+PACKAGE_MAINTAINER="" node setup/packaging/changelog.mjs notes "$version" >"$release/NOTES.md"
+
+if docker info >/dev/null 2>&1; then
+  say "the image sasori:$version"
+  docker build --quiet --tag "sasori:$version" . >&2
+  docker save "sasori:$version" | gzip -1n >"$release/sasori-$version-image.tar.gz"
+else
+  say "NOT MADE: the image, because there is no Docker here (docker info)"
+fi
+(cd "$release" && sha256sum -- * >SHA256SUMS)
+ls -l "$release" >&2

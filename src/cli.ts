@@ -181,6 +181,27 @@ withExamples(program.command("serve").description("run the daemon: schedules, HT
 });
 
 withExamples(
+  program
+    .command("setup")
+    .summary("look at this host, propose the settings, and on yes write them and start sasori")
+    .description(
+      "look at this host (Puppet's certificate, puppetdb.conf, HAProxy's configuration, the producers in PuppetDB), propose the settings, show them, and on yes write /etc/sasori and start sasori. A SASORI_ variable that is set counts more than what was found",
+    )
+    .option("--yes", "write without a question")
+    .addOption(new Option("--print", "print the files only").conflicts("yes")),
+  [
+    ["sasori setup", "after the installation of the package, as root"],
+    ["sasori setup --print", "for those who manage files otherwise"],
+    ["SASORI_PUPPETDB_URL=https://puppetdb2.example.com:8081 sasori setup", "something is to be otherwise"],
+  ],
+).action(async (options: { yes?: true; print?: true }) => {
+  const { setUp } = await import("./cli/setup.js");
+  if (!options.print && process.geteuid?.() !== 0)
+    throw new SasoriError("USAGE", "only root may write /etc/sasori: use sudo, or --print");
+  process.exitCode = (await setUp(process.env, options, style)) ? EXIT.done : EXIT.failed;
+});
+
+withExamples(
   withJson(
     program
       .command("doctor")

@@ -5,14 +5,14 @@
 lib=/usr/lib/sasori
 settings=/etc/sasori/sasori.env
 
-if ! env | grep -q '^SASORI_'; then
+if [ "${1-}" != setup ] && ! env | grep -q '^SASORI_'; then
   if [ -r "$settings" ]; then
     set -a
     # shellcheck source=/dev/null
     . "$settings"
     set +a
   fi
-  if [ "$(id -u)" = 0 ] && [ "${1-}" != setup ] && id sasori >/dev/null 2>&1; then
+  if [ "$(id -u)" = 0 ] && id sasori >/dev/null 2>&1; then
     exec setpriv --reuid=sasori --regid=sasori --init-groups "$lib/node" "$lib/sasori.cjs" "$@"
   fi
 fi

@@ -1,0 +1,178 @@
+// `sasori setup`: looks at this host, proposes the settings, shows them, and on yes writes them, restarts HAProxy if it
+// gets the gateway, starts the daemon, and lets the doctor judge.
+// Promises: nothing is changed before yes; a settings file that is replaced stays beside it as `.before-setup`; a HAProxy
+// that would refuse its configuration is not restarted.
+
+import { execFile, spawnSync } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { chown, copyFile, mkdir, readFile, stat } from "node:fs/promises";
+import path from "node:path";
+import { createInterface } from "node:readline/promises";
+import { promisify } from "node:util";
+import { reason, SasoriError, toFailure } from "../errors.js";
+import { lookAtHost } from "../setup/host.js";
+import { envFile, type Proposal, propose, type Setting } from "../setup/proposal.js";
+import { PuppetDb } from "../source/puppetdb.js";
+import { replaceFile } from "../target/atomic-file.js";
+import type { Style } from "./report-text.js";
+
+const run = promisify(execFile);
+
+/** For all nodes of a big fleet. */
+const PUPPETDB_MS = 60_000;
+
+const DAEMON_FILE = "/etc/sasori/sasori.env";
+const GATEWAY_FILE = "/etc/sasori/gateway.env";
+
+type Environment = Readonly<Record<string, string | undefined>>;
+
+/** Whether all is well in the end. Throws `USAGE` where it cannot be done here. */
+export async function setUp(
+  environment: Environment,
+  { print, yes }: { print?: boolean | undefined; yes?: boolean | undefined },
+  style: Style,
+): Promise<boolean> {
+  const host = await lookAtHost();
+  const first = propose(host, [], environment);
+  const producers = await askProducers(first.daemon, host.puppet).catch((error: unknown) => {
+    tell(style.bad(`PuppetDB could not be asked: ${toFailure(error).message}`));
+    return undefined;
+  });
+  const proposal = propose(host, producers, environment);
+  show(proposal, print ? undefined : style);
+  for (const what of proposal.missing) tell(`${style.bad("missing")}: ${what}`);
+  if (print) return proposal.missing.length === 0;
+  if (proposal.missing.length > 0) {
+    tell("Nothing was written.");
+    return false;
+  }
+  if (!yes && !(await isWanted())) {
+    tell("Nothing was written.");
+    return false;
+  }
+  await write(proposal);
+  return start(proposal);
+}
+
+/** Remarks, beside what `--print` prints. */
+const tell = (line: string): unknown => process.stderr.write(`${line}\n`);
+
+/** Who has nodes in PuppetDB, the one with the most first. A node that applies its own catalogs is no puppetserver. */
+async function askProducers(
+  settings: readonly Setting[],
+  puppet: { certFile: string; keyFile: string; caFile: string } | undefined,
+): Promise<string[] | undefined> {
+  const url = settings.find(({ name }) => name === "SASORI_PUPPETDB_URL")?.value;
+  if (url === undefined) return undefined;
+  const puppetdb = new PuppetDb({ url, ...(url.startsWith("https:") ? puppet : undefined) });
+  try {
+    const { submissions } = await puppetdb.readAll(AbortSignal.timeout(PUPPETDB_MS));
+    const counts = new Map<string, number>();
+    for (const [certname, { producer }] of submissions)
+      if (producer !== certname) counts.set(producer, (counts.get(producer) ?? 0) + 1);
+    return [...counts]
+      .sort(([a, nodes], [b, others]) => others - nodes || (a < b ? -1 : 1))
+      .map(([name]) => name);
+  } finally {
+    await puppetdb.close();
+  }
+}
+
+function show({ daemon, gateway, certificates }: Proposal, style: Style | undefined): void {
+  const heading = (file: string) => `${style === undefined ? `# --- ${file}` : style.dim(file)}\n`;
+  const parts = [`${heading(DAEMON_FILE)}${envFile("sasori", daemon)}`];
+  if (gateway !== undefined) {
+    const password = { name: "STATS_PASSWORD", value: "CHANGE-ME", why: "made at random when it is written" };
+    parts.push(`${heading(GATEWAY_FILE)}${envFile("The gateway", [...gateway, password])}`);
+  }
+  for (const { file, from, reader } of certificates)
+    parts.push(`# ${file} (root:${reader}) is a copy of ${from.join(" and ")}\n`);
+  process.stdout.write(`${parts.join("\n")}\n`);
+}
+
+async function isWanted(): Promise<boolean> {
+  const lines = createInterface({ input: process.stdin, output: process.stderr });
+  try {
+    const answer = await lines.question("Write these files, and start sasori? [yes/no] ");
+    return /^y(es)?$/i.test(answer.trim());
+  } finally {
+    lines.close();
+  }
+}
+
+async function write({ daemon, gateway, certificates }: Proposal): Promise<void> {
+  const group = await groupOf("sasori");
+  await mkdir("/etc/sasori/ssl", { recursive: true, mode: 0o750 });
+  await chown("/etc/sasori", 0, group);
+  await chown("/etc/sasori/ssl", 0, group);
+  for (const { file, from, reader } of certificates) {
+    const parts = await Promise.all(from.map((one) => readFile(one)));
+    await put(file, parts, reader === "sasori" ? group : 0, reader === "sasori" ? 0o640 : 0o600);
+  }
+  await put(DAEMON_FILE, [envFile("sasori", daemon)], group, 0o640);
+  if (gateway === undefined) return;
+  const password = await oldPassword();
+  const secret = { name: "STATS_PASSWORD", value: password ?? randomBytes(16).toString("hex"), why: "" };
+  await put(GATEWAY_FILE, [envFile("The gateway", [...gateway, secret])], 0, 0o640);
+}
+
+async function put(file: string, content: readonly (string | Buffer)[], group: number, mode: number) {
+  const old = await readFile(file).catch(() => undefined);
+  const isNew = Buffer.concat(content.map((part) => Buffer.from(part)));
+  if (old?.equals(isNew)) return;
+  if (old !== undefined && file.endsWith(".env")) await copyFile(file, `${file}.before-setup`);
+  await replaceFile(file, [isNew], mode);
+  await chown(file, 0, group);
+  tell(
+    `${file} written${old === undefined || !file.endsWith(".env") ? "" : `; the old one is ${path.basename(file)}.before-setup`}`,
+  );
+}
+
+/** Who has it in a browser keeps it. */
+async function oldPassword(): Promise<string | undefined> {
+  const text = await readFile(GATEWAY_FILE, "utf8").catch(() => "");
+  return /^STATS_PASSWORD=(\w+)$/m.exec(text)?.[1];
+}
+
+async function groupOf(user: string): Promise<number> {
+  try {
+    return Number((await run("id", ["-g", user])).stdout);
+  } catch (error) {
+    const remedy = "install the package, or follow docs/debian.md";
+    throw new SasoriError("USAGE", `there is no user ${user} (${reason(error).trim()}): ${remedy}`);
+  }
+}
+
+/** Starts what the settings are for. Without systemd they are all that there is to do. */
+async function start({ gateway }: Proposal): Promise<boolean> {
+  if (!(await stat("/run/systemd/system").catch(() => undefined))) return true;
+  if (gateway !== undefined) {
+    const check =
+      "set -a; [ ! -r /etc/default/haproxy ] || . /etc/default/haproxy; . /etc/sasori/gateway.env; " +
+      "exec haproxy -Ws -c -f /etc/haproxy/haproxy.cfg $EXTRAOPTS $OPTIONS";
+    const refused = await run("sh", ["-c", check]).then(
+      () => undefined,
+      (error: { stderr?: string }) => error.stderr ?? reason(error),
+    );
+    if (refused !== undefined) {
+      tell(`HAProxy would refuse its configuration, so it was not restarted:\n${refused.trim()}`);
+      return false;
+    }
+    await run("systemctl", ["daemon-reload"]);
+    await run("systemctl", ["restart", "haproxy.service"]);
+    tell("HAProxy was restarted: the gateway is a part of it");
+  }
+  await run("systemctl", ["enable", "sasori.service"]);
+  await run("systemctl", ["restart", "sasori.service"]);
+  tell("sasori is running, and starts with this host\n");
+  await untilReady();
+  return spawnSync("sasori", ["doctor"], { stdio: "inherit" }).status === 0;
+}
+
+/** The doctor asks a daemon that has made its first pass. */
+async function untilReady(): Promise<void> {
+  for (let waited = 0; waited < 30; waited += 1) {
+    if (spawnSync("sasori", ["healthy"], { stdio: "ignore" }).status === 0) return;
+    await new Promise((resolve) => setTimeout(resolve, 1_000));
+  }
+}

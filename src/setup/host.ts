@@ -1,0 +1,157 @@
+// What `sasori setup` finds on a host: Puppet's certificate, PuppetDB's address, what HAProxy's configuration says.
+// Promises: it only reads; a file that is missing or strange is "not found", never an error. What Puppet and HAProxy say
+// here is a proposal that a person sees before it counts, so nothing here tries to know their whole languages.
+
+import { readdir, readFile } from "node:fs/promises";
+import path from "node:path";
+
+export interface Host {
+  puppet: PuppetFiles | undefined;
+  puppetdbUrl: string | undefined;
+  haproxy: HaproxyFiles | undefined;
+}
+
+/** This host's certificate of Puppet's CA. All are files that are there. */
+export interface PuppetFiles {
+  certname: string;
+  certFile: string;
+  keyFile: string;
+  caFile: string;
+}
+
+export interface HaproxyFiles {
+  files: string[];
+  /** The variable by which its unit takes more arguments. */
+  options: "EXTRAOPTS" | "OPTIONS";
+  /** Runtime API sockets that may change a map. */
+  sockets: string[];
+  chroot: string | undefined;
+  /** Backends with servers, in their order. */
+  backends: { name: string; servers: string[]; isRouted: boolean }[];
+  /** Map files that the configuration names. */
+  maps: string[];
+}
+
+// Puppet's own packages, then Debian's.
+const CONFIGURATIONS = ["/etc/puppetlabs/puppet", "/etc/puppet"];
+const SSL_FOLDERS = ["/etc/puppetlabs/puppet/ssl", "/var/lib/puppet/ssl", "/etc/puppet/ssl"];
+
+// Debian's and RHEL's. The folder is RHEL's CFGDIR, which its unit names after the file.
+const HAPROXY_FILE = "/etc/haproxy/haproxy.cfg";
+const HAPROXY_FOLDER = "/etc/haproxy/conf.d";
+
+/** `root` is a folder that stands for `/`, for tests. */
+export async function lookAtHost(root = "/"): Promise<Host> {
+  const at = (file: string) => path.join(root, file);
+  return {
+    puppet: await findPuppet(at),
+    puppetdbUrl: await findPuppetdb(at),
+    haproxy: await readHaproxy(at),
+  };
+}
+
+type At = (file: string) => string;
+
+const textOf = (file: string): Promise<string | undefined> => readFile(file, "utf8").catch(() => undefined);
+const namesIn = (folder: string): Promise<string[]> => readdir(folder).catch(() => []);
+
+/** A CA on the same host has many certificates; only this host's has its key here as well. */
+async function findPuppet(at: At): Promise<PuppetFiles | undefined> {
+  const [named, ssldir] = await puppetSettings(at);
+  for (const folder of ssldir === undefined ? SSL_FOLDERS : [ssldir]) {
+    const certificates = await namesIn(at(`${folder}/certs`));
+    const keys = new Set(await namesIn(at(`${folder}/private_keys`)));
+    const own = certificates.filter((name) => name !== "ca.pem" && keys.has(name)).sort();
+    const file = named === undefined ? own[0] : own.find((name) => name === `${named}.pem`);
+    if (file === undefined || (named === undefined && own.length > 1) || !certificates.includes("ca.pem"))
+      continue;
+    return {
+      certname: file.replace(/\.pem$/, ""),
+      certFile: at(`${folder}/certs/${file}`),
+      keyFile: at(`${folder}/private_keys/${file}`),
+      caFile: at(`${folder}/certs/ca.pem`),
+    };
+  }
+  return undefined;
+}
+
+/** `certname` and `ssldir` of puppet.conf. In [agent] they count more than in [main]. */
+async function puppetSettings(at: At): Promise<[certname: string | undefined, ssldir: string | undefined]> {
+  for (const folder of CONFIGURATIONS) {
+    const text = await textOf(at(`${folder}/puppet.conf`));
+    if (text === undefined) continue;
+    const { main = {}, agent = {} } = parseIni(text);
+    const settings = { ...main, ...agent };
+    const ssldir = settings.ssldir?.startsWith("/") ? settings.ssldir : undefined;
+    return [settings.certname?.toLowerCase(), ssldir];
+  }
+  return [undefined, undefined];
+}
+
+/** `server_urls = https://puppetdb1:8081,https://puppetdb2:8081`: sasori asks one, the first. */
+async function findPuppetdb(at: At): Promise<string | undefined> {
+  for (const folder of CONFIGURATIONS) {
+    const text = await textOf(at(`${folder}/puppetdb.conf`));
+    const main = text === undefined ? undefined : parseIni(text).main;
+    const url = main?.server_urls?.split(",")[0]?.trim();
+    if (url) return url.replace(/\/+$/, "");
+    if (main?.server) return `https://${main.server}:${main.port ?? "8081"}`;
+  }
+  return undefined;
+}
+
+/** `[section]` and `name = value`, as puppet.conf and puppetdb.conf are written. */
+export function parseIni(text: string): Record<string, Record<string, string>> {
+  const sections: Record<string, Record<string, string>> = {};
+  let section = "main";
+  for (const line of text.split("\n")) {
+    const [, heading, name, value] = /^\s*(?:\[(\w+)\]|([\w-]+)\s*=\s*(.*?))\s*$/.exec(line) ?? [];
+    if (heading !== undefined) section = heading;
+    else if (name !== undefined && value !== undefined) {
+      sections[section] ??= {};
+      Object.assign(sections[section] ?? {}, { [name]: value.replace(/^(["'])(.*)\1$/, "$2") });
+    }
+  }
+  return sections;
+}
+
+async function readHaproxy(at: At): Promise<HaproxyFiles | undefined> {
+  const folder = (await namesIn(at(HAPROXY_FOLDER))).filter((name) => name.endsWith(".cfg")).sort();
+  const files = [HAPROXY_FILE, ...folder.map((name) => `${HAPROXY_FOLDER}/${name}`)];
+  const texts = await Promise.all(files.map((file) => textOf(at(file))));
+  if (texts[0] === undefined) return undefined;
+  const unit = await textOf(at("/usr/lib/systemd/system/haproxy.service"));
+  const options =
+    unit?.includes("$EXTRAOPTS") === false && unit.includes("$OPTIONS") ? "OPTIONS" : "EXTRAOPTS";
+  return { files, options, ...parseHaproxy(texts.join("\n")) };
+}
+
+type Configured = Omit<HaproxyFiles, "files" | "options">;
+
+/** What concerns sasori in a configuration of HAProxy. */
+export function parseHaproxy(text: string): Configured {
+  const found: Configured = { sockets: [], chroot: undefined, backends: [], maps: [] };
+  const maps = new Set<string>();
+  let backend: HaproxyFiles["backends"][number] | undefined;
+  for (const written of text.split("\n")) {
+    const line = written.replace(/(^|\s)#.*/, "");
+    const words = line.trim().split(/\s+/);
+    const [first = "", second = "", third = ""] = words;
+    if (
+      /^(global|defaults|frontend|backend|listen|resolvers|peers|userlist|cache|program|mailers)$/.test(first)
+    )
+      backend = /^(backend|listen)$/.test(first) ? { name: second, servers: [], isRouted: false } : undefined;
+    if (first === "chroot") found.chroot = second;
+    if (first === "stats" && second === "socket" && third.startsWith("/")) {
+      if (words[words.indexOf("level") + 1] === "admin") found.sockets.push(third);
+    }
+    if (backend !== undefined && first === "server") {
+      if (backend.servers.length === 0) found.backends.push(backend);
+      backend.servers.push(second);
+    }
+    if (backend !== undefined && first === "use-server" && second.startsWith("%[")) backend.isRouted = true;
+    for (const [, map = ""] of line.matchAll(/\bmap(?:_\w+)*\(([^),\s]+)/g)) maps.add(map);
+  }
+  found.maps = [...maps];
+  return found;
+}

@@ -1,0 +1,177 @@
+// From what was found on a host to the settings of sasori and, where HAProxy routes by no map of nodes yet, of the gateway.
+// Pure: nothing is read, asked or written. Each setting says where it comes from.
+
+import path from "node:path";
+import type { Host } from "./host.js";
+
+export interface Setting {
+  name: string;
+  value: string;
+  /** Where it comes from, or why it is so. */
+  why: string;
+}
+
+export interface Proposal {
+  /** /etc/sasori/sasori.env */
+  daemon: Setting[];
+  /** /etc/sasori/gateway.env; undefined where HAProxy's own configuration routes by a map. */
+  gateway: Setting[] | undefined;
+  /** Files to put into /etc/sasori/ssl. */
+  certificates: Certificate[];
+  /** What a person must do before this can work. */
+  missing: string[];
+}
+
+export interface Certificate {
+  file: string;
+  /** One after the other in that file. */
+  from: string[];
+  /** Who may read it beside root. */
+  reader: "sasori" | "root";
+}
+
+const SSL = "/etc/sasori/ssl";
+const MAP = "/var/lib/sasori/node-master.map";
+const GATEWAY_SOCKET = "/run/haproxy/sasori.sock";
+
+/** haproxy.cfg has as many. */
+const MAX_MASTERS = 32;
+
+/**
+ * `producers` are those of PuppetDB's nodes, the one with the most nodes first; undefined if it could not be asked.
+ * `given` are variables that whoever runs this has set: they count more than what was found.
+ */
+export function propose(
+  host: Host,
+  producers: readonly string[] | undefined,
+  given: Readonly<Record<string, string | undefined>>,
+): Proposal {
+  const proposal: Proposal = { daemon: [], gateway: undefined, certificates: [], missing: [] };
+  const say = (name: string, value: string | undefined, why: string) => {
+    const set = given[name] || undefined;
+    if (set !== undefined) proposal.daemon.push({ name, value: set, why: "set by you" });
+    else if (value !== undefined) proposal.daemon.push({ name, value, why });
+    return set ?? value;
+  };
+  const url = say("SASORI_PUPPETDB_URL", host.puppetdbUrl, "puppetdb.conf");
+  if (url === undefined)
+    proposal.missing.push("where PuppetDB is: no puppetdb.conf says it, so set SASORI_PUPPETDB_URL");
+  if (url?.startsWith("https:")) certify(host, say, proposal);
+
+  const own = ownMap(host);
+  if (own === undefined) {
+    say("SASORI_HAPROXY", GATEWAY_SOCKET, "as in gateway.env");
+    proposal.gateway = gateway(host, producers, proposal);
+  } else {
+    const socket = host.haproxy?.sockets[0];
+    if (socket === undefined && !given.SASORI_HAPROXY)
+      proposal.missing.push(
+        'a line "stats socket /run/haproxy/admin.sock mode 660 level admin" in haproxy.cfg',
+      );
+    say("SASORI_HAPROXY", socket, "haproxy.cfg");
+    const backend = (own.backends.find(({ isRouted }) => isRouted) ?? own.backends[0])?.name;
+    say("SASORI_BACKEND", backend, "the backend of haproxy.cfg that the map leads to");
+  }
+  const map = own?.map ?? MAP;
+  say("SASORI_MAP_FILE", map, own === undefined ? "as in gateway.env" : "haproxy.cfg");
+  say("SASORI_STATE_FILE", `${path.dirname(map)}/state.json`, "beside the map");
+  for (const name of Object.keys(given))
+    if (name.startsWith("SASORI_") && !proposal.daemon.some((setting) => setting.name === name))
+      say(name, undefined, "");
+  return proposal;
+}
+
+function certify(
+  { puppet }: Host,
+  say: (name: string, value: string | undefined, why: string) => string | undefined,
+  { certificates, missing }: Proposal,
+): void {
+  const unset: string[] = [];
+  const why = puppet === undefined ? "" : `this host's Puppet certificate, ${puppet.certname}`;
+  const files = [
+    ["SASORI_PUPPETDB_CERT", "cert.pem", puppet?.certFile],
+    ["SASORI_PUPPETDB_KEY", "key.pem", puppet?.keyFile],
+    ["SASORI_PUPPETDB_CA", "ca.pem", puppet?.caFile],
+  ] as const;
+  for (const [name, file, from] of files) {
+    const value = say(name, from === undefined ? undefined : `${SSL}/${file}`, why);
+    if (value === `${SSL}/${file}` && from !== undefined)
+      certificates.push({ file: value, from: [from], reader: "sasori" });
+    if (value === undefined) unset.push(name);
+  }
+  if (unset.length > 0)
+    missing.push(
+      `a certificate of Puppet's CA: run \`puppet agent --test\` here, or set ${unset.join(", ")}`,
+    );
+}
+
+/** A map of nodes that HAProxy's own configuration routes by: one under sasori's folder, or the only one of a routed backend. */
+function ownMap({ haproxy }: Host) {
+  const backends = haproxy?.backends ?? [];
+  const named = haproxy?.maps.find((map) => path.basename(map) === path.basename(MAP));
+  const only = haproxy?.maps.length === 1 && backends.some(({ isRouted }) => isRouted);
+  const map = named ?? (only ? haproxy?.maps[0] : undefined);
+  return map === undefined ? undefined : { map, backends };
+}
+
+function gateway(
+  host: Host,
+  producers: readonly string[] | undefined,
+  { certificates, missing }: Proposal,
+): Setting[] {
+  const settings: Setting[] = [
+    {
+      name: host.haproxy?.options ?? "EXTRAOPTS",
+      // Debian's unit has the master's socket in this variable, RHEL's has not.
+      value: `${host.haproxy?.options === "OPTIONS" ? "" : "-S /run/haproxy-master.sock "}-f /etc/haproxy/sasori/haproxy.cfg`,
+      why: "the gateway is a second file of this HAProxy",
+    },
+    { name: "NODE_MASTER_MAP", value: MAP, why: "as in sasori.env" },
+    {
+      name: "HAPROXY_SOCKET",
+      value: GATEWAY_SOCKET,
+      why: "HAProxy's own folder: its group may use what is in it",
+    },
+    { name: "GATEWAY_ADDRESS", value: "127.0.0.1", why: "tools on this host only; 0.0.0.0 is for all" },
+    { name: "GATEWAY_PORT", value: "8080", why: "" },
+    { name: "STATS_USER", value: "sasori", why: "the stats page on 127.0.0.1:8081" },
+  ];
+  const chroot = host.haproxy?.chroot;
+  if (chroot !== undefined) settings.push({ name: "HAPROXY_CHROOT", value: chroot, why: "haproxy.cfg" });
+  if (host.haproxy === undefined) missing.push("HAProxy: apt install haproxy, or dnf install haproxy");
+  if (producers === undefined || producers.length === 0)
+    missing.push(
+      producers === undefined
+        ? "MASTER1 and so on in gateway.env: PuppetDB, which knows the puppetservers, could not be asked"
+        : "MASTER1 and so on in gateway.env: PuppetDB knows no puppetserver yet",
+    );
+  for (const [index, producer] of (producers ?? []).slice(0, MAX_MASTERS).entries()) {
+    const name = `MASTER${index + 1}`;
+    settings.push({ name, value: `${producer}:8140`, why: "a producer in PuppetDB" });
+    settings.push({ name: `${name}_NAME`, value: producer, why: "so the map calls it" });
+  }
+  if (host.puppet !== undefined) {
+    const { certFile, keyFile } = host.puppet;
+    settings.push({ name: "MASTERS_CA", value: `${SSL}/ca.pem`, why: "puppetservers speak TLS" });
+    settings.push({
+      name: "MASTERS_CERT",
+      value: `${SSL}/gateway.pem`,
+      why: "this host's Puppet certificate",
+    });
+    certificates.push({ file: `${SSL}/gateway.pem`, from: [certFile, keyFile], reader: "root" });
+    if (!certificates.some(({ file }) => file === `${SSL}/ca.pem`))
+      certificates.push({ file: `${SSL}/ca.pem`, from: [host.puppet.caFile], reader: "sasori" });
+  }
+  // HAProxy 2.6 answers nobody while it gives the memory of a replaced map back to the system; with this it does not.
+  settings.push({ name: "GLIBC_TUNABLES", value: "glibc.malloc.mxfast=0", why: "HAProxy 2.6 pauses less" });
+  return settings;
+}
+
+/** A file for systemd and for a shell. */
+export function envFile(about: string, settings: readonly Setting[]): string {
+  const lines = settings.map(({ name, value, why }) => {
+    const shown = /^[\w./:@%+=,-]*$/.test(value) ? value : `"${value.replace(/["\\$`]/g, "\\$&")}"`;
+    return `${why === "" ? "" : `# ${why}\n`}${name}=${shown}\n`;
+  });
+  return `# ${about}, written by \`sasori setup\`. Read by systemd and by a shell.\n${lines.join("")}`;
+}

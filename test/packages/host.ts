@@ -1,0 +1,104 @@
+/**
+ * A clean Debian host with systemd as process 1 (systemd-nspawn), without a network: what is not on it cannot be fetched.
+ * Everything that is written to it is gone when it is stopped. setup/hosts.sh has made what it starts from.
+ */
+import { execFileSync } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { readFileSync } from "node:fs";
+import path from "node:path";
+import { Child, run } from "../support/child.js";
+
+const REPOSITORY = path.resolve(".");
+
+/** A host that is made ready in five seconds, on a machine that has other things to do. */
+const BOOT_MS = 120_000;
+
+/** The folders by name, as setup/hosts.sh prints them. */
+const folders = new Map(
+  execFileSync("setup/hosts.sh", { encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] })
+    .trim()
+    .split("\n")
+    .map((line) => line.split("\t") as [string, string]),
+);
+
+export class Host {
+  readonly #container: Child;
+  readonly #leader: number;
+
+  private constructor(container: Child, leader: number) {
+    this.#container = container;
+    this.#leader = leader;
+  }
+
+  /** Starts one of `setup/hosts.sh`. It sees the repository, read-only, as /clone, and Node.js as /clone/dist/node. */
+  static async start(name: string): Promise<Host> {
+    const folder = folders.get(name);
+    if (folder === undefined) throw new Error(`setup/hosts.sh makes no host ${name}`);
+    const options = [
+      "--quiet",
+      "--boot",
+      "--console=pipe",
+      "--register=no",
+      "--keep-unit",
+      "--private-network",
+    ];
+    const machine = `sasori-${randomBytes(4).toString("hex")}`;
+    const container = new Child(
+      "systemd-nspawn",
+      [
+        ...options,
+        `--directory=${folder}`,
+        "--volatile=overlay",
+        `--machine=${machine}`,
+        "--hostname=gateway",
+        `--bind-ro=${REPOSITORY}:/clone`,
+      ],
+      // systemd 257 knows cgroups of the second version only.
+      { env: { ...process.env, SYSTEMD_NSPAWN_UNIFIED_HIERARCHY: "1" } },
+    );
+    let leader = 0;
+    await container.untilReady(
+      async () => {
+        const children = readFileSync(`/proc/${container.pid}/task/${container.pid}/children`, "utf8").trim();
+        leader = Number(children.split(" ")[0]);
+        if (leader === 0) return false;
+        const state = await inside(leader, "systemctl is-system-running || true");
+        return /^(running|degraded)$/.test(state.trim());
+      },
+      BOOT_MS,
+      250,
+    );
+    return new Host(container, leader);
+  }
+
+  /** Runs shell commands as root, as a person would; resolves with what they print, rejects when one fails. */
+  sh(script: string, input = ""): Promise<string> {
+    return inside(this.#leader, `set -e\n${script}`, input);
+  }
+
+  stop(): Promise<void> {
+    return this.#container.end("SIGKILL");
+  }
+}
+
+function inside(leader: number, script: string, input = ""): Promise<string> {
+  const environment = [
+    "env",
+    "-i",
+    "HOME=/root",
+    "LANG=C.UTF-8",
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+  ];
+  const quiet = ["DEBIAN_FRONTEND=noninteractive", "DEBCONF_NOWARNINGS=yes"];
+  return run("nsenter", ["-t", String(leader), "-a", ...environment, ...quiet, "bash", "-c", script], {
+    input,
+  });
+}
+
+/** The n-th block of commands of a document, as it stands there. */
+export function blockOf(document: string, number: number): string {
+  const blocks = [...readFileSync(document, "utf8").matchAll(/^```sh\n(.*?)^```$/gms)];
+  const block = blocks[number - 1]?.[1];
+  if (block === undefined) throw new Error(`${document} has no ${number} blocks of commands`);
+  return block;
+}

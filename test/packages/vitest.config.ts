@@ -1,0 +1,12 @@
+import { defineConfig } from "vitest/config";
+
+// One host, one story: each test goes on where the one before it stopped. Two hosts at once are enough for two cores.
+export default defineConfig({
+  test: {
+    include: ["test/packages/*.test.ts"],
+    bail: 1,
+    maxWorkers: 2,
+    testTimeout: 240_000,
+    hookTimeout: 240_000,
+  },
+});

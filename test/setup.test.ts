@@ -1,0 +1,210 @@
+/** `sasori setup` in parts: what it finds on a host, and what it makes of that. test/packages runs the whole on real hosts. */
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { readConfig } from "../src/config.js";
+import { lookAtHost, parseHaproxy, parseIni } from "../src/setup/host.js";
+import { envFile, propose } from "../src/setup/proposal.js";
+import { run } from "./support/child.js";
+
+let root: string;
+beforeEach(async () => {
+  root = await mkdtemp(path.join(tmpdir(), "sasori-setup-"));
+});
+afterEach(() => rm(root, { recursive: true }));
+
+async function put(files: Readonly<Record<string, string>>): Promise<void> {
+  for (const [name, text] of Object.entries(files)) {
+    await mkdir(path.dirname(path.join(root, name)), { recursive: true });
+    await writeFile(path.join(root, name), text);
+  }
+}
+
+const SSL = "etc/puppetlabs/puppet/ssl";
+const AGENT = {
+  [`${SSL}/certs/ca.pem`]: "",
+  [`${SSL}/certs/gateway.example.com.pem`]: "",
+  [`${SSL}/private_keys/gateway.example.com.pem`]: "",
+  "etc/puppetlabs/puppet/puppetdb.conf":
+    "[main]\nserver_urls = https://puppetdb1.example.com:8081,https://b:8081/\n",
+};
+const DEBIAN_HAPROXY = {
+  "etc/haproxy/haproxy.cfg": `global
+  chroot /var/lib/haproxy
+  stats socket /run/haproxy/admin.sock mode 660 level admin expose-fd listeners
+  stats socket /run/haproxy/user.sock mode 660 level user
+defaults
+  mode http
+`,
+};
+const OWN = `${DEBIAN_HAPROXY["etc/haproxy/haproxy.cfg"]}
+frontend tools
+  bind :8080
+  http-request set-var(txn.master) req.hdr(x-node-name),lower,map_str(/etc/haproxy/maps/nodes.map)
+  # use_backend old if { map(/etc/haproxy/maps/old.map) }
+backend web
+  server w1 10.0.0.1:80
+backend puppetservers
+  use-server %[var(txn.master)] if { var(txn.master) -m found }
+  server puppet1 puppet1.example.com:8140 check
+  server puppet2 puppet2.example.com:8140 check
+`;
+
+const named = (settings: readonly { name: string; value: string }[] | undefined) =>
+  Object.fromEntries((settings ?? []).map(({ name, value }) => [name, value]));
+
+describe("what is found on a host", () => {
+  test("nothing, without an error", async () => {
+    expect(await lookAtHost(root)).toEqual({ puppet: undefined, puppetdbUrl: undefined, haproxy: undefined });
+  });
+
+  test("an agent's certificate, PuppetDB's first address, HAProxy's sockets that may change a map", async () => {
+    await put({ ...AGENT, ...DEBIAN_HAPROXY });
+    const host = await lookAtHost(root);
+    expect(host.puppet).toMatchObject({
+      certname: "gateway.example.com",
+      caFile: path.join(root, SSL, "certs/ca.pem"),
+    });
+    expect(host.puppetdbUrl).toBe("https://puppetdb1.example.com:8081");
+    expect(host.haproxy).toMatchObject({ sockets: ["/run/haproxy/admin.sock"], chroot: "/var/lib/haproxy" });
+  });
+
+  test("on a CA the host's own certificate, which puppet.conf names", async () => {
+    await put({
+      ...AGENT,
+      [`${SSL}/certs/other.example.com.pem`]: "",
+      [`${SSL}/private_keys/other.example.com.pem`]: "",
+    });
+    expect((await lookAtHost(root)).puppet).toBeUndefined(); // One of two is a guess.
+    await put({
+      "etc/puppetlabs/puppet/puppet.conf": "[main]\ncertname = a\n[agent]\ncertname = Gateway.example.com\n",
+    });
+    expect((await lookAtHost(root)).puppet?.certname).toBe("gateway.example.com");
+  });
+
+  test("Debian's own agent, and PuppetDB's older settings", async () => {
+    await put({
+      "etc/puppet/puppetdb.conf": "[main]\nserver = puppetdb.example.com\nport = 8082\n",
+      "var/lib/puppet/ssl/certs/ca.pem": "",
+      "var/lib/puppet/ssl/certs/a.example.com.pem": "",
+      "var/lib/puppet/ssl/private_keys/a.example.com.pem": "",
+    });
+    expect(await lookAtHost(root)).toMatchObject({
+      puppet: { certname: "a.example.com" },
+      puppetdbUrl: "https://puppetdb.example.com:8082",
+    });
+  });
+
+  test("RHEL's HAProxy takes more arguments by another variable", async () => {
+    await put({
+      ...DEBIAN_HAPROXY,
+      "usr/lib/systemd/system/haproxy.service": "ExecStart=haproxy -f $CONFIG $OPTIONS\n",
+    });
+    expect((await lookAtHost(root)).haproxy?.options).toBe("OPTIONS");
+  });
+
+  test("maps and backends, but not those in comments", () => {
+    expect(parseHaproxy(OWN)).toMatchObject({
+      maps: ["/etc/haproxy/maps/nodes.map"],
+      backends: [
+        { name: "web", servers: ["w1"], isRouted: false },
+        { name: "puppetservers", servers: ["puppet1", "puppet2"], isRouted: true },
+      ],
+    });
+  });
+
+  test("INI files as people write them", () => {
+    expect(parseIni('a=1\n# b = 2\n[main]\nc = "d e"\n[agent]\nc=f')).toEqual({
+      main: { a: "1", c: "d e" },
+      agent: { c: "f" },
+    });
+  });
+});
+
+describe("what is proposed", () => {
+  test("the gateway with PuppetDB's producers, where HAProxy routes by no map", async () => {
+    await put({ ...AGENT, ...DEBIAN_HAPROXY });
+    const { daemon, gateway, certificates, missing } = propose(
+      await lookAtHost(root),
+      ["puppet2", "puppet1"],
+      {},
+    );
+    expect(missing).toEqual([]);
+    expect(named(daemon)).toMatchObject({
+      SASORI_PUPPETDB_URL: "https://puppetdb1.example.com:8081",
+      SASORI_HAPROXY: "/run/haproxy/sasori.sock",
+      SASORI_PUPPETDB_KEY: "/etc/sasori/ssl/key.pem",
+    });
+    expect(named(gateway)).toMatchObject({
+      EXTRAOPTS: "-S /run/haproxy-master.sock -f /etc/haproxy/sasori/haproxy.cfg",
+      HAPROXY_CHROOT: "/var/lib/haproxy",
+      MASTER1: "puppet2:8140",
+      MASTER2_NAME: "puppet1",
+      MASTERS_CERT: "/etc/sasori/ssl/gateway.pem",
+    });
+    expect(certificates.map(({ file, reader }) => `${file} ${reader}`)).toEqual([
+      "/etc/sasori/ssl/cert.pem sasori",
+      "/etc/sasori/ssl/key.pem sasori",
+      "/etc/sasori/ssl/ca.pem sasori",
+      "/etc/sasori/ssl/gateway.pem root",
+    ]);
+  });
+
+  test("no gateway where HAProxy's own configuration routes by a map", async () => {
+    await put({ ...AGENT, "etc/haproxy/haproxy.cfg": OWN });
+    const { daemon, gateway, missing } = propose(await lookAtHost(root), [], {});
+    expect({ gateway, missing }).toEqual({ gateway: undefined, missing: [] });
+    expect(named(daemon)).toMatchObject({
+      SASORI_HAPROXY: "/run/haproxy/admin.sock",
+      SASORI_BACKEND: "puppetservers",
+      SASORI_MAP_FILE: "/etc/haproxy/maps/nodes.map",
+      SASORI_STATE_FILE: "/etc/haproxy/maps/state.json",
+    });
+  });
+
+  test("a variable that is set counts more than what was found", async () => {
+    await put({ ...AGENT, ...DEBIAN_HAPROXY });
+    const given = { SASORI_PUPPETDB_URL: "http://127.0.0.1:8080", SASORI_LOG_LEVEL: "debug", PATH: "/bin" };
+    const { daemon } = propose(await lookAtHost(root), ["puppet1"], given);
+    expect(named(daemon)).toMatchObject({
+      SASORI_PUPPETDB_URL: "http://127.0.0.1:8080",
+      SASORI_LOG_LEVEL: "debug",
+    });
+    expect(daemon.map(({ name }) => name)).not.toContain("PATH");
+    expect(named(daemon).SASORI_PUPPETDB_CERT).toBeUndefined(); // Plain HTTP shows none.
+  });
+
+  test("what is missing, each with what to do", async () => {
+    const { missing } = propose(await lookAtHost(root), undefined, {});
+    expect(missing.join("\n")).toMatch(/puppetdb\.conf.*\n.*apt install haproxy.*\n.*could not be asked/);
+  });
+
+  test("settings that sasori takes, whatever is in them", async () => {
+    const { daemon } = propose(
+      { puppet: undefined, puppetdbUrl: "http://127.0.0.1:8080", haproxy: undefined },
+      ["puppet1"],
+      {
+        SASORI_MASTER_ALIASES: "puppet1.corp=master1, puppet2.corp=master2",
+        SASORI_NEW_MASTERS: '$(reboot)"`\\.',
+      },
+    );
+    const file = path.join(root, "sasori.env");
+    await writeFile(file, envFile("sasori", daemon));
+    const printed = await run("sh", ["-c", `set -a; . ${file}; env`], { env: {} });
+    const read = Object.fromEntries(
+      printed
+        .split("\n")
+        .map((line) => [line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1)]),
+    );
+    expect(read).toMatchObject({ SASORI_NEW_MASTERS: '$(reboot)"`\\.' });
+    expect(() =>
+      readConfig({
+        SASORI_MAP_FILE: read.SASORI_MAP_FILE,
+        SASORI_HAPROXY: read.SASORI_HAPROXY,
+        SASORI_PUPPETDB_URL: read.SASORI_PUPPETDB_URL,
+        SASORI_MASTER_ALIASES: read.SASORI_MASTER_ALIASES,
+      }),
+    ).not.toThrow();
+  });
+});
