@@ -37,17 +37,38 @@ export interface ListenAddress {
   port: number;
 }
 
+/** One PuppetDB, and how to reach it. */
+export interface PuppetdbServer {
+  url: string;
+  /** Where several are configured: what names it beside a node that it told. */
+  from?: string | undefined;
+  certFile?: string | undefined;
+  keyFile?: string | undefined;
+  caFile?: string | undefined;
+  tokenFile?: string | undefined;
+  observations?: readonly ObservationKind[] | undefined;
+}
+
 const readable = (file: string, context: z.RefinementCtx): string => {
   secretIn(file, context);
   return path.resolve(file);
 };
 
-const tokenFile = z.string().transform((file, context): string => {
+const token = (file: string, context: z.RefinementCtx): string => {
   // What is in it must not stand in a message.
   if (!/^[\x21-\x7e]+$/.test(secretIn(file, context)?.trim() ?? "-"))
     context.addIssue({ code: "custom", message: "a file with one word of ASCII characters" });
   return path.resolve(file);
-});
+};
+
+const tokenFile = z.string().transform(token);
+
+/** One file for every estate, or one for each in their order; an empty one is none. */
+const filesOfEstates = (read: typeof readable) =>
+  z.string().transform((text, context) => {
+    const files = text.split(",").map((part) => part.trim());
+    return files.map((file) => (file === "" ? undefined : read(file, context)));
+  });
 
 function secretIn(file: string, context: z.RefinementCtx): string | undefined {
   try {
@@ -63,7 +84,16 @@ const fail = (context: z.RefinementCtx, expected: string): never => {
   return z.NEVER;
 };
 
-const puppetdbUrl = z.string().transform((text, context) => {
+/** Estates separated by commas, and in each the PuppetDBs that have the same nodes, separated by bars. */
+const puppetdbUrls = z.string().transform((text, context): string[][] => {
+  const estates = text
+    .split(",")
+    .map((estate) => estate.split("|").map((one) => puppetdbUrl(one.trim(), context)));
+  const all = estates.flat();
+  return new Set(all).size === all.length ? estates : fail(context, "each PuppetDB once");
+});
+
+function puppetdbUrl(text: string, context: z.RefinementCtx): string {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   if (url?.protocol !== "http:" && url?.protocol !== "https:") return fail(context, "an http or https URL");
   if (url.username !== "" || url.password !== "") {
@@ -71,7 +101,7 @@ const puppetdbUrl = z.string().transform((text, context) => {
   }
   if (url.search !== "" || url.hash !== "") return fail(context, "a base URL without query or fragment");
   return url.href.replace(/\/+$/, "");
-});
+}
 
 /** What a URL of PostgreSQL says, without files and defaults. */
 interface StateUrl {
@@ -210,32 +240,30 @@ const about = (meaning: string, example: string, shownDefault?: string) => ({
 
 /** The variables, in the order of docs/reference.md. Descriptions and examples are shown to people. */
 export const Env = z.object({
-  SASORI_PUPPETDB_URL: puppetdbUrl.meta(
-    about("base URL of PuppetDB, http or https", "https://puppetdb.example.com:8081", "required"),
+  SASORI_PUPPETDB_URL: puppetdbUrls.meta(
+    about(
+      "base URL of PuppetDB, http or https; several as in docs/estates.md: `,` between estates, a bar between PuppetDBs with the same nodes",
+      "https://puppetdb.example.com:8081",
+      "required",
+    ),
   ),
-  SASORI_PUPPETDB_CERT: z
-    .string()
-    .transform(readable)
+  SASORI_PUPPETDB_CERT: filesOfEstates(readable)
     .optional()
     .meta(
       about(
-        "client certificate for PuppetDB, PEM; read again after a renewal",
+        "client certificate for PuppetDB, PEM; read again after a renewal. Of several estates: one file for all, or one for each",
         "/etc/puppetlabs/puppet/ssl/certs/sasori.pem",
       ),
     ),
-  SASORI_PUPPETDB_KEY: z
-    .string()
-    .transform(readable)
+  SASORI_PUPPETDB_KEY: filesOfEstates(readable)
     .optional()
     .meta(
       about("private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
     ),
-  SASORI_PUPPETDB_CA: z
-    .string()
-    .transform(readable)
+  SASORI_PUPPETDB_CA: filesOfEstates(readable)
     .optional()
     .meta(about("CA that signed PuppetDB's certificate, PEM", "/etc/puppetlabs/puppet/ssl/certs/ca.pem")),
-  SASORI_PUPPETDB_TOKEN_FILE: tokenFile
+  SASORI_PUPPETDB_TOKEN_FILE: filesOfEstates(token)
     .optional()
     .meta(
       about("file with an RBAC token for PuppetDB, sent as `X-Authentication`", "/etc/sasori/puppetdb.token"),
@@ -537,14 +565,8 @@ export interface StateDatabase {
 }
 
 export interface Config {
-  puppetdb: {
-    url: string;
-    certFile?: string | undefined;
-    keyFile?: string | undefined;
-    caFile?: string | undefined;
-    tokenFile?: string | undefined;
-    observations?: readonly ObservationKind[] | undefined;
-  };
+  /** The estates, and in each the PuppetDBs that have the same nodes: one is asked, the next one when it fails. */
+  puppetdb: readonly (readonly PuppetdbServer[])[];
   haproxy: readonly Endpoint[];
   /** More HAProxys, as DNS names them. */
   haproxyNames?: readonly EndpointName[] | undefined;
@@ -627,14 +649,7 @@ export function readAddress(
 
 function toConfig(env: z.output<typeof Env>, given: Environment): Config {
   return {
-    puppetdb: {
-      url: env.SASORI_PUPPETDB_URL,
-      certFile: env.SASORI_PUPPETDB_CERT,
-      keyFile: env.SASORI_PUPPETDB_KEY,
-      caFile: env.SASORI_PUPPETDB_CA,
-      tokenFile: env.SASORI_PUPPETDB_TOKEN_FILE,
-      observations: env.SASORI_OBSERVATIONS,
-    },
+    puppetdb: toPuppetdbs(env),
     ...toEndpoints(env),
     ...backendOf(env, given),
     mapFile: env.SASORI_MAP_FILE,
@@ -714,6 +729,25 @@ function backendOf(env: z.output<typeof Env>, given: Environment): Pick<Config, 
   return { backend, pools: nameList(backend) };
 }
 
+function toPuppetdbs(env: z.output<typeof Env>): Config["puppetdb"] {
+  const isOneOfSeveral = env.SASORI_PUPPETDB_URL.flat().length > 1;
+  return env.SASORI_PUPPETDB_URL.map((urls, estate) => {
+    const fileOf = (files: (string | undefined)[] = []) => (files.length > 1 ? files[estate] : files[0]);
+    return urls.map((url) => ({
+      url,
+      ...(isOneOfSeveral && { from: url }),
+      // Beside one that is reached by TLS there may be one that is not.
+      ...(url.startsWith("https:") && {
+        certFile: fileOf(env.SASORI_PUPPETDB_CERT),
+        keyFile: fileOf(env.SASORI_PUPPETDB_KEY),
+        caFile: fileOf(env.SASORI_PUPPETDB_CA),
+      }),
+      tokenFile: fileOf(env.SASORI_PUPPETDB_TOKEN_FILE),
+      observations: env.SASORI_OBSERVATIONS,
+    }));
+  });
+}
+
 export interface Variable {
   name: string;
   meaning: string;
@@ -743,11 +777,7 @@ const withoutPassword = (text: string) => text.replace(/(:\/\/[^:@/]*):[^@]*@/g,
 
 /** What is wrong between variables, as far as each of them says something. */
 function contradictions(env: Environment): string[] {
-  const problems: string[] = poolProblems(env);
-  const { SASORI_PUPPETDB_URL: url, SASORI_PUPPETDB_CERT: cert, SASORI_PUPPETDB_KEY: key } = env;
-  if ((cert === undefined) !== (key === undefined)) {
-    problems.push("SASORI_PUPPETDB_CERT and SASORI_PUPPETDB_KEY belong together: set both or neither");
-  }
+  const problems = [...poolProblems(env), ...puppetdbContradictions(env)];
   const { SASORI_HAPROXY_CA: haproxyCa, SASORI_HAPROXY_CERT: haproxyCert } = env;
   const isTls = /(^|,)\s*tls(\+dns)?:/.test(env.SASORI_HAPROXY ?? "");
   if ((haproxyCert === undefined) !== (env.SASORI_HAPROXY_KEY === undefined)) {
@@ -770,9 +800,6 @@ function contradictions(env: Environment): string[] {
   }
   if (probeCa !== undefined && env.SASORI_PROBE_PATH === undefined) {
     problems.push("SASORI_PROBE_CA needs SASORI_PROBE_PATH: without that, no master is asked");
-  }
-  if (url?.startsWith("http:") && [cert, key, env.SASORI_PUPPETDB_CA].some((file) => file !== undefined)) {
-    problems.push(`SASORI_PUPPETDB_URL is ${quote(url)}: certificates need an https URL`);
   }
   const reports = ["LISTEN", "CA", "CERT", "KEY"].map((part) => `SASORI_REPORTS_${part}`);
   const missing = reports.filter((name) => env[name] === undefined);
@@ -828,6 +855,27 @@ function poolProblems(env: Environment): string[] {
     problems.push(
       "SASORI_NEW_MASTERS does not go with SASORI_ROUTE_TO=backends: it adds servers to one backend, and HAProxy cannot add a backend at run time",
     );
+  return problems;
+}
+
+function puppetdbContradictions(env: Environment): string[] {
+  const problems: string[] = [];
+  const url = env.SASORI_PUPPETDB_URL ?? "";
+  const estates = url.split(",").length;
+  const listOf = (name: string) => (env[name] ?? "").split(",").map((file) => file.trim());
+  const [certs, keys] = [listOf("SASORI_PUPPETDB_CERT"), listOf("SASORI_PUPPETDB_KEY")];
+  if (certs.length !== keys.length || certs.some((file, estate) => (file === "") !== (keys[estate] === "")))
+    problems.push("SASORI_PUPPETDB_CERT and SASORI_PUPPETDB_KEY belong together: set both or neither");
+  for (const part of ["CERT", "KEY", "CA", "TOKEN_FILE"]) {
+    const count = listOf(`SASORI_PUPPETDB_${part}`).length;
+    if (url !== "" && count > 1 && count !== estates)
+      problems.push(
+        `SASORI_PUPPETDB_${part} names ${count} files and SASORI_PUPPETDB_URL ${estates === 1 ? "one estate" : `${estates} estates`}: name one file for all, or one for each (see docs/estates.md)`,
+      );
+  }
+  const isSet = ["CERT", "KEY", "CA"].some((part) => env[`SASORI_PUPPETDB_${part}`] !== undefined);
+  if (isSet && url !== "" && !/(^|[,|])\s*(?!http:)/.test(url))
+    problems.push(`SASORI_PUPPETDB_URL is ${quote(url)}: certificates need an https URL`);
   return problems;
 }
 

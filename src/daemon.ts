@@ -99,7 +99,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   const delay = new LoopDelay();
   const nodes = new NodeList(sync.fleet.map);
   const events = new EventStream();
-  const metrics = new Metrics({ sync, nodes, events, delay, version: VERSION });
+  const metrics = new Metrics({ sync, puppetdb: parts.puppetdb, nodes, events, delay, version: VERSION });
   const notRestored = await sync.restore().then(() => undefined, toFailure);
   if (notRestored) log.error(notRestored, "state file");
   let listeners: Listeners | undefined;
@@ -148,7 +148,11 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     onHint: (kind) => metrics.hint(kind),
   });
   log.info(
-    { url, puppetdb: config.puppetdb.url, haproxy: config.haproxy.map(({ name }) => name) },
+    {
+      url,
+      puppetdb: config.puppetdb.flat().map((server) => server.url),
+      haproxy: config.haproxy.map(({ name }) => name),
+    },
     "started",
   );
 

@@ -4,7 +4,7 @@
 
 import { type Aliases, dnsName } from "./aliases.js";
 import { Flapping } from "./flapping.js";
-import { Guard, type GuardRules, type StepBack, type Verdict } from "./guard.js";
+import { Guard, type GuardRules, type Losses, type StepBack, type Verdict } from "./guard.js";
 import {
   type Assignment,
   type Before,
@@ -123,7 +123,9 @@ export class Fleet {
   /** False if something newer is known. A registration or a learned route becomes one of our own. */
   observe(observation: Observation): boolean {
     const { certname, source } = observation;
-    const voidUntil = this.tombstones.get(certname)?.at ?? -1;
+    const stone = this.tombstones.get(certname);
+    const isOldWord = stone?.told !== undefined && isOfOther(observation, stone.told);
+    const voidUntil = Math.max(stone?.at ?? -1, isOldWord ? (stone?.told?.at ?? -1) : -1);
     const endedUntil = this.ended.get(certname)?.at ?? -1;
     if (source !== "registration" && observation.at <= voidUntil) return false;
     if (!isOfPuppetdb(observation) && observation.at <= endedUntil) return false;
@@ -297,16 +299,16 @@ export class Fleet {
   }
 
   /**
-   * Takes over a reading of PuppetDB, and removes what is gone if the guard lets it. Returns how long before `since`
-   * (ms, PuppetDB's clock) a submission, new to us, had been received: PuppetDB stamps a command when it arrives and
-   * stores it when its queue gets there. 0 when nothing came late.
+   * Takes over a reading of PuppetDB, and removes what is gone if the guard lets it. Returns how long before the reading
+   * that this one goes on from a submission, new to us, had been received (ms): PuppetDB stamps a command when it arrives
+   * and stores it when its queue gets there. 0 when nothing came late.
    */
-  *merge(reading: Reading, resolve: Resolve, rules: GuardRules, since: number): Generator<void, number> {
+  *merge(reading: Reading, resolve: Resolve, rules: GuardRules): Generator<void, number> {
     let lateMs = 0;
     if (reading.kind === "full") this.#beginAnew();
     yield* eachInPieces(reading.submissions.values(), (submission) => {
       const news = this.#takeSubmission(submission, resolve, reading.kind);
-      if (news && submission.receivedAt > 0) lateMs = Math.max(lateMs, since - submission.receivedAt);
+      if (news) lateMs = Math.max(lateMs, submission.lateMs ?? 0);
     });
     yield* eachInPieces(reading.unroutable?.values() ?? [], (submission) => {
       this.#takeUnroutable(submission);
@@ -315,10 +317,8 @@ export class Fleet {
     const { active } = reading;
     const gone = active === undefined ? this.#goneSince(reading) : yield* this.#goneFrom(reading, active);
     yield* this.#judge(gone, reading, rules);
-    if (reading.kind === "full") {
-      this.complete = true;
-      yield* this.#findOldest();
-    }
+    if (active !== undefined) this.complete = true;
+    if (reading.kind === "full") yield* this.#findOldest();
     return lateMs;
   }
 
@@ -345,10 +345,11 @@ export class Fleet {
       ...stepsBack.map(({ from }) => from),
       ...nodes.map((certname) => this.map.get(certname)?.at ?? 0),
     ].reduce((newest, at) => Math.max(newest, at), 0);
-    const losses = { gone: nodes, foreign: this.#foreignEntries(), stepsBack, newestAt };
-    const { verdict, mayRemove } = yield* this.guard.judge(losses, this.map.size, rules);
+    const estates = this.#lossesOfEstates(nodes, reading);
+    const losses = { gone: nodes, foreign: this.#foreignEntries(), stepsBack, newestAt, estates };
+    const { verdict, mayRemove, held } = yield* this.guard.judge(losses, this.map.size, rules);
     this.verdict = verdict;
-    this.#held = new Set(mayRemove ? [] : nodes);
+    this.#held = new Set(held);
     this.#heldChanged = false;
     const approved = verdict.kind === "allowed" ? verdict.byApproval : undefined;
     const isApproved = approved !== undefined;
@@ -357,13 +358,27 @@ export class Fleet {
       this.#changed("approval", approved);
     }
     if (isApproved) yield* eachInPieces(stepsBack, (step) => this.#stepBack(step));
-    if (!mayRemove) return;
     yield* eachInPieces(nodes, (certname) => {
-      if (!isApproved && this.#isFresh(certname, reading)) return;
+      if (this.#held.has(certname) || (!isApproved && this.#isFresh(certname, reading))) return;
       const voidUntil = Math.min(reading.inactive.get(certname) ?? 0, reading.asOf);
       this.#remove(certname, voidUntil, reading.asOf);
     });
-    if (reading.kind === "full") this.foreign = undefined;
+    if (mayRemove && reading.active !== undefined) this.foreign = undefined;
+  }
+
+  /** What each estate lost. A node of which nobody knows whose it was may have been anyone's. */
+  #lossesOfEstates(gone: readonly Certname[], { estates }: Reading): Losses["estates"] {
+    return estates?.map(({ puppetdbs, size }) => {
+      const ofIt = gone.filter((certname) => {
+        const from = this.map.get(certname)?.from;
+        return (
+          from === undefined ||
+          puppetdbs.includes(from) ||
+          !estates.some((one) => one.puppetdbs.includes(from))
+        );
+      });
+      return { name: puppetdbs.join("|"), size: size + ofIt.length, gone: ofIt };
+    });
   }
 
   /** Entries of nodes that PuppetDB knows are changed and not lost. */
@@ -398,15 +413,18 @@ export class Fleet {
   }
 
   #takeSubmission(submission: Submission, resolve: Resolve, kind: Reading["kind"]): boolean {
-    const { certname, producer, at, source, rival } = submission;
+    const { certname, producer, at, source, from, rival } = submission;
     const master = resolve(producer);
     if (master === undefined) return this.#takeUnroutable(submission);
-    const observation = { certname, master, at, source };
+    const observation = { certname, master, at, source, ...(from !== undefined && { from }) };
     const known = this.map.get(certname);
     if ((this.unroutable.get(certname)?.at ?? Number.POSITIVE_INFINITY) <= at)
       this.unroutable.delete(certname);
     // Seen before, but HAProxy may have other servers since.
-    if (known?.at === at && known.source === source) return this.map.reassign(certname, master);
+    if (known?.at === at && known.source === source) {
+      if (from !== undefined) this.map.credit(certname, from);
+      return this.map.reassign(certname, master);
+    }
     if (known?.source === "inherited" && known.master === master) {
       this.map.replace(observation);
       this.#took(observation);
@@ -458,7 +476,7 @@ export class Fleet {
       const { certname } = known;
       if (active.has(certname)) return;
       const inactiveSince = reading.inactive.get(certname);
-      if (this.#outlives(certname, inactiveSince)) return;
+      if (this.#outlives(certname, inactiveSince) || isToldByOther(known, reading, inactiveSince)) return;
       if (inactiveSince !== undefined && isOfPuppetdb(known) && inactiveSince < known.at)
         this.#hold({ certname, observation: undefined, at: inactiveSince, from: known.at });
       else gone.push(certname);
@@ -476,11 +494,14 @@ export class Fleet {
   }
 
   /** After a reading of changes: what was deactivated lately, and what was held and has not come back. */
-  #goneSince({ inactive, submissions }: Reading): Certname[] | "as held" {
+  #goneSince(reading: Reading): Certname[] | "as held" {
+    const { inactive, submissions } = reading;
     const news = new Set<Certname>();
     for (const [certname, at] of inactive) {
       const back = (submissions.get(certname)?.at ?? 0) > at;
-      if (this.map.get(certname) === undefined || back || this.#outlives(certname, at)) continue;
+      const known = this.map.get(certname);
+      if (known === undefined || back || this.#outlives(certname, at) || isToldByOther(known, reading, at))
+        continue;
       if (!this.#held.has(certname)) news.add(certname);
     }
     for (const certname of submissions.keys()) this.#unhold(certname);
@@ -491,11 +512,13 @@ export class Fleet {
   /** `voidUntil`: what PuppetDB said until then (ms) does not bring it back. `since`: now, on PuppetDB's clock. */
   #remove(certname: Certname, voidUntil: number, since: number): void {
     this.#unhold(certname);
+    const { from, at = 0 } = this.map.get(certname) ?? {};
+    const told = from === undefined ? undefined : { from, at };
     this.map.remove(certname);
     this.unroutable.delete(certname);
     this.flapping.delete(certname);
     this.#disown(certname);
-    this.tombstones.set(certname, { at: voidUntil, since });
+    this.tombstones.set(certname, { at: voidUntil, since, ...(told && { told }) });
     this.#changed("removed", certname);
   }
 }
@@ -508,11 +531,26 @@ const reportedOf = (known: Assignment): number | undefined =>
  * PuppetDB says what is older than what the route rests on: it was restored from a backup. Not where that route leads
  * nowhere, because its server is gone or has another name.
  */
-const isStepBack = ({ master, at }: Observation, known: Assignment, resolve: Resolve): boolean =>
-  at < known.at &&
-  master !== known.master &&
+const isStepBack = (observation: Observation, known: Assignment, resolve: Resolve): boolean =>
+  observation.at < known.at &&
+  observation.master !== known.master &&
+  !isOfOther(observation, known) &&
   (isOfPuppetdb(known) || known.source === "inherited") &&
   resolve(known.master) !== undefined;
+
+/** Two PuppetDBs said it: the one that is behind the other has not gone back. */
+const isOfOther = (one: Pick<Observation, "from">, other: Pick<Observation, "from">): boolean =>
+  one.from !== undefined && other.from !== undefined && one.from !== other.from;
+
+/**
+ * What one PuppetDB has told another one's silence does not take away, nor a deactivation that is older: it may be behind.
+ * Where nobody knows who told it, the silence of a standby does not.
+ */
+function isToldByOther(known: Assignment, { told, isStandby }: Reading, inactiveSince?: number): boolean {
+  if (told === undefined) return false;
+  const isOther = known.from === undefined ? isStandby === true : !told.has(known.from);
+  return isOther && (inactiveSince === undefined || inactiveSince <= (reportedOf(known) ?? known.at));
+}
 
 /**
  * An alias first, then a master of the producer's name, then the one that has a server with that name or host. With no

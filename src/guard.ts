@@ -34,6 +34,15 @@ export interface Losses {
   stepsBack: readonly StepBack[];
   /** The time of the newest route that would go or be replaced: an approval that is older was not given for it. */
   newestAt: number;
+  /** Of several estates: what each would lose. Then each is judged by itself. */
+  estates?: readonly EstateLosses[] | undefined;
+}
+
+export interface EstateLosses {
+  name: string;
+  /** How many nodes it had. */
+  size: number;
+  gone: readonly Certname[];
 }
 
 export interface StepBack {
@@ -44,6 +53,12 @@ export interface StepBack {
   at: number;
   /** The time of what the route rests on. */
   from: number;
+}
+
+export interface Judgement {
+  verdict: Verdict;
+  mayRemove: boolean;
+  held: readonly Certname[];
 }
 
 /** A share of a small map is soon reached: below this many entries only an empty result is held. */
@@ -66,37 +81,79 @@ export class Guard {
   forgottenAt: number;
   /** Plans that a person approved, here or at another replica, and when (ms since the epoch). */
   readonly approvals: Map<string, number>;
+  /** The sizes of each estate, where there are several. */
+  readonly #estates: Map<string, Guard>;
 
   constructor(like?: Guard) {
     this.sizes = like === undefined ? [] : like.sizes.map((one) => ({ ...one }));
     this.forgottenAt = like?.forgottenAt ?? Number.NEGATIVE_INFINITY;
     this.approvals = new Map(like?.approvals);
+    this.#estates = new Map(
+      Array.from(like ? like.#estates : [], ([name, guard]) => [name, new Guard(guard)]),
+    );
   }
 
-  /** Returns the verdict, and whether nodes may be removed: steps back are held alone. */
-  *judge(
-    losses: Losses,
-    size: number,
-    rules: GuardRules,
-  ): Generator<void, { verdict: Verdict; mayRemove: boolean }> {
+  /**
+   * Returns the verdict, whether nodes may be removed (steps back are held alone), and which of those that are gone may not:
+   * some, where one estate of several lost too many.
+   */
+  *judge(losses: Losses, size: number, rules: GuardRules): Generator<void, Judgement> {
     this.#remember(size, rules.now);
-    const { gone, foreign, stepsBack } = losses;
-    const removals = this.#removalReason(losses, size, rules.limit);
-    const names = removals === undefined ? [] : [...gone, ...(foreign ?? [])];
-    if (names.length + stepsBack.length === 0) return { verdict: { kind: "allowed" }, mayRemove: true };
+    const { foreign, stepsBack } = losses;
+    const { reason: removals, held } = this.#removals(losses, size, rules);
+    const names = [...held, ...(removals === undefined ? [] : (foreign ?? []))];
+    if (names.length + stepsBack.length === 0)
+      return { verdict: { kind: "allowed" }, mayRemove: true, held: [] };
     const moves = stepsBack.map(({ certname, observation }) => `${certname} ${observation?.master ?? "-"}`);
     const id = yield* planId([...names, ...moves]);
     if (rules.approved === id || (this.approvals.get(id) ?? -1) >= losses.newestAt) {
-      if (names.length > 0) this.#forget(size - gone.length, rules.now);
-      return { verdict: { kind: "allowed", byApproval: id }, mayRemove: true };
+      if (names.length > 0) this.#forgetAll(losses, size, rules.now);
+      return { verdict: { kind: "allowed", byApproval: id }, mayRemove: true, held: [] };
     }
     const reason = [removals, stepsBackReason(stepsBack)].filter((why) => why !== undefined).join("; ");
     const certnames = [...names, ...stepsBack.map(({ certname }) => certname)];
-    return { verdict: { kind: "held", id, reason, certnames }, mayRemove: removals === undefined };
+    return { verdict: { kind: "held", id, reason, certnames }, mayRemove: removals === undefined, held };
+  }
+
+  /** Why removals are held, and which; a node that may have been of several estates is held if one of them holds it. */
+  #removals(losses: Losses, size: number, { limit, now }: GuardRules) {
+    const { gone, foreign, estates } = losses;
+    if (estates === undefined || foreign !== undefined) {
+      const reason = this.#removalReason(losses, size, limit);
+      return { reason, held: reason === undefined ? [] : gone };
+    }
+    const reasons: string[] = [];
+    const held = new Set<Certname>();
+    for (const { name, size, gone } of estates) {
+      const guard = this.#ofEstate(name);
+      guard.#remember(size, now);
+      const reason = guard.#removalReason({ gone, foreign }, size, limit, "leave it empty");
+      if (reason === undefined) continue;
+      reasons.push(`${name}: ${reason}`);
+      for (const certname of gone) held.add(certname);
+    }
+    return { reason: reasons.length === 0 ? undefined : reasons.join("; "), held: [...held] };
+  }
+
+  #ofEstate(name: string): Guard {
+    const guard = this.#estates.get(name) ?? new Guard();
+    this.#estates.set(name, guard);
+    return guard;
+  }
+
+  #forgetAll({ gone, estates = [] }: Losses, size: number, now: number): void {
+    this.#forget(size - gone.length, now);
+    for (const { name, size, gone } of estates)
+      if (gone.length > 0) this.#ofEstate(name).#forget(size - gone.length, now);
   }
 
   /** Why the removals are held, or undefined. */
-  #removalReason({ gone, foreign }: Losses, size: number, limit: RemovalLimit): string | undefined {
+  #removalReason(
+    { gone, foreign }: Pick<Losses, "gone" | "foreign">,
+    size: number,
+    limit: RemovalLimit,
+    allOfIt = "empty the map",
+  ): string | undefined {
     const would = (count: number, of: number) => `${count} of ${of} entries would go`;
     if (foreign !== undefined) {
       const count = gone.length + foreign.length;
@@ -107,7 +164,7 @@ export class Guard {
     const most = Math.max(size, ...this.sizes.map((then) => then.size));
     const lately = most - size;
     const allowed = "entries" in limit ? limit.entries : Math.max(FEW_ENTRIES, (most * limit.percent) / 100);
-    if (gone.length >= size) return `${would(gone.length, size)}: that would empty the map`;
+    if (gone.length >= size) return `${would(gone.length, size)}: that would ${allOfIt}`;
     if (gone.length + lately <= allowed) return undefined;
     const before = lately > 0 ? `, and ${lately} have within 30 days` : "";
     return `${would(gone.length, size)}${before}: more than SASORI_MAX_REMOVED allows (${describe(limit)})`;

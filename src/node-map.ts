@@ -66,6 +66,8 @@ export interface Observation {
   master: Master;
   at: number;
   source: Source;
+  /** Which PuppetDB told it, where several are configured. */
+  from?: string;
   /** Of a learned route: the time of what PuppetDB knew of the node then; missing if it knew nothing. */
   reported?: number | undefined;
   /** Of an inherited route: PuppetDB was read and says nothing newer. */
@@ -143,6 +145,12 @@ export class NodeMap {
     this.#remember(certname, known.master);
     this.#assignments.set(certname, { ...known, master });
     return true;
+  }
+
+  /** Another PuppetDB tells the same observation now. */
+  credit(certname: Certname, from: string): void {
+    const known = this.#assignments.get(certname);
+    if (known !== undefined && known.from !== from) this.#assignments.set(certname, { ...known, from });
   }
 
   /** Takes the observation though it is older than what is known: that was inherited, or a person approved it. */

@@ -11,8 +11,8 @@ import { SasoriError } from "./errors.js";
 import type { Fleet, Resolve } from "./fleet.js";
 import type { Assignment, Certname, Master, Observation } from "./node-map.js";
 import type { HasNode } from "./probe.js";
-import type { PuppetDb } from "./source/puppetdb.js";
 import type { HasServer, Submission } from "./source/reading.js";
+import type { Source } from "./source/source.js";
 import type { Server } from "./target/target.js";
 
 /** HAProxy waits 2 s. */
@@ -47,7 +47,7 @@ const MAX_REST_MS = 100;
 
 export interface ResolverParts {
   fleet: Pick<Fleet, "map" | "tombstones">;
-  puppetdb: Pick<PuppetDb, "readNodes">;
+  puppetdb: Pick<Source, "readNodes">;
   /** Producer to server, by the servers that HAProxy has now. */
   resolve: () => Resolve;
   servers: () => readonly Server[];
@@ -167,7 +167,9 @@ export class Resolver {
       if (isUnsent && waiting.askers === 0) this.#waiting.delete(certname);
     });
     const master = submission && this.#parts.resolve()(submission.producer);
-    return submission && master && { certname, master, at: submission.at, source: submission.source };
+    if (submission === undefined || master === undefined) return undefined;
+    const { at, source, from } = submission;
+    return { certname, master, at, source, ...(from !== undefined && { from }) };
   }
 
   #enqueue(certname: Certname): Waiting {
@@ -192,9 +194,9 @@ export class Resolver {
     const routable = await read((producer) => resolve(producer) !== undefined);
     const submission = routable.get(certname) ?? (await read(() => true)).get(certname);
     if (submission === undefined) return undefined;
-    const { producer, at, source } = submission;
+    const { producer, at, source, from } = submission;
     const master = resolve(producer) ?? this.#parts.fleet.map.get(certname)?.master;
-    return master && { certname, master, at, source };
+    return master && { certname, master, at, source, ...(from !== undefined && { from }) };
   }
 
   // One question at a time, for all nodes that wait by then: thousands of stale routes are few queries. Whoever asks about

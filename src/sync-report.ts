@@ -117,7 +117,10 @@ export const changedAnything = ({
 export function sourceReport(reading: Reading | Failure | undefined): SyncReport["source"] {
   if (reading === undefined) return { outcome: "not asked", submissions: 0 };
   if ("code" in reading) return { outcome: "failed", submissions: 0, failure: reading };
-  return { outcome: "done", submissions: reading.submissions.size };
+  const { submissions, failures: [failure, ...more] = [] } = reading;
+  if (failure === undefined) return { outcome: "done", submissions: submissions.size };
+  const message = [failure, ...more].map((one) => one.message).join("; ");
+  return { outcome: "failed", submissions: submissions.size, failure: { ...failure, message } };
 }
 
 function countProducers({ unroutable }: Fleet): Record<string, number> {

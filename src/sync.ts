@@ -13,9 +13,8 @@ import type { Before, Master, Observation } from "./node-map.js";
 import { PassQueue, type SyncRequest } from "./pass-queue.js";
 import { inPieces } from "./pieces.js";
 import { plansFromChanges } from "./plan.js";
-import { PuppetDb } from "./source/puppetdb.js";
 import type { Reading } from "./source/reading.js";
-import { advance, type Watermark } from "./source/watermark.js";
+import { type Source, sourceOf } from "./source/source.js";
 import { Journal } from "./state/journal.js";
 import type { Change, Kind, Row } from "./state/rows.js";
 import { SharedState } from "./state/shared-state.js";
@@ -29,10 +28,7 @@ import { type TargetDetail, type TargetState, TrackedTarget } from "./target/tra
 
 /** A look, or what the state file holds, is a handful of lines: HAProxy or the disk answers in milliseconds or not at all. */
 const LOOK_MS = 15_000;
-/** PuppetDB answers what changed in a fraction of a second; a full reading of a million nodes takes a minute. */
-const FETCH_CHANGES_MS = 15_000;
-const FETCH_ALL_MS = 10 * 60_000;
-/** Meanwhile the targets are looked at this often: an HAProxy that is restarted does not wait for PuppetDB. */
+/** While PuppetDB is read the targets are looked at this often: an HAProxy that is restarted does not wait for PuppetDB. */
 const LOOK_AGAIN_MS = 5_000;
 /** A million entries are read within seconds. To push them takes longer where HAProxy is far away. */
 const TARGET_MS = 2 * 60_000;
@@ -59,7 +55,7 @@ const NO_MASTERS: SyncReport["masters"] = { changes: [], failures: [] };
 
 export interface SyncParts {
   config: Pick<Config, "haproxy" | "masterAliases" | "maxRemoved">;
-  puppetdb: PuppetDb;
+  puppetdb: Source;
   file: MapFile;
   /** Those that are configured, and behind them those that DNS names lead to, which come and go. */
   instances: HaproxyInstance[];
@@ -78,7 +74,7 @@ export function assemble(config: Config): SyncParts {
   const { haproxyNames = [] } = config;
   return {
     config,
-    puppetdb: new PuppetDb(config.puppetdb),
+    puppetdb: sourceOf(config.puppetdb),
     file: new MapFile(config.mapFile, rulesOf(config)),
     instances: config.haproxy.map(make),
     names: haproxyNames.length > 0 ? { dns: new DnsNames(haproxyNames), make } : undefined,
@@ -90,7 +86,12 @@ export function assemble(config: Config): SyncParts {
 
 /** What makes a route of a submission: with other rules the map file says nothing of what is older. */
 const rulesOf = ({ masterAliases, puppetdb, backend, pools }: Config): string =>
-  JSON.stringify([masterAliases.pairs, puppetdb.observations, backend, ...(pools ? ["backends"] : [])]);
+  JSON.stringify([
+    masterAliases.pairs,
+    puppetdb[0]?.[0]?.observations,
+    backend,
+    ...(pools ? ["backends"] : []),
+  ]);
 
 /** Who wants to know what a Sync does, as it does it. */
 export interface SyncWatcher {
@@ -126,7 +127,8 @@ export class Sync {
   /** What was found out or ordered outside of a pass, and who waits for it to be in every target. */
   #submitted: { change: (fleet: Fleet) => void; done: () => void }[] = [];
   #onSubmission = () => {};
-  #watermark: Watermark | undefined;
+  /** Only PuppetDB can say what takes the place of a registration that another sasori has ended. */
+  #mustReadAll = false;
   #origin: Contents["origin"];
   #serverNames = "";
   /** Passes that looked for changes since the last full one, and between the two before. */
@@ -206,7 +208,7 @@ export class Sync {
     switch (row.kind) {
       case "ended":
         // PuppetDB says what takes its place.
-        if (fleet.takeEnd(row.key, { at: row.at, since: row.value.since })) this.#watermark = undefined;
+        if (fleet.takeEnd(row.key, { at: row.at, since: row.value.since })) this.#mustReadAll = true;
         break;
       case "removed":
         // What is void is never later than its receipt: no row keeps a node away that runs again.
@@ -327,7 +329,8 @@ export class Sync {
     let approvalUnmatched = approve !== undefined;
     if (isReading(reading)) {
       const lateMs = await this.#merge(this.fleet, reading, approve);
-      this.#watermark = advance(this.#watermark, reading, lateMs);
+      this.#parts.puppetdb.took(lateMs);
+      if (reading.kind === "full") this.#mustReadAll = false;
       if (reading.kind === "full") this.#serverNames = this.#namesOfServers();
       forget(reading);
       const { verdict } = this.fleet;
@@ -414,7 +417,9 @@ export class Sync {
     const firstContact = this.#instances.some(({ reachable, inherited }) => reachable && !inherited);
     const mustRead = request.full || request.approve !== undefined || firstContact;
     if (request.known && !mustRead) return "known";
-    return mustRead || otherServers || this.#watermark === undefined ? "full" : "changes";
+    return mustRead || otherServers || this.#mustReadAll || !this.#parts.puppetdb.canGoOn
+      ? "full"
+      : "changes";
   }
 
   #namesOfServers(): string {
@@ -429,25 +434,10 @@ export class Sync {
     const isTold =
       this.#instances.length === 0 || this.#instances.some(({ servers }) => servers !== undefined);
     if (kind === "known" || !isTold) return undefined;
-    const ms = kind === "full" ? FETCH_ALL_MS : FETCH_CHANGES_MS;
-    const { puppetdb } = this.#parts;
-    const late = new SasoriError(
-      "PUPPETDB_TIMEOUT",
-      `${puppetdb.url}: PuppetDB has not answered within ${ms / 1000} s`,
-    );
-    const mark = kind === "changes" ? this.#watermark : undefined;
     const resolve = this.resolver();
     const hasServer = (producer: string) => resolve(producer) !== undefined;
     try {
-      return await within(ms, stop, late, (signal) =>
-        mark === undefined
-          ? puppetdb.readAll(signal, hasServer)
-          : puppetdb.readChanges(mark.asOf - mark.overlapMs, signal, {
-              inactiveBefore: mark.inactiveCount,
-              known: this.fleet.map,
-              hasServer,
-            }),
-      );
+      return await this.#parts.puppetdb.read(kind, stop, { known: this.fleet.map, hasServer });
     } catch (error) {
       return toFailure(error);
     }
@@ -534,7 +524,7 @@ export class Sync {
   /** Returns how late a submission was, see Fleet.merge. */
   #merge(fleet: Fleet, reading: Reading, approved?: string): Promise<number> {
     const guard = { limit: this.#parts.config.maxRemoved, approved, now: performance.now() };
-    return inPieces(fleet.merge(reading, this.resolver(), guard, this.#watermark?.asOf ?? 0));
+    return inPieces(fleet.merge(reading, this.resolver(), guard));
   }
 
   /** What somebody else has put into the map stays for as long as it waits for approval. */

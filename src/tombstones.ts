@@ -11,6 +11,8 @@ export interface Tombstone {
   at: number;
   /** When the node was removed (ms). */
   since: number;
+  /** Of several PuppetDBs: which had told the route, of when. From another one what is not newer than that is void too. */
+  told?: { from: string; at: number };
 }
 
 const MAX_TOMBSTONES = 20_000;

@@ -105,7 +105,7 @@ async function withDesk(count: number, use: (desk: Desk) => Promise<void>): Prom
       await lab.run(node(index), `master${(index % 3) + 1}`, -60_000);
     const { puppetdb } = lab.config();
     const env = {
-      SASORI_PUPPETDB_URL: puppetdb.url,
+      SASORI_PUPPETDB_URL: puppetdb[0]?.[0]?.url ?? "",
       SASORI_HAPROXY: lab.haproxys[0]?.socketPath ?? "",
       SASORI_MAP_FILE: lab.mapFile,
       SASORI_LISTEN: `127.0.0.1:${await freePort()}`,

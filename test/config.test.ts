@@ -23,7 +23,7 @@ const problems = (env: Record<string, string>): string[] => {
 describe("the configuration", () => {
   test("needs three variables and has a default for every other", () => {
     expect(readConfig(REQUIRED)).toMatchObject({
-      puppetdb: { url: "http://127.0.0.1:8080" },
+      puppetdb: [[{ url: "http://127.0.0.1:8080" }]],
       haproxy: [{ name: "/run/haproxy/admin.sock", connect: { path: "/run/haproxy/admin.sock" } }],
       backend: "puppet",
       schedule: "*/5 * * * * *",

@@ -53,7 +53,7 @@ async function withPatient(
       const [first] = lab.haproxys;
       const { config } = lab;
       const env = {
-        SASORI_PUPPETDB_URL: config().puppetdb.url,
+        SASORI_PUPPETDB_URL: config().puppetdb[0]?.[0]?.url ?? "",
         SASORI_HAPROXY: lab.haproxys.map(({ socketPath }) => socketPath).join(",") || "none",
         SASORI_MAP_FILE: first?.mapPath ?? lab.mapFile,
         SASORI_LISTEN: `127.0.0.1:${await freePort()}`,

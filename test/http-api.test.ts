@@ -570,7 +570,10 @@ describe("the status", () => {
   });
 
   test("tells of a clock that is wrong by minutes, and not of one that is by seconds", () => {
-    const clock = (clockAheadMs: number) => troublesOf({ pass: undefined, targets: [], clockAheadMs });
+    const clock = (clockAheadMs: number) => {
+      const puppetdbs = [{ url: "http://127.0.0.1:8080", asked: true, newestAt: 0, clockAheadMs }];
+      return troublesOf({ pass: undefined, targets: [], puppetdbs });
+    };
     expect(clock(50_000)).toEqual([]);
     expect(clock(6.2 * MINUTE)).toMatchObject([
       {

@@ -80,18 +80,24 @@ describe("every metric exists", () => {
   const all = [...queries, RULES].flatMap(metricsIn);
   let ours: (string | undefined)[];
   beforeAll(async () => {
-    const sync = new Sync(
-      assemble(
-        readConfig({
-          SASORI_PUPPETDB_URL: "http://127.0.0.1:1",
-          SASORI_HAPROXY: "none",
-          SASORI_MAP_FILE: join(tmpdir(), "nodes.map"),
-        }),
-      ),
+    const parts = assemble(
+      readConfig({
+        SASORI_PUPPETDB_URL: "http://127.0.0.1:1",
+        SASORI_HAPROXY: "none",
+        SASORI_MAP_FILE: join(tmpdir(), "nodes.map"),
+      }),
     );
+    const sync = new Sync(parts);
     const nodes = new NodeList(sync.fleet.map);
     const delay = new LoopDelay();
-    const metrics = new Metrics({ sync, nodes, events: new EventStream(), delay, version: "1" });
+    const metrics = new Metrics({
+      sync,
+      puppetdb: parts.puppetdb,
+      nodes,
+      events: new EventStream(),
+      delay,
+      version: "1",
+    });
     delay.stop();
     ours = metricsOf(await metrics.registry.metrics());
   });

@@ -35,7 +35,7 @@ async function idleDaemon() {
   const history = new History();
   const events = new EventStream();
   const delay = new LoopDelay();
-  const metrics = new Metrics({ sync, nodes, events, delay, version: "" });
+  const metrics = new Metrics({ sync, puppetdb: parts.puppetdb, nodes, events, delay, version: "" });
   const watchdog = new Watchdog();
   const targets = parts;
   const overview = new Overview({

@@ -107,7 +107,7 @@ describe.each(haproxyBinaries())("the Runtime API of HAProxy $version over TLS",
       withFleetLab([], async (lab) => {
         const { puppetdb, mapFile } = lab.config();
         const environment = {
-          SASORI_PUPPETDB_URL: puppetdb.url,
+          SASORI_PUPPETDB_URL: puppetdb[0]?.[0]?.url ?? "",
           SASORI_MAP_FILE: mapFile,
           SASORI_MAP_NAME: haproxy.mapPath,
         };

@@ -190,7 +190,7 @@ export function renderLookup(found: Lookup & Partial<Story>, style: Style): stri
     ? failed(desired.failure)
     : desired.master === undefined
       ? `none: ${known ? "the map does not have this node" : "PuppetDB has no submission of it from a known master"}`
-      : `${style.bold(desired.master)}, from ${desired.source}${since}${remarksInWords(desired)}`;
+      : `${style.bold(desired.master)}, from ${desired.source}${desired.puppetdb ? ` of ${desired.puppetdb}` : ""}${since}${remarksInWords(desired)}`;
   const rows: [string, string][] = [["desired", why]];
   rows.push(["file", "failure" in file ? failed(file.failure) : (file.master ?? NOT_IN_IT)]);
   for (const { haproxy, master, failure } of live) {

@@ -76,14 +76,16 @@ async function askPuppetdb(
   certname: Certname,
 ): Promise<Desired> {
   try {
-    const submission = await puppetdb.readNode(certname, AbortSignal.timeout(PUPPETDB_DEADLINE_MS));
+    const signal = AbortSignal.timeout(PUPPETDB_DEADLINE_MS);
+    const submission = (await puppetdb.readNodes([certname], signal)).get(certname);
     if (submission === undefined) return {};
-    const { producer, source, at } = submission;
-    const signal = AbortSignal.timeout(LOOKUP_DEADLINE_MS);
-    const sightings = await Promise.allSettled(instances.map((instance) => instance.look(signal)));
+    const { producer, source, at, from } = submission;
+    const soon = AbortSignal.timeout(LOOKUP_DEADLINE_MS);
+    const sightings = await Promise.allSettled(instances.map((instance) => instance.look(soon)));
     const servers = sightings.flatMap((seen) => (seen.status === "fulfilled" ? seen.value.servers : []));
     const master = resolver(config.masterAliases, instances.length === 0 ? undefined : servers)(producer);
-    if (master !== undefined) return { master, source, since: new Date(at).toISOString() };
+    if (master !== undefined)
+      return { master, source, since: new Date(at).toISOString(), ...(from && { puppetdb: from }) };
     const silent = sightings.flatMap((seen) => (seen.status === "rejected" ? [toFailure(seen.reason)] : []));
     return silent[0] === undefined
       ? { unroutableProducer: producer }

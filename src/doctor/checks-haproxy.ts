@@ -9,7 +9,8 @@ import { resolver } from "../fleet.js";
 import { counted, UNROUTABLE_REMEDY, weightRemedy } from "../http/troubles.js";
 import { type Certname, isCertname } from "../node-map.js";
 import { masterAsker } from "../probe.js";
-import type { Submission } from "../source/reading.js";
+import type { Reading, Submission } from "../source/reading.js";
+import { keepNewest } from "../source/source.js";
 import { BACKEND_REMEDY, field, findMap, type MapState, readServers } from "../target/haproxy.js";
 import { Routes } from "../target/routes.js";
 import { dial, RuntimeSession, unreachable } from "../target/runtime-api.js";
@@ -526,12 +527,17 @@ function parseStat(text: string): Record<string, string>[] {
 }
 
 /** Servers against producers: which of them have no counterpart, and what is written wrong. */
-export function mastersCheck(config: Config, nodes: NodesCheck, haproxys: readonly HaproxyChecks[]): Check {
+export function mastersCheck(
+  config: Config,
+  nodes: readonly NodesCheck[],
+  haproxys: readonly HaproxyChecks[],
+): Check {
   return {
     name: "masters",
     where: "PuppetDB and HAProxy",
-    needs: [nodes],
-    follows: haproxys.map(({ servers }) => servers),
+    // Of several PuppetDBs one may be down.
+    ...(nodes.length === 1 && { needs: nodes }),
+    follows: [...nodes, ...haproxys.map(({ servers }) => servers)],
     look(_, known) {
       const seen = haproxys.flatMap(({ endpoint, servers }) => {
         const list = known.maybe(servers);
@@ -540,7 +546,9 @@ export function mastersCheck(config: Config, nodes: NodesCheck, haproxys: readon
       if (seen.length === 0)
         throw new CheckError("no HAProxy could be asked for its servers", "see what failed above");
       const all = seen.flatMap(({ list }) => list);
-      const counts = countProducers(known.of(nodes).submissions.values());
+      const submissions: Reading["submissions"] = new Map();
+      for (const read of nodes) keepNewest(submissions, known.maybe(read)?.submissions.values() ?? []);
+      const counts = countProducers(submissions.values());
       const resolve = resolver(config.masterAliases, all);
       const served = new Set([...counts.keys()].map(resolve).filter((name) => name !== undefined));
       const idle = [...new Set(all.map(({ name }) => name))].filter((name) => !served.has(name));

@@ -69,8 +69,10 @@ export function fileChecks(config: Config): { all: Check[]; mapFile: MapFileChec
     stateFileCheck(stateFile),
   ];
   if (priorityFile !== undefined) all.push(priorityFileCheck(priorityFile));
-  if (puppetdb.keyFile !== undefined) all.push(secretCheck("private key", puppetdb.keyFile));
-  if (puppetdb.tokenFile !== undefined) all.push(secretCheck("PuppetDB token", puppetdb.tokenFile));
+  const filesOf = (kind: "keyFile" | "tokenFile") =>
+    new Set(puppetdb.flat().flatMap((server) => server[kind] ?? []));
+  for (const file of filesOf("keyFile")) all.push(secretCheck("private key", file));
+  for (const file of filesOf("tokenFile")) all.push(secretCheck("PuppetDB token", file));
   const { stateDatabase: database } = config;
   if (database?.passwordFile !== undefined) all.push(secretCheck("state password", database.passwordFile));
   if (database?.keyFile !== undefined) all.push(secretCheck("state key", database.keyFile));

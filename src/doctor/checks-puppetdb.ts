@@ -3,7 +3,7 @@
 import { createPrivateKey, X509Certificate } from "node:crypto";
 import net from "node:net";
 import tls from "node:tls";
-import type { Config } from "../config.js";
+import type { Config, PuppetdbServer as Puppetdb } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { counted, LONG_QUEUE, LONG_QUEUE_REMEDY, longQueue } from "../http/troubles.js";
 import { PuppetDb } from "../source/puppetdb.js";
@@ -26,23 +26,40 @@ const SKEW_MS = 5_000;
 /** A run's beginning on the master's clock, seen before PuppetDB's own clock gets there. */
 const AHEAD_MS = 60_000;
 
-type Puppetdb = Config["puppetdb"];
 export type NodesCheck = Check<Reading>;
 
-export function puppetdbChecks({ puppetdb: config }: Config): { all: Check[]; nodes: NodesCheck } {
-  const certificates: Check[] = [];
-  if (config.certFile !== undefined && config.keyFile !== undefined)
-    certificates.push(certificateCheck(config.certFile, config.keyFile));
-  if (config.caFile !== undefined) certificates.push(authorityCheck(config.caFile));
-  const isTls = config.url.startsWith("https:");
-  const connection = isTls ? tlsCheck(config, certificates) : tcpCheck(config);
-  const answers = answersCheck(config, connection);
-  const nodes = nodesCheck(config, answers);
-  return {
-    all: [...certificates, connection, answers, clockCheck(answers), nodes, mastersClockCheck(nodes)],
-    nodes,
-  };
+/** Of each PuppetDB. `nodes`: what each has. */
+export function puppetdbChecks({ puppetdb }: Config): { all: Check[]; nodes: NodesCheck[] } {
+  const all: Check[] = [];
+  const nodes: NodesCheck[] = [];
+  const files = new Map<string, Check>();
+  for (const server of puppetdb.flat()) {
+    const certificates = certificateChecks(server, files);
+    const connection = server.url.startsWith("https:") ? tlsCheck(server, certificates) : tcpCheck(server);
+    const answers = answersCheck(server, connection);
+    const read = nodesCheck(server, answers);
+    const clocks = [clockCheck(server, answers), mastersClockCheck(server, read)] as const;
+    all.push(...certificates.filter((check) => !all.includes(check)));
+    all.push(connection, answers, clocks[0], read, clocks[1]);
+    nodes.push(read);
+  }
+  return { all, nodes };
 }
+
+/** `files`: the checks that there are already, because several PuppetDBs may take the same certificate. */
+function certificateChecks({ certFile, keyFile, caFile }: Puppetdb, files: Map<string, Check>): Check[] {
+  const wanted: [string, Check][] = [];
+  if (certFile !== undefined && keyFile !== undefined)
+    wanted.push([`${certFile} ${keyFile}`, certificateCheck(certFile, keyFile)]);
+  if (caFile !== undefined) wanted.push([caFile, authorityCheck(caFile)]);
+  return wanted.map(([name, check]) => {
+    const one = files.get(name) ?? check;
+    files.set(name, one);
+    return one;
+  });
+}
+
+const placeOf = ({ from }: Puppetdb): string => from ?? "PuppetDB";
 
 /** Ours: it is valid, and the key is its own. */
 function certificateCheck(certFile: string, keyFile: string): Check {
@@ -320,10 +337,10 @@ function withRemedy({ message }: SasoriError): CheckError {
   return new CheckError(what ?? message, remedy ?? "PuppetDB's log says why");
 }
 
-function clockCheck(answers: Check<Answers>): Check {
+function clockCheck(config: Puppetdb, answers: Check<Answers>): Check {
   return {
     name: "clock",
-    where: "PuppetDB",
+    where: placeOf(config),
     needs: [answers],
     look(_, known) {
       const { skewMs } = known.of(answers);
@@ -345,7 +362,7 @@ function clockCheck(answers: Check<Answers>): Check {
 function nodesCheck(config: Puppetdb, answers: Check): NodesCheck {
   return {
     name: "nodes",
-    where: "PuppetDB",
+    where: placeOf(config),
     needs: [answers],
     deadlineMs: READ_ALL_MS,
     ifLate: "PuppetDB is too slow or hangs. Its log and PostgreSQL's log say why",
@@ -390,10 +407,10 @@ function* nodeProblems({ refused, withoutProducer }: Reading, active: number): G
 }
 
 /** A master whose clock is ahead wins over all others until their clocks get there. */
-function mastersClockCheck(nodes: NodesCheck): Check {
+function mastersClockCheck({ from }: Puppetdb, nodes: NodesCheck): Check {
   return {
     name: "clock",
-    where: "masters",
+    where: from === undefined ? "masters" : `masters of ${from}`,
     needs: [nodes],
     look(_, known) {
       const { submissions, asOf } = known.of(nodes);

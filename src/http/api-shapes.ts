@@ -105,6 +105,7 @@ const DesiredShape = z.strictObject({
   source: SourceName.optional(),
   since: Time.nullable().optional(),
   ...Remarks,
+  puppetdb: z.string().optional().describe("which PuppetDB told it, where several are configured"),
   unroutableProducer: z
     .string()
     .optional()
@@ -394,12 +395,26 @@ export const TroubleShape = z.strictObject({
   code: z
     .string()
     .describe(
-      "an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`, `drained`, `weight`, `stalled`, `clock`, `clock_ahead`, `queue`, `flapping`, `second_sasori`",
+      "an error code, or `held`, `unroutable`, `refused`, `displaced`, `down`, `drained`, `weight`, `stalled`, `clock`, `clock_ahead`, `queue`, `standby`, `flapping`, `second_sasori`",
     ),
   where: z.string().describe("puppetdb, the file, an HAProxy, a master"),
   what: z.string(),
   since: Time.optional().describe("when it began, where that is known"),
   remedy: z.string(),
+});
+
+/** One PuppetDB, as it was last seen. */
+export const PuppetdbShape = z.strictObject({
+  url: z.string(),
+  asked: z.boolean().describe("it is the one of its estate that is asked"),
+  insteadOf: z.string().optional().describe("it is asked because this one failed"),
+  behindMs: Count.optional().describe(
+    "how much older its newest submission is than that of the one it stands in for",
+  ),
+  readAt: Time.optional().describe("when it was last read"),
+  newest: Time.optional().describe("the date of the newest submission that was read there"),
+  queueDepth: Count.optional().describe("commands that it has received and not stored yet"),
+  failure: FailureShape.optional(),
 });
 
 export const StatusShape = z.strictObject({
@@ -413,6 +428,7 @@ export const StatusShape = z.strictObject({
   nodes: Count,
   troubles: z.array(TroubleShape),
   targets: z.array(TargetShape).describe("the map file first"),
+  puppetdbs: z.array(PuppetdbShape).describe("in the order of SASORI_PUPPETDB_URL"),
   lastGoodPoll: Time.nullable().describe("when PuppetDB was last read"),
   longestDelayMs: Count.describe("the longest time within the last minute for which sasori answered nobody"),
   hints: z

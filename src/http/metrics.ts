@@ -6,6 +6,7 @@ import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom
 import type { Failure } from "../errors.js";
 import type { HintKind } from "../hints/hints.js";
 import type { LoopDelay } from "../loop-delay.js";
+import type { Source } from "../source/source.js";
 import type { Sync } from "../sync.js";
 import type { SyncReport } from "../sync-report.js";
 import type { EventStream } from "./event-stream.js";
@@ -15,6 +16,7 @@ const PASS_SECONDS = [0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300];
 
 export interface MetricsParts {
   sync: Sync;
+  puppetdb: Pick<Source, "states">;
   nodes: NodeList;
   events: EventStream;
   delay: LoopDelay;
@@ -97,7 +99,7 @@ export class Metrics {
   }
 
   /** What is asked when Prometheus asks. */
-  #askedGauges({ sync, nodes, events, delay, version }: MetricsParts): void {
+  #askedGauges({ sync, nodes, events, delay, version, puppetdb }: MetricsParts): void {
     const { fleet } = sync;
     this.#gauge("sasori_build_info", "The running version.", ["version", "node"]).set(
       { version, node: process.version },
@@ -130,6 +132,32 @@ export class Metrics {
       ["target"],
       (set) => {
         for (const { target, pending } of sync.targets()) set({ target }, pending);
+      },
+    );
+    this.#asked(
+      "sasori_puppetdb_up",
+      "1 unless this PuppetDB failed when it was last asked.",
+      ["puppetdb"],
+      (set) => {
+        for (const { url, failure } of puppetdb.states())
+          set({ puppetdb: url }, failure === undefined ? 1 : 0);
+      },
+    );
+    this.#asked(
+      "sasori_puppetdb_asked",
+      "1 for the PuppetDB that is asked, of those with the same nodes.",
+      ["puppetdb"],
+      (set) => {
+        for (const { url, asked } of puppetdb.states()) set({ puppetdb: url }, asked ? 1 : 0);
+      },
+    );
+    this.#asked(
+      "sasori_puppetdb_queue_depth",
+      "Commands that this PuppetDB has received and not stored yet, where it tells.",
+      ["puppetdb"],
+      (set) => {
+        for (const { url, queueDepth } of puppetdb.states())
+          if (queueDepth !== undefined) set({ puppetdb: url }, queueDepth);
       },
     );
     this.#asked("sasori_event_clients", "Clients that listen to live events.", [], (set) =>

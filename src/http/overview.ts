@@ -7,6 +7,7 @@ import type { Fleet } from "../fleet.js";
 import type { LoopDelay } from "../loop-delay.js";
 import { type Assignment, type Certname, remarksOf } from "../node-map.js";
 import { inPieces } from "../pieces.js";
+import type { PuppetdbState } from "../source/source.js";
 import type { Sync, SyncParts } from "../sync.js";
 import type { TargetDetail, TargetState } from "../target/tracked-target.js";
 import type { Watchdog } from "../watchdog.js";
@@ -76,14 +77,14 @@ export class Overview {
     const { lastReport: pass } = sync;
     const { lastPass } = history;
     const hints = this.#parts.hints?.();
+    const puppetdbs = this.#parts.targets.puppetdb.states();
     const troubles = troublesOf({
       pass,
       targets,
       puppetdb: history.puppetdb,
       secondSasori: sync.secondSasori,
       notLookedSince: watchdog.isLate ? (history.lastGoodPoll ?? this.#startedAt) : undefined,
-      clockAheadMs: this.#parts.targets.puppetdb.clockAheadMs,
-      queueDepth: this.#parts.targets.puppetdb.queueDepth,
+      puppetdbs,
       stateFile: trouble && toFailure(trouble),
       shared: shared && {
         failure: shared.failure && toFailure(shared.failure),
@@ -100,6 +101,7 @@ export class Overview {
       nodes: sync.fleet.map.size,
       troubles,
       targets: targets.map(targetRow),
+      puppetdbs: puppetdbs.map(puppetdbRow),
       lastGoodPoll: history.lastGoodPoll ?? null,
       longestDelayMs: delay.longestMs,
       ...(hints && { hints }),
@@ -186,6 +188,7 @@ export class Overview {
         source: assignment.source,
         since: since(assignment),
         ...remarksOf(assignment),
+        ...(assignment.from && { puppetdb: assignment.from }),
       }),
       ...(producer !== undefined && { unroutableProducer: producer }),
       ...(held !== undefined && { heldBy: held }),
@@ -278,6 +281,19 @@ const since = ({ at, source }: Assignment) => (source === "inherited" ? null : n
 function nodeRow(assignment: Assignment): Node {
   const { certname, master, source } = assignment;
   return { certname, master, source, since: since(assignment), ...remarksOf(assignment) };
+}
+
+function puppetdbRow({
+  newestAt,
+  clockAheadMs: _,
+  queueDepth,
+  ...state
+}: PuppetdbState): Status["puppetdbs"][number] {
+  return {
+    ...state,
+    ...(newestAt > 0 && { newest: new Date(newestAt).toISOString() }),
+    ...(queueDepth !== undefined && { queueDepth }),
+  };
 }
 
 function targetRow({ servers, ...state }: TargetState): TargetRow {

@@ -3,6 +3,7 @@
 // Pure: values in, values out.
 
 import { type ErrorCode, type Failure, quote } from "../errors.js";
+import type { PuppetdbState } from "../source/source.js";
 import type { SyncReport } from "../sync-report.js";
 import type { Server } from "../target/target.js";
 import type { TargetState } from "../target/tracked-target.js";
@@ -151,6 +152,7 @@ export const TROUBLES = {
   stalled: "sasori has not finished a look at PuppetDB for too long",
   held: "the guard holds removals or steps back until they are approved",
   queue: "PuppetDB has much in its queue that it has not stored yet",
+  standby: "a PuppetDB is asked in place of the first one with the same nodes, which does not answer",
   clock:
     "PuppetDB's clock and this machine's differ by more than a minute, or PostgreSQL's by more than 5 seconds",
   down: "HAProxy's health check sees a master down",
@@ -190,10 +192,8 @@ export interface Situation {
   secondSasori?: string | undefined;
   /** PuppetDB has not been looked at for too long, since then (ISO 8601). */
   notLookedSince?: string | undefined;
-  /** How far the clock in PuppetDB's answers is ahead of this machine's. */
-  clockAheadMs?: number | undefined;
-  /** Commands that PuppetDB has not stored yet. */
-  queueDepth?: number | undefined;
+  /** What is known of each PuppetDB. */
+  puppetdbs?: readonly PuppetdbState[] | undefined;
   /** What could not be taken over from an earlier run. */
   stateFile?: Failure | undefined;
   /** Where replicas agree: what is wrong with it, how far its clock is behind ours, and what each replica has said. */
@@ -216,8 +216,7 @@ export function troublesOf(situation: Situation): Trouble[] {
     puppetdb,
     secondSasori,
     notLookedSince,
-    clockAheadMs = 0,
-    queueDepth = 0,
+    puppetdbs = [],
     stateFile,
     shared,
     homes = [],
@@ -250,9 +249,8 @@ export function troublesOf(situation: Situation): Trouble[] {
   }
   for (const failure of pass?.masters.failures ?? []) failed("masters", failure);
   if (pass !== undefined) troubles.push(...heldTroubles(pass));
-  if (Math.abs(clockAheadMs) >= MINUTE_MS) troubles.push(wrongClock(clockAheadMs));
-  if (queueDepth >= LONG_QUEUE)
-    troubles.push(warning("queue", "puppetdb", longQueue(queueDepth), LONG_QUEUE_REMEDY));
+  for (const one of puppetdbs.filter(({ asked }) => asked))
+    troubles.push(...puppetdbTroubles(one, puppetdbs.length > 1 ? one.url : "puppetdb"));
   troubles.push(...downTroubles(targets), ...drainedTroubles(targets), ...weightTroubles(targets));
   if (pass !== undefined) troubles.push(...fleetTroubles(pass, homes), ...evidenceTroubles(pass));
   if (shared !== undefined) troubles.push(...replicaTroubles(shared));
@@ -288,12 +286,33 @@ const warning = (code: TroubleCode, where: string, what: string, remedy: string)
 
 const MINUTE_MS = 60_000;
 
-function wrongClock(aheadMs: number): Trouble {
+function puppetdbTroubles(
+  { url, insteadOf, behindMs = 0, clockAheadMs, queueDepth = 0 }: PuppetdbState,
+  where: string,
+): Trouble[] {
+  const troubles: Trouble[] = [];
+  if (insteadOf !== undefined) {
+    const minutes = Math.round(behindMs / MINUTE_MS);
+    const late =
+      minutes > 0
+        ? `; its newest submission is ${counted(minutes, "minute")} older than what ${insteadOf} had told`
+        : "";
+    const what = `${url} is asked in place of ${insteadOf}, which does not answer${late}`;
+    const remedy = `bring ${insteadOf} back: sasori tries it every 30 s and then asks it again; no node goes back meanwhile`;
+    troubles.push(warning("standby", where, what, remedy));
+  }
+  if (Math.abs(clockAheadMs) >= MINUTE_MS) troubles.push(wrongClock(clockAheadMs, where));
+  if (queueDepth >= LONG_QUEUE)
+    troubles.push(warning("queue", where, longQueue(queueDepth), LONG_QUEUE_REMEDY));
+  return troubles;
+}
+
+function wrongClock(aheadMs: number, place: string): Trouble {
   const minutes = counted(Math.round(Math.abs(aheadMs) / MINUTE_MS), "minute");
   const where = aheadMs > 0 ? "ahead of" : "behind";
   return warning(
     "clock",
-    "puppetdb",
+    place,
     `its answers are dated ${minutes} ${where} this machine's clock`,
     "set the wrong clock: that of PuppetDB's host, of a proxy in front of it, or of this machine",
   );

@@ -7,7 +7,7 @@ import dns from "node:dns";
 import type { LookupFunction } from "node:net";
 import { isDeepStrictEqual } from "node:util";
 import { Agent, buildConnector, type Dispatcher } from "undici";
-import type { Config } from "../config.js";
+import type { PuppetdbServer } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { readSecretFile } from "../whole-file.js";
 
@@ -19,10 +19,10 @@ const SILENCE_MS = 5 * 60_000;
 const CONNECT_MS = 5_000;
 
 export class Connector {
-  readonly #config: Config["puppetdb"];
+  readonly #config: PuppetdbServer;
   #agent: TlsAgent | undefined;
 
-  constructor(config: Config["puppetdb"]) {
+  constructor(config: PuppetdbServer) {
     this.#config = config;
   }
 

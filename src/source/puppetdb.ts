@@ -7,13 +7,20 @@
 
 import { request } from "undici";
 import { z } from "zod";
-import type { Config } from "../config.js";
+import type { PuppetdbServer } from "../config.js";
 import { quote, SasoriError } from "../errors.js";
 import type { Certname, NodeMap } from "../node-map.js";
 import { eachInPieces, inPieces, letOthersIn } from "../pieces.js";
 import { JsonRows } from "./json-rows.js";
 import { type Connection, Connector, checkAnswer, queryError, WRONG_URL } from "./puppetdb-connection.js";
-import { Gathering, type HasServer, type Names, type Reading, type Submission } from "./reading.js";
+import {
+  Gathering,
+  type HasServer,
+  type Names,
+  type Reading,
+  type Submission,
+  type Teller,
+} from "./reading.js";
 
 const MINUTE_MS = 60_000;
 /** The `Date` header has whole seconds, and an answer takes its time. */
@@ -111,7 +118,7 @@ type Query = unknown[];
 type Entity = "nodes" | "factsets" | "reports" | "catalogs";
 
 export class PuppetDb {
-  readonly #config: Config["puppetdb"];
+  readonly #config: PuppetdbServer;
   readonly #connector: Connector;
   readonly #counts: ReadonlySet<"facts" | "reports">;
   /**
@@ -119,6 +126,7 @@ export class PuppetDb {
    * a proxy's, what PuppetDB receives meanwhile is dated earlier, so a reading of changes looks back as much further.
    */
   clockAheadMs = 0;
+  readonly #teller: Teller;
   /** The last full reading has found nodes for which only a catalog can tell. */
   #hasLoneNodes = true;
   /** As of the last full reading; undefined when it was not told. */
@@ -127,9 +135,10 @@ export class PuppetDb {
   queueDepth: number | undefined;
   #askedQueueAt = Number.NEGATIVE_INFINITY;
 
-  constructor(config: Config["puppetdb"]) {
+  constructor(config: PuppetdbServer) {
     this.#config = config;
     this.#connector = new Connector(config);
+    this.#teller = { from: config.from, behindMs: 0 };
     this.#counts = new Set(config.observations ?? ["facts", "reports"]);
   }
 
@@ -140,7 +149,7 @@ export class PuppetDb {
 
   /** Everything: all active nodes and their newest submissions. Throws `PUPPETDB_...`. */
   async readAll(signal: AbortSignal, hasServer: HasServer = anyProducer): Promise<Reading> {
-    const found = new Gathering("full", hasServer);
+    const found = new Gathering("full", hasServer, this.#teller);
     const now = Date.now();
     const findsLatest = hasTableOfLatest(this.#version);
     const reports = findsLatest ? LATEST : after(now - RECENT_MS);
@@ -297,7 +306,7 @@ export class PuppetDb {
     signal: AbortSignal,
     { inactiveBefore, known, hasServer = anyProducer }: ChangesOptions = {},
   ): Promise<Reading> {
-    const found = new Gathering("changes", hasServer);
+    const found = new Gathering("changes", hasServer, this.#teller);
     const from = iso(since - Math.min(Math.max(0, this.clockAheadMs), DAY_MS));
     const recent = after(Date.parse(from) - MASTER_CLOCK_ALLOWANCE_MS);
     await this.#readTogether(found, signal, (ask) => [
@@ -369,7 +378,7 @@ export class PuppetDb {
     signal: AbortSignal,
     hasServer: HasServer = anyProducer,
   ): Promise<Reading["submissions"]> {
-    const found = new Gathering("changes", hasServer);
+    const found = new Gathering("changes", hasServer, this.#teller);
     const among = (names: readonly Certname[]) => ["and", certnameAmong(names), IN_ANY_STATE];
     const nodes = among(certnames);
     await this.#readTogether(found, signal, (ask) => [
@@ -475,6 +484,10 @@ export class PuppetDb {
             headers,
           });
       await checkAnswer(url, response);
+      // Jetty takes the date when the request arrives. Something in front of it may drop the header.
+      const clock = Date.parse(String(response.headers.date)) || began;
+      this.clockAheadMs = Math.abs(clock - began) < CLOCK_MS ? 0 : clock - began;
+      if (this.#teller.from !== undefined) this.#teller.behindMs = Math.max(0, -this.clockAheadMs);
       const decoder = new TextDecoder("utf-8", { fatal: true });
       for await (const chunk of response.body) {
         await letOthersIn(); // A fast PuppetDB leaves no gap: the next chunk is there already.
@@ -482,9 +495,6 @@ export class PuppetDb {
       }
       rows.push(decoder.decode());
       rows.end();
-      // Jetty takes the date when the request arrives. Something in front of it may drop the header.
-      const clock = Date.parse(String(response.headers.date)) || began;
-      this.clockAheadMs = Math.abs(clock - began) < CLOCK_MS ? 0 : clock - began;
       return clock;
     } catch (error) {
       throw queryError(url, error, signal, connection.agent);

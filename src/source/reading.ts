@@ -4,6 +4,7 @@
 // nothing; memory is bounded by one entry per node.
 // Pure: no I/O, no clock.
 
+import type { Failure } from "../errors.js";
 import { type Certname, isCertname, LATEST_TIME } from "../node-map.js";
 import { eachInPieces } from "../pieces.js";
 
@@ -30,6 +31,10 @@ export interface Submission {
   source: "facts" | "report" | "catalog";
   /** When PuppetDB received it, on its own clock; 0 in a full reading. */
   receivedAt: number;
+  /** Which PuppetDB told it, where several are configured. */
+  from?: string;
+  /** In a reading of changes: how long before the reading that it goes on from PuppetDB had received it (ms). */
+  lateMs?: number;
   /** The newest of the other kind (facts or report), where another producer submitted it. */
   rival?: Rival;
 }
@@ -72,7 +77,23 @@ export interface Reading {
   refused: Set<string>;
   /** Nodes with nothing but rows that name no producer or no time that a clock may show. */
   withoutProducer: Set<Certname>;
+  /** Of several PuppetDBs: those that told this. In a full reading only those that were read as a whole. */
+  told?: ReadonlySet<string>;
+  /** A PuppetDB was asked in place of the first one with the same nodes. */
+  isStandby?: boolean;
+  /** Of several estates: the PuppetDBs of each, and how many active nodes it has. */
+  estates?: readonly { puppetdbs: readonly string[]; size: number }[];
+  /** Why estates could not be read: they keep the nodes that they had. */
+  failures?: readonly Failure[];
 }
+
+/** Where several PuppetDBs are configured: the name of this one, and how far its clock is behind ours (ms). */
+export interface Teller {
+  from: string | undefined;
+  behindMs: number;
+}
+
+const ONLY_ONE: Teller = { from: undefined, behindMs: 0 };
 
 /** Whether HAProxy has a server for this producer. */
 export type HasServer = (producer: string) => boolean;
@@ -102,10 +123,12 @@ export class Gathering {
   #told: Names | undefined;
   /** Of these those without a submission. */
   #others: ReadonlySet<Certname> = new Set();
+  readonly #teller: Teller;
 
-  constructor(kind: Reading["kind"], hasServer: HasServer) {
+  constructor(kind: Reading["kind"], hasServer: HasServer, teller: Teller = ONLY_ONE) {
     this.kind = kind;
     this.#hasServer = hasServer;
+    this.#teller = teller;
   }
 
   /** `active`: every active node, where it is known. What is no longer active has no submission then. */
@@ -190,9 +213,10 @@ export class Gathering {
   take(source: Submission["source"], row: ProducerRow, dated: Time, received: Time): void {
     this.name(row.certname, (certname) => {
       const { producer } = row;
+      const receipt = this.#receipt(received);
       // Both have one form, so that their order is that of their texts.
-      const isAhead = dated != null && received != null && received < dated;
-      const at = Date.parse((isAhead ? received : dated) ?? "");
+      const isAhead = dated != null && receipt != null && receipt < dated;
+      const at = Date.parse((isAhead ? receipt : dated) ?? "");
       if (producer === null || !(at < LATEST_TIME)) {
         if (!this.submissions.has(certname) && !this.unroutable.has(certname))
           this.withoutProducer.add(certname);
@@ -208,6 +232,7 @@ export class Gathering {
         at: isWrong ? at - DOUBT_MS : at,
         source,
         receivedAt: this.kind === "full" ? 0 : Date.parse(received ?? "") || 0,
+        ...(this.#teller.from !== undefined && { from: this.#teller.from }),
       };
       if (this.#hasServer(producer)) keepNewest(this.submissions, submission);
       else keepNewest(this.unroutable, submission);
@@ -221,6 +246,14 @@ export class Gathering {
     const sole = cut(producer);
     if (this.#producers.size < MAX_PRODUCERS) this.#producers.set(sole, sole);
     return sole;
+  }
+
+  /** On our clock: beside a PuppetDB whose clock is right the word of one that is behind would look old. */
+  #receipt(received: string | null | undefined): string | null | undefined {
+    const { behindMs } = this.#teller;
+    return behindMs === 0 || received == null
+      ? received
+      : new Date(Date.parse(received) + behindMs).toISOString();
   }
 
   /** Takes the row of a node that is inactive. Names that cannot be map keys are of no interest here: no map has them. */

@@ -417,7 +417,7 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
               };
               try {
                 const config = readConfig(env);
-                expect(config.puppetdb.url).toMatch(/^https?:\/\/[^@\s]+$/);
+                expect(config.puppetdb[0]?.[0]?.url).toMatch(/^https?:\/\/[^@\s]+$/);
                 expect(isMaster(config.backend)).toBe(true);
                 expect(config.newMasters?.options ?? "").not.toMatch(/[;\n\\<]/);
                 expect(config.probePath ?? "/").toMatch(/^\/[!-~]*$/);

@@ -1,0 +1,107 @@
+// Several PuppetDBs with the same nodes: one is asked, the next one when it fails, and the first again when it is well.
+// Promises: after a change of server everything is read; a server that is behind the other one is believed as far as it is
+// newer (Fleet sees by `from` who said what, and `isStandby` that the first was not asked).
+
+import { setTimeout as sleep } from "node:timers/promises";
+import type { SasoriError } from "../errors.js";
+import type { Certname } from "../node-map.js";
+import type { HasServer, Reading } from "./reading.js";
+import type { PuppetdbState, Replica, Source, Wanted } from "./source.js";
+
+/** While another one is asked, the first is tried this often, and must answer a small question within this time. */
+const TRY_FIRST_EVERY_MS = 30_000;
+const TRY_FIRST_MS = 3_000;
+
+export class Alternatives implements Source {
+  readonly #replicas: readonly Replica[];
+  /** The one that is asked, and the one whose reading was last taken over. */
+  #asked = 0;
+  #taken: number | undefined;
+  /** Whose reading may be taken over next. */
+  #read = 0;
+  #triedFirstAt = Number.NEGATIVE_INFINITY;
+
+  constructor(replicas: readonly Replica[]) {
+    this.#replicas = replicas;
+  }
+
+  get canGoOn(): boolean {
+    return this.#taken !== undefined;
+  }
+
+  async read(kind: Reading["kind"], signal: AbortSignal, wanted: Wanted): Promise<Reading> {
+    if (await this.#isFirstWell(signal)) this.#asked = 0;
+    const failures: SasoriError[] = [];
+    for (const index of this.#order()) {
+      try {
+        const isOther = index !== this.#taken;
+        const reading = await this.#at(index).read(isOther ? "full" : kind, signal, wanted);
+        this.#read = index;
+        if (index !== this.#asked) this.#triedFirstAt = performance.now();
+        this.#asked = index;
+        return { ...reading, isStandby: index > 0 };
+      } catch (error) {
+        if (signal.aborted) throw error;
+        failures.push(error as SasoriError);
+      }
+    }
+    throw failures[0];
+  }
+
+  /** The one that is asked, then the others in their order. */
+  #order(): number[] {
+    const others = [...this.#replicas.keys()].filter((index) => index !== this.#asked);
+    return [this.#asked, ...others];
+  }
+
+  #at(index: number): Replica {
+    return this.#replicas[index] as Replica;
+  }
+
+  async #isFirstWell(signal: AbortSignal): Promise<boolean> {
+    if (this.#asked === 0 || performance.now() - this.#triedFirstAt < TRY_FIRST_EVERY_MS) return false;
+    this.#triedFirstAt = performance.now();
+    const soon = AbortSignal.any([signal, AbortSignal.timeout(TRY_FIRST_MS)]);
+    return this.#at(0).isWell(soon);
+  }
+
+  took(lateMs: number): void {
+    this.#taken = this.#read;
+    this.#at(this.#read).took(lateMs);
+  }
+
+  /** Whoever waits for the answer cannot wait long: while one does not answer, the next one is asked too. */
+  async readNodes(certnames: readonly Certname[], signal: AbortSignal, hasServer?: HasServer) {
+    const stop = new AbortController();
+    const both = AbortSignal.any([signal, stop.signal]);
+    try {
+      const tries = this.#order().map(async (index, turn) => {
+        if (turn > 0) await sleep(turn * NEXT_AFTER_MS, undefined, { signal: both });
+        return this.#at(index).readNodes(certnames, both, hasServer);
+      });
+      return await Promise.any(tries);
+    } catch (error) {
+      throw error instanceof AggregateError ? error.errors[0] : error;
+    } finally {
+      stop.abort();
+    }
+  }
+
+  states(): PuppetdbState[] {
+    const states = this.#replicas.flatMap((replica) => replica.states());
+    const [first] = states;
+    return states.map((state, index) => {
+      if (index !== this.#asked || index === 0 || first === undefined)
+        return { ...state, asked: index === this.#asked };
+      const behindMs = state.readAt === undefined ? 0 : Math.max(0, first.newestAt - state.newestAt);
+      return { ...state, asked: true, insteadOf: first.url, ...(behindMs > 0 && { behindMs }) };
+    });
+  }
+
+  async close(): Promise<void> {
+    await Promise.all(this.#replicas.map((replica) => replica.close()));
+  }
+}
+
+/** A few nodes are told in milliseconds. */
+const NEXT_AFTER_MS = 300;

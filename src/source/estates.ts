@@ -1,0 +1,175 @@
+// Several estates, each with PuppetDBs of its own: one reading of all.
+// Promises: the newest submission of a node counts, whoever has it; a node is active as long as one estate has it; an
+// estate that cannot be read keeps the nodes that it had, and until each was read once none is gone.
+
+import { type Failure, toFailure } from "../errors.js";
+import type { Certname } from "../node-map.js";
+import type { HasServer, Names, Reading } from "./reading.js";
+import { keepNewest, type PuppetdbState, type Source, type Wanted } from "./source.js";
+
+/** What is remembered of one estate. */
+interface Estate {
+  source: Source;
+  /** Its active nodes, as of the last reading that was taken over; undefined until it was read. */
+  members: Set<Certname> | undefined;
+  refused: ReadonlySet<string>;
+  withoutProducer: ReadonlySet<Certname>;
+}
+
+/** What one reading makes of it. */
+type Update = Omit<Estate, "source"> & { reading: Reading | undefined; failure: Failure | undefined };
+
+export class Estates implements Source {
+  readonly #estates: Estate[];
+  #updates: Update[] = [];
+
+  constructor(sources: readonly Source[]) {
+    this.#estates = sources.map((source) => ({
+      source,
+      members: undefined,
+      refused: new Set(),
+      withoutProducer: new Set(),
+    }));
+  }
+
+  /** One that is down at the start does not make the others be read as a whole every few seconds. */
+  get canGoOn(): boolean {
+    return this.#estates.some(({ source }) => source.canGoOn);
+  }
+
+  async read(kind: Reading["kind"], signal: AbortSignal, wanted: Wanted): Promise<Reading> {
+    const answers = await Promise.allSettled(
+      this.#estates.map(({ source }) => source.read(kind, signal, wanted)),
+    );
+    signal.throwIfAborted();
+    this.#updates = this.#estates.map((estate, index) => updateOf(estate, answers[index]));
+    const [first] = answers;
+    if (first?.status === "rejected" && this.#updates.every(({ reading }) => reading === undefined))
+      throw first.reason;
+    return unite(this.#updates, this.#names());
+  }
+
+  took(lateMs: number): void {
+    for (const [index, { reading, members, refused, withoutProducer }] of this.#updates.entries()) {
+      const estate = this.#estates[index];
+      if (estate === undefined || reading === undefined) continue;
+      Object.assign(estate, { members, refused, withoutProducer });
+      estate.source.took(lateMs);
+    }
+    this.#updates = [];
+  }
+
+  /** Each by the PuppetDBs that tell its nodes. */
+  #names(): string[][] {
+    return this.#estates.map(({ source }) => source.states().map(({ url }) => url));
+  }
+
+  /** What one estate knows is evidence, whatever another one would say; that nobody knows a node all must have said. */
+  async readNodes(certnames: readonly Certname[], signal: AbortSignal, hasServer?: HasServer) {
+    const found: Reading["submissions"] = new Map();
+    const answers = await Promise.allSettled(
+      this.#estates.map(({ source }) => source.readNodes(certnames, signal, hasServer)),
+    );
+    for (const answer of answers) if (answer.status === "fulfilled") keepNewest(found, answer.value.values());
+    const failed = answers.find((answer) => answer.status === "rejected");
+    if (failed !== undefined && found.size < certnames.length) throw failed.reason;
+    return found;
+  }
+
+  states(): PuppetdbState[] {
+    return this.#estates.flatMap(({ source }) => source.states());
+  }
+
+  async close(): Promise<void> {
+    await Promise.all(this.#estates.map(({ source }) => source.close()));
+  }
+}
+
+function updateOf(
+  { members, refused, withoutProducer }: Estate,
+  answer: PromiseSettledResult<Reading> | undefined,
+): Update {
+  if (answer?.status !== "fulfilled") {
+    const failure = answer && toFailure(answer.reason);
+    return { members, refused, withoutProducer, reading: undefined, failure };
+  }
+  const reading = answer.value;
+  if (reading.active !== undefined) {
+    return { ...reading, members: new Set(reading.active), reading, failure: undefined };
+  }
+  const now = new Set(members);
+  for (const certname of reading.submissions.keys()) now.add(certname);
+  for (const certname of reading.unroutable?.keys() ?? []) now.add(certname);
+  for (const certname of reading.inactive.keys()) now.delete(certname);
+  return {
+    members: now,
+    refused: new Set([...refused, ...reading.refused]),
+    withoutProducer: new Set([...withoutProducer, ...reading.withoutProducer]),
+    reading,
+    failure: undefined,
+  };
+}
+
+/** One reading of what the estates have told; `names`: the PuppetDBs of each. */
+function unite(updates: readonly Update[], names: readonly string[][]): Reading {
+  const readings = updates.flatMap(({ reading }) => (reading === undefined ? [] : [reading]));
+  const kind = readings.some((reading) => reading.kind === "full") ? "full" : "changes";
+  const submissions: Reading["submissions"] = new Map();
+  const unroutable: NonNullable<Reading["unroutable"]> = new Map();
+  for (const reading of readings) {
+    keepNewest(submissions, reading.submissions.values());
+    keepNewest(unroutable, reading.unroutable?.values() ?? []);
+  }
+  for (const [certname, { at }] of unroutable)
+    if ((submissions.get(certname)?.at ?? 0) >= at) unroutable.delete(certname);
+  const isWhole = updates.every(({ members }) => members !== undefined);
+  const members = updates.map((update) => update.members ?? new Set<Certname>());
+  const some = <Value>(pick: (update: Update) => Iterable<Value>) =>
+    new Set(updates.flatMap((one) => [...pick(one)]));
+  return {
+    kind,
+    asOf: Math.min(...readings.map(({ asOf }) => asOf)),
+    submissions,
+    unroutable,
+    ahead: new Map(readings.flatMap(({ ahead }) => [...(ahead ?? [])])),
+    active: kind === "full" && isWhole ? union(members) : undefined,
+    inactive: isWhole ? inactiveInAll(readings, members) : new Map(),
+    inactiveCount: readings.reduce((sum, { inactiveCount }) => sum + inactiveCount, 0),
+    refused:
+      kind === "full"
+        ? some(({ refused }) => refused)
+        : new Set(readings.flatMap(({ refused }) => [...refused])),
+    withoutProducer: some(({ withoutProducer }) => withoutProducer),
+    isStandby: readings.some(({ isStandby }) => isStandby === true),
+    told: new Set(readings.flatMap((one) => (one.kind === kind ? [...(one.told ?? [])] : []))),
+    estates: updates.map(({ members }, index) => ({
+      puppetdbs: names[index] ?? [],
+      size: members?.size ?? 0,
+    })),
+    failures: updates.flatMap(({ failure }) => (failure === undefined ? [] : [failure])),
+  };
+}
+
+function inactiveInAll(readings: readonly Reading[], members: readonly Set<Certname>[]): Reading["inactive"] {
+  const inactive: Reading["inactive"] = new Map();
+  for (const [certname, at] of readings.flatMap((reading) => [...reading.inactive]))
+    if (!members.some((nodes) => nodes.has(certname)))
+      inactive.set(certname, Math.max(at, inactive.get(certname) ?? 0));
+  return inactive;
+}
+
+/** Not copied: there may be a million. */
+function union(members: readonly Set<Certname>[]): Names {
+  const all = {
+    has: (certname: Certname) => members.some((nodes) => nodes.has(certname)),
+    get size() {
+      return [...all].length;
+    },
+    *[Symbol.iterator]() {
+      for (const [index, nodes] of members.entries())
+        for (const certname of nodes)
+          if (!members.slice(0, index).some((before) => before.has(certname))) yield certname;
+    },
+  };
+  return all;
+}

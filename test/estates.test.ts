@@ -1,0 +1,294 @@
+// Several PuppetDBs, through passes over the map file: alternatives, of which one is asked, and estates, whose union is the map.
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { startPuppetdbStandIn } from "../demo/puppetdb.js";
+import { parseCertname } from "../src/node-map.js";
+import { Gathering } from "../src/source/reading.js";
+import { assemble, Sync, type SyncParts } from "../src/sync.js";
+import { freePort } from "./support/child.js";
+import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
+import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
+
+const MINUTE = 60_000;
+const NODE = "web1.example.com";
+const names = (count: number, what = "node") =>
+  Array.from({ length: count }, (_, n) => `${what}${n}.example.com`);
+
+interface Second {
+  client: PuppetdbClient;
+  stop(): Promise<void>;
+  start(): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** A second PuppetDB beside that of the lab; started anew it is empty. */
+async function startSecond(): Promise<Second> {
+  const port = await freePort();
+  const start = () => startPuppetdbStandIn({ host: "127.0.0.1", port });
+  let running: Awaited<ReturnType<typeof start>> | undefined = await start();
+  const stop = async () => {
+    await running?.close();
+    running = undefined;
+  };
+  return {
+    client: standInClient(`http://127.0.0.1:${port}`),
+    stop,
+    async start() {
+      running = await start();
+    },
+    close: stop,
+  };
+}
+
+interface Pair {
+  lab: FleetLab;
+  second: Second;
+  sync: Sync;
+  parts: SyncParts;
+  full(): ReturnType<Sync["request"]>;
+  changes(): ReturnType<Sync["request"]>;
+}
+
+/** `separator`: "|" for alternatives, "," for estates. */
+const withPair = (
+  separator: "|" | ",",
+  use: (pair: Pair) => Promise<void>,
+  first?: (lab: FleetLab, second: Second) => Promise<void>,
+) =>
+  withFleetLab([], async (lab) => {
+    const second = await startSecond();
+    try {
+      await first?.(lab, second);
+      const url = [lab.puppetdb.url, second.client.url].join(separator);
+      const parts = assemble(lab.config({ SASORI_PUPPETDB_URL: url, SASORI_MAX_REMOVED: "10%" }));
+      const sync = new Sync(parts);
+      await sync.restore();
+      await use({
+        lab,
+        second,
+        sync,
+        parts,
+        full: () => sync.request({ full: true }),
+        changes: () => sync.request({}),
+      });
+      await parts.puppetdb.close();
+    } finally {
+      await second.close();
+    }
+  });
+
+/** After a restart of the stand-in fetch may have a connection that is dead: then it asks again. */
+const runs = (client: PuppetdbClient, certname: string, producer: string, ago = 0) => {
+  const run = { certname, producer, at: new Date(Date.now() - ago) };
+  return client.replaceFacts(run).catch(() => client.replaceFacts(run));
+};
+
+beforeEach(() => {
+  vi.useFakeTimers({ toFake: ["performance"] });
+});
+afterEach(() => vi.useRealTimers());
+
+describe("alternatives", () => {
+  test("the next one is asked when the first fails, in the same pass, and the first again when it is well", () =>
+    withPair("|", async ({ lab, second, sync, parts, full, changes }) => {
+      for (const { client } of [{ client: lab.puppetdb }, second])
+        await runs(client, NODE, "master1", MINUTE);
+      expect(await full()).toMatchObject({ outcome: "done", nodes: 1 });
+      expect(sync.fleet.map.get(parseCertname(NODE))?.from).toBe(lab.puppetdb.url);
+
+      await lab.stopPuppetdb();
+      await runs(second.client, NODE, "master2");
+      expect(await changes()).toMatchObject({ outcome: "done", moved: 1 });
+      expect(sync.fleet.map.get(parseCertname(NODE))).toMatchObject({
+        master: "master2",
+        from: second.client.url,
+      });
+      expect(parts.puppetdb.states()).toMatchObject([
+        { url: lab.puppetdb.url, asked: false, failure: { code: "PUPPETDB_UNREACHABLE" } },
+        { url: second.client.url, asked: true, insteadOf: lab.puppetdb.url },
+      ]);
+
+      await lab.startPuppetdb(); // It has nothing at first: what the other one told stays.
+      await runs(lab.puppetdb, "new.example.com", "master3");
+      vi.advanceTimersByTime(MINUTE);
+      expect(await changes()).toMatchObject({ outcome: "done", nodes: 2 });
+      expect(parts.puppetdb.states()).toMatchObject([{ asked: true }, { asked: false }]);
+      expect(Object.fromEntries(await lab.file())).toEqual({
+        [NODE]: "master2",
+        "new.example.com": "master3",
+      });
+    }));
+
+  test("a replica that is an hour behind moves no node back, brings none back and loses none, and its own news count", () =>
+    withPair(
+      "|",
+      async ({ lab, second, sync, full, changes }) => {
+        for (const name of names(20)) await runs(lab.puppetdb, name, "master1", 90 * MINUTE);
+        await full();
+        await runs(lab.puppetdb, "node0.example.com", "master2", 10 * MINUTE); // Moved since.
+        await runs(lab.puppetdb, "fresh.example.com", "master3", 20 * MINUTE); // Enrolled since.
+        await lab.puppetdb.deactivateNode("node1.example.com", new Date(Date.now() - 15 * MINUTE));
+        expect(await full()).toMatchObject({ outcome: "done", nodes: 20 });
+        const before = Object.fromEntries(await lab.file());
+
+        await lab.stopPuppetdb();
+        for (const pass of [changes, full, changes, full])
+          expect(await pass()).toMatchObject({ outcome: "done" });
+        expect(Object.fromEntries(await lab.file())).toEqual(before);
+
+        await runs(second.client, "node2.example.com", "master3");
+        expect(await changes()).toMatchObject({ outcome: "done", moved: 1 });
+        expect(sync.fleet.map.get(parseCertname("node2.example.com"))?.master).toBe("master3");
+      },
+      async (_, second) => {
+        for (const name of names(20)) await runs(second.client, name, "master1", 90 * MINUTE);
+      },
+    ));
+
+  test("a node that one had lost without a word is not brought back by another one's old word, but by a new one", () =>
+    withPair(
+      "|",
+      async ({ lab, second, sync, full }) => {
+        for (const name of [...names(30), NODE]) await runs(lab.puppetdb, name, "master1", 90 * MINUTE);
+        await full();
+        await lab.stopPuppetdb();
+        await lab.startPuppetdb(); // As after an admin's "delete" of one node.
+        for (const name of names(30)) await runs(lab.puppetdb, name, "master1", 90 * MINUTE);
+        expect(await full()).toMatchObject({ outcome: "done", nodes: 30 });
+
+        await lab.stopPuppetdb();
+        expect(await full()).toMatchObject({ outcome: "done", nodes: 30 });
+        await runs(second.client, NODE, "master2");
+        expect(await full()).toMatchObject({ outcome: "done", nodes: 31 });
+        expect(sync.fleet.map.get(parseCertname(NODE))?.master).toBe("master2");
+      },
+      async (_, second) => {
+        for (const name of [...names(30), NODE]) await runs(second.client, name, "master1", 90 * MINUTE);
+      },
+    ));
+
+  test("with both down nothing changes, and the failure of the first is told", () =>
+    withPair("|", async ({ lab, second, full, changes }) => {
+      await runs(lab.puppetdb, NODE, "master1");
+      await full();
+      await lab.stopPuppetdb();
+      await second.stop();
+      const report = await changes();
+      expect(report).toMatchObject({
+        outcome: "failed",
+        source: { failure: { code: "PUPPETDB_UNREACHABLE" } },
+      });
+      expect(report.source.failure?.message).toContain(lab.puppetdb.url);
+      expect(Object.fromEntries(await lab.file())).toEqual({ [NODE]: "master1" });
+    }));
+
+  test("the word of one whose clock is behind is not older for that", () => {
+    const hourBehind = { from: "https://pdb2:8081", behindMs: 60 * MINUTE };
+    const found = new Gathering("changes", () => true, hourBehind);
+    const now = Date.now();
+    const [dated, received] = [now, now - 60 * MINUTE].map((at) => new Date(at).toISOString());
+    found.take("facts", { certname: NODE, producer: "master1" }, dated, received);
+    expect(found.submissions.get(parseCertname(NODE))).toMatchObject({
+      at: now,
+      receivedAt: now - 60 * MINUTE,
+    });
+    expect(found.ahead.size).toBe(0);
+  });
+});
+
+describe("estates", () => {
+  test("are one map, and of a node that two have the newest observation counts", () =>
+    withPair(",", async ({ lab, second, sync, full, changes }) => {
+      await runs(lab.puppetdb, "a.example.com", "master1", MINUTE);
+      await runs(second.client, "b.example.com", "master2", MINUTE);
+      await runs(lab.puppetdb, NODE, "master1", 2 * MINUTE);
+      await runs(second.client, NODE, "master2", MINUTE);
+      expect(await full()).toMatchObject({ outcome: "done", nodes: 3 });
+      expect(Object.fromEntries(await lab.file())).toEqual({
+        "a.example.com": "master1",
+        "b.example.com": "master2",
+        [NODE]: "master2",
+      });
+      await runs(lab.puppetdb, NODE, "master3");
+      expect(await changes()).toMatchObject({ outcome: "done", moved: 1 });
+      expect(sync.fleet.map.get(parseCertname(NODE))).toMatchObject({
+        master: "master3",
+        from: lab.puppetdb.url,
+      });
+    }));
+
+  test("a node goes only when each that had it says so", () =>
+    withPair(",", async ({ lab, second, sync, full, changes }) => {
+      for (const name of names(20)) await runs(lab.puppetdb, name, "master1", 60 * MINUTE);
+      for (const name of names(20, "other")) await runs(second.client, name, "master2", 60 * MINUTE);
+      for (const client of [lab.puppetdb, second.client]) await runs(client, NODE, "master1", 60 * MINUTE);
+      await full();
+      await lab.puppetdb.deactivateNode(NODE);
+      for (const pass of [changes, full]) expect(await pass()).toMatchObject({ outcome: "done", nodes: 41 });
+      await second.client.deactivateNode(NODE);
+      expect(await changes()).toMatchObject({ outcome: "done", nodes: 40 });
+      expect(sync.fleet.map.get(parseCertname(NODE))).toBeUndefined();
+    }));
+
+  test("one that is down keeps its nodes, and the others go on", () =>
+    withPair(",", async ({ lab, second, sync, full, changes }) => {
+      for (const name of names(20)) await runs(lab.puppetdb, name, "master1", 60 * MINUTE);
+      for (const name of names(20, "other")) await runs(second.client, name, "master2", 60 * MINUTE);
+      await full();
+      await second.stop();
+      await runs(lab.puppetdb, "node0.example.com", "master3");
+      await lab.puppetdb.deactivateNode("node1.example.com");
+      const report = await changes();
+      expect(report).toMatchObject({ outcome: "failed", moved: 2, nodes: 39 });
+      expect(report.source.failure?.message).toContain(second.client.url);
+      expect(await full()).toMatchObject({ outcome: "failed", nodes: 39 });
+      expect(sync.fleet.map.get(parseCertname("other7.example.com"))?.master).toBe("master2");
+    }));
+
+  test("one that is down at the start loses nothing of what the map had, and is read when it is back", () =>
+    withPair(",", async ({ lab, second, full }) => {
+      for (const name of names(20)) await runs(lab.puppetdb, name, "master1", 60 * MINUTE);
+      for (const name of names(5, "other")) await runs(second.client, name, "master2", 60 * MINUTE);
+      await full();
+      await second.stop();
+      await lab.puppetdb.deactivateNode("node1.example.com");
+
+      const url = `${lab.puppetdb.url},${second.client.url}`;
+      const sync = await lab.newSync({ SASORI_PUPPETDB_URL: url });
+      expect(await sync.request({ full: true })).toMatchObject({ outcome: "failed", nodes: 25 });
+      await runs(lab.puppetdb, "node2.example.com", "master3");
+      expect(await sync.request({})).toMatchObject({ kind: "changes", outcome: "failed", moved: 1 });
+      await second.start();
+      for (const name of names(5, "other")) await runs(second.client, name, "master2", 60 * MINUTE);
+      expect(await sync.request({})).toMatchObject({ outcome: "done", nodes: 24 });
+    }));
+
+  test("one that is empty is held by itself, however small it is, and the others lose what they lost", () =>
+    withPair(",", async ({ lab, second, sync, full }) => {
+      for (const name of names(200)) await runs(lab.puppetdb, name, "master1", 60 * MINUTE);
+      for (const name of names(5, "other")) await runs(second.client, name, "master2", 60 * MINUTE);
+      await full();
+      await second.stop();
+      await second.start(); // Empty: 5 of 205 entries, which a guard of all would let go.
+      await lab.puppetdb.deactivateNode("node1.example.com");
+      const report = await full();
+      expect(report).toMatchObject({ outcome: "held", held: { count: 5 }, nodes: 204 });
+      expect(report.held?.reason).toMatch(/^http:\S+: 5 of 5 entries would go: that would leave it empty$/);
+      expect(await sync.request({})).toMatchObject({ outcome: "held", nodes: 204 });
+      expect(await sync.request({ approve: report.held?.id })).toMatchObject({ outcome: "done", nodes: 199 });
+    }));
+
+  test("so it is after a restart, when nobody knows whose the nodes were", () =>
+    withPair(",", async ({ lab, second, full }) => {
+      for (const name of names(200)) await runs(lab.puppetdb, name, "master1", 60 * MINUTE);
+      for (const name of names(5, "other")) await runs(second.client, name, "master2", 60 * MINUTE);
+      await full();
+      await second.stop();
+      await second.start();
+      const sync = await lab.newSync({ SASORI_PUPPETDB_URL: `${lab.puppetdb.url},${second.client.url}` });
+      expect(await sync.request({ full: true })).toMatchObject({
+        outcome: "held",
+        held: { count: 5 },
+        nodes: 205,
+      });
+    }));
+});
