@@ -235,7 +235,7 @@ export class Fleet {
       }
       case "removed": {
         const stone = this.tombstones.get(key);
-        return { kind, key, value: stone === undefined ? null : { at: stone.at, since: stone.since } };
+        return { kind, key, value: stone === undefined ? null : { ...stone } };
       }
       case "home": {
         const master = this.homes.get(key);

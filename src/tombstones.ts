@@ -12,7 +12,7 @@ export interface Tombstone {
   /** When the node was removed (ms). */
   since: number;
   /** Of several PuppetDBs: which had told the route, of when. From another one what is not newer than that is void too. */
-  told?: { from: string; at: number };
+  told?: { from: string; at: number } | undefined;
 }
 
 const MAX_TOMBSTONES = 20_000;

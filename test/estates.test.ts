@@ -157,6 +157,9 @@ describe("alternatives", () => {
 
         await lab.stopPuppetdb();
         expect(await full()).toMatchObject({ outcome: "done", nodes: 30 });
+        const url = `${lab.puppetdb.url}|${second.client.url}`;
+        const restarted = await lab.newSync({ SASORI_PUPPETDB_URL: url });
+        expect(await restarted.request({ full: true })).toMatchObject({ outcome: "done", nodes: 30 });
         await runs(second.client, NODE, "master2");
         expect(await full()).toMatchObject({ outcome: "done", nodes: 31 });
         expect(sync.fleet.map.get(parseCertname(NODE))?.master).toBe("master2");

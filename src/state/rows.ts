@@ -33,7 +33,11 @@ const Route = z.strictObject({
   reason: Remark.optional(),
   by: Remark.optional(),
 });
-const Removed = z.strictObject({ at: Time, since: Time });
+const Removed = z.strictObject({
+  at: Time,
+  since: Time,
+  told: z.strictObject({ from: z.string().max(2_000), at: Time }).optional(),
+});
 const Home = z.strictObject({ master: MasterShape });
 const Sizes = z.strictObject({
   forgottenAt: Time,

@@ -260,6 +260,72 @@ export function puppetdbFaults(puppetdb: () => PuppetdbServer): void {
         await lagging.close();
       }));
 
+    test("has a replica an hour behind, which is asked when a reading breaks off: nothing goes back, nothing vanishes", () =>
+      Arena.with({ puppetdb: puppetdb() }, async (arena) => {
+        const replica = await startPuppetdbStandIn({ host: "127.0.0.1", port: await freePort() });
+        const client = standInClient(replica.url);
+        const hourAgo = new Date(Date.now() - 60 * MINUTE);
+        for (const [certname, producer] of await arena.puppetdbSays())
+          await client.replaceFacts({ certname, producer, at: hourAgo });
+        await readFrom(arena, `${arena.front.url}|${replica.url}`);
+        const isAsked = async (url: string) =>
+          (await arena.status()).puppetdbs.find((one) => one.asked)?.url === url;
+
+        await arena.suffer("PuppetDB: fails over in the middle of a reading", async () => {
+          await arena.moveShare(FEW);
+          await enroll(arena, "late");
+          await arena.until("all agree", async () => (await arena.differences()).length === 0);
+          arena.front.tap = {
+            text: (response, text) =>
+              response.write(text.slice(0, text.length / 2), () => response.destroy()),
+          };
+          expect(await arena.sync({ full: true })).toMatchObject({ outcome: "done" });
+          expect(await isAsked(replica.url)).toBe(true);
+          expect(await arena.differences()).toEqual([]);
+        });
+        await arena.suffer("PuppetDB: a replica an hour behind is asked", async () => {
+          for (let pass = 0; pass < 6; pass += 1) {
+            expect(await arena.sync({ full: pass % 2 === 0 })).toMatchObject({ outcome: "done" });
+            expect(await arena.differences()).toEqual([]);
+          }
+          expect((await arena.status()).troubles).toContainEqual(
+            expect.objectContaining({ code: "standby" }),
+          );
+          arena.front.tap = {};
+          await arena.until("the first is asked again", () => isAsked(arena.front.url), 60_000);
+        });
+        await replica.close();
+      }));
+
+    test("of one estate is empty: its nodes are held by themselves, and the others go on", () =>
+      Arena.with({ puppetdb: puppetdb() }, async (arena) => {
+        const port = await freePort();
+        let second = await startPuppetdbStandIn({ host: "127.0.0.1", port });
+        const theirs = ["abroad1.example.com", "abroad2.example.com"];
+        for (const certname of theirs) {
+          arena.place(certname, "master2");
+          const at = new Date(Date.now() - 60 * MINUTE);
+          await standInClient(second.url).replaceFacts({ certname, producer: "master2", at });
+        }
+        await readFrom(arena, `${arena.front.url},${second.url}`);
+        await arena.suffer("PuppetDB: one estate of two is empty", async () => {
+          await arena.until("both are in the map", async () => (await arena.differences()).length === 0);
+          await second.close();
+          await arena.moveShare(FEW);
+          await arena.until("the other one goes on", async () => (await arena.differences()).length === 0);
+          second = await startPuppetdbStandIn({ host: "127.0.0.1", port });
+          expect(await arena.sync({ full: true })).toMatchObject({
+            outcome: "held",
+            held: { count: theirs.length },
+          });
+          await expectServing(arena);
+          const id = (await arena.status()).lastPass?.held?.id ?? "";
+          arena.forget(theirs);
+          expect(await arena.cli("sync", "--approve", id)).toMatchObject({ code: 0 });
+        });
+        await second.close();
+      }));
+
     test("has masters with clocks that are wrong: their nodes are served, and all agree when the clocks do", () =>
       Arena.with({ puppetdb: puppetdb() }, async (arena) => {
         const nodes = [...arena.owners.keys()].slice(0, 6);
@@ -312,6 +378,14 @@ export function puppetdbFaults(puppetdb: () => PuppetdbServer): void {
       });
     });
   });
+}
+
+/** Starts sasori anew, with these PuppetDBs. */
+async function readFrom(arena: Arena, url: string): Promise<void> {
+  await arena.sasori?.end();
+  arena.env.SASORI_PUPPETDB_URL = url;
+  await arena.startSasori();
+  await arena.sync({ full: true });
 }
 
 /** It is ready, and no node is missing anywhere. */
