@@ -96,6 +96,8 @@ function Health({ servers }: { servers: readonly ServerLoad[] }) {
   if (servers.length === 0) return <StateWord tone="bad">no server</StateWord>;
   const those = (state: ServerLoad["state"]) => servers.filter((server) => server.state === state);
   const worst = (["down", "drained"] as const).find((state) => those(state).length > 0);
+  const away = servers.find(({ members = [] }) => members.some(({ state }) => state !== "up"));
+  if (worst === undefined && away !== undefined) return <StateWord tone="warn">{away.status}</StateWord>;
   if (worst === undefined) return <StateWord tone="good">up</StateWord>;
   const found = those(worst);
   const all = found.length === servers.length;
