@@ -4,6 +4,7 @@
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
 import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import type { SyncRequest } from "../src/pass-queue.js";
@@ -39,6 +40,9 @@ export const newestHaproxy = (): HaproxyBinary => {
   return haproxy;
 };
 
+/** How often it is asked whether the first pass is over, which takes a minute with a million nodes. */
+const READY_AGAIN_MS = 10;
+
 export interface Daemon {
   url: string;
   pid: number;
@@ -70,9 +74,11 @@ export async function startSasori(stage: Stage, name: string, env: Record<string
     ...env,
   };
   const pid = await stage.program(name, [process.execPath, CLI, "serve"], settings, async () => {
-    const status = (await call("GET", "/api/v1/status")) as { lastPass?: unknown };
-    return status.lastPass !== undefined;
+    return (await call("GET", "/healthz")) !== undefined;
   });
+  const isReady = async () =>
+    ((await call("GET", "/api/v1/status")) as { lastPass?: unknown }).lastPass !== undefined;
+  while (!(await isReady())) await sleep(READY_AGAIN_MS);
   const startMs = performance.now() - began;
   return {
     url,

@@ -1,5 +1,6 @@
-// HAProxy's place in the bench `stalls`: asks for the owner of a node every ten milliseconds, whether the last question was
-// answered or not, and writes a line for each answer that took long: when it came (ms since the epoch), and after how long.
+// HAProxy's place in the bench `stalls`: asks how sasori is every ten milliseconds, whether the last question was
+// answered or not, and writes a line for each answer that took long, and for the first one of a sasori that was just started:
+// when it came (ms since the epoch), and after how long.
 // Run as a program: node stalls-asker.js URL FILE.
 
 import { openSync, writeSync } from "node:fs";
@@ -12,12 +13,17 @@ const [, , url = "", file = ""] = process.argv;
 const out = openSync(file, "a");
 const agent = new http.Agent({ keepAlive: true, maxSockets: 50 });
 
+let isUp = false;
+
 setInterval(() => {
   const began = performance.now();
   const done = () => {
     const took = performance.now() - began;
-    if (took > LATE_MS) writeSync(out, `${Date.now()} ${took.toFixed(1)}\n`);
+    if (took > LATE_MS || !isUp) writeSync(out, `${Date.now()} ${took.toFixed(1)}\n`);
+    isUp = true;
   };
   const question = http.get(url, { agent }, (answer) => answer.resume().once("end", done));
-  question.on("error", () => undefined); // sasori is starting, or stopping.
+  question.on("error", () => {
+    isUp = false; // sasori is starting, or stopping.
+  });
 }, EVERY_MS);

@@ -88,7 +88,9 @@ function serve(port: number, fleet: Fleet): void {
       return;
     }
     if (pathname.startsWith("/pdb/meta/")) {
-      response.writeHead(200, { "content-type": "application/json" }).end('{"version":"7.12.1"}');
+      response
+        .writeHead(200, { "content-type": "application/json" })
+        .end(`{"version":"7.12.1","server_time":"${new Date().toISOString()}"}`);
       return;
     }
     const query = body === "" ? (searchParams.get("query") ?? "") : JSON.stringify(JSON.parse(body).query);

@@ -79,14 +79,18 @@ async function measure(stage: Stage, nodes: number, say: (text: string) => void,
     SASORI_STATE_FILE: at("state.json"),
     SASORI_LISTEN: `127.0.0.1:${port}`,
   };
-  const asked = `http://127.0.0.1:${port}/api/v1/resolve/${nameOf(0)}`;
+  const asked = `http://127.0.0.1:${port}/healthz`;
   const asker = [process.execPath, program("stalls-asker"), asked, files.answers];
   await stage.program("asker", asker, {}, async () => true);
   const phases = new Phases(nodes, files, say);
   const peak = await Stage.with(signal, (life) => firstLife(life, env, fleet, phases));
   await writeFile(env.SASORI_STATE_FILE, stateOf(Math.min(nodes, REGISTRATIONS)));
   await Stage.with(signal, (life) =>
-    phases.run("start with a map and a state file", () => startSasori(life, "sasori", env)),
+    phases.run(
+      "start with a map and a state file",
+      () => startSasori(life, "sasori", env),
+      "its first answer",
+    ),
   );
   return phases.rows.map((row) => ({ ...row, "peak MiB": peak }));
 }
@@ -107,7 +111,8 @@ async function firstLife(
   const times = async (count: number, work: () => Promise<unknown>) => {
     for (let turn = 0; turn < count; turn += 1) await work();
   };
-  sasori = await phases.run("first filling", () => startSasori(life, "sasori", env));
+  const start = () => startSasori(life, "sasori", env);
+  sasori = await phases.run("first filling", start, "its first answer");
   await phases.run("full passes", () => times(FULL_PASSES, full));
   await phases.run("quiet passes, sampling", () => times(QUIET_PASSES, pass));
   for (const moves of MOVES.filter((count) => count * 10 <= nodes))
@@ -174,22 +179,24 @@ class Phases {
     this.#say = say;
   }
 
-  async run<T>(phase: string, work: () => Promise<T>): Promise<T> {
+  /** `from` the start of a sasori: before it listens nobody asks. */
+  async run<T>(phase: string, work: () => Promise<T>, from?: "its first answer"): Promise<T> {
     this.#say(phase);
     const [began, at] = [performance.now(), Date.now()];
     const result = await work();
     const seconds = (performance.now() - began) / 1000;
     await sleep(SETTLE_MS); // The last of them are written now.
-    const { turns, answers } = this.#files;
-    const late = readNumbers(turns, at);
+    const answers = readNumbers(this.#files.answers, at);
+    const since = from === undefined ? at : (answers[0]?.[0] ?? at);
+    const late = readNumbers(this.#files.turns, since);
     const most = (numbers: number[]) => round(numbers.reduce((a, b) => Math.max(a, b), 0));
     this.rows.push({
       nodes: this.nodes,
       phase,
-      seconds: round(seconds, 2),
+      seconds: round(seconds, 1),
       "on the clock": most(late.map(([, clock = 0]) => clock)),
-      "with a core": most(late.map(([, , core = 0]) => core)),
-      "seen outside": most(readNumbers(answers, at).map(([, took = 0]) => took)),
+      "on a core": most(late.map(([, , core = 0]) => core)),
+      "seen outside": most(answers.map(([, took = 0]) => took)),
     });
     return result;
   }

@@ -209,6 +209,7 @@ export async function startPuppetdbStandIn(
   addQueries(app, storage);
   addCommands(app, storage);
   app.get("/pdb/meta/v1/version", () => ({ version: VERSION }));
+  app.get("/pdb/meta/v1/server-time", () => ({ server_time: new Date().toISOString() }));
   app.get("/status/v1/simple", (_request, reply) => reply.type(TEXT_TYPE).send("running"));
   app.get("/status/v1/services/puppetdb-status", () => ({
     service_name: "puppetdb-status",

@@ -406,6 +406,15 @@ test("a clock in front of PuppetDB that is ahead hides nothing: changes are aske
     const query = server.asked.findLast(({ entity }) => entity === "factsets")?.query ?? "";
     const [, from = ""] = /"timestamp","([^"]+)"/.exec(query) ?? [];
     expect(Math.abs(since - lookedBackMs - Date.parse(from))).toBeLessThan(3_000);
+    // PuppetDB tells its own clock, so that of what is in front of it is of no interest.
+    const time = JSON.stringify({ server_time: new Date().toISOString() });
+    server.scripts = { ...server.scripts, "server-time": dated(answer(time)) };
+    const reading = await source.readChanges(since, soon(), { inactiveBefore: 0 });
+    expect(Math.abs(reading.asOf - Date.now())).toBeLessThan(3_000);
+    expect(source.clockAheadMs).toBe(0);
+    await source.readChanges(since, soon(), { inactiveBefore: 0 });
+    const exact = server.asked.findLast(({ entity }) => entity === "factsets")?.query ?? "";
+    expect(exact).toContain(`"timestamp","${new Date(since).toISOString()}"`);
   }
   await source.close();
   await server.close();

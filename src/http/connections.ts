@@ -3,6 +3,7 @@
 // the one that has waited longest without a whole question, or for whom the answer lies ready and is not read; a
 // connection's questions are answered one after the other, so that ten thousand sent at once hold up nobody else's.
 
+import type { RequestListener, Server } from "node:http";
 import type { Socket } from "node:net";
 import type { FastifyReply, FastifyRequest, HookHandlerDoneFunction } from "fastify";
 import { MAX_OPEN_FILES } from "../open-files.js";
@@ -32,6 +33,16 @@ export class Connections {
     const [longest = socket] = this.#waiting;
     longest.destroy();
   };
+
+  /** The rest of what came in one piece on a connection that was ended meanwhile is not looked at: thousands of questions. */
+  skipEnded(server: Server): void {
+    const [answer] = server.listeners("request") as RequestListener[];
+    if (answer === undefined) return;
+    server.off("request", answer);
+    server.on("request", (question, response) => {
+      if (!question.socket.destroyed) answer(question, response);
+    });
+  }
 
   /** Its turn has come, when the answers before have gone. */
   readonly queue = (

@@ -57,7 +57,7 @@ const MAX_REGISTRATIONS_BYTES = 8 * 1024 * 1024;
 /** To send one, headers and body. */
 const REQUEST_MS = 10_000;
 
-/** For each client. A page that is looked at asks a few times a second, a script that registers nodes some more. */
+/** For each client, of each kind: those that read, and those that change something. A page that is looked at asks a few times a second, a script that registers nodes some more. */
 const MAX_REQUESTS = 2_000;
 const REQUESTS_WINDOW_MS = 10_000;
 
@@ -81,6 +81,7 @@ export async function buildApi(parts: ApiParts): Promise<FastifyInstance> {
   const methods = rememberRoutes(api);
   const connections = new Connections();
   api.server.on("connection", connections.accept);
+  connections.skipEnded(api.server);
   api.addHook("onRequest", connections.queue);
   api.addHook("preHandler", connections.begin);
   api.addHook("onSend", connections.end);
@@ -90,6 +91,8 @@ export async function buildApi(parts: ApiParts): Promise<FastifyInstance> {
   await api.register(rateLimit, {
     max: MAX_REQUESTS,
     timeWindow: REQUESTS_WINDOW_MS,
+    // Whoever shows the fleet to many does not keep the one beside it from registering a node.
+    keyGenerator: ({ ip, method }) => `${["GET", "HEAD"].includes(method) ? "reads" : "writes"} ${ip}`,
     addHeaders: { "x-ratelimit-limit": false, "x-ratelimit-remaining": false, "x-ratelimit-reset": false },
     addHeadersOnExceeding: {
       "x-ratelimit-limit": false,

@@ -88,6 +88,7 @@ const ActiveRow = z.object({ certname: z.string() });
 const CountRow = z.object({ count: z.number() });
 const VersionAnswer = z.object({ version: z.string() });
 const StatusAnswer = z.object({ status: z.object({ queue_depth: z.number() }) });
+const TimeAnswer = z.object({ server_time: z.string() });
 const InactiveRow = z.object({ certname: z.string(), deactivated: Timestamp, expired: Timestamp });
 
 const LATEST = ["=", "latest_report?", true];
@@ -121,11 +122,13 @@ export class PuppetDb {
   readonly #config: PuppetdbServer;
   readonly #connector: Connector;
   readonly #counts: ReadonlySet<"facts" | "reports">;
-  /**
-   * How far the clock in the last answer, PuppetDB's or that of a proxy before it, is ahead of this machine's (ms). If it is
-   * a proxy's, what PuppetDB receives meanwhile is dated earlier, so a reading of changes looks back as much further.
-   */
+  /** How far the clock by which the last reading was dated is ahead of this machine's (ms). */
   clockAheadMs = 0;
+  /**
+   * That clock may be a proxy's, because PuppetDB did not tell its own. What PuppetDB receives meanwhile is dated earlier if
+   * it is ahead, so a reading of changes looks back as much further.
+   */
+  #isDoubtful = true;
   readonly #teller: Teller;
   /** The last full reading has found nodes for which only a catalog can tell. */
   #hasLoneNodes = true;
@@ -152,11 +155,13 @@ export class PuppetDb {
     const found = new Gathering("full", hasServer, this.#teller);
     const now = Date.now();
     const findsLatest = hasTableOfLatest(this.#version);
+    const clock = this.#readClock(signal);
     const reports = findsLatest ? LATEST : after(now - RECENT_MS);
     await this.#readTogether(found, signal, (ask) => [
       ...this.#askFacts(ask, found, ACTIVE),
       ...this.#askNewestReports(ask, found, ["and", reports, ACTIVE], now),
     ]);
+    this.#date(found, await clock, now);
     let activeCount = -1;
     // Behind the submissions: who has been deactivated since is in the one and not in the other.
     await this.#readTogether(found, signal, (ask) => [
@@ -307,7 +312,10 @@ export class PuppetDb {
     { inactiveBefore, known, hasServer = anyProducer }: ChangesOptions = {},
   ): Promise<Reading> {
     const found = new Gathering("changes", hasServer, this.#teller);
-    const from = iso(since - Math.min(Math.max(0, this.clockAheadMs), DAY_MS));
+    const now = Date.now();
+    const aheadMs = this.#isDoubtful ? Math.max(0, this.clockAheadMs) : 0;
+    const from = iso(since - Math.min(aheadMs, DAY_MS));
+    const clock = this.#readClock(signal);
     const recent = after(Date.parse(from) - MASTER_CLOCK_ALLOWANCE_MS);
     await this.#readTogether(found, signal, (ask) => [
       ...this.#askFacts(ask, found, ["and", [">", "timestamp", from], ACTIVE]),
@@ -316,6 +324,7 @@ export class PuppetDb {
         found.inactiveCount = count;
       }),
     ]);
+    this.#date(found, await clock, now);
     // The slowest of all (0.25 s in a million nodes), and most fleets have no such node. The first one is found by the
     // next full reading.
     if (this.#hasLoneNodes) {
@@ -407,6 +416,28 @@ export class PuppetDb {
     return (await this.#ask(path, StatusAnswer, signal)).status.queue_depth;
   }
 
+  /**
+   * PuppetDB's own clock (ms), whatever is in front of it: not later than when it was asked. Undefined if it does not tell:
+   * of what keeps it from that, the queries tell.
+   */
+  async #readClock(signal: AbortSignal): Promise<number | undefined> {
+    const began = performance.now();
+    const answer = await this.#ask("/pdb/meta/v1/server-time", TimeAnswer, signal).catch(() => undefined);
+    const time = Date.parse(answer?.server_time ?? "");
+    return Number.isNaN(time) ? undefined : Math.floor(time - (performance.now() - began));
+  }
+
+  #date(found: Gathering, own: number | undefined, began: number): void {
+    found.asOf = own ?? found.asOf;
+    this.#isDoubtful = own === undefined;
+    this.#compare(found.asOf, began);
+  }
+
+  #compare(clock: number, ours: number): void {
+    this.clockAheadMs = Math.abs(clock - ours) < CLOCK_MS ? 0 : clock - ours;
+    if (this.#teller.from !== undefined) this.#teller.behindMs = Math.max(0, -this.clockAheadMs);
+  }
+
   async #ask<Answer>(path: string, shape: z.ZodType<Answer>, signal: AbortSignal): Promise<Answer> {
     const url = `${this.#config.url}${path}`;
     const { agent, headers } = await this.#connector.open(signal);
@@ -484,10 +515,9 @@ export class PuppetDb {
             headers,
           });
       await checkAnswer(url, response);
-      // Jetty takes the date when the request arrives. Something in front of it may drop the header.
+      // Jetty takes the date when the request arrives. Something in front of it may drop the header, or write its own.
       const clock = Date.parse(String(response.headers.date)) || began;
-      this.clockAheadMs = Math.abs(clock - began) < CLOCK_MS ? 0 : clock - began;
-      if (this.#teller.from !== undefined) this.#teller.behindMs = Math.max(0, -this.clockAheadMs);
+      if (this.#isDoubtful) this.#compare(clock, began);
       const decoder = new TextDecoder("utf-8", { fatal: true });
       for await (const chunk of response.body) {
         await letOthersIn(); // A fast PuppetDB leaves no gap: the next chunk is there already.

@@ -4,7 +4,7 @@
 // costs that line, and a last line that was cut off by a kill nothing that was answered. Two sasoris may share the file: what
 // the other one wrote is read and merged, the newest wins.
 
-import { constants, existsSync } from "node:fs";
+import { constants } from "node:fs";
 import { type FileHandle, open, rename, stat } from "node:fs/promises";
 import { z } from "zod";
 import { Patience } from "../deadline.js";
@@ -140,10 +140,9 @@ export class Journal implements State {
     this.#file = file;
   }
 
-  /** What `load` met, for as long as the file that it set aside is still there. */
+  /** What `load` met, for as long as the file that it set aside is still there, as of the last pass. */
   get trouble(): SasoriError | undefined {
-    if (this.#aside !== undefined && existsSync(this.#aside.file)) return this.#aside.error;
-    return this.#blocked;
+    return this.#aside?.error ?? this.#blocked;
   }
 
   /**
@@ -298,6 +297,8 @@ export class Journal implements State {
   async readOthers(signal: AbortSignal): Promise<Row[] | undefined> {
     if (this.#blocked !== undefined) return undefined;
     return this.#patience.wait(signal, this.#silent, async () => {
+      const { file = "" } = this.#aside ?? {};
+      if (file !== "" && !(await stat(file).then(isThere, isElse))) this.#aside = undefined;
       const found = await this.#fingerprint();
       if (found === this.#left) return undefined;
       this.#left = found;
@@ -334,6 +335,10 @@ export class Journal implements State {
       `cannot write the state file ${this.#file}: its file system does not answer (${why})`,
     );
 }
+
+const isThere = () => true;
+/** Only a file that is known to be gone is gone. */
+const isElse = (error: unknown) => systemCode(error) !== "ENOENT";
 
 function* chunksOf(rows: readonly Row[]): Generator<string> {
   yield HEADER;

@@ -341,16 +341,13 @@ describe.each(Object.entries(BACKENDS))("%s", (_, start) => {
     });
   });
 
-  test("a reading is dated by PuppetDB's clock, in whole seconds, not later than its beginning", async () => {
-    await untilNextSecond();
+  test("a reading is dated by PuppetDB's own clock, which is ours here, not later than its beginning", async () => {
     const began = Date.now();
     const first = await all();
-    expect(first.asOf % SECOND_MS).toBe(0);
-    expect(first.asOf).toBeGreaterThan(began - 2 * SECOND_MS); // Jetty writes the date once a second.
+    expect(first.asOf).toBeGreaterThan(began - patient(SECOND_MS));
     expect(first.asOf).toBeLessThanOrEqual(Date.now());
-    await untilNextSecond();
-    await untilNextSecond();
-    expect((await changesSince(began)).asOf).toBeGreaterThan(first.asOf);
+    const later = Date.now();
+    expect((await changesSince(began)).asOf).toBeGreaterThan(later - patient(SECOND_MS));
   });
 
   test("nothing is lost between a reading and the next one, dated by the first", async () => {
