@@ -99,7 +99,7 @@ export const Time = ({ at, children }: { at: string; children: string }) => (
 );
 
 const TIME_OR_COMMAND =
-  /(\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z|sasori [a-z]+(?: --[a-z-]+)+(?: [0-9a-f]{12})?)/;
+  /(\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z|sasori [a-z]+(?: --[a-z-]+)+(?: [0-9a-f]{12})?|`[^`]+`)/;
 
 /** A sentence of sasori's: times as the reader's clock has them, commands as what they are. */
 export const Prose = ({ children: text, now }: { children: string; now: number }) => (
@@ -109,6 +109,7 @@ export const Prose = ({ children: text, now }: { children: string; now: number }
       .split(TIME_OR_COMMAND)
       .map((part, index) => {
         if (index % 2 === 0) return part;
+        if (part.startsWith("`")) return <code>{part.slice(1, -1)}</code>;
         if (!part.startsWith("sasori ")) return <Time at={part}>{clock(part, now)}</Time>;
         // A line may end between two words of a command, not behind the hyphens of an option.
         const words = part.split(/(--\S+)/);
