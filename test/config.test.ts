@@ -35,6 +35,49 @@ describe("the configuration", () => {
     });
   });
 
+  test("takes several PuppetDBs: bars between alternatives, commas between estates", () => {
+    const several = (url: string) => readConfig({ ...REQUIRED, SASORI_PUPPETDB_URL: url }).puppetdb;
+    expect(several("http://pdb1:8080 | http://pdb2:8080/, http://pdb.us:8080")).toMatchObject([
+      [
+        { url: "http://pdb1:8080", from: "http://pdb1:8080" },
+        { url: "http://pdb2:8080", from: "http://pdb2:8080" },
+      ],
+      [{ url: "http://pdb.us:8080", from: "http://pdb.us:8080" }],
+    ]);
+    expect(several("http://pdb1:8080")[0]?.[0]?.from).toBeUndefined();
+    for (const url of ["http://pdb1:8080|", "http://pdb1:8080,http://pdb1:8080/"])
+      expect(problems({ ...REQUIRED, SASORI_PUPPETDB_URL: url })).toHaveLength(1);
+  });
+
+  test("takes one file for all estates, or one for each, and none where a place is empty", async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), "sasori-config-"));
+    const [eu, us] = ["eu", "us"].map((name) => path.join(folder, name)) as [string, string];
+    for (const file of [eu, us]) await writeFile(file, "secret");
+    const several = {
+      ...REQUIRED,
+      SASORI_PUPPETDB_URL: "https://pdb1:8081|https://pdb2:8081,https://pdb.us:8081",
+    };
+    const { puppetdb } = readConfig({
+      ...several,
+      SASORI_PUPPETDB_CA: eu,
+      SASORI_PUPPETDB_CERT: `${eu},${us}`,
+      SASORI_PUPPETDB_KEY: `${eu}, ${us}`,
+      SASORI_PUPPETDB_TOKEN_FILE: `,${us}`,
+    });
+    expect(puppetdb.flat()).toMatchObject([
+      { caFile: eu, certFile: eu, keyFile: eu, tokenFile: undefined },
+      { caFile: eu, certFile: eu, keyFile: eu, tokenFile: undefined },
+      { caFile: eu, certFile: us, keyFile: us, tokenFile: us },
+    ]);
+    expect(problems({ ...several, SASORI_PUPPETDB_TOKEN_FILE: `${eu},${us},${us}` })).toEqual([
+      expect.stringMatching(/SASORI_PUPPETDB_TOKEN_FILE names 3 files and SASORI_PUPPETDB_URL 2 estates/),
+    ]);
+    expect(
+      problems({ ...several, SASORI_PUPPETDB_CERT: `${eu},${us}`, SASORI_PUPPETDB_KEY: `${eu},` }),
+    ).toEqual([expect.stringMatching(/belong together/)]);
+    await rm(folder, { recursive: true });
+  });
+
   test("reports everything that is wrong at once: the variable, what it is, what was expected, an example", () => {
     const found = problems({
       SASORI_PUPPETDB_URL: "ftp://puppetdb",
@@ -294,7 +337,7 @@ describe("the configuration", () => {
       ...["postgres://sasori:hush@pg/state", "postgres://sasori@pg/state?password=x"],
     ]) {
       const [problem = ""] = problems({ ...REQUIRED, SASORI_STATE_URL: wrong });
-      expect(problem).toMatch(/^SASORI_STATE_URL is .*: expected /);
+      expect(problem).toMatch(/^ {2}SASORI_STATE_URL is .*: expected /);
       expect(problem).not.toContain("hush");
     }
     expect(problems({ ...REQUIRED, SASORI_STATE_CA: "/etc/hostname" })).toEqual([
