@@ -473,7 +473,8 @@ describe("with a daemon", () => {
       const bare = { SASORI_LISTEN: env.SASORI_LISTEN ?? "", TZ: "Asia/Kolkata" };
       for (const args of [["status"], ["masters"], ["moves"], ["passes"], ["nodes"], ["sync"], ["diff"]]) {
         const { code, stderr } = await run("sasori", args, bare);
-        expect({ args, code, stderr }).toEqual({ args, code: 0, stderr: "" });
+        const said = args[0] === "moves" ? "no moves\n" : "";
+        expect({ args, code, stderr }).toEqual({ args, code: 0, stderr: said });
       }
       const found = await run("sasori", ["lookup", node(0).toUpperCase()], bare);
       expect(found.stdout).toMatch(new RegExp(`^${node(0)}\n  desired +master1`));
@@ -728,7 +729,7 @@ describe("with a daemon", () => {
           command,
           code: 1,
           stdout: expect.stringMatching(
-            /nobody listens there: the socket itself is mounted[\s\S]*mount its folder/,
+            /(nobody|nothing) listens there: the socket itself is mounted[\s\S]*mount its folder/,
           ),
         });
       }

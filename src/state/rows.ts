@@ -41,7 +41,7 @@ const Removed = z.strictObject({
 const Home = z.strictObject({ master: MasterShape });
 const Sizes = z.strictObject({
   forgottenAt: Time,
-  sizes: z.array(z.strictObject({ at: Time, size: z.int().positive() })).max(MAX_SIZES),
+  sizes: z.array(z.strictObject({ at: Time, size: z.int().nonnegative() })).max(MAX_SIZES),
 });
 
 const row = <Kind extends string, Key extends z.ZodType<string>, Value extends z.ZodType>(
