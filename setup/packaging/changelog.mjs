@@ -46,8 +46,18 @@ function packaged(name) {
 function itemsOf(body) {
   return body
     .split(/\n(?=- )|\n\n+/)
-    .map((item) => item.replace(/^- /, "").replace(/\s+/g, " ").replaceAll("`", "").trim())
+    .map((item) => plain(item.replace(/^- /, "")))
     .filter((item) => item !== "");
+}
+
+/** Without Markdown's marks; a heading says what the items behind it are. */
+function plain(item) {
+  return item
+    .replace(/^#+ (.*)$/, "$1:")
+    .replace(/\[([^\]]*)\]\([^)]*\)/g, "$1")
+    .replace(/`|\*\*|\*(?=\w)|(?<=\w)\*/g, "")
+    .replace(/\s+/g, " ")
+    .trim();
 }
 
 /** The day of its tag, or, before there is one, of the last commit. */
