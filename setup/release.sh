@@ -53,7 +53,7 @@ npm pack --ignore-scripts --silent --pack-destination "$release" >&2
 say "the Puppet module"
 module=sasori-sasori-$version
 mkdir "$release/$module"
-git ls-files -z deploy/puppet | tar --null -c -T - --exclude=deploy/puppet/spec --exclude=deploy/puppet/.rspec |
+git ls-files -z deploy/puppet | tar -c --exclude=deploy/puppet/spec --exclude=deploy/puppet/.rspec --null -T - |
   tar -x -C "$release/$module" --strip-components=2
 sed -i "s/^  \"version\": \".*\"/  \"version\": \"$version\"/" "$release/$module/metadata.json"
 tar -c --owner=0 --group=0 --sort=name -C "$release" "$module" | gzip -9n >"$release/$module.tar.gz"

@@ -102,7 +102,9 @@ describe("the npm package", () => {
 
   test("runs: help, version, configuration, and the exit code of a wrong one", async () => {
     const { version } = JSON.parse(await readFile(path.join(ROOT, "package.json"), "utf8"));
-    expect(await sasori("--help")).toContain("Keeps HAProxy's node-to-puppetserver map in sync with PuppetDB.");
+    expect(await sasori("--help")).toContain(
+      "Keeps HAProxy's node-to-puppetserver map in sync with PuppetDB.",
+    );
     expect((await sasori("--version")).trim()).toBe(version);
     expect(await sasori("config")).toContain(path.join(elsewhere, "node-master.map"));
     await expect(sasori("no-such-command")).rejects.toThrow("failed (2)");
