@@ -249,7 +249,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         const master = section(page, "Masters").getByRole("listitem").filter({ hasText: "master1" });
         await master.getByText("drained", { exact: true }).waitFor();
         await page
-          .getByText(/still serves the nodes that the map names/)
+          .getByText(/still serves its own nodes/)
           .first()
           .waitFor();
         await page
