@@ -341,7 +341,7 @@ describe("the configuration", () => {
       expect(problem).not.toContain("hush");
     }
     expect(problems({ ...REQUIRED, SASORI_STATE_CA: "/etc/hostname" })).toEqual([
-      "SASORI_STATE_CA needs SASORI_STATE_URL",
+      "  SASORI_STATE_CA needs SASORI_STATE_URL",
     ]);
   });
 });
