@@ -43,8 +43,11 @@ function packaged(name) {
   return name.replace("-", "~");
 }
 
+/** Without Markdown's headings and marks. */
 function itemsOf(body) {
   return body
+    .replace(/^###.*$/gm, "")
+    .replaceAll("**", "")
     .split(/\n(?=- )|\n\n+/)
     .map((item) => plain(item.replace(/^- /, "")))
     .filter((item) => item !== "");
