@@ -216,7 +216,7 @@ describe("the command line", () => {
           const sync = await cli("sync");
           expect(sync).toMatchObject({ code: 0 });
           expect(sync.stdout).toMatch(/^node1\.example\.com +master1 → master2$/m);
-          expect(sync.stdout).toContain("puppet9.corp 1");
+          expect(sync.stdout).toContain("puppet9.corp (1)");
           expect(await masterOf(gateway, NODE)).toBe("master2");
           const lookup = await cli("lookup", NODE);
           expect(lookup.stdout).toMatch(/desired +master2, from facts since 20/);
@@ -231,7 +231,7 @@ describe("the command line", () => {
           const doctor = JSON.parse((await cli("doctor", "--json")).stdout) as Diagnosis;
           const outcomes = Object.fromEntries(doctor.findings.map(({ check, outcome }) => [check, outcome]));
           expect(outcomes).toMatchObject({ "PuppetDB's answers": "ok", nodes: "ok", "live map": "ok" });
-          expect(JSON.stringify(doctor.findings)).toMatch(/PuppetDB [78]\.\S+ takes sasori's queries/);
+          expect(JSON.stringify(doctor.findings)).toMatch(/PuppetDB [78]\.\S+ answered sasori's queries/);
 
           await daemon.end();
           expect(await cli("status")).toMatchObject({
@@ -283,7 +283,7 @@ describe("moving nodes by hand", () => {
           await routed(gateway, NODE).toBe("master1");
           expect(await cli("register", NODE, "master9")).toMatchObject({
             code: 2,
-            stderr: expect.stringContaining("no server"),
+            stderr: expect.stringContaining("no master"),
           });
           const registered = await cli("register", NODE, "master3");
           expect(registered.stdout).toMatch(/desired +master3, from registration/);
@@ -331,7 +331,7 @@ describe("moving nodes by hand", () => {
           await puppetdb.replaceFacts({ certname: NODE, producer: "master2" });
           expect((await cli("sync")).stdout).toContain("displaced: 1 node");
           expect((await cli("rebalance", "--dry-run")).stdout).toMatch(
-            /node1\.example\.com +at master2, at home master1/,
+            /node1\.example\.com +master2 +master1$/m,
           );
           expect(await masterOf(gateway, NODE)).toBe("master2");
           await first?.start();
@@ -341,7 +341,7 @@ describe("moving nodes by hand", () => {
             stdout: expect.stringContaining("1 node moved back"),
           });
           await routed(gateway, NODE).toBe("master1");
-          expect((await cli("rebalance", "--dry-run")).stdout).toBe("no displaced nodes\n");
+          expect((await cli("rebalance", "--dry-run")).stderr).toBe("no displaced nodes\n");
         },
         {},
       );
