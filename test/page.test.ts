@@ -10,7 +10,6 @@ import type { Browser, Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
 import type { Move, Status, Trouble } from "../src/http/api-shapes.js";
-import { ERRORS, TROUBLES } from "../src/http/troubles.js";
 import { tell } from "../src/page/headline.js";
 import { addMoves, domainOf, emptyMoveLog, MINUTE_MS, plotOf } from "../src/page/state.js";
 import { findChromium, launchChromium, NO_CHROMIUM, overflow, withPage } from "./support/browser.js";
@@ -713,19 +712,6 @@ describe("the headline tells what clients see", () => {
       title: "puppet1 is down",
       detail: "requests for its nodes go to another master",
     });
-  });
-
-  test("every code that a trouble can have has a title of its own", () => {
-    const passing = ["CONFIG_INVALID", "USAGE", "BUSY", "PROBE_TIMEOUT", "DAEMON", "STOPPED", "INTERNAL"];
-    const codes = [...Object.keys(ERRORS), ...Object.keys(TROUBLES)].filter(
-      (code) => !passing.includes(code),
-    );
-    const lastPass = { held: { count: 1, reason: "" }, unroutable: { nodes: 1, producers: {} } };
-    const untitled = codes.filter((code) => {
-      const { title } = told({ code, where: "somewhere" }, { lastPass } as unknown as Partial<Status>);
-      return title === `somewhere: ${code}`;
-    });
-    expect(untitled).toEqual([]); // Give them one in src/page/headline.ts.
   });
 
   test("the domain that lists leave out is one that all masters have", () => {

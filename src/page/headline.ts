@@ -1,7 +1,9 @@
 // The page's headline: what clients of HAProxy see now, in one line, and each trouble once.
 // Pure. Without a connection the headline says so: what is shown is never older than it looks.
 
+import type { ErrorCode } from "../errors.js";
 import type { Status, Trouble } from "../http/api-shapes.js";
+import type { TROUBLES } from "../http/troubles.js";
 import { domainOf, mastersOf, nowOf, type State } from "./state.js";
 import { clock, count, counted, minute, shortName } from "./words.js";
 
@@ -26,8 +28,14 @@ const OWN_MAP = "It serves the map that it has. Changes do not reach it until th
 const OLD_FILE =
   "Requests are served: every running HAProxy has the map. One that restarts now would load an old map file.";
 
-/** Titles, and what the trouble means for clients where its own words do not say that. */
-const WORDS: Record<string, [title: string, detail?: string]> = {
+/** What is not told as a trouble, or has a title that names its master or says how many. */
+type Otherwise =
+  | ("CONFIG_INVALID" | "USAGE" | "BUSY" | "PROBE_TIMEOUT" | "DAEMON" | "STOPPED" | "INTERNAL")
+  | ("held" | "unroutable" | keyof typeof OF_MASTER);
+type Words = [title: string, detail?: string];
+
+/** Titles, and what the trouble means for clients where its own words do not say that. A new code needs one. */
+const WORDS: Record<Exclude<ErrorCode | keyof typeof TROUBLES, Otherwise>, Words> = {
   PUPPETDB_UNREACHABLE: ["PuppetDB unreachable", OLD_MAP],
   PUPPETDB_TIMEOUT: ["PuppetDB does not answer", OLD_MAP],
   PUPPETDB_TLS: ["No TLS connection to PuppetDB", OLD_MAP],
@@ -55,6 +63,7 @@ const WORDS: Record<string, [title: string, detail?: string]> = {
     "The replicas' database cannot be used",
     "Requests are served. Each replica goes on from its own file, and they agree again when it is back.",
   ],
+  standby: ["A standby PuppetDB is asked"],
   replica: ["A replica says nothing"],
   queue: ["PuppetDB is behind: its queue is long"],
   clock: ["Clocks differ"],
@@ -65,12 +74,15 @@ const WORDS: Record<string, [title: string, detail?: string]> = {
 };
 
 /** Titles that name the master. */
-const OF_MASTER: Record<string, string> = {
+const OF_MASTER = {
   down: "is down",
   drained: "is drained",
   weight: "gets requests of other masters' nodes",
   clock_ahead: "has a clock that is ahead",
 };
+
+const at = <Value>(table: Record<string, Value>, code: string): Value | undefined =>
+  Object.hasOwn(table, code) ? table[code] : undefined;
 
 export function tell(trouble: Trouble, status: Status, domain: string, now: number): Told {
   const { code, severity, where, what, since } = trouble;
@@ -81,14 +93,15 @@ export function tell(trouble: Trouble, status: Status, domain: string, now: numb
     const detail = "The nodes keep their routes until somebody approves.";
     return { tone, title: `${title} for your approval`, detail, trouble, cause: held.reason };
   }
-  const [words, detail] = WORDS[code] ?? [];
+  const [words, detail] = at<Words>(WORDS, code) ?? [];
+  const ofMaster = at<string>(OF_MASTER, code);
   const place = shortName(where, domain);
   const title =
     titleOf(trouble, status) ??
     words ??
-    (code in OF_MASTER ? `${place} ${OF_MASTER[code]}` : `${place}: ${code}`);
+    (ofMaster === undefined ? `${place}: ${code}` : `${place} ${ofMaster}`);
   const from = since === undefined ? "" : ` since ${minute(since, now)}`;
-  const isSaid = code in OF_MASTER && what.startsWith(where);
+  const isSaid = ofMaster !== undefined && what.startsWith(where);
   const cause = what.replace(` (since ${since})`, "").slice(isSaid ? what.indexOf(": ") + 2 : 0);
   if (detail === undefined) return { tone, title: title + from, detail: cause, trouble, cause: undefined };
   const served = status.ready ? detail : "No map is being served yet.";
