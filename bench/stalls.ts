@@ -2,7 +2,7 @@
 // (turns.ts) and by somebody outside who asks what HAProxy asks (stalls-asker.ts). PuppetDB is a stand-in whose answers
 // are ready (stalls-fleet.ts): they come faster than a real one's, so sasori has more to do at once.
 
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -81,7 +81,7 @@ async function measure(stage: Stage, nodes: number, say: (text: string) => void,
   };
   const asked = `http://127.0.0.1:${port}/healthz`;
   const asker = [process.execPath, program("stalls-asker"), asked, files.answers];
-  await stage.program("asker", asker, {}, async () => true);
+  await stage.program("asker", asker, {}, async () => existsSync(at("asker.pid")));
   const phases = new Phases(nodes, files, say);
   const peak = await Stage.with(signal, (life) => firstLife(life, env, fleet, phases));
   await writeFile(env.SASORI_STATE_FILE, stateOf(Math.min(nodes, REGISTRATIONS)));
