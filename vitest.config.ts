@@ -3,9 +3,10 @@ import { defineConfig } from "vitest/config";
 import { isQuick } from "./test/support/parts.js";
 import { patient } from "./test/support/patience.js";
 
-/** What `npm run test:quick` leaves out: a browser, many processes, packages, waits of many seconds. */
+/** What `npm run test:quick` leaves out: a browser, a database, many processes, packages, waits of many seconds. */
 const SLOW = [
   "agents",
+  "agree",
   "cli",
   "dead-master",
   "deploy-*",

@@ -142,10 +142,10 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         expect(await page.title()).toMatch(/^✓ Everything is in sync/);
         const masters = section(page, "Masters").getByRole("listitem");
         await masters.filter({ hasText: /master1.*up.*10 nodes.*33\.3%/ }).waitFor();
-        expect(await masters.count()).toBe(3);
+        await expect.poll(() => masters.count()).toBe(3);
         const haproxy = section(page, "HAProxys and the map file");
         await haproxy.getByText(/HAProxy \d+\.\d+/).waitFor();
-        expect(await haproxy.getByText("in sync").count()).toBe(2);
+        await expect.poll(() => haproxy.getByText("in sync").count()).toBe(2);
         await section(page, "Passes").getByRole("listitem").first().waitFor();
 
         await site.puppetdb.replaceFacts({ certname: NODE, producer: "master3" });
@@ -156,7 +156,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
           .waitFor();
         await moves.getByText("1 from master to master").waitFor();
         await masters.filter({ hasText: /master3.*11 nodes/ }).waitFor();
-        expect(await moves.locator("canvas").count()).toBe(1);
+        await expect.poll(() => moves.locator("canvas").count()).toBe(1);
       }),
     ));
 
@@ -171,12 +171,14 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
           await page.getByRole("link", { name: NODE }).first().click();
           const story = page.getByRole("article", { name: NODE });
           await story.getByText(/because that master sent its latest report to PuppetDB/).waitFor();
-          expect(
-            await story
-              .getByRole("listitem")
-              .filter({ hasText: /master2/ })
-              .count(),
-          ).toBeGreaterThan(3);
+          await expect
+            .poll(() =>
+              story
+                .getByRole("listitem")
+                .filter({ hasText: /master2/ })
+                .count(),
+            )
+            .toBeGreaterThan(3);
           await story.getByText("sees its master up").waitFor();
           await story.getByText(/master1 to master2/).waitFor();
           await story.getByText(/\d\d:\d\d:\d\d \((\d+ s ago|just now)\)/).waitFor();
@@ -212,7 +214,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         await status(page)
           .getByText(/Start that HAProxy/)
           .waitFor();
-        expect(await status(page).getByText("HAPROXY_UNREACHABLE").count()).toBe(1);
+        await expect.poll(() => status(page).getByText("HAPROXY_UNREACHABLE").count()).toBe(1);
         await section(page, "HAProxys and the map file").getByText("HAPROXY_UNREACHABLE").waitFor();
         await site.gateway.haproxy.restart();
         await says(page, "Everything is in sync");
@@ -269,14 +271,14 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         await site.puppetdb.stop();
         await says(page, /^PuppetDB unreachable since \d\d:\d\d$/);
         await status(page).getByText("Requests are served from the map of that time").waitFor();
-        expect(await status(page).getByText("PUPPETDB_UNREACHABLE").count()).toBe(1);
+        await expect.poll(() => status(page).getByText("PUPPETDB_UNREACHABLE").count()).toBe(1);
         await page
           .getByText(/nothing is lost/)
           .first()
           .waitFor();
         expect(await masterOf(site, NODE)).toBe("master1");
         const failed = section(page, "Passes").getByRole("listitem").filter({ hasText: "failed" });
-        expect(await failed.count()).toBe(1);
+        await expect.poll(() => failed.count()).toBe(1);
         await site.puppetdb.start();
         await says(page, "Everything is in sync");
         // It came back empty, which only a look at everything shows.
@@ -439,7 +441,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         const story = page.getByRole("article", { name: "lost.example.com" });
         await story.getByText("404: no route").waitFor();
         await story.getByText("puppet9.example.com").waitFor();
-        expect(await story.getByText("no route", { exact: true }).count()).toBe(3);
+        await expect.poll(() => story.getByText("no route", { exact: true }).count()).toBe(3);
         expect(await story.locator("li[data-tone=good]").count()).toBe(0);
         await search.fill("example");
         await page.getByText("More than 20 found.").waitFor();

@@ -230,14 +230,11 @@ describe("a flood of names that nobody knows", () => {
       { name: "master2" as Master, host: "master2", address, state: "up", up: true } as const,
     ];
     const resolver = resolverOf(async () => new Map(), fleet, { probePath: "/{certname}", servers });
-    const codes = new Set<unknown>();
-    for (let index = 0; index < 150; index += 1)
-      codes.add(
-        await resolver
-          .owner(`bogus${index}` as Certname, undefined)
-          .catch((error: SasoriError) => error.code),
-      );
-    expect(codes).toEqual(new Set([undefined, "BUSY"]));
+    // At once: what a slow machine asked one after the other would be no flood.
+    const flood = Array.from({ length: 150 }, (_, index) =>
+      resolver.owner(`bogus${index}` as Certname, undefined).catch((error: SasoriError) => error.code),
+    );
+    expect(await Promise.all(flood)).toContain("BUSY");
     expect(await resolver.owner(A, "master1")).toBe("master2");
     await new Promise((resolve) => hasIt.close(resolve));
   });
