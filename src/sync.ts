@@ -109,6 +109,8 @@ export class Sync {
    * HAProxy goes on with what it has, and one that starts anew finds it in the file.
    */
   served = false;
+  /** How many nodes the map had that was last brought to an HAProxy. While one is being pushed, that of before. */
+  servedNodes = 0;
   /** The step of the pass under way, for whoever shows progress. */
   phase: Phase | undefined;
   /** When another sasori last wrote the map file or the state file (ms since the epoch). */
@@ -340,7 +342,10 @@ export class Sync {
     const masters = await this.#settleMasters(kind, stop);
     const journal = await this.#settle(stop, clock);
     for (const { done } of submitted) done();
-    this.served ||= this.#isServed();
+    if (this.#isServed()) {
+      this.served = true;
+      this.servedNodes = this.fleet.map.size;
+    }
     return { fleet: this.fleet, approvalUnmatched, masters, journal };
   }
 

@@ -171,7 +171,7 @@ function addMachineRoutes(api: Api, { sync, overview, resolver, metrics }: ApiPa
       },
     },
     async (_request, reply) =>
-      reply.code(overview.ready ? 200 : 503).send({ ready: overview.ready, nodes: sync.fleet.map.size }),
+      reply.code(overview.ready ? 200 : 503).send({ ready: overview.ready, nodes: sync.servedNodes }),
   );
   api.get(
     "/metrics",
