@@ -76,8 +76,10 @@ export class Host {
     return inside(this.#leader, `set -e\n${script}`, input);
   }
 
+  /** Its process 1 takes all others with it; without it systemd-nspawn ends. The other way round it would go on. */
   stop(): Promise<void> {
-    return this.#container.end("SIGKILL");
+    process.kill(this.#leader, "SIGKILL");
+    return this.#container.end();
   }
 }
 
