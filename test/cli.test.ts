@@ -54,6 +54,7 @@ const MORE = [
   "rebalance",
   "priority",
   "config",
+  "setup",
   "version",
   "completion",
   "man",

@@ -496,7 +496,9 @@ describe("the status", () => {
         await sync();
         expect(await status()).toMatchObject({
           state: "attention",
-          troubles: [{ severity: "warning", code: "unroutable", what: expect.stringContaining("puppet9 1") }],
+          troubles: [
+            { severity: "warning", code: "unroutable", what: expect.stringContaining("puppet9 (1)") },
+          ],
         });
         expect(await get("/api/v1/nodes?q=LOST.")).toEqual({
           nodes: [],
