@@ -127,7 +127,7 @@ export class Sync {
   readonly #configured: number;
   readonly #queue = new PassQueue<SyncReport>((request, stop) => this.#pass(request, stop));
   /** What was found out or ordered outside of a pass, and who waits for it to be in every target. */
-  #submitted: { change: (fleet: Fleet) => void; done: () => void }[] = [];
+  #submitted: { change: (fleet: Fleet) => void | Promise<void>; done: () => void }[] = [];
   #onSubmission = () => {};
   /** Only PuppetDB can say what takes the place of a registration that another sasori has ended. */
   #mustReadAll = false;
@@ -196,8 +196,15 @@ export class Sync {
   /** What another replica was told is in every live map here as soon as if it had been told us. */
   #takeNews(rows: readonly Row[]): void {
     // That a pass fails is in its report; after the end of sasori nobody needs it.
-    this.#submit(() => this.#take(rows)).catch(() => undefined);
+    this.#submit(() => this.#takeMoves(rows)).catch(() => undefined);
     if (rows.some(({ kind }) => kind === "approval")) this.request({}).catch(() => undefined);
+  }
+
+  /** Which nodes lost their home by these moves, the replica that made them has said: our HAProxy may see a master otherwise. */
+  async #takeMoves(rows: readonly Row[]): Promise<void> {
+    await this.#remember("with homes"); // What we found out before.
+    this.#take(rows);
+    await this.#remember();
   }
 
   /** Takes what an earlier run, or another sasori, has found out or was told. */
@@ -260,7 +267,7 @@ export class Sync {
     return this.#submit((fleet) => fleet.withdraw(ended, observation));
   }
 
-  async #submit(change: (fleet: Fleet) => void): Promise<void> {
+  async #submit(change: (fleet: Fleet) => void | Promise<void>): Promise<void> {
     const done = new Promise<void>((resolve) => {
       this.#submitted.push({ change, done: resolve });
     });
@@ -507,7 +514,7 @@ export class Sync {
   /** Takes what was submitted into the fleet, and remembers what changed by that and by the reading before. */
   async #takeSubmitted() {
     const submitted = this.#submitted.splice(0);
-    for (const { change } of submitted) change(this.fleet);
+    for (const { change } of submitted) await change(this.fleet);
     await this.#remember("with homes");
     return submitted;
   }

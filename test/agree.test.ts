@@ -11,6 +11,7 @@ import { runChecks } from "../src/doctor/check.js";
 import { stateDatabaseChecks } from "../src/doctor/checks-state.js";
 import type { Replicas, Status } from "../src/http/api-shapes.js";
 import type { Certname, Master } from "../src/node-map.js";
+import { inPieces } from "../src/pieces.js";
 import { Journal } from "../src/state/journal.js";
 import { SharedState } from "../src/state/shared-state.js";
 import type { Sync } from "../src/sync.js";
@@ -149,10 +150,12 @@ describe("replicas that share a database", () => {
 
   test("know each other's homes: a rebalance may be ordered anywhere", () =>
     withReplicas(2, async (lab, [one, two]) => {
-      one?.fleet.noteMoves(new Map([[node(2), "master1" as Master]]), () => "down");
+      const note = async (sync: Sync | undefined) =>
+        sync && inPieces(sync.fleet.noteMoves(new Map([[node(2), "master1" as Master]]), () => "down"));
+      await note(one);
       expect(one?.fleet.homes.size).toBe(0); // It has not moved.
       await one?.submit(registration(2, "master2"));
-      one?.fleet.noteMoves(new Map([[node(2), "master1" as Master]]), () => "down");
+      await note(one);
       await one?.request({ known: true });
       await expect.poll(() => two?.fleet.homes.get(node(2))).toBe("master1");
       await two?.submit(registration(2, "master1"));
