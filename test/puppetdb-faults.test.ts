@@ -207,7 +207,7 @@ describe("what PuppetDB may answer instead of rows", () => {
         response.writeHead(200, { ...headers, "content-length": packed.length }).end(packed);
       },
       "PUPPETDB_BODY",
-      ["gzip", "something before PuppetDB compresses"],
+      ["gzip", "a proxy in front of PuppetDB compresses"],
     ],
     [
       "bytes that are not UTF-8",
@@ -559,7 +559,7 @@ describe("credentials", () => {
     [
       "of a certificate that is cut and closed",
       (pem: string) => pem.replace(/^M[\s\S]*?\n(?=-)/m, "MIIC\n"),
-      /is none/,
+      /is not a certificate/,
     ],
     ["a key and no certificate", () => readFile(at("ca.key"), "utf8"), /holds no certificate/],
     ["a web page", () => "<html>", /holds no certificate/],

@@ -273,7 +273,7 @@ const Sample = { count: Count, samples: z.array(z.string()).describe("the first 
 
 /** A pass without its lists of changes. */
 export const PassShape = z.strictObject({
-  listed: z.boolean().describe("it did or met something: it is among `/api/v1/passes`"),
+  listed: z.boolean().describe("it changed something or failed: it is among `/api/v1/passes`"),
   kind: z.enum(["known", "changes", "full"]),
   dryRun: z.boolean(),
   outcome: z.enum(["done", "failed", "held"]),
@@ -328,7 +328,7 @@ export const PassShape = z.strictObject({
     .describe("those that were written, or failed"),
 });
 
-/** The passes that did or met something, the newest first; quiet ones are not kept. */
+/** The passes that changed something or failed, the newest first; quiet ones are not kept. */
 export const PassesShape = z.strictObject({ passes: z.array(PassShape) });
 
 export const SyncBody = z

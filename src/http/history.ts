@@ -1,4 +1,4 @@
-// What happened lately: the last moves, the last passes that did or met something, and since when PuppetDB fails.
+// What happened lately: the last moves, the last passes that changed something or failed, and since when PuppetDB fails.
 // Promises: bounded, whatever happens; the first filling of the map is no move, what changed while sasori was away is.
 // Pure state: no I/O, no clock.
 

@@ -138,10 +138,10 @@ export async function checkAnswer(url: string, response: Dispatcher.ResponseData
   const encoding = String(headers["content-encoding"] ?? "identity");
   if (statusCode === 200 && encoding !== "identity") {
     body.on("error", () => undefined).destroy();
-    const what = `${url} answered in ${quote(encoding)}, for which sasori had not asked`;
+    const what = `${url} sent a compressed answer (${quote(encoding)}) that sasori did not ask for`;
     throw new SasoriError(
       "PUPPETDB_BODY",
-      `${what}: something before PuppetDB compresses, let it not do so here`,
+      `${what}: a proxy in front of PuppetDB compresses: switch that off for PuppetDB`,
     );
   }
   if (statusCode === 200 && /^application\/json\b/i.test(type)) return;
@@ -247,7 +247,7 @@ export function pemProblem(text: string, kind: "CERTIFICATE" | "PRIVATE KEY"): s
     try {
       new X509Certificate(part);
     } catch (error) {
-      return `holds a certificate that is none (${reason(error)})`;
+      return `holds something that is not a certificate (${reason(error)})`;
     }
   }
   return undefined;

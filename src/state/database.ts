@@ -407,7 +407,7 @@ export async function schemaVersion(client: Client): Promise<number> {
   const version = rows[0]?.version ?? 0;
   if (version <= MIGRATIONS.length) return version;
   const what = `its schema is of version ${version}, this sasori knows ${MIGRATIONS.length}`;
-  throw new SasoriError("STATE_DATABASE", `${what}: a newer sasori has made it, update this one`);
+  throw new SasoriError("STATE_DATABASE", `${what}: a newer sasori made it: update this one`);
 }
 
 /** Resolves early when `signal` ends. */

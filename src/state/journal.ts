@@ -183,17 +183,17 @@ export class Journal implements State {
   async close(): Promise<void> {}
 
   async #keepCopy(unusable: readonly string[], text: string, untouched: boolean): Promise<void> {
-    const what = `${unusableEntries(unusable)} of the state file ${this.#file} cannot be used and are not in force, the others are`;
+    const what = `${unusableEntries(unusable)} of the state file ${this.#file} cannot be used; the others are in force`;
     try {
       if (untouched) throw new Error("nothing is to be touched");
       const aside = this.#asideName();
       await replaceFile(aside, [text], STATE_FILE_MODE);
-      const message = `${what}: a copy with all was set aside as ${aside}`;
+      const message = `${what}. A copy of the whole file was set aside as ${aside}`;
       this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message) };
     } catch (error) {
       const remedy = untouched
         ? ""
-        : `, and new ones are not kept: no copy can be set aside: ${reason(error)}`;
+        : `. New entries are not saved, because the file cannot be copied: ${reason(error)}`;
       this.#blocked = new SasoriError("STATE_FILE", `${what}${remedy}`, { cause: error });
     }
   }
@@ -215,7 +215,7 @@ export class Journal implements State {
       );
       return;
     }
-    const message = `${this.#file} is no usable state file (${what}): it was set aside as ${aside}; registrations and learned routes in it are not in force`;
+    const message = `${this.#file} is not a usable state file (${what}): it was set aside as ${aside}. Its registrations and learned routes are not in force`;
     this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message, { cause: error }) };
   }
 
