@@ -797,7 +797,7 @@ frontend classes
             await masters[0]?.stop();
             const down = async () =>
               (await command("show stat")).match(/^puppet,master[13],.*,DOWN,/gm)?.length;
-            await expect.poll(down, { timeout: 15_000 }).toBe(2);
+            await expect.poll(down).toBe(2);
             await command("set maxconn server puppet/master2 1");
             const [, master] = masters;
             const release = hold(master);

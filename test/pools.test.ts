@@ -229,7 +229,7 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin }) => {
       expect(await served(4)).toEqual(new Set([`fra/${second}`]));
       expect(await ask(NODE, { method: "POST", body: "x" })).toMatchObject({ status: 200 });
       const masters = async () => await get("/api/v1/masters");
-      await expect.poll(masters, { timeout: 10_000 }).toMatchObject({
+      await expect.poll(masters).toMatchObject({
         masters: [
           { master: "fra", kind: "pool", nodes: 1, servers: [{ state: "up", status: "1 of 2 servers up" }] },
           { master: "lon", kind: "pool", nodes: 0, servers: [{ state: "up", status: "2 of 2 servers up" }] },
@@ -319,7 +319,7 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin }) => {
         await sync();
         return get("/api/v1/status");
       };
-      await expect.poll(state, { timeout: 15_000 }).toMatchObject({
+      await expect.poll(state).toMatchObject({
         troubles: [{ code: "down", where: "fra", what: expect.stringContaining("fra is down") }],
       });
       for (const method of ["POST", "GET"]) expect(await ask(NODE, { method })).toMatchObject(wanted);
@@ -403,7 +403,7 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin }) => {
           expect(await ask(NODE)).toMatchObject({ status: 200, route: "mapped", by: `fra/${first}` });
         expect(master(first).client).toEqual({ name: "gateway.example.com", sni: false });
         expect(master(second).requests).toBe(0);
-        await expect.poll(haproxy.output, { timeout: 10_000 }).toMatch(`fra/${second} is DOWN`);
+        await expect.poll(haproxy.output).toMatch(`fra/${second} is DOWN`);
         expect(haproxy.output()).not.toContain(`fra/${first} is DOWN`);
       });
     } finally {
