@@ -8,6 +8,8 @@ import { describe, expect, test } from "vitest";
 import { startDaemon } from "../src/daemon.js";
 import type { Moves, Nodes, Registrations, Story } from "../src/http/api-shapes.js";
 import { MAX_REGISTRATIONS } from "../src/http/api-shapes.js";
+import { toRegistrations } from "../src/http/registrations.js";
+import type { Master } from "../src/node-map.js";
 import { freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
 import { haproxyBinaries } from "./support/parts.js";
@@ -176,4 +178,14 @@ describe("many registrations in one call", () => {
         expect((await get<Story>(`/api/v1/nodes/${node(1)}`)).desired).toMatchObject({ reason: "back" });
       }),
     ));
+});
+
+test("a node that is named twice with one server, by its name and by its puppetserver's, is no contradiction", () => {
+  const servers = {
+    names: new Set(["master1", "master2"]),
+    resolve: (producer: string) => (producer === "puppet1.example.com" ? ("master1" as Master) : undefined),
+  };
+  const twice = ["puppet1.example.com", "puppet1.example.com", "master1"];
+  const body = twice.map((master) => ({ certname: "a.example.com", master }));
+  expect(toRegistrations(body, {}, servers)).toMatchObject([{ certname: "a.example.com", master: "master1" }]);
 });

@@ -129,6 +129,33 @@ describe("the state file", () => {
     ]);
   });
 
+  test("that two write in the same moment is read by both", async () => {
+    const journals = [new Journal(file), new Journal(file)] as const;
+    for (let round = 0; round < 60; round += 1) {
+      await Promise.all(journals.map((one, index) => one.save([registered(2 * round + index, "master1")])));
+      for (const one of journals) await one.readOthers(signal());
+      expect([round, ...journals.map(({ rows }) => rows.size)]).toEqual([round, 2 * round + 2, 2 * round + 2]);
+    }
+  });
+
+  test("that somebody replaces by what cannot be understood is set aside, and only then written anew", async () => {
+    const { journal } = await load();
+    await journal.save([registered(1, "master1")]);
+    const whole = await readFile(file, "utf8");
+    const damaged = `${whole}${toLine(parseRow(registered(2, "master2"))).replace("master2", "master3")}`;
+    const kept = ["sasori-state 3\nof a newer sasori\n", damaged];
+    for (const text of kept) {
+      await writeFile(file, text);
+      await journal.readOthers(signal());
+      await journal.save([]);
+      expect(await readFile(file, "utf8")).toBe(whole);
+      expect(journal.trouble?.code).toBe("STATE_FILE");
+    }
+    const aside = (await readdir(folder)).filter((name) => name.includes(".broken-")).sort();
+    const texts = await Promise.all(aside.map((name) => readFile(path.join(folder, name), "utf8")));
+    expect(texts).toEqual(kept);
+  });
+
   test("that two share ends with what both were told, whoever wrote last or wrote it anew", async () => {
     const [one, two] = [new Journal(file), new Journal(file)];
     await one.save([registered(1, "master1")]);

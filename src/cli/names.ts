@@ -8,7 +8,7 @@ import { type Certname, parseCertname } from "../node-map.js";
 /** How many names a message repeats. */
 const MAX_NAMES = 12;
 
-/** As many nodes as may stand before the one that is looked for. */
+/** More than one is enough to know that a name is ambiguous; these are counted. */
 const NEAR = 100;
 
 /** Nodes whose certname contains `q`, in order, behind `cursor`. */
@@ -20,9 +20,9 @@ export type Note = (text: string) => void;
 /** A name that nobody knows is returned as it is. Throws `USAGE` when a short name stands for several nodes. */
 export async function wholeCertname(typed: Certname, nodesWith: NodesWith, note: Note): Promise<Certname> {
   if (typed.includes(".")) return typed;
-  const near = await nodesWith({ q: typed, cursor: typed.slice(0, -1), limit: NEAR });
-  if (near.nodes.some(({ certname }) => certname === typed)) return typed;
-  const { nodes } = await nodesWith({ q: `${typed}.`, cursor: typed, limit: NEAR });
+  const exact = await nodesWith({ q: typed, cursor: before(typed), limit: 1 });
+  if (exact.nodes.some(({ certname }) => certname === typed)) return typed;
+  const { nodes } = await nodesWith({ q: `${typed}.`, cursor: before(`${typed}.`), limit: NEAR });
   const whole = only(
     typed,
     "node",
@@ -36,6 +36,10 @@ export async function wholeCertname(typed: Certname, nodesWith: NodesWith, note:
 export function wholeMaster(typed: string, masters: readonly string[], note: Note): string | undefined {
   return masters.includes(typed) ? typed : only(typed, "master", masters, note);
 }
+
+/** The cursor behind which names that begin with `name` come first: no certname has a "~", and it is behind all that they have. */
+const before = (name: string): string =>
+  `${name.slice(0, -1)}${String.fromCharCode(name.charCodeAt(name.length - 1) - 1)}~`;
 
 export function noSuchMaster(typed: string, masters: readonly string[]): SasoriError {
   return new SasoriError("USAGE", `there is no master ${quote(typed)}. The masters are: ${listed(masters)}`);

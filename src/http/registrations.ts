@@ -67,9 +67,10 @@ export function toRegistrations(
   for (const { certname, master, ...own } of asked) {
     try {
       const known = registrations.get(certname);
-      if (known !== undefined && known.master !== master)
+      const wanted = toRegistration(certname, master, { ...all, ...own }, servers);
+      if (known !== undefined && known.master !== wanted.master)
         throw new SasoriError("USAGE", `it is named twice, with ${known.master} and ${quote(master)}`);
-      registrations.set(certname, toRegistration(certname, master, { ...all, ...own }, servers));
+      registrations.set(certname, wanted);
     } catch (error) {
       problems.push(`${quote(certname)}: ${reason(error)}`);
     }
