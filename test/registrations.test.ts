@@ -187,5 +187,7 @@ test("a node that is named twice with one server, by its name and by its puppets
   };
   const twice = ["puppet1.example.com", "puppet1.example.com", "master1"];
   const body = twice.map((master) => ({ certname: "a.example.com", master }));
-  expect(toRegistrations(body, {}, servers)).toMatchObject([{ certname: "a.example.com", master: "master1" }]);
+  expect(toRegistrations(body, {}, servers)).toMatchObject([
+    { certname: "a.example.com", master: "master1" },
+  ]);
 });

@@ -4,8 +4,8 @@
 // costs that line, and a last line that was cut off by a kill nothing that was answered. Two sasoris may share the file: what
 // the other one wrote is read and merged, the newest wins.
 
-import { constants } from "node:fs";
-import { type FileHandle, open, rename, stat } from "node:fs/promises";
+import { type BigIntStats, constants } from "node:fs";
+import { type FileHandle, link, open, realpath, rename, stat } from "node:fs/promises";
 import { z } from "zod";
 import { Patience } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
@@ -135,12 +135,14 @@ export class Journal implements State {
   #left = MISSING;
   #blocked: SasoriError | undefined;
   #aside: { file: string; error: SasoriError } | undefined;
+  /** What is to be said when the file, which somebody else has changed, is set aside: it cannot be understood as a whole. */
+  #strange: ((aside: string) => string) | undefined;
 
   constructor(file: string) {
     this.#file = file;
   }
 
-  /** What `load` met, for as long as the file that it set aside is still there, as of the last pass. */
+  /** What `load` or `readOthers` met, for as long as the file that it set aside is still there, as of the last pass. */
   get trouble(): SasoriError | undefined {
     return this.#aside?.error ?? this.#blocked;
   }
@@ -264,12 +266,14 @@ export class Journal implements State {
       const before = await this.#fingerprint();
       handle = await open(this.#file, APPEND);
       if (!(await handle.stat()).isFile()) return false;
-      await handle.writeFile(batch.map(([, row]) => toLine(row)).join(""));
+      const text = batch.map(([, row]) => toLine(row)).join("");
+      await handle.writeFile(text);
       await handle.datasync();
       const { ino } = await handle.stat({ bigint: true });
       const after = await this.#fingerprint();
       if (!after.startsWith(`${ino}:`)) return false; // Another one has replaced the file meanwhile.
-      if (before === this.#left) this.#left = after;
+      const isAlone = sizeOf(after) - sizeOf(before) === Buffer.byteLength(text); // Nobody else has added a line meanwhile.
+      if (before === this.#left && isAlone) this.#left = after;
       this.#lines += batch.length;
       this.#isAnew = false;
       return true;
@@ -284,15 +288,32 @@ export class Journal implements State {
   async #writeAnew(): Promise<void> {
     this.rows.prune(Date.now());
     const rows = [...this.rows];
-    await replaceFile(this.#file, chunksOf(rows), STATE_FILE_MODE);
+    await this.#keepStrange();
+    const written = await replaceFile(this.#file, chunksOf(rows), STATE_FILE_MODE);
     this.#isAnew = false;
     this.#lines = rows.length;
-    this.#left = await this.#fingerprint();
+    this.#left = fingerprintOf(written);
+  }
+
+  /** The file stays in its place until it is replaced: there may be no room for a new one. */
+  async #keepStrange(): Promise<void> {
+    if (this.#strange === undefined) return;
+    const aside = this.#asideName();
+    const file = await realpath(this.#file).catch(() => this.#file);
+    try {
+      // Not each file system has links.
+      await link(file, aside).catch(() => rename(this.#file, aside));
+      this.#aside = { file: aside, error: new SasoriError("STATE_FILE", this.#strange(aside)) };
+    } catch (error) {
+      if (systemCode(error) !== "ENOENT") throw writeError(this.#file, error);
+    }
+    this.#strange = undefined;
   }
 
   /**
    * What somebody else has put into the file since, or undefined when it is as it was left. What sasori has and the file
-   * lacks is written by the next `write`; of what cannot be understood nothing is taken.
+   * lacks is written by the next `write`; of what cannot be understood nothing is taken, and `write` sets it aside. Not before:
+   * whoever puts a backup there may still be writing it.
    */
   async readOthers(signal: AbortSignal): Promise<Row[] | undefined> {
     if (this.#blocked !== undefined) return undefined;
@@ -303,30 +324,35 @@ export class Journal implements State {
       if (found === this.#left) return undefined;
       this.#left = found;
       this.#isAnew = true;
+      this.#strange = undefined;
       if (found === MISSING) return [];
-      const text = await readWhole(this.#file, "utf8").catch(() => "");
-      return this.#merge(text);
+      try {
+        return this.#merge(parseState(await readWhole(this.#file, "utf8")));
+      } catch (error) {
+        if (systemCode(error) === "ENOENT") return [];
+        const what = `what somebody has put in the place of ${this.#file} is no usable state file (${stateProblem(error)})`;
+        this.#strange = (aside) => `${what}: it was set aside as ${aside}, and is not in force`;
+        return [];
+      }
     });
   }
 
-  #merge(text: string): Row[] {
-    let state: Found;
-    try {
-      state = parseState(text);
-    } catch {
-      return [];
-    }
+  #merge(state: Found): Row[] {
     const theirs = new Rows();
     for (const row of state.rows) theirs.take(row);
     for (const row of this.rows) if (theirs.take(row)) this.#unwritten.set(keyOf(row), row);
     this.#isAnew = state.isOld || state.unusable.length > 0;
     this.#lines = state.lines;
+    if (state.unusable.length > 0) {
+      const what = `${unusableEntries(state.unusable)} that somebody else has put into the state file ${this.#file} cannot be used and are not in force, the others are`;
+      this.#strange = (aside) => `${what}: the file with all was set aside as ${aside}`;
+    }
     return state.rows.filter((row) => this.rows.take(row));
   }
 
   async #fingerprint(): Promise<string> {
     const found = await stat(this.#file, { bigint: true }).catch(() => undefined);
-    return found === undefined ? MISSING : `${found.ino}:${found.size}:${found.mtimeNs}`;
+    return found === undefined ? MISSING : fingerprintOf(found);
   }
 
   readonly #silent = (why: string) =>
@@ -335,6 +361,9 @@ export class Journal implements State {
       `cannot write the state file ${this.#file}: its file system does not answer (${why})`,
     );
 }
+
+const fingerprintOf = ({ ino, size, mtimeNs }: BigIntStats): string => `${ino}:${size}:${mtimeNs}`;
+const sizeOf = (fingerprint: string): number => Number(fingerprint.split(":")[1]);
 
 const isThere = () => true;
 /** Only a file that is known to be gone is gone. */

@@ -3,6 +3,7 @@
 // Written here and not taken from a library, because each way in which it fails needs its own remedy.
 
 import { randomBytes } from "node:crypto";
+import type { BigIntStats } from "node:fs";
 import { type FileHandle, open, readdir, realpath, rename, stat, unlink } from "node:fs/promises";
 import path from "node:path";
 import { reason, SasoriError, systemCode } from "../errors.js";
@@ -15,27 +16,29 @@ const LEFTOVER_AGE_MS = 60 * 60_000;
 const LEFTOVERS_MS = 5_000;
 
 /**
- * Throws `FILE_FULL`, `FILE_READ_ONLY`, `FILE_MOUNTED` or `FILE_WRITE`; the old file is then still in place
- * and the temp file is gone.
+ * Returns what the new file is, as it was written. Throws `FILE_FULL`, `FILE_READ_ONLY`, `FILE_MOUNTED` or `FILE_WRITE`; the
+ * old file is then still in place and the temp file is gone.
  */
 export async function replaceFile(
   name: string,
   chunks: Iterable<string | Buffer>,
   mode = NEW_FILE_MODE,
-): Promise<void> {
+): Promise<BigIntStats> {
   // A link stays a link: what it points to is replaced.
   const file = await realpath(name).catch(() => name);
   const folder = path.dirname(file);
   const temporary = path.join(folder, `.${path.basename(file)}.${randomBytes(6).toString("hex")}.tmp`);
+  let written: BigIntStats;
   try {
     const old = await stat(file).catch(() => undefined);
-    await writeWhole(temporary, chunks, old ?? { mode });
+    written = await writeWhole(temporary, chunks, old ?? { mode });
     await rename(temporary, file);
   } catch (error) {
     await unlink(temporary).catch(() => undefined);
     throw writeError(file, error);
   }
   await syncFolder(folder);
+  return written;
 }
 
 /**
@@ -63,13 +66,14 @@ async function writeWhole(
   file: string,
   chunks: Iterable<string | Buffer>,
   old: { mode: number; uid?: number; gid?: number },
-) {
+): Promise<BigIntStats> {
   const handle = await open(file, "wx", old.mode & 0o777);
   try {
     await keepOwner(handle, old);
     await handle.chmod(old.mode & 0o777); // The umask does not decide what HAProxy may read.
     for (const chunk of chunks) await handle.writeFile(chunk);
     await handle.sync();
+    return await handle.stat({ bigint: true });
   } finally {
     await handle.close();
   }
