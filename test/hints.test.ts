@@ -2,10 +2,11 @@
 
 import { createSocket } from "node:dgram";
 import { once } from "node:events";
-import { readFile } from "node:fs/promises";
+import { copyFile, readFile } from "node:fs/promises";
 import { request as httpsRequest } from "node:https";
 import { connect } from "node:net";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { connect as connectTls } from "node:tls";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { Hints } from "../src/hints/hints.js";
 import { hostIn, listenForReports } from "../src/hints/reports.js";
 import { listenForLines, type SubmissionLine, submissionIn } from "../src/hints/syslog.js";
@@ -69,6 +70,40 @@ describe("a puppetserver's log line", () => {
 });
 
 describe("a puppetserver's report", () => {
+  test("a certificate that is renewed before its key harms nobody, and both are taken when both are there", async () => {
+    vi.useFakeTimers({ toFake: ["setInterval", "clearInterval", "performance"] });
+    const unhandled: unknown[] = [];
+    const onUnhandled = (error: unknown) => void unhandled.push(error);
+    process.on("unhandledRejection", onUnhandled);
+    const [certFile, keyFile] = [`${ca.caBundle}.renewed-cert`, `${ca.caBundle}.renewed-key`];
+    const [old, renewed] = [server as Certificate, await ca.issue("/CN=renewed.example.com")];
+    await copyFile(old.cert, certFile);
+    await copyFile(old.key, keyFile);
+    const tls = { caFile: ca.caBundle, certFile, keyFile };
+    const { port, stop } = await listenForReports({ host: "127.0.0.1", port: 0, tls }, () => undefined);
+    const shown = async () => {
+      const socket = connectTls({ host: "127.0.0.1", port, rejectUnauthorized: false });
+      socket.on("error", () => undefined);
+      await once(socket, "secureConnect");
+      const { CN } = socket.getPeerCertificate().subject;
+      socket.destroy();
+      return CN;
+    };
+    try {
+      await copyFile(renewed.cert, certFile);
+      vi.advanceTimersByTime(60_000);
+      for (let turn = 0; turn < 20; turn += 1) expect(await shown()).toBe("sasori.example.com");
+      expect(unhandled).toEqual([]);
+      await copyFile(renewed.key, keyFile);
+      vi.advanceTimersByTime(60_000);
+      await expect.poll(shown).toBe("renewed.example.com");
+    } finally {
+      stop();
+      process.off("unhandledRejection", onUnhandled);
+      vi.useRealTimers();
+    }
+  });
+
   let ca: PuppetCa;
   let [server, master, stranger]: Certificate[] = [];
   beforeAll(async () => {
@@ -152,6 +187,14 @@ describe("a hint", () => {
     await hints.take("syslog", NODE, ["Nov", "30", "puppet1", "puppet1.example.com", "Puppet"]);
     expect(asked).toEqual([]);
     expect(hints.coverage).toEqual({ masters: 1, of: 2 });
+  });
+
+  test("whose line has another word that is a master's name asks as well: the node's own may be called puppet", async () => {
+    const found = submissionIn(line("replace_facts"));
+    expect(found?.producers).not.toContain("Puppet");
+    const { hints, asked } = hintsFor(() => true);
+    await hints.take("syslog", NODE, ["puppet1.example.com", "puppet2.example.com"]);
+    expect(asked).toEqual([NODE]);
   });
 
   test("of another master asks until PuppetDB has taken the submission", async () => {

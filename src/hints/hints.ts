@@ -60,7 +60,8 @@ export class Hints {
     const masters = this.#mastersOf(producers);
     for (const master of masters) if (this.#parts.counts.has(master)) this.#heardAt.set(master, Date.now());
     const known = this.#parts.map.get(certname)?.master;
-    if (known !== undefined && masters.includes(known)) return; // It is where it was.
+    // It is where it was. Of a line with the names of two masters nobody knows.
+    if (masters.length > 0 && masters.every((master) => master === known)) return;
     if (this.#pending.has(certname) || this.#pending.size >= MAX_PENDING || !this.#isAllowed()) return;
     this.#pending.add(certname);
     try {

@@ -37,11 +37,11 @@ export async function listenForReports(
   server.requestTimeout = REQUEST_MS;
   server.headersTimeout = REQUEST_MS;
   const renewing = setInterval(() => {
-    // A file that is being written is tried again.
-    files.current().then(
-      (pem) => server.setSecureContext({ ...options, ...pem }),
-      () => undefined,
-    );
+    // A file that is being written, and a certificate whose key has not come yet, are tried again.
+    files
+      .current()
+      .then((pem) => server.setSecureContext({ ...options, ...pem }))
+      .catch(() => undefined);
   }, RENEWED_MS).unref();
   await once(server.listen({ host, port }), "listening");
   return {

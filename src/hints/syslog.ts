@@ -11,9 +11,13 @@ const MAX_LINE_CHARACTERS = 2_048;
 const MAX_CONNECTIONS = 64;
 
 /** The moment in which puppetserver has sent it: what moves a node. A catalog does not. */
-const SUBMITTED = /'(?:replace facts|replace_facts|store report|store_report)' command for (\S+) submitted/;
+const SUBMITTED =
+  /(?:Puppet )?'(?:replace facts|replace_facts|store report|store_report)' command for (\S+) submitted/;
 
-/** A submission that a line tells of: whose, and all words before it, one of which is the puppetserver's name. */
+/**
+ * A submission that a line tells of: whose, and all words before it, one of which is the puppetserver's name. "Puppet" stands in
+ * every line, and is a master's name in many fleets.
+ */
 export interface SubmissionLine {
   certname: string;
   producers: string[];
