@@ -390,7 +390,9 @@ export class Sync {
     const endpoints = await names.dns.endpoints(stop);
     const tracked = new Map(this.#instances.map((one) => [one.target.name, one]));
     const answers = ({ name }: HaproxyInstance) => tracked.get(name)?.reachable === true;
-    const followed = follow(instances.slice(this.#configured), endpoints, answers, names.make);
+    const configured = new Set(instances.slice(0, this.#configured).map(({ name }) => name));
+    const others = endpoints.filter(({ name }) => !configured.has(name));
+    const followed = follow(instances.slice(this.#configured), others, answers, names.make);
     instances.splice(this.#configured, instances.length, ...followed);
     this.#instances = instances.map((one) => tracked.get(one.name) ?? new TrackedTarget(one));
   }

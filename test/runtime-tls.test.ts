@@ -181,6 +181,29 @@ describe("HAProxys behind a DNS name", () => {
     });
   });
 
+  test("are one target each, however many names lead there, and no address that means this host is believed", async () => {
+    const port = await freePort();
+    const listening = [{ bin, globalLines: [`stats socket ipv4@127.0.0.2:${port} level admin`] }];
+    await withFleetLab(listening, async (lab) => {
+      const lookUp = async () =>
+        ["127.0.0.2", "0.0.0.0", "::"].map((address) => ({ address, family: address === "::" ? 6 : 4 }));
+      for (const configured of [`tcp://127.0.0.2:${port}`, `tcp+dns://c.example.com:${port}`]) {
+        const config = lab.config({
+          SASORI_HAPROXY: `${configured},tcp+dns://a.example.com:${port},tcp+dns://b.example.com:${port}`,
+        });
+        const { names, ...parts } = assemble(config);
+        const dns = new DnsNames(config.haproxyNames ?? [], lookUp);
+        const sync = new Sync({ ...parts, names: names && { ...names, dns } });
+        for (let pass = 0; pass < 2; pass += 1) {
+          await sync.request({});
+          const targets = sync.targets().filter(({ kind }) => kind === "haproxy");
+          expect(targets.map(({ target }) => target)).toEqual([`tcp://127.0.0.2:${port}`]);
+        }
+        await sync.stop(0);
+      }
+    });
+  });
+
   test("are found as the machine finds names, IPv6 too", async () => {
     const [endpoint] = await new DnsNames([
       { name: "tcp+dns://localhost:9999", host: "localhost", port: 9999 },

@@ -10,6 +10,9 @@ import { systemCode } from "../errors.js";
 /** A nameserver answers in milliseconds; Node asks each three times, five seconds apart. */
 const LOOKUP_MS = 5_000;
 
+/** What nameservers answer for names that they block. The system would take it for this host. */
+const NOBODY = new Set(["0.0.0.0", "::"]);
+
 /** All addresses of a host. Rejects with ENOTFOUND where it has none, or as Node's `dns.lookup` does. */
 export type LookUp = (host: string) => Promise<LookupAddress[]>;
 
@@ -36,10 +39,12 @@ export class DnsNames {
       within(LOOKUP_MS, stop, late, () => this.#ask(name)).catch(() => undefined),
     );
     await Promise.all(asked);
-    return this.#names.flatMap((name) => {
+    const found = this.#names.flatMap((name) => {
       const known = this.#known.get(name) ?? [];
       return known.length > 0 ? known : [endpointAt(name, name.name, name.host)];
     });
+    // Two names may lead to the same HAProxy.
+    return [...new Map(found.map((endpoint) => [endpoint.name, endpoint])).values()];
   }
 
   #ask(name: EndpointName): Promise<void> {
@@ -51,7 +56,8 @@ export class DnsNames {
           throw error;
         })
         .then((addresses) => {
-          const hosts = [...new Set(addresses.map(({ address }) => address))].sort();
+          const all = new Set(addresses.map(({ address }) => address));
+          const hosts = [...all].filter((host) => !NOBODY.has(host)).sort();
           const scheme = name.name.replace(/\+dns:.*$/, "");
           const place = (host: string) => (isIPv6(host) ? `[${host}]` : host);
           this.#known.set(
