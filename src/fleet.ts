@@ -422,6 +422,8 @@ export class Fleet {
       this.unroutable.delete(certname);
     // Seen before, but HAProxy may have other servers since.
     if (known?.at === at && known.source === source) {
+      if (isOfOther(observation, known) && known.master !== master && resolve(known.master) !== undefined)
+        return false; // Two estates have it: the one is no newer than the other.
       if (from !== undefined) this.map.credit(certname, from);
       return this.map.reassign(certname, master);
     }

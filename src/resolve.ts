@@ -12,7 +12,7 @@ import type { Fleet, Resolve } from "./fleet.js";
 import type { Assignment, Certname, Master, Observation } from "./node-map.js";
 import type { HasNode } from "./probe.js";
 import type { HasServer, Submission } from "./source/reading.js";
-import type { Source } from "./source/source.js";
+import { PartlyRead, type Source } from "./source/source.js";
 import type { Server } from "./target/target.js";
 
 /** HAProxy waits 2 s. */
@@ -215,7 +215,12 @@ export class Resolver {
         );
         for (const [certname, { resolve }] of batch) resolve(found.get(certname));
       } catch (error) {
-        for (const { reject } of batch.values()) reject(error);
+        const found = error instanceof PartlyRead ? error.found : undefined;
+        for (const [certname, { resolve, reject }] of batch) {
+          const submission = found?.get(certname);
+          if (submission === undefined) reject(error);
+          else resolve(submission);
+        }
       }
       if (this.#waiting.size > 0) await sleep(Math.min(performance.now() - began, MAX_REST_MS));
     }

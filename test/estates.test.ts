@@ -1,7 +1,11 @@
 // Several PuppetDBs, through passes over the map file: alternatives, of which one is asked, and estates, whose union is the map.
+import { once } from "node:events";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
-import { parseCertname } from "../src/node-map.js";
+import { within } from "../src/deadline.js";
+import { NodeMap, parseCertname } from "../src/node-map.js";
 import { Gathering } from "../src/source/reading.js";
 import { assemble, Sync, type SyncParts } from "../src/sync.js";
 import { freePort } from "./support/child.js";
@@ -217,6 +221,51 @@ describe("estates", () => {
         master: "master3",
         from: lab.puppetdb.url,
       });
+    }));
+
+  test("of two observations of the same time the one that is there stays, also while its estate is down", () =>
+    withPair(",", async ({ lab, second, sync, full, changes }) => {
+      const at = new Date(Date.now() - MINUTE);
+      await lab.puppetdb.replaceFacts({ certname: NODE, producer: "master1", at });
+      await second.client.replaceFacts({ certname: NODE, producer: "master2", at });
+      await full();
+      expect(sync.fleet.map.get(parseCertname(NODE))?.master).toBe("master1");
+      await lab.stopPuppetdb();
+      for (const pass of [full, changes]) expect(await pass()).toMatchObject({ moved: 0 });
+      expect(sync.fleet.map.get(parseCertname(NODE))).toMatchObject({ master: "master1" });
+    }));
+
+  test("one that hangs keeps nobody from the news of the others", () =>
+    withFleetLab([], async (lab) => {
+      const silent = createServer(() => undefined).listen(0, "127.0.0.1");
+      await once(silent, "listening");
+      const { port } = silent.address() as AddressInfo;
+      const url = `${lab.puppetdb.url},http://127.0.0.1:${port}`;
+      const { puppetdb } = assemble(lab.config({ SASORI_PUPPETDB_URL: url }));
+      try {
+        await runs(lab.puppetdb, NODE, "master1", MINUTE);
+        const ask = (...certnames: string[]) =>
+          within(900, undefined, new Error("late"), (signal) =>
+            puppetdb.readNodes(certnames.map(parseCertname), signal),
+          );
+        expect([...(await ask(NODE)).keys()]).toEqual([NODE]);
+        const partly = await ask(NODE, "unknown.example.com").catch((error: unknown) => error);
+        expect(partly).toMatchObject({ code: "PUPPETDB_TIMEOUT", found: expect.any(Map) });
+        // It is found out within the time of a reading of changes, however long the readings of others may take.
+        vi.useRealTimers();
+        const began = performance.now();
+        const reading = await puppetdb.read("full", new AbortController().signal, {
+          known: new NodeMap(),
+          hasServer: () => true,
+        });
+        expect(reading).toMatchObject({ active: undefined, failures: [{ code: "PUPPETDB_TIMEOUT" }] });
+        expect([...reading.submissions.keys()]).toEqual([NODE]);
+        expect(performance.now() - began).toBeLessThan(20_000);
+      } finally {
+        await puppetdb.close();
+        silent.close();
+        silent.closeAllConnections();
+      }
     }));
 
   test("a node goes only when each that had it says so", () =>

@@ -12,6 +12,7 @@ import type { Certname, Master, Observation, Source } from "../src/node-map.js";
 import { hasNode, masterAsker } from "../src/probe.js";
 import { Resolver, type ResolverParts } from "../src/resolve.js";
 import type { Submission } from "../src/source/reading.js";
+import { PartlyRead } from "../src/source/source.js";
 import type { Server } from "../src/target/target.js";
 
 const A = "a.example.com" as Certname;
@@ -58,6 +59,16 @@ describe("a question behind one that PuppetDB does not answer", () => {
       { reason: { code: "PUPPETDB_TIMEOUT" } },
     ]);
     expect(gaveUpOn).toEqual([[A]]);
+  });
+});
+
+describe("a question of which one estate knows a part while another one is silent", () => {
+  test("is answered as far as it is known", async () => {
+    const resolver = resolverOf(async (_certnames, _signal) => {
+      throw new PartlyRead(new SasoriError("PUPPETDB_TIMEOUT", "silent"), answerOf(B, "master1"));
+    });
+    const answers = await Promise.allSettled([resolver.owner(A, undefined), resolver.owner(B, undefined)]);
+    expect(answers).toMatchObject([{ reason: { code: "PUPPETDB_TIMEOUT" } }, { value: "master1" }]);
   });
 });
 

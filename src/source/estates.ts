@@ -2,10 +2,13 @@
 // Promises: the newest submission of a node counts, whoever has it; a node is active as long as one estate has it; an
 // estate that cannot be read keeps the nodes that it had, and until each was read once none is gone.
 
-import { type Failure, toFailure } from "../errors.js";
+import { type Failure, SasoriError, toFailure } from "../errors.js";
 import type { Certname } from "../node-map.js";
 import type { HasServer, Names, Reading } from "./reading.js";
-import { keepNewest, type PuppetdbState, type Source, type Wanted } from "./source.js";
+import { keepNewest, PartlyRead, type PuppetdbState, type Source, type Wanted } from "./source.js";
+
+/** Whoever asks about a few nodes waits a second at most. */
+const OTHERS_MS = 500;
 
 /** What is remembered of one estate. */
 interface Estate {
@@ -64,15 +67,27 @@ export class Estates implements Source {
     return this.#estates.map(({ source }) => source.states().map(({ url }) => url));
   }
 
-  /** What one estate knows is evidence, whatever another one would say; that nobody knows a node all must have said. */
+  /**
+   * What one estate knows is evidence, whatever another one would say; that nobody knows a node all must have said. Throws
+   * `PartlyRead` where only some did. Once one knows any, the others are not waited for long.
+   */
   async readNodes(certnames: readonly Certname[], signal: AbortSignal, hasServer?: HasServer) {
     const found: Reading["submissions"] = new Map();
-    const answers = await Promise.allSettled(
-      this.#estates.map(({ source }) => source.readNodes(certnames, signal, hasServer)),
+    const stop = new AbortController();
+    let waiting: NodeJS.Timeout | undefined;
+    const late = new SasoriError(
+      "PUPPETDB_TIMEOUT",
+      "not every PuppetDB says in time whether it has the node",
     );
-    for (const answer of answers) if (answer.status === "fulfilled") keepNewest(found, answer.value.values());
+    const both = AbortSignal.any([signal, stop.signal]);
+    const answers = await Promise.allSettled(
+      this.#estates.map(async ({ source }) => {
+        keepNewest(found, (await source.readNodes(certnames, both, hasServer)).values());
+        if (found.size > 0) waiting ??= setTimeout(() => stop.abort(late), OTHERS_MS);
+      }),
+    ).finally(() => clearTimeout(waiting));
     const failed = answers.find((answer) => answer.status === "rejected");
-    if (failed !== undefined && found.size < certnames.length) throw failed.reason;
+    if (failed !== undefined && found.size < certnames.length) throw new PartlyRead(failed.reason, found);
     return found;
   }
 

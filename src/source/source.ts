@@ -49,7 +49,7 @@ export interface Source {
   read(kind: Reading["kind"], signal: AbortSignal, wanted: Wanted): Promise<Reading>;
   /** The last reading was taken over. `lateMs`: see Fleet.merge. */
   took(lateMs: number): void;
-  /** The newest submissions for a few nodes. Throws `PUPPETDB_...`. */
+  /** The newest submissions for a few nodes. Throws `PUPPETDB_...`; of several estates `PartlyRead`. */
   readNodes(
     certnames: readonly Certname[],
     signal: AbortSignal,
@@ -95,12 +95,11 @@ export class Replica implements Source {
   async read(kind: Reading["kind"], signal: AbortSignal, { known, hasServer }: Wanted): Promise<Reading> {
     const mark = kind === "changes" ? this.#mark : undefined;
     const ms = mark === undefined ? FETCH_ALL_MS : FETCH_CHANGES_MS;
-    const late = new SasoriError(
-      "PUPPETDB_TIMEOUT",
-      `${this.url}: PuppetDB has not answered within ${ms / 1000} s`,
-    );
     try {
-      const reading = await within(ms, signal, late, (inTime) =>
+      // While one that hangs is read as a whole, others would have to wait for minutes.
+      if (mark === undefined && this.#from !== undefined)
+        await this.#within(FETCH_CHANGES_MS, signal, (inTime) => this.#askLittle(inTime));
+      const reading = await this.#within(ms, signal, (inTime) =>
         mark === undefined
           ? this.#puppetdb.readAll(inTime, hasServer)
           : this.#puppetdb.readChanges(mark.asOf - mark.overlapMs, inTime, {
@@ -122,6 +121,16 @@ export class Replica implements Source {
     }
   }
 
+  #within<T>(ms: number, signal: AbortSignal, ask: (inTime: AbortSignal) => Promise<T>): Promise<T> {
+    const what = `${this.url}: PuppetDB has not answered within ${ms / 1000} s`;
+    return within(ms, signal, new SasoriError("PUPPETDB_TIMEOUT", what), ask);
+  }
+
+  /** The question that is asked most. */
+  #askLittle(signal: AbortSignal): Promise<Reading> {
+    return this.#puppetdb.readChanges(Date.now(), signal);
+  }
+
   /** Dates lie at most as far ahead as the receipt, so one clock that is wrong makes this no later than now. */
   #newest({ kind, submissions }: Reading): number {
     let newest = kind === "full" ? 0 : this.#state.newestAt;
@@ -134,9 +143,8 @@ export class Replica implements Source {
     this.#last = undefined;
   }
 
-  /** It answers the question that is asked most. */
   async isWell(signal: AbortSignal): Promise<boolean> {
-    return this.#puppetdb.readChanges(Date.now(), signal).then(
+    return this.#askLittle(signal).then(
       () => true,
       () => false,
     );
@@ -161,5 +169,16 @@ export function keepNewest(into: Map<Certname, Submission>, from: Iterable<Submi
   for (const submission of from) {
     const known = into.get(submission.certname);
     if (known === undefined || known.at < submission.at) into.set(submission.certname, submission);
+  }
+}
+
+/** Of several estates some could not be asked about nodes; the others know these. */
+export class PartlyRead extends SasoriError {
+  readonly found: Reading["submissions"];
+
+  constructor(why: unknown, found: Reading["submissions"]) {
+    const { code, message } = toFailure(why);
+    super(code, message, { cause: why });
+    this.found = found;
   }
 }
