@@ -1,11 +1,12 @@
 /** `sasori setup` in parts: what it finds on a host, and what it makes of that. test/packages runs the whole on real hosts. */
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { readConfig } from "../src/config.js";
 import { lookAtHost, parseHaproxy, parseIni } from "../src/setup/host.js";
-import { envFile, propose } from "../src/setup/proposal.js";
+import { envFile, parseEnvFile, propose } from "../src/setup/proposal.js";
+import { putFile } from "../src/setup/put-file.js";
 import { run } from "./support/child.js";
 
 let root: string;
@@ -206,5 +207,83 @@ describe("what is proposed", () => {
         SASORI_MASTER_ALIASES: read.SASORI_MASTER_ALIASES,
       }),
     ).not.toThrow();
+  });
+});
+
+describe("setup once more", () => {
+  const HOST = { puppet: undefined, puppetdbUrl: "http://127.0.0.1:8080", haproxy: undefined };
+
+  test("keeps what a person has changed since, and adds a new puppetserver behind the others", () => {
+    const first = propose(HOST, ["puppet1", "puppet2"], {});
+    const daemon = `${envFile("sasori", first.daemon)}SASORI_API_TOKEN_FILE=/etc/sasori/api.token\nSASORI_NEW_MASTERS='^new-'\n`;
+    const gateway = envFile("The gateway", [
+      ...(first.gateway ?? []),
+      { name: "STATS_PASSWORD", value: "what-i-have", why: "" },
+    ])
+      .replace("GATEWAY_ADDRESS=127.0.0.1", "GATEWAY_ADDRESS=0.0.0.0")
+      .replace("MASTER2=puppet2:8140", "MASTER2=10.0.0.2:9140");
+    const kept = { daemon: parseEnvFile(daemon), gateway: parseEnvFile(gateway) };
+    expect(kept.gateway.STATS_PASSWORD).toBe("what-i-have");
+    const second = propose(HOST, ["puppet3", "puppet2", "puppet1"], {}, kept);
+    expect(named(second.daemon)).toEqual(kept.daemon);
+    expect(named(second.gateway)).toEqual({
+      ...named(first.gateway),
+      GATEWAY_ADDRESS: "0.0.0.0",
+      MASTER2: "10.0.0.2:9140",
+      MASTER3: "puppet3:8140",
+      MASTER3_NAME: "puppet3",
+    });
+    expect(second.gateway?.map(({ name }) => name)).not.toContain("STATS_PASSWORD"); // It is shown to nobody.
+    const https = { daemon: { SASORI_PUPPETDB_KEY: "/etc/sasori/ssl/key.pem" }, gateway: {} };
+    expect(named(propose(HOST, [], {}, https).daemon).SASORI_PUPPETDB_KEY).toBeUndefined(); // Plain HTTP shows none.
+    expect(named(propose(HOST, [], { SASORI_API_TOKEN_FILE: "/t" }, kept).daemon).SASORI_API_TOKEN_FILE).toBe(
+      "/t",
+    );
+  });
+
+  test("takes nothing from a file that it has not written", () =>
+    expect(
+      parseEnvFile("# /etc/sasori/sasori.env\nSASORI_PUPPETDB_URL=https://puppetdb.example.com:8081\n"),
+    ).toEqual({}));
+
+  test("reads what it has written, whatever is in it", () => {
+    const values = { A: "a=b", B: 'x "y" \\ $(z) `w`', C: "two\nD=lines", E: "" };
+    const settings = Object.entries(values).map(([name, value]) => ({ name, value, why: "because" }));
+    expect(parseEnvFile(envFile("sasori", settings))).toEqual(values);
+  });
+});
+
+describe("a file that setup puts", () => {
+  const owner = { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0, mode: 0o600 };
+  const putText = (file: string, text: string) => putFile(file, Buffer.from(text), owner);
+  const modeOf = async (file: string) => (await stat(file)).mode & 0o777;
+
+  test("leaves each that was there before beside it", async () => {
+    const file = path.join(root, "key.pem");
+    await writeFile(file, "the operator's");
+    for (const text of ["first", "second", "second"]) await putText(file, text);
+    expect(await readFile(`${file}.before-setup`, "utf8")).toBe("the operator's");
+    expect(await readFile(`${file}.before-setup-2`, "utf8")).toBe("first");
+    expect((await readdir(root)).length).toBe(3);
+  });
+
+  test("is no more readable than it should be, though the old one was", async () => {
+    const file = path.join(root, "key.pem");
+    for (const old of ["another", "key"]) {
+      await writeFile(file, old);
+      await chmod(file, 0o644);
+      await putText(file, "key");
+      expect(await modeOf(file)).toBe(0o600);
+    }
+  });
+
+  test("takes the place of a link, and leaves what that leads to alone", async () => {
+    const [file, elsewhere] = [path.join(root, "ca.pem"), path.join(root, "company.pem")];
+    await writeFile(elsewhere, "company's");
+    await chmod(elsewhere, 0o644);
+    await symlink(elsewhere, file);
+    for (const text of ["company's", "puppet's"]) await putText(file, text);
+    expect([await readFile(elsewhere, "utf8"), await modeOf(elsewhere)]).toEqual(["company's", 0o644]);
+    expect(await readFile(file, "utf8")).toBe("puppet's");
   });
 });

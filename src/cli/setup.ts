@@ -1,19 +1,20 @@
 // `sasori setup`: looks at this host, proposes the settings, shows them, and on yes writes them, restarts HAProxy if it
 // gets the gateway, starts the daemon, and lets the doctor judge.
-// Promises: nothing is changed before yes; a settings file that is replaced stays beside it as `.before-setup`; a HAProxy
-// that would refuse its configuration is not restarted.
+// Promises: nothing is changed before yes; a file that is replaced stays beside it as `.before-setup`, and what was
+// changed in settings that setup has written stays; a HAProxy that would refuse its configuration is not restarted, and gets
+// the settings back that it had.
 
 import { execFile, spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { chown, copyFile, mkdir, readFile, stat } from "node:fs/promises";
+import { chown, mkdir, readFile, rename, stat } from "node:fs/promises";
 import path from "node:path";
 import { createInterface } from "node:readline/promises";
 import { promisify } from "node:util";
 import { reason, SasoriError, toFailure } from "../errors.js";
 import { lookAtHost } from "../setup/host.js";
-import { envFile, type Proposal, propose, type Setting } from "../setup/proposal.js";
+import { envFile, type Proposal, parseEnvFile, propose, type Setting } from "../setup/proposal.js";
+import { freeName, putFile } from "../setup/put-file.js";
 import { PuppetDb } from "../source/puppetdb.js";
-import { replaceFile } from "../target/atomic-file.js";
 import type { Style } from "./report-text.js";
 
 const run = promisify(execFile);
@@ -33,12 +34,13 @@ export async function setUp(
   style: Style,
 ): Promise<boolean> {
   const host = await lookAtHost();
-  const first = propose(host, [], environment);
+  const kept = { daemon: await readOwn(DAEMON_FILE), gateway: await readOwn(GATEWAY_FILE) };
+  const first = propose(host, [], environment, kept);
   const producers = await askProducers(first.daemon, host.puppet).catch((error: unknown) => {
     tell(style.bad(`PuppetDB could not be asked: ${toFailure(error).message}`));
     return undefined;
   });
-  const proposal = propose(host, producers, environment);
+  const proposal = propose(host, producers, environment, kept);
   show(proposal, print ? undefined : style);
   for (const what of proposal.missing) tell(`${style.bad("missing")}: ${what}`);
   if (print) return proposal.missing.length === 0;
@@ -50,9 +52,12 @@ export async function setUp(
     tell("Nothing was written.");
     return false;
   }
-  await write(proposal);
-  return start(proposal);
+  const { STATS_PASSWORD: password = randomBytes(16).toString("hex") } = kept.gateway;
+  return start(proposal, await write(proposal, password));
 }
+
+/** What stands in a settings file. */
+const readOwn = async (file: string) => parseEnvFile(await readFile(file, "utf8").catch(() => ""));
 
 /** Remarks, beside what `--print` prints. */
 const tell = (line: string): unknown => process.stderr.write(`${line}\n`);
@@ -100,38 +105,38 @@ async function isWanted(): Promise<boolean> {
   }
 }
 
-async function write({ daemon, gateway, certificates }: Proposal): Promise<void> {
+/** Returns what gateway.env was before, as `putFile` does. */
+async function write(
+  { daemon, gateway, certificates }: Proposal,
+  password: string,
+): Promise<Awaited<ReturnType<typeof putFile>>> {
   const group = await groupOf("sasori");
   await mkdir("/etc/sasori/ssl", { recursive: true, mode: 0o750 });
   await chown("/etc/sasori", 0, group);
   await chown("/etc/sasori/ssl", 0, group);
   for (const { file, from, reader } of certificates) {
-    const parts = await Promise.all(from.map((one) => readFile(one)));
-    await put(file, parts, reader === "sasori" ? group : 0, reader === "sasori" ? 0o640 : 0o600);
+    const content = Buffer.concat(await Promise.all(from.map((one) => readFile(one))));
+    await put(file, content, reader === "sasori" ? group : 0, reader === "sasori" ? 0o640 : 0o600);
   }
-  await put(DAEMON_FILE, [envFile("sasori", daemon)], group, 0o640);
-  if (gateway === undefined) return;
-  const password = await oldPassword();
-  const secret = { name: "STATS_PASSWORD", value: password ?? randomBytes(16).toString("hex"), why: "" };
-  await put(GATEWAY_FILE, [envFile("The gateway", [...gateway, secret])], 0, 0o640);
+  await put(DAEMON_FILE, Buffer.from(envFile("sasori", daemon)), group, 0o640);
+  if (gateway === undefined) return undefined;
+  const secret = { name: "STATS_PASSWORD", value: password, why: "" };
+  return put(GATEWAY_FILE, Buffer.from(envFile("The gateway", [...gateway, secret])), 0, 0o640);
 }
 
-async function put(file: string, content: readonly (string | Buffer)[], group: number, mode: number) {
-  const old = await readFile(file).catch(() => undefined);
-  const isNew = Buffer.concat(content.map((part) => Buffer.from(part)));
-  if (old?.equals(isNew)) return;
-  if (old !== undefined && file.endsWith(".env")) await copyFile(file, `${file}.before-setup`);
-  await replaceFile(file, [isNew], mode);
-  await chown(file, 0, group);
-  tell(
-    `${file} written${old === undefined || !file.endsWith(".env") ? "" : `; the old one is ${path.basename(file)}.before-setup`}`,
-  );
+async function put(file: string, content: Buffer, gid: number, mode: number) {
+  const put = await putFile(file, content, { uid: 0, gid, mode });
+  if (put === undefined) return undefined;
+  tell(`${file} written${put.before === undefined ? "" : `; the old one is ${path.basename(put.before)}`}`);
+  return put;
 }
 
-/** Who has it in a browser keeps it. */
-async function oldPassword(): Promise<string | undefined> {
-  const text = await readFile(GATEWAY_FILE, "utf8").catch(() => "");
-  return /^STATS_PASSWORD=(\w+)$/m.exec(text)?.[1];
+/** At its next start HAProxy would read it. */
+async function takeGatewayBack(before: string | undefined): Promise<void> {
+  const refused = await freeName(`${GATEWAY_FILE}.refused`);
+  await rename(GATEWAY_FILE, refused);
+  if (before !== undefined) await rename(before, GATEWAY_FILE);
+  tell(`${GATEWAY_FILE} is as it was; what was refused is ${path.basename(refused)}`);
 }
 
 async function groupOf(user: string): Promise<number> {
@@ -144,7 +149,10 @@ async function groupOf(user: string): Promise<number> {
 }
 
 /** Starts what the settings are for. Without systemd they are all that there is to do. */
-async function start({ gateway }: Proposal): Promise<boolean> {
+async function start(
+  { gateway }: Proposal,
+  written: { before: string | undefined } | undefined,
+): Promise<boolean> {
   if (!(await stat("/run/systemd/system").catch(() => undefined))) return true;
   if (gateway !== undefined) {
     const check =
@@ -156,6 +164,7 @@ async function start({ gateway }: Proposal): Promise<boolean> {
     );
     if (refused !== undefined) {
       tell(`HAProxy would refuse its configuration, so it was not restarted:\n${refused.trim()}`);
+      if (written !== undefined) await takeGatewayBack(written.before);
       return false;
     }
     await run("systemctl", ["daemon-reload"]);

@@ -37,20 +37,28 @@ const GATEWAY_SOCKET = "/run/haproxy/sasori.sock";
 /** haproxy.cfg has as many. */
 const MAX_MASTERS = 32;
 
+/** What stands in the files that an earlier setup has written, and a person may have changed since. */
+export interface Kept {
+  daemon: Readonly<Record<string, string>>;
+  gateway: Readonly<Record<string, string>>;
+}
+
 /**
  * `producers` are those of PuppetDB's nodes, the one with the most nodes first; undefined if it could not be asked.
- * `given` are variables that whoever runs this has set: they count more than what was found.
+ * `given` are variables that whoever runs this has set: they count more than what is kept, and that more than what was found.
  */
 export function propose(
   host: Host,
   producers: readonly string[] | undefined,
   given: Readonly<Record<string, string | undefined>>,
+  kept: Kept = { daemon: {}, gateway: {} },
 ): Proposal {
   const proposal: Proposal = { daemon: [], gateway: undefined, certificates: [], missing: [] };
   const say = (name: string, value: string | undefined, why: string) => {
-    const set = given[name] || undefined;
-    if (set !== undefined) proposal.daemon.push({ name, value: set, why: "set by you" });
-    else if (value !== undefined) proposal.daemon.push({ name, value, why });
+    const set = given[name] || kept.daemon[name];
+    if (set !== undefined && set !== value) {
+      proposal.daemon.push({ name, value: set, why: given[name] ? "set by you" : "as it was in sasori.env" });
+    } else if (value !== undefined) proposal.daemon.push({ name, value, why });
     return set ?? value;
   };
   const url = say("SASORI_PUPPETDB_URL", host.puppetdbUrl, "puppetdb.conf");
@@ -61,7 +69,7 @@ export function propose(
   const own = ownMap(host);
   if (own === undefined) {
     say("SASORI_HAPROXY", GATEWAY_SOCKET, "as in gateway.env");
-    proposal.gateway = gateway(host, producers, proposal);
+    proposal.gateway = gateway(host, producers, kept.gateway, proposal);
   } else {
     const socket = host.haproxy?.sockets[0];
     if (socket === undefined && !given.SASORI_HAPROXY)
@@ -75,8 +83,14 @@ export function propose(
   const map = own?.map ?? MAP;
   say("SASORI_MAP_FILE", map, own === undefined ? "as in gateway.env" : "haproxy.cfg");
   say("SASORI_STATE_FILE", `${path.dirname(map)}/state.json`, "beside the map");
-  for (const name of Object.keys(given))
-    if (name.startsWith("SASORI_") && !proposal.daemon.some((setting) => setting.name === name))
+  // Of https, and now it is http.
+  const isOver = (name: string) => !given[name] && /^SASORI_PUPPETDB_(CERT|KEY|CA)$/.test(name);
+  for (const name of Object.keys({ ...kept.daemon, ...given }))
+    if (
+      !isOver(name) &&
+      name.startsWith("SASORI_") &&
+      !proposal.daemon.some((setting) => setting.name === name)
+    )
       say(name, undefined, "");
   return proposal;
 }
@@ -117,6 +131,7 @@ function ownMap({ haproxy }: Host) {
 function gateway(
   host: Host,
   producers: readonly string[] | undefined,
+  kept: Kept["gateway"],
   { certificates, missing }: Proposal,
 ): Setting[] {
   const settings: Setting[] = [
@@ -139,14 +154,18 @@ function gateway(
   const chroot = host.haproxy?.chroot;
   if (chroot !== undefined) settings.push({ name: "HAPROXY_CHROOT", value: chroot, why: "haproxy.cfg" });
   if (host.haproxy === undefined) missing.push("HAProxy: apt install haproxy, or dnf install haproxy");
-  if (producers === undefined || producers.length === 0)
+  const numbers = Object.keys(kept).map((name) => Number(/^MASTER(\d+)$/.exec(name)?.[1] ?? 0));
+  const last = Math.max(0, ...numbers);
+  if (last === 0 && (producers === undefined || producers.length === 0))
     missing.push(
       producers === undefined
         ? "MASTER1 and so on in gateway.env: PuppetDB, which knows the puppetservers, could not be asked"
         : "MASTER1 and so on in gateway.env: PuppetDB knows no puppetserver yet",
     );
-  for (const [index, producer] of (producers ?? []).slice(0, MAX_MASTERS).entries()) {
-    const name = `MASTER${index + 1}`;
+  const known = new Set(Object.values(kept));
+  const others = (producers ?? []).filter((name) => !known.has(name) && !known.has(`${name}:8140`));
+  for (const [index, producer] of others.slice(0, Math.max(0, MAX_MASTERS - last)).entries()) {
+    const name = `MASTER${last + index + 1}`;
     settings.push({ name, value: `${producer}:8140`, why: "a producer in PuppetDB" });
     settings.push({ name: `${name}_NAME`, value: producer, why: "so the map calls it" });
   }
@@ -164,7 +183,30 @@ function gateway(
   }
   // HAProxy 2.6 answers nobody while it gives the memory of a replaced map back to the system; with this it does not.
   settings.push({ name: "GLIBC_TUNABLES", value: "glibc.malloc.mxfast=0", why: "HAProxy 2.6 pauses less" });
-  return settings;
+  const why = "as it was in gateway.env";
+  const isNew = (name: string) => name !== "STATS_PASSWORD" && !settings.some((one) => one.name === name);
+  const more = Object.entries(kept).filter(([name]) => isNew(name));
+  return [
+    ...settings.map((one) => {
+      const value = kept[one.name];
+      return value === undefined || value === one.value ? one : { ...one, value, why };
+    }),
+    ...more.map(([name, value]) => ({ name, value, why })),
+  ];
+}
+
+const BY_SETUP = "written by `sasori setup`";
+
+/** What stands in such a file; nothing of one that setup has not written: the package's own has names that only show how. */
+export function parseEnvFile(text: string): Record<string, string> {
+  if (!text.split("\n", 1)[0]?.includes(BY_SETUP)) return {};
+  const written = text.matchAll(/^(\w+)=(?:"((?:[^"\\]|\\[\s\S])*)"|'([^']*)'|(.*))$/gm);
+  return Object.fromEntries(
+    Array.from(written, ([, name, double, single, plain = ""]) => [
+      name,
+      double?.replace(/\\(["\\$`])/g, "$1") ?? single ?? plain.trim(),
+    ]),
+  );
 }
 
 /** A file for systemd and for a shell. */
@@ -173,5 +215,5 @@ export function envFile(about: string, settings: readonly Setting[]): string {
     const shown = /^[\w./:@%+=,-]*$/.test(value) ? value : `"${value.replace(/["\\$`]/g, "\\$&")}"`;
     return `${why === "" ? "" : `# ${why}\n`}${name}=${shown}\n`;
   });
-  return `# ${about}, written by \`sasori setup\`. Read by systemd and by a shell.\n${lines.join("")}`;
+  return `# ${about}, ${BY_SETUP}. Read by systemd and by a shell.\n${lines.join("")}`;
 }
