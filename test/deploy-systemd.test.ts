@@ -109,7 +109,10 @@ describe("systemd", () => {
   test("the settings name variables that there are, in a form that systemd and a shell read alike", async () => {
     const known = describeVariables().map(({ name }) => name);
     const settings = await environmentOf("sasori.env");
-    expect(Object.keys(settings).filter((name) => !known.includes(name))).toEqual([]);
+    const text = await readFile(path.join(DEPLOY, "sasori.env"), "utf8");
+    const offered = Array.from(text.matchAll(/^#(SASORI_\w+)=/gm), ([, name]) => name ?? "");
+    expect(offered).toContain("SASORI_API_TOKEN_FILE");
+    expect([...Object.keys(settings), ...offered].filter((name) => !known.includes(name))).toEqual([]);
     expect(settings).toMatchObject({ SASORI_HAPROXY: (await environmentOf("gateway.env")).HAPROXY_SOCKET });
     for (const name of ["sasori.env", "gateway.env"]) {
       const lines = (await readFile(path.join(DEPLOY, name), "utf8")).split("\n");
