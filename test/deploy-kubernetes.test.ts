@@ -57,6 +57,9 @@ const find = (kind: string, name = "sasori") => {
 };
 const deployment = () => find("Deployment") as unknown as IDeployment;
 const podSpec = () => deployment().spec?.template.spec;
+const containers = () => [...(podSpec()?.initContainers ?? []), ...(podSpec()?.containers ?? [])];
+const sidecar = () => podSpec()?.initContainers?.find(({ restartPolicy }) => restartPolicy === "Always");
+const policy = () => (find("NetworkPolicy") as unknown as INetworkPolicy).spec;
 
 beforeAll(async () => {
   folder = await mkdtemp(path.join(tmpdir(), "sasori-kubernetes-"));
@@ -126,11 +129,9 @@ describe.skipIf(kubectl === undefined)("the manifests", NO_KUBECTL, () => {
 
   test("name ports that a Service finds: a sidecar's only by number", () => {
     const named = (podSpec()?.containers ?? []).flatMap(({ ports = [] }) => ports.map(({ name }) => name));
-    const numbers = [...(podSpec()?.containers ?? []), ...(podSpec()?.initContainers ?? [])].flatMap(
-      ({ ports = [] }) => ports.map(({ containerPort }) => containerPort),
-    );
+    const numbers = containers().flatMap(({ ports = [] }) => ports.map(({ containerPort }) => containerPort));
     const services = manifests.filter(({ kind }) => kind === "Service") as unknown as IService[];
-    const { ingress = [] } = (find("NetworkPolicy") as unknown as INetworkPolicy).spec ?? {};
+    const { ingress = [] } = policy() ?? {};
     const targets = [
       ...services.flatMap(({ spec }) => (spec?.ports ?? []).map(({ targetPort }) => targetPort)),
       ...ingress.flatMap(({ ports = [] }) => ports.map(({ port }) => port)),
@@ -164,15 +165,16 @@ describe.skipIf(kubectl === undefined)("the manifests", NO_KUBECTL, () => {
     for (const name of ["haproxy.cfg", "heal.lua"])
       expect(data?.[name]).toBe(await readFile(path.join(ROOT, "haproxy", name), "utf8"));
     const { version } = JSON.parse(await readFile(path.join(ROOT, "package.json"), "utf8"));
-    expect(podSpec()?.initContainers?.map(({ image }) => image)).toEqual([`sasori:${version}`]);
+    const images = (podSpec()?.initContainers ?? []).map(({ image }) => image);
+    expect([...new Set(images)]).toEqual([`sasori:${version}`]);
   });
 
-  test("confine both containers", () => {
+  test("confine every container", () => {
     expect(podSpec()).toMatchObject({
       automountServiceAccountToken: false,
       securityContext: { runAsNonRoot: true, seccompProfile: { type: "RuntimeDefault" } },
     });
-    for (const container of [...(podSpec()?.containers ?? []), ...(podSpec()?.initContainers ?? [])]) {
+    for (const container of containers()) {
       expect(container.securityContext).toMatchObject({
         allowPrivilegeEscalation: false,
         readOnlyRootFilesystem: true,
@@ -182,9 +184,64 @@ describe.skipIf(kubectl === undefined)("the manifests", NO_KUBECTL, () => {
     }
   });
 
+  test("let HAProxy read the map that only sasori writes, and share nothing but the sockets", () => {
+    const writers = (volume: string) =>
+      containers()
+        .filter(({ volumeMounts = [] }) =>
+          volumeMounts.some(({ name, readOnly = false }) => name === volume && !readOnly),
+        )
+        .map(({ name }) => name);
+    expect(podSpec()?.volumes?.map(({ name }) => [name, writers(name)])).toEqual([
+      ["map", ["map", "sasori"]],
+      ["sockets", ["sasori", "haproxy"]],
+      ["gateway", []],
+      ["probes", []],
+      ["puppetdb", []],
+      ["api", []],
+    ]);
+    const folderOf = (container: string, variable: string) => {
+      const one = containers().find(({ name }) => name === container);
+      const file = one?.env?.find(({ name }) => name === variable)?.value ?? "";
+      return one?.volumeMounts?.find(({ mountPath }) => mountPath === path.dirname(file))?.name;
+    };
+    expect(folderOf("sasori", "SASORI_MAP_FILE")).toBe("map");
+    expect(folderOf("sasori", "SASORI_STATE_FILE")).toBe("map");
+    expect(folderOf("haproxy", "NODE_MASTER_MAP")).toBe("map");
+    expect(folderOf("haproxy", "HAPROXY_SOCKET")).toBe("sockets");
+  });
+
+  test("let the pods reach the cluster's DNS, PuppetDB and the masters, and say where each of them is", () => {
+    const [dns, ...others] = policy()?.egress ?? [];
+    expect(policy()?.policyTypes).toContain("Egress");
+    expect(dns).toEqual({
+      to: [
+        {
+          namespaceSelector: { matchLabels: { "kubernetes.io/metadata.name": "kube-system" } },
+          podSelector: { matchLabels: { "k8s-app": "kube-dns" } },
+        },
+      ],
+      ports: [
+        { port: 53, protocol: "UDP" },
+        { port: 53, protocol: "TCP" },
+      ],
+    });
+    const settings = find("ConfigMap", "sasori-settings").data ?? {};
+    const used = [
+      new URL(settings.SASORI_PUPPETDB_URL ?? "").port,
+      new URL(`tcp://${settings.MASTER1}`).port,
+    ].map((port) => [{ port: Number(port), protocol: "TCP" }]);
+    expect(others.map(({ ports }) => ports)).toEqual(used);
+    for (const { to = [] } of others) {
+      const networks = to.map(({ ipBlock }) => ipBlock?.cidr ?? "");
+      // A rule with an empty list of destinations would allow all of them.
+      expect(networks).not.toEqual([]);
+      expect(networks.filter((cidr) => !/^(10|172|192)\.[\d.]+\/(8|12|16)$/.test(cidr))).toEqual([]);
+    }
+  });
+
   test("set what sasori understands, and keep from it what Kubernetes would add", async () => {
     const { data = {} } = find("ConfigMap", "sasori-settings");
-    const own = (podSpec()?.initContainers?.[0]?.env ?? []).map(({ name, value }) => [name, value]);
+    const own = (sidecar()?.env ?? []).map(({ name, value }) => [name, value]);
     const file = path.join(folder, "any");
     await writeFile(file, "any");
     const env: Record<string, string> = { ...data, ...Object.fromEntries(own) };

@@ -12,7 +12,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import type { IDeployment } from "kubernetes-models/apps/v1";
 import type { IContainer } from "kubernetes-models/v1";
-import { Child, freePort } from "./child.js";
+import { Child, freePort, run } from "./child.js";
 import { patient } from "./patience.js";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
@@ -50,7 +50,7 @@ export class Pod {
   /** Resolves when both containers have started. Ready it is later: see `untilReady`. */
   static async start(options: PodOptions): Promise<Pod> {
     const folder = await mkdtemp(path.join(tmpdir(), "sasori-pod-"));
-    await mkdir(path.join(folder, "api"));
+    for (const name of ["api", "map", "sockets"]) await mkdir(path.join(folder, name));
     await writeFile(path.join(folder, "api", "token"), "secret");
     const [gateway, stats, probes, sasori] = [
       await freePort(),
@@ -60,13 +60,11 @@ export class Pod {
     ];
     const pod = new Pod(options, folder, { gateway, stats, probes, sasori });
     try {
-      // A sidecar first, until its startup probe succeeds.
-      pod.#sasori = new Child(process.execPath, [path.join(ROOT, "dist/src/cli.js"), "serve"], {
-        env: pod.#env(pod.#sidecar),
-      });
-      await pod.#untilStarted(pod.#sidecar, pod.#sasori);
-      const { command = [], args = [] } = pod.#container;
-      const [program = "", ...rest] = [...command, ...args].map((word) => pod.#here(pod.#container, word));
+      for (const container of pod.#spec.initContainers ?? []) {
+        if (container === pod.#sidecar) await pod.#startSasori();
+        else await pod.#runToItsEnd(container);
+      }
+      const [program, ...rest] = pod.#words(pod.#container);
       pod.#haproxy = new Child(program, rest, { env: pod.#env(pod.#container), cwd: folder });
       await pod.#untilStarted(pod.#container, pod.#haproxy);
     } catch (error) {
@@ -133,7 +131,28 @@ export class Pod {
   }
 
   get #sidecar(): IContainer {
-    return only(this.#spec.initContainers ?? []);
+    return only((this.#spec.initContainers ?? []).filter(({ restartPolicy }) => restartPolicy === "Always"));
+  }
+
+  /** Until its startup probe succeeds. Its command is the image's. */
+  async #startSasori(): Promise<void> {
+    this.#sasori = new Child(process.execPath, [path.join(ROOT, "dist/src/cli.js"), "serve"], {
+      env: this.#env(this.#sidecar),
+    });
+    await this.#untilStarted(this.#sidecar, this.#sasori);
+  }
+
+  async #runToItsEnd(container: IContainer): Promise<void> {
+    const [program, ...rest] = this.#words(container);
+    await run(program, rest, { env: this.#env(container), cwd: this.#folder });
+  }
+
+  /** The program and its arguments, as they are on this machine. */
+  #words(container: IContainer): [string, ...string[]] {
+    const { name, command = [], args = [] } = container;
+    const [program, ...rest] = [...command, ...args].map((word) => this.#here(container, word));
+    if (program === undefined) throw new Error(`the container ${name} has no command`);
+    return [program, ...rest];
   }
 
   async #probeReadiness(): Promise<void> {
@@ -191,7 +210,8 @@ export class Pod {
     const places: Record<string, string> = {
       gateway: path.join(ROOT, "haproxy"),
       probes: path.join(ROOT, "deploy/kubernetes"),
-      shared: this.#folder,
+      map: path.join(this.#folder, "map"),
+      sockets: path.join(this.#folder, "sockets"),
       api: path.join(this.#folder, "api"),
       puppetdb: path.join(this.#folder, "puppetdb"),
     };
