@@ -6,25 +6,26 @@
 #   /etc/sasori       the API token
 # Mount the folders, never a file in them: files are replaced by a rename.
 
-FROM node:24-bookworm-slim AS dependencies
-WORKDIR /app
-COPY package.json package-lock.json ./
-RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
-
 FROM node:24-bookworm-slim AS build
 WORKDIR /app
 COPY package.json package-lock.json ./
 RUN npm ci --ignore-scripts --no-audit --no-fund
 COPY . .
-# Declarations and source maps are for those who import or debug it. Whatever the umask of the clone, all may read it.
-RUN npm run build \
- && find dist -name '*.d.ts' -delete -o -name '*.map' -delete \
- && chmod -R u=rwX,go=rX dist package.json \
- && chmod 755 dist/src/cli.js
+# One file instead of thousands, as in the deb and the rpm: smaller, and a health check takes half the processor time.
+RUN npm run build && node setup/packaging/bundle.mjs
+WORKDIR /app/dist/bundle
+RUN /app/node_modules/.bin/esbuild ../demo/master.js ../demo/nodes.js ../demo/prepare.js ../demo/puppetdb.js \
+      --outdir=demo --out-extension:.js=.mjs --bundle --splitting --platform=node --format=esm --minify --log-level=warning \
+      --banner:js='import { createRequire } from "node:module"; const require = createRequire(import.meta.url);' \
+ && npm pkg set scripts.update-map='node sasori.cjs sync' \
+ # The bytecode is for the very Node that runs here. The command fails, because no sasori listens there.
+ && (SASORI_PACKAGING_CACHE=program.cache SASORI_LISTEN=127.0.0.1:1 node sasori.cjs status 2>/dev/null; test -s program.cache) \
+ # Whatever the umask of the clone, all may read it.
+ && chmod -R u=rwX,go=rX .
 
 FROM node:24-bookworm-slim
 LABEL org.opencontainers.image.title="sasori" \
-      org.opencontainers.image.description="Keeps HAProxy's node-to-Puppet-master map true" \
+      org.opencontainers.image.description="Keeps HAProxy's node-to-puppetserver map in sync with PuppetDB" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.base.name="docker.io/library/node:24-bookworm-slim"
@@ -37,14 +38,13 @@ WORKDIR /app
 RUN install -d -o node -g node -m 755 /var/lib/sasori \
  && install -d -o node -g 99 -m 2775 /run/sasori \
  && install -d -o node -g node -m 750 /etc/sasori \
- && ln -s /app/dist/src/cli.js /usr/local/bin/sasori
-COPY --from=dependencies /app/node_modules ./node_modules
-COPY --from=build /app/package.json ./
-COPY --from=build /app/dist ./dist
+ && printf '#!/bin/sh\nexec node /app/sasori.cjs "$@"\n' >/usr/local/bin/sasori \
+ && chmod 755 /usr/local/bin/sasori
+COPY --from=build /app/dist/bundle ./
 # By number, because Kubernetes' runAsNonRoot cannot look up a name.
 USER 1000:1000
 EXPOSE 9180
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
   CMD ["sasori", "healthy"]
-ENTRYPOINT ["node", "/app/dist/src/cli.js"]
+ENTRYPOINT ["node", "/app/sasori.cjs"]
 CMD ["serve"]
