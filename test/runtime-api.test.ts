@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import fc from "fast-check";
 import { describe, expect, test, vi } from "vitest";
+import type { PemFiles } from "../src/pem-files.js";
 import { COMMAND_BYTES, payloads, RuntimeSession } from "../src/target/runtime-api.js";
 import { patient } from "./support/patience.js";
 
@@ -300,6 +301,37 @@ describe("a Runtime API session", () => {
     });
     await new Promise((resolve) => stranger.close(resolve));
     await rm(folder, { recursive: true });
+  });
+
+  test("ends with its signal also while certificates are read", async () => {
+    const silent = net.createServer().listen(0, "127.0.0.1");
+    await once(silent, "listening");
+    const stop = new AbortController();
+    const none = { ca: undefined, cert: undefined, key: undefined };
+    const files = {
+      async current() {
+        stop.abort(new Error("told to stop"));
+        return none;
+      },
+    } as unknown as PemFiles;
+    const { port } = silent.address() as net.AddressInfo;
+    const began = performance.now();
+    await expect(
+      RuntimeSession.open(
+        { name: "gw1", connect: { host: "127.0.0.1", port }, tls: { certname: "gw1.example.com", files } },
+        stop.signal,
+      ),
+    ).rejects.toThrow("gw1: told to stop");
+    expect(performance.now() - began).toBeLessThan(patient(2_000));
+    silent.close();
+  });
+
+  test("rejects where the system refuses the address at once", async () => {
+    const connect = { host: "255.255.255.255", port: 9 };
+    const error = await new Promise((resolve) => {
+      setImmediate(() => RuntimeSession.open({ name: "gw1", connect }, soon()).catch(resolve));
+    });
+    expect(error).toMatchObject({ code: expect.stringMatching(/^HAPROXY_/) });
   });
 
   test("names the remedy when nobody is there", async () => {

@@ -127,6 +127,21 @@ describe.each(haproxyBinaries())("the Runtime API of HAProxy $version over TLS",
     ));
 });
 
+test("a certificate without its key is told with the HAProxy that it is for", async () => {
+  const files = new PemFiles({ caFile: ca.caBundle, certFile: ours?.cert, keyFile: nodes?.key });
+  const endpoint = {
+    name: "tls://gw1.example.com:9999",
+    connect: { host: "127.0.0.1", port: 9 },
+    tls: { certname: "gw1.example.com", files },
+  };
+  await expect(RuntimeSession.open(endpoint, AbortSignal.timeout(5_000))).rejects.toMatchObject({
+    code: "HAPROXY_UNREACHABLE",
+    message: expect.stringMatching(
+      /^tls:\/\/gw1.example.com:9999: .*key values mismatch.*SASORI_HAPROXY_KEY/,
+    ),
+  });
+});
+
 describe("HAProxys behind a DNS name", () => {
   const [{ bin } = { bin: "" }] = haproxyBinaries();
   const address = (index: number) => `127.0.0.${index + 2}`;

@@ -13,7 +13,7 @@ import type { Reading, Submission } from "../source/reading.js";
 import { keepNewest } from "../source/source.js";
 import { BACKEND_REMEDY, field, findMap, type MapState, readServers } from "../target/haproxy.js";
 import { Routes } from "../target/routes.js";
-import { dial, RuntimeSession, unreachable } from "../target/runtime-api.js";
+import { dial, pemOf, RuntimeSession, unreachable } from "../target/runtime-api.js";
 import type { Server } from "../target/target.js";
 import { isMountPoint } from "../whole-file.js";
 import { type Check, CheckError, type Problem, verdict } from "./check.js";
@@ -90,7 +90,7 @@ function socketCheck(endpoint: Endpoint): Check<string> {
 }
 
 async function askOnce(endpoint: Endpoint, line: string, signal: AbortSignal): Promise<string> {
-  const socket = await dial(endpoint, { allowHalfOpen: true });
+  const socket = dial(endpoint, await pemOf(endpoint), { allowHalfOpen: true });
   return new Promise((resolve, reject) => {
     let answer = "";
     socket.once("connect", () => socket.end(`${line}\n`));

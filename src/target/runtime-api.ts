@@ -9,6 +9,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { checkServerIdentity, connect as connectTls } from "node:tls";
 import type { Endpoint } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
+import type { Pem } from "../pem-files.js";
 import { letOthersIn } from "../pieces.js";
 import { STRICT_TLS } from "../source/puppetdb-connection.js";
 import { isMountPoint } from "../whole-file.js";
@@ -109,7 +110,10 @@ export class RuntimeSession {
    */
   static async open(endpoint: Endpoint, signal: AbortSignal): Promise<RuntimeSession> {
     if (signal.aborted) throw abortError(endpoint, signal);
-    const session = new RuntimeSession(endpoint, await dial(endpoint));
+    const pem = await pemOf(endpoint);
+    if (signal.aborted) throw abortError(endpoint, signal);
+    // At once: an address that the system refuses is an event before anything else could be awaited.
+    const session = new RuntimeSession(endpoint, dial(endpoint, pem));
     const onAbort = () => session.#end(abortError(endpoint, signal));
     signal.addEventListener("abort", onAbort, { once: true });
     session.#socket.once("close", () => signal.removeEventListener("abort", onAbort));
@@ -357,24 +361,34 @@ export class RuntimeSession {
   }
 }
 
-/** A connection that is being made. Throws `HAPROXY_UNREACHABLE` for PEM files that cannot be used. */
-export async function dial(
+/** What a TLS endpoint needs. Throws `HAPROXY_UNREACHABLE` for files that cannot be used. */
+export async function pemOf({ name, tls }: Endpoint): Promise<Pem | undefined> {
+  return tls?.files.current().catch((error: unknown) => {
+    throw new SasoriError("HAPROXY_UNREACHABLE", `${name}: ${reason(error)}`, { cause: error });
+  });
+}
+
+/** A connection that is being made: whoever calls this listens at once. Throws `HAPROXY_UNREACHABLE` for a key of another certificate. */
+export function dial(
   endpoint: Endpoint,
+  pem: Pem | undefined,
   options: { allowHalfOpen?: boolean } = {},
-): Promise<net.Socket> {
+): net.Socket {
   const { connect, tls } = endpoint;
   const how = { ...connect, ...options, noDelay: true };
   if (tls === undefined) return net.connect(how);
-  const pem = await tls.files.current().catch((error: unknown) => {
-    throw new SasoriError("HAPROXY_UNREACHABLE", `${endpoint.name}: ${reason(error)}`, { cause: error });
-  });
   const { rejectUnauthorized, minVersion, allowPartialTrustChain } = STRICT_TLS;
-  return connectTls({
-    ...{ ...how, ...pem, rejectUnauthorized, minVersion, allowPartialTrustChain },
-    // The name in the certificate is the one that was configured, also where DNS led to an address.
-    servername: net.isIP(tls.certname) === 0 ? tls.certname : "",
-    checkServerIdentity: (_, certificate) => checkServerIdentity(tls.certname, certificate),
-  });
+  try {
+    return connectTls({
+      ...{ ...how, ...pem, rejectUnauthorized, minVersion, allowPartialTrustChain },
+      // The name in the certificate is the one that was configured, also where DNS led to an address.
+      servername: net.isIP(tls.certname) === 0 ? tls.certname : "",
+      checkServerIdentity: (_, certificate) => checkServerIdentity(tls.certname, certificate),
+    });
+  } catch (error) {
+    const what = `${reason(error)}: do SASORI_HAPROXY_CERT and SASORI_HAPROXY_KEY belong together?`;
+    throw new SasoriError("HAPROXY_UNREACHABLE", `${endpoint.name}: ${what}`, { cause: error });
+  }
 }
 
 /** Calls `onLine` for every complete line and returns the rest. */
