@@ -363,7 +363,8 @@ export class Fleet {
       const voidUntil = Math.min(reading.inactive.get(certname) ?? 0, reading.asOf);
       this.#remove(certname, voidUntil, reading.asOf);
     });
-    if (mayRemove && reading.active !== undefined) this.foreign = undefined;
+    // What a standby does not list is not judged: then it is too early to call the map our own.
+    if (mayRemove && reading.active !== undefined && reading.isStandby !== true) this.foreign = undefined;
   }
 
   /** What each estate lost. A node of which nobody knows whose it was may have been anyone's. */

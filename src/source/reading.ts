@@ -251,15 +251,14 @@ export class Gathering {
   /** On our clock: beside a PuppetDB whose clock is right the word of one that is behind would look old. */
   #receipt(received: string | null | undefined): string | null | undefined {
     const { behindMs } = this.#teller;
-    return behindMs === 0 || received == null
-      ? received
-      : new Date(Date.parse(received) + behindMs).toISOString();
+    const at = Date.parse(received ?? "");
+    return behindMs === 0 || Number.isNaN(at) ? received : new Date(at + behindMs).toISOString();
   }
 
   /** Takes the row of a node that is inactive. Names that cannot be map keys are of no interest here: no map has them. */
   takeInactive(row: { certname: string; deactivated: string | null; expired: string | null }): void {
     const at = Math.max(Date.parse(row.deactivated ?? "") || 0, Date.parse(row.expired ?? "") || 0);
-    if (at > 0 && isCertname(row.certname)) this.inactive.set(row.certname, at);
+    if (at > 0 && isCertname(row.certname)) this.inactive.set(row.certname, at + this.#teller.behindMs);
   }
 }
 
