@@ -100,14 +100,14 @@ export class Guard {
   *judge(losses: Losses, size: number, rules: GuardRules): Generator<void, Judgement> {
     this.#remember(size, rules.now);
     const { foreign, stepsBack } = losses;
-    const { reason: removals, held } = this.#removals(losses, size, rules);
+    const { reason: removals, held, lossesHeld } = this.#removals(losses, size, rules);
     const names = [...held, ...(removals === undefined ? [] : (foreign ?? []))];
     if (names.length + stepsBack.length === 0)
       return { verdict: { kind: "allowed" }, mayRemove: true, held: [] };
     const moves = stepsBack.map(({ certname, observation }) => `${certname} ${observation?.master ?? "-"}`);
     const id = yield* planId([...names, ...moves]);
     if (rules.approved === id || (this.approvals.get(id) ?? -1) >= losses.newestAt) {
-      if (names.length > 0) this.#forgetAll(losses, size, rules.now);
+      if (names.length > 0) this.#forgetAll(size - losses.gone.length, lossesHeld, rules.now);
       return { verdict: { kind: "allowed", byApproval: id }, mayRemove: true, held: [] };
     }
     const reason = [removals, stepsBackReason(stepsBack)].filter((why) => why !== undefined).join("; ");
@@ -115,24 +115,27 @@ export class Guard {
     return { verdict: { kind: "held", id, reason, certnames }, mayRemove: removals === undefined, held };
   }
 
-  /** Why removals are held, and which; a node that may have been of several estates is held if one of them holds it. */
+  /** Why removals are held, which, and of which estates; a node that may have been of several estates is held if one of them holds it. */
   #removals(losses: Losses, size: number, { limit, now }: GuardRules) {
     const { gone, foreign, estates } = losses;
     if (estates === undefined || foreign !== undefined) {
       const reason = this.#removalReason(losses, size, limit);
-      return { reason, held: reason === undefined ? [] : gone };
+      return { reason, held: reason === undefined ? [] : gone, lossesHeld: estates ?? [] };
     }
     const reasons: string[] = [];
     const held = new Set<Certname>();
-    for (const { name, size, gone } of estates) {
+    const lossesHeld: EstateLosses[] = [];
+    for (const losses of estates) {
+      const { name, size, gone } = losses;
       const guard = this.#ofEstate(name);
       guard.#remember(size, now);
       const reason = guard.#removalReason({ gone, foreign }, size, limit, "leave it empty");
       if (reason === undefined) continue;
       reasons.push(`${name}: ${reason}`);
+      lossesHeld.push(losses);
       for (const certname of gone) held.add(certname);
     }
-    return { reason: reasons.length === 0 ? undefined : reasons.join("; "), held: [...held] };
+    return { reason: reasons.length === 0 ? undefined : reasons.join("; "), held: [...held], lossesHeld };
   }
 
   #ofEstate(name: string): Guard {
@@ -141,10 +144,10 @@ export class Guard {
     return guard;
   }
 
-  #forgetAll({ gone, estates = [] }: Losses, size: number, now: number): void {
-    this.#forget(size - gone.length, now);
-    for (const { name, size, gone } of estates)
-      if (gone.length > 0) this.#ofEstate(name).#forget(size - gone.length, now);
+  /** Of the estates only those whose losses were approved. */
+  #forgetAll(size: number, estates: readonly EstateLosses[], now: number): void {
+    this.#forget(size, now);
+    for (const { name, size, gone } of estates) this.#ofEstate(name).#forget(size - gone.length, now);
   }
 
   /** Why the removals are held, or undefined. */

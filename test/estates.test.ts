@@ -1,5 +1,6 @@
 // Several PuppetDBs, through passes over the map file: alternatives, of which one is asked, and estates, whose union is the map.
 import { once } from "node:events";
+import { writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
@@ -173,6 +174,21 @@ describe("alternatives", () => {
       },
     ));
 
+  test("a map that somebody else made is guarded as such until the first PuppetDB has been read", () =>
+    withPair(
+      "|",
+      async ({ lab, second, full }) => {
+        await lab.stopPuppetdb();
+        for (const name of names(20)) await runs(second.client, name, "master1", 60 * MINUTE);
+        expect(await full()).toMatchObject({ outcome: "done", nodes: 21 });
+        await lab.startPuppetdb();
+        for (const name of names(20)) await runs(lab.puppetdb, name, "master1", 60 * MINUTE);
+        vi.advanceTimersByTime(MINUTE);
+        expect(await full()).toMatchObject({ outcome: "held", held: { count: 1 }, nodes: 21 });
+      },
+      (lab) => writeFile(lab.mapFile, "printer.example.com master2\n"),
+    ));
+
   test("with both down nothing changes, and the failure of the first is told", () =>
     withPair("|", async ({ lab, second, full, changes }) => {
       await runs(lab.puppetdb, NODE, "master1");
@@ -199,6 +215,25 @@ describe("alternatives", () => {
       receivedAt: now - 60 * MINUTE,
     });
     expect(found.ahead.size).toBe(0);
+  });
+});
+
+describe("a PuppetDB whose clock is behind", () => {
+  const HOUR = 60 * MINUTE;
+  const now = Date.now();
+  const itsTime = new Date(now - HOUR).toISOString();
+  const gathering = () => new Gathering("changes", () => true, { from: "https://pdb2:8081", behindMs: HOUR });
+
+  test("has its deactivations dated as its submissions are", () => {
+    const found = gathering();
+    found.takeInactive({ certname: NODE, deactivated: itsTime, expired: null });
+    expect(found.inactive.get(parseCertname(NODE))).toBe(now);
+  });
+
+  test("may tell a receipt that is no time", () => {
+    const found = gathering();
+    found.take("facts", { certname: NODE, producer: "master1" }, new Date(now).toISOString(), "soon");
+    expect(found.submissions.get(parseCertname(NODE))).toMatchObject({ at: now, receivedAt: 0 });
   });
 });
 
@@ -327,6 +362,26 @@ describe("estates", () => {
       expect(report.held?.reason).toMatch(/^http:\S+: 5 of 5 entries would go: that would leave it empty$/);
       expect(await sync.request({})).toMatchObject({ outcome: "held", nodes: 204 });
       expect(await sync.request({ approve: report.held?.id })).toMatchObject({ outcome: "done", nodes: 199 });
+    }));
+
+  test("what was approved of one does not make the guard forget how large the others were", () =>
+    withPair(",", async ({ lab, second, full, sync }) => {
+      for (const name of names(200)) await runs(lab.puppetdb, name, "master1", 60 * MINUTE);
+      for (const name of names(5, "other")) await runs(second.client, name, "master2", 60 * MINUTE);
+      await full();
+      const go = async (from: number, to: number) => {
+        for (const name of names(to).slice(from)) await lab.puppetdb.deactivateNode(name);
+      };
+      await go(0, 15);
+      expect(await full()).toMatchObject({ outcome: "done", nodes: 190 });
+      await second.stop();
+      await second.start();
+      await go(15, 16);
+      const { held } = await full();
+      await go(16, 17);
+      expect(await sync.request({ approve: held?.id })).toMatchObject({ outcome: "done", nodes: 183 });
+      await go(17, 27); // 27 of 200 within a month.
+      expect(await full()).toMatchObject({ outcome: "held", held: { count: 10 }, nodes: 183 });
     }));
 
   test("so it is after a restart, when nobody knows whose the nodes were", () =>
