@@ -242,6 +242,44 @@ describe("replicas that share a database", () => {
       await expect.poll(() => other.fleet.own.size).toBe(1);
     }));
 
+  test("tell of such a row once, for as long as it is there", () =>
+    withFleetLab([], async (lab) => {
+      const { stateDatabase, stateFile } = lab.config({
+        SASORI_STATE_URL: `postgres://sasori@127.0.0.1:${postgres.port}/${database}`,
+        SASORI_STATE_PASSWORD_FILE: postgres.passwordFile,
+      });
+      if (stateDatabase === undefined) throw new Error("there is a URL");
+      const state = new SharedState(new Journal(stateFile), stateDatabase);
+      await state.load();
+      // As a backup does that takes hours: what was read is read again for as long as it goes on.
+      const backup = postgres.sql(database, "BEGIN; SELECT txid_current(), pg_sleep(4); COMMIT");
+      try {
+        const running =
+          "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(4)%' AND backend_xid IS NOT NULL";
+        await expect.poll(() => postgres.sql("postgres", running)).toBe("1");
+        await postgres.sql(
+          database,
+          `INSERT INTO sasori_state SELECT 'route', key, now(), '{"master":"x y","source":"registration"}', 'by hand', txid_current() FROM unnest('{a;b,c;d}'::text[]) AS key`,
+        );
+        const notify = () => postgres.sql(database, "SELECT pg_notify('sasori_state', '')");
+        for (let told = 0; told < 3; told += 1) await notify();
+        const failure = () => state.failure?.message;
+        await expect
+          .poll(failure, { timeout: patient(5_000) })
+          .toMatch(/ 2 rows of sasori_state cannot be used/);
+        for (let told = 0; told < 3; told += 1) await notify();
+        await postgres.sql(database, "DELETE FROM sasori_state WHERE key = 'a;b'");
+        await expect
+          .poll(failure, { timeout: patient(10_000) })
+          .toMatch(/ 1 row of sasori_state cannot be used \("route" "c;d"\)/);
+        await postgres.sql(database, "DELETE FROM sasori_state");
+        await expect.poll(failure, { timeout: patient(10_000) }).toBeUndefined();
+      } finally {
+        await backup;
+        await state.close();
+      }
+    }));
+
   test("know each other: name, HAProxys, nodes, state, last pass, version; who stops goes, who is killed is silent", () =>
     withFleetLab([{ bin }, { bin }], async (lab) => {
       await lab.run(node(0), "master1");

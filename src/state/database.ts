@@ -6,7 +6,7 @@
 import type { Client, ClientConfig, QueryResultRow } from "pg";
 import type { StateDatabase } from "../config.js";
 import { Line, within } from "../deadline.js";
-import { reason, SasoriError } from "../errors.js";
+import { quote, reason, SasoriError } from "../errors.js";
 import { readSecretFile } from "../whole-file.js";
 import { beats, keyOf, parseRow, type Row, Rows } from "./rows.js";
 
@@ -65,6 +65,11 @@ const PULL = `
          round(extract(epoch FROM at) * 1000)::text AS at, value
   FROM (SELECT 1) AS always LEFT JOIN sasori_state ON xid >= $1::bigint`;
 
+/** What is in these rows now. */
+const READ_AGAIN = `
+  SELECT kind, key, round(extract(epoch FROM at) * 1000)::text AS at, value
+  FROM sasori_state JOIN unnest($1::text[], $2::text[]) AS asked (kind, key) USING (kind, key)`;
+
 const SAY = `
   INSERT INTO sasori_replicas (name, at, word) VALUES ($1, clock_timestamp(), $2)
   ON CONFLICT (name) DO UPDATE SET at = excluded.at, word = excluded.word`;
@@ -90,6 +95,14 @@ export interface DatabaseOwner {
   word(): string | undefined;
 }
 
+/** A row as it is in the table: `at` in milliseconds, `value` as JSON. */
+interface Found {
+  kind: string;
+  key: string;
+  at: string;
+  value: string | null;
+}
+
 /** A connection that is up, and all rows were exchanged. */
 interface Session {
   client: Client;
@@ -112,8 +125,8 @@ export class Database {
   #running: Promise<void> | undefined;
   #onFirst: (() => void) | undefined;
   #failure: SasoriError | undefined;
-  /** Rows that cannot be used: somebody else has written them. */
-  #unusable: string[] = [];
+  /** Rows that cannot be used, by their keys: somebody else has written them. */
+  #unusable = new Map<string, Pick<Found, "kind" | "key">>();
   #heard: Heard[] = [];
   #heardAt = 0;
   /** How far our clock is ahead of PostgreSQL's (ms), as last seen. */
@@ -126,8 +139,12 @@ export class Database {
 
   /** Why it is not in use, or what is wrong in it. */
   get failure(): SasoriError | undefined {
-    if (this.#session === undefined || this.#unusable.length === 0) return this.#failure;
-    const what = `${this.#unusable.length} rows of sasori_state cannot be used (${this.#unusable.slice(0, 3).join("; ")})`;
+    if (this.#session === undefined || this.#unusable.size === 0) return this.#failure;
+    const some = [...this.#unusable.values()]
+      .slice(0, 3)
+      .map(({ kind, key }) => `${quote(kind)} ${quote(key)}`);
+    const [count, rows] = [this.#unusable.size, this.#unusable.size === 1 ? "row" : "rows"];
+    const what = `${count} ${rows} of sasori_state cannot be used (${some.join("; ")})`;
     return new SasoriError(
       "STATE_DATABASE",
       `${this.#options.where}: ${what}: delete them, and find out who wrote them`,
@@ -241,7 +258,7 @@ export class Database {
 
   /** Everything is compared: either side may have been away, or have been restored from a backup. */
   async #exchange(session: Session): Promise<void> {
-    this.#unusable = [];
+    this.#unusable.clear();
     const theirs = new Rows();
     for (const row of await this.#read(session, EXCHANGE_MS)) theirs.take(row);
     const ours = [...this.#owner.known()].filter((row) => {
@@ -281,27 +298,41 @@ export class Database {
   }
 
   async #read(session: Session, ms: number): Promise<Row[]> {
-    const found = await this.#query<{
-      next: string;
-      kind: string | null;
-      key: string;
-      at: string;
-      value: string | null;
-    }>(session, PULL, [session.next], ms);
+    const found = await this.#query<{ next: string } & (Found | { kind: null })>(
+      session,
+      PULL,
+      [session.next],
+      ms,
+    );
     session.next = found[0]?.next ?? session.next;
-    return found.flatMap(({ kind, key, at, value }) => {
-      if (kind === null) return [];
-      try {
-        return [parseRow({ kind, key, at: Number(at), value: value === null ? null : JSON.parse(value) })];
-      } catch {
-        this.#unusable.push(`${JSON.stringify(kind)} ${JSON.stringify(key.slice(0, 80))}`);
-        return [];
-      }
-    });
+    return found.flatMap((row) => (row.kind === null ? [] : this.#parse(row)));
+  }
+
+  #parse({ kind, key, at, value }: Found): Row[] {
+    const name = JSON.stringify([kind, key]);
+    try {
+      const row = parseRow({ kind, key, at: Number(at), value: value === null ? null : JSON.parse(value) });
+      this.#unusable.delete(name);
+      return [row];
+    } catch {
+      this.#unusable.set(name, { kind, key });
+      return [];
+    }
+  }
+
+  /** Somebody may have deleted or mended them: no transaction number tells of the one, and maybe not of the other. */
+  async #lookAgain(session: Session): Promise<void> {
+    const asked = [...this.#unusable.values()].slice(0, MAX_SENT);
+    if (asked.length === 0) return;
+    const columns = [asked.map(({ kind }) => kind), asked.map(({ key }) => key)];
+    const found = await this.#query<Found>(session, READ_AGAIN, columns);
+    for (const { kind, key } of asked) this.#unusable.delete(JSON.stringify([kind, key]));
+    this.#owner.takeRows(found.flatMap((row) => this.#parse(row)));
   }
 
   /** Says what this replica has to say, and hears what all have said. */
   async #look(session: Session): Promise<void> {
+    await this.#lookAgain(session);
     const word = this.#owner.word();
     if (word !== undefined) await this.#query(session, SAY, [this.#options.replica, word]);
     const began = Date.now();
