@@ -583,6 +583,7 @@ withExamples(
       });
     if (dryRun) return;
     const { bringHome } = await import("./cli/rebalance.js");
+    process.exitCode = EXIT.failed; // Until it is done: whoever reads what it tells may go away first.
     const isDone = await bringHome(await address(), nodes, pace, tellTo(options));
     process.exitCode = isDone ? EXIT.done : EXIT.failed;
   },
@@ -622,6 +623,7 @@ withExamples(
       none: "no nodes to move",
     });
     if (dryRun) return printList(options, list(await planDrain(await address(), master)));
+    process.exitCode = EXIT.failed; // Until it is done, as above.
     const { moves, isDone } = await drain(await address(), master, pace, tellTo(options));
     if (options.json) printList(options, list(moves));
     process.exitCode = isDone ? EXIT.done : EXIT.failed;

@@ -125,12 +125,20 @@ const stateUrl = z.string().transform((text, context): StateUrl => {
     return fail(context, `no other parameter than sslmode and host, not ${quote(other)}`);
   if (sslmode !== undefined && sslmode !== "disable" && sslmode !== "verify-full")
     return fail(context, "sslmode=verify-full or sslmode=disable");
-  const host = socket ?? decodeURIComponent(url.hostname).replace(/^\[|\]$/g, "");
-  const database = decodeURIComponent(url.pathname.slice(1));
-  const user = decodeURIComponent(url.username);
-  if (host === "" || database === "" || user === "") return fail(context, STATE_URL);
+  const [hostname, database, user] = [url.hostname, url.pathname.slice(1), url.username].map(decoded);
+  const host = socket ?? hostname?.replace(/^\[|\]$/g, "");
+  if (!host || !database || !user) return fail(context, STATE_URL);
   return { host, port: url.port === "" ? 5432 : Number(url.port), user, database, sslmode };
 });
+
+/** Undefined for what is no text: a "%" without its two digits. */
+function decoded(text: string): string | undefined {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return undefined;
+  }
+}
 
 const port = (text: string | undefined): number | undefined =>
   text !== undefined && /^\d{1,5}$/.test(text) && Number(text) <= 65535 ? Number(text) : undefined;
@@ -773,7 +781,8 @@ function problem(name: string, expected: string, env: Readonly<Record<string, st
 }
 
 /** Whoever puts a password into a URL does not want it in a log. */
-const withoutPassword = (text: string) => text.replace(/(:\/\/[^:@/]*):[^@]*@/g, "$1:…@");
+const withoutPassword = (text: string) =>
+  text.replace(/(:\/\/[^:@/]*):[^@]*@/g, "$1:…@").replace(/\b(\w*passw\w*=)[^&#,]*/gi, "$1…");
 
 /** What is wrong between variables, as far as each of them says something. */
 function contradictions(env: Environment): string[] {

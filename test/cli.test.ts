@@ -1103,6 +1103,20 @@ describe("drain", () => {
       expect(await nodesOf("master3")).toContain(node(3));
     }));
 
+  test("does not say that it is done when whoever reads what it says goes away in the middle", () =>
+    withServers(12, async ({ env, sasori, server, nodesOf }) => {
+      const piped = (command: string) => {
+        const script = `${process.execPath} ${CLI} ${command} --per-minute 300 | head -1`;
+        return new Child("bash", ["-o", "pipefail", "-c", script], { env: { ...PLAIN(), ...env } }).code();
+      };
+      await server("master1", "drain");
+      expect(await piped("drain master1")).toBe(1);
+      expect((await nodesOf("master1")).length).toBeGreaterThan(0);
+      expect((await sasori("drain", "master1", "--per-minute", "6000")).code).toBe(0);
+      await server("master1", "ready");
+      expect(await piped("rebalance")).toBe(1);
+    }));
+
   test("says that HAProxy has not drained it, and moves nothing where no other is up", () =>
     withServers(3, async ({ sasori, server, nodesOf }) => {
       expect(await sasori("drain", "master9")).toMatchObject({

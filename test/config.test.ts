@@ -334,7 +334,8 @@ describe("the configuration", () => {
         "postgres://sasori@pg",
         "postgres://sasori@pg/state?sslmode=prefer",
       ],
-      ...["postgres://sasori:hush@pg/state", "postgres://sasori@pg/state?password=x"],
+      ...["postgres://sasori:hush@pg/state", "postgres://sasori@pg/state?password=hush"],
+      ...["postgres://sas%ori@pg/state", "postgres://sasori@pg/state?sslpassword=hush&sslmode=disable"],
     ]) {
       const [problem = ""] = problems({ ...REQUIRED, SASORI_STATE_URL: wrong });
       expect(problem).toMatch(/^ {2}SASORI_STATE_URL is .*: expected /);
