@@ -3,6 +3,13 @@
 class sasori::absent {
   assert_private()
 
+  # HAProxy does not start without a map that its configuration names, and without the gateway that is somebody else's.
+  $map = $sasori::gateway ? {
+    true    => ['/var/lib/sasori'],
+    default => [],
+  }
+  $folders = ['/etc/sasori', '/etc/haproxy/sasori'] + $map
+
   service { 'sasori':
     ensure => stopped,
     enable => false,
@@ -10,7 +17,7 @@ class sasori::absent {
   -> package { 'sasori':
     ensure => purged,
   }
-  -> file { ['/etc/sasori', '/etc/haproxy/sasori', '/var/lib/sasori']:
+  -> file { $folders:
     ensure => absent,
     force  => true,
     backup => false,

@@ -12,7 +12,7 @@
 #   }
 #
 # @param ensure
-#   `absent` removes everything: service, package, settings, map, user.
+#   `absent` removes everything: service, package, settings, user, and with `gateway` the map.
 # @param puppetdb_url
 #   PuppetDB's address. With https the agent's own certificate is shown to it.
 # @param package_ensure

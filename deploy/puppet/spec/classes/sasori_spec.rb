@@ -128,6 +128,16 @@ describe 'sasori' do
       it { is_expected.to compile.with_all_deps }
       it { is_expected.to contain_package('sasori').with_ensure('purged') }
       it { is_expected.not_to contain_class('sasori::config') }
+      it { is_expected.to contain_file('/var/lib/sasori').with_ensure('absent') }
+
+      # HAProxy's own configuration may name the map.
+      context 'without the gateway' do
+        let(:params) { super().merge(gateway: false) }
+
+        it { is_expected.to compile.with_all_deps }
+        it { is_expected.to contain_file('/etc/sasori').with_ensure('absent') }
+        it { is_expected.not_to contain_file('/var/lib/sasori') }
+      end
     end
   end
 end
