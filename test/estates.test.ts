@@ -3,11 +3,14 @@ import { once } from "node:events";
 import { writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
 import { within } from "../src/deadline.js";
 import { NodeMap, parseCertname } from "../src/node-map.js";
+import { Alternatives } from "../src/source/alternatives.js";
 import { Gathering } from "../src/source/reading.js";
+import type { Replica } from "../src/source/source.js";
 import { assemble, Sync, type SyncParts } from "../src/sync.js";
 import { freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
@@ -188,6 +191,31 @@ describe("alternatives", () => {
       },
       (lab) => writeFile(lab.mapFile, "printer.example.com master2\n"),
     ));
+
+  test("what a slow one is asked about is told by the next, but that it knows no node only if the slow one fails", async () => {
+    vi.useRealTimers();
+    const node = parseCertname(NODE);
+    const told = new Map([
+      [node, { certname: node, producer: "master1", at: 1, source: "facts" as const, receivedAt: 0 }],
+    ]);
+    const askedAfter = (ms: number, found: typeof told | Error, standby: typeof told) => {
+      const answering = (after: number, answer: typeof told | Error) =>
+        ({
+          async readNodes(_names: unknown, signal: AbortSignal) {
+            await sleep(after, undefined, { signal });
+            if (answer instanceof Error) throw answer;
+            return answer;
+          },
+        }) as unknown as Replica;
+      const both = new Alternatives([answering(ms, found), answering(0, standby)]);
+      return both.readNodes([node], new AbortController().signal);
+    };
+    const none: typeof told = new Map();
+    expect(await askedAfter(60_000, none, told)).toEqual(told);
+    expect(await askedAfter(1_000, told, none)).toEqual(told);
+    expect(await askedAfter(1_000, new Error("down"), none)).toEqual(none);
+    expect(await askedAfter(0, none, told)).toEqual(none);
+  });
 
   test("with both down nothing changes, and the failure of the first is told", () =>
     withPair("|", async ({ lab, second, full, changes }) => {

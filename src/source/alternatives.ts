@@ -3,10 +3,11 @@
 // newer (Fleet sees by `from` who said what, and `isStandby` that the first was not asked).
 
 import { setTimeout as sleep } from "node:timers/promises";
-import type { SasoriError } from "../errors.js";
+import { SasoriError } from "../errors.js";
 import type { Certname } from "../node-map.js";
 import type { HasServer, Reading } from "./reading.js";
 import type { PuppetdbState, Replica, Source, Wanted } from "./source.js";
+import { PartlyRead } from "./source.js";
 
 /** While another one is asked, the first is tried this often, and must answer a small question within this time. */
 const TRY_FIRST_EVERY_MS = 30_000;
@@ -70,19 +71,33 @@ export class Alternatives implements Source {
     this.#at(this.#read).took(lateMs);
   }
 
-  /** Whoever waits for the answer cannot wait long: while one does not answer, the next one is asked too. */
+  /**
+   * Whoever waits for the answer cannot wait long: while one does not answer, the next one is asked too. What that one knows is
+   * evidence; that it does not know a node counts only once those before it have failed: it may be behind them. Throws
+   * `PartlyRead` where they are silent.
+   */
   async readNodes(certnames: readonly Certname[], signal: AbortSignal, hasServer?: HasServer) {
     const stop = new AbortController();
     const both = AbortSignal.any([signal, stop.signal]);
+    let waiting: NodeJS.Timeout | undefined;
+    const tries: Promise<Reading["submissions"]>[] = [];
+    const ask = async (index: number, before: typeof tries) => {
+      if (before.length > 0) await sleep(before.length * NEXT_AFTER_MS, undefined, { signal: both });
+      const found = await this.#at(index).readNodes(certnames, both, hasServer);
+      if (before.length === 0 || found.size >= certnames.length) return found;
+      if (found.size > 0) waiting ??= setTimeout(() => stop.abort(SILENT), NEXT_AFTER_MS);
+      await Promise.any(before).catch(() => undefined);
+      if (both.aborted) throw new PartlyRead(both.reason, found);
+      return found;
+    };
+    for (const index of this.#order()) tries.push(ask(index, [...tries]));
     try {
-      const tries = this.#order().map(async (index, turn) => {
-        if (turn > 0) await sleep(turn * NEXT_AFTER_MS, undefined, { signal: both });
-        return this.#at(index).readNodes(certnames, both, hasServer);
-      });
       return await Promise.any(tries);
     } catch (error) {
-      throw error instanceof AggregateError ? error.errors[0] : error;
+      if (!(error instanceof AggregateError)) throw error;
+      throw error.errors.find((one) => one instanceof PartlyRead) ?? error.errors[0];
     } finally {
+      clearTimeout(waiting);
       stop.abort();
     }
   }
@@ -105,3 +120,8 @@ export class Alternatives implements Source {
 
 /** A few nodes are told in milliseconds. */
 const NEXT_AFTER_MS = 300;
+
+const SILENT = new SasoriError(
+  "PUPPETDB_TIMEOUT",
+  "the PuppetDB that is asked first does not say whether it has the node",
+);
