@@ -10,7 +10,7 @@ import { counted, UNROUTABLE_REMEDY, weightRemedy } from "../http/troubles.js";
 import { type Certname, isCertname } from "../node-map.js";
 import { masterAsker } from "../probe.js";
 import type { Reading, Submission } from "../source/reading.js";
-import { keepNewest } from "../source/source.js";
+import { keepNewer } from "../source/source.js";
 import { BACKEND_REMEDY, field, findMap, type MapState, readServers } from "../target/haproxy.js";
 import { Routes } from "../target/routes.js";
 import { dial, pemOf, RuntimeSession, unreachable } from "../target/runtime-api.js";
@@ -547,7 +547,9 @@ export function mastersCheck(
         throw new CheckError("no HAProxy could be asked for its servers", "see what failed above");
       const all = seen.flatMap(({ list }) => list);
       const submissions: Reading["submissions"] = new Map();
-      for (const read of nodes) keepNewest(submissions, known.maybe(read)?.submissions.values() ?? []);
+      for (const read of nodes)
+        for (const submission of known.maybe(read)?.submissions.values() ?? [])
+          keepNewer(submissions, submission);
       const counts = countProducers(submissions.values());
       const resolve = resolver(config.masterAliases, all);
       const served = new Set([...counts.keys()].map(resolve).filter((name) => name !== undefined));

@@ -4,8 +4,9 @@
 
 import { type Failure, SasoriError, toFailure } from "../errors.js";
 import type { Certname } from "../node-map.js";
+import { eachInPieces, inPieces } from "../pieces.js";
 import type { HasServer, Names, Reading } from "./reading.js";
-import { keepNewest, PartlyRead, type PuppetdbState, type Source, type Wanted } from "./source.js";
+import { keepNewer, PartlyRead, type PuppetdbState, type Source, type Wanted } from "./source.js";
 
 /** Whoever asks about a few nodes waits a second at most. */
 const OTHERS_MS = 500;
@@ -45,11 +46,14 @@ export class Estates implements Source {
       this.#estates.map(({ source }) => source.read(kind, signal, wanted)),
     );
     signal.throwIfAborted();
-    this.#updates = this.#estates.map((estate, index) => updateOf(estate, answers[index]));
+    const updates: Update[] = [];
+    for (const [index, estate] of this.#estates.entries())
+      updates.push(await inPieces(updateOf(estate, answers[index])));
+    this.#updates = updates;
     const [first] = answers;
-    if (first?.status === "rejected" && this.#updates.every(({ reading }) => reading === undefined))
+    if (first?.status === "rejected" && updates.every(({ reading }) => reading === undefined))
       throw first.reason;
-    return unite(this.#updates, this.#names());
+    return inPieces(unite(updates, this.#names()));
   }
 
   took(lateMs: number): void {
@@ -82,7 +86,8 @@ export class Estates implements Source {
     const both = AbortSignal.any([signal, stop.signal]);
     const answers = await Promise.allSettled(
       this.#estates.map(async ({ source }) => {
-        keepNewest(found, (await source.readNodes(certnames, both, hasServer)).values());
+        const answer = await source.readNodes(certnames, both, hasServer);
+        for (const submission of answer.values()) keepNewer(found, submission);
         if (found.size > 0) waiting ??= setTimeout(() => stop.abort(late), OTHERS_MS);
       }),
     ).finally(() => clearTimeout(waiting));
@@ -100,24 +105,20 @@ export class Estates implements Source {
   }
 }
 
-function updateOf(
+function* updateOf(
   { members, refused, withoutProducer }: Estate,
   answer: PromiseSettledResult<Reading> | undefined,
-): Update {
+): Generator<void, Update> {
   if (answer?.status !== "fulfilled") {
     const failure = answer && toFailure(answer.reason);
     return { members, refused, withoutProducer, reading: undefined, failure };
   }
   const reading = answer.value;
   if (reading.active !== undefined) {
-    return { ...reading, members: new Set(reading.active), reading, failure: undefined };
+    return { ...reading, members: yield* namesIn(reading.active), reading, failure: undefined };
   }
-  const now = new Set(members);
-  for (const certname of reading.submissions.keys()) now.add(certname);
-  for (const certname of reading.unroutable?.keys() ?? []) now.add(certname);
-  for (const certname of reading.inactive.keys()) now.delete(certname);
   return {
-    members: now,
+    members: yield* membersAfter(reading, members ?? new Set()),
     refused: new Set([...refused, ...reading.refused]),
     withoutProducer: new Set([...withoutProducer, ...reading.withoutProducer]),
     reading,
@@ -125,18 +126,38 @@ function updateOf(
   };
 }
 
+/** Not copied while they are the same: there may be a million, every few seconds. */
+function* membersAfter(reading: Reading, members: Set<Certname>): Generator<void, Set<Certname>> {
+  const { submissions, unroutable, inactive } = reading;
+  const told = [...submissions.keys(), ...(unroutable?.keys() ?? [])];
+  const come = told.filter((certname) => !members.has(certname) && !inactive.has(certname));
+  const gone = [...inactive.keys()].filter((certname) => members.has(certname));
+  if (come.length + gone.length === 0) return members;
+  const now = yield* namesIn(members);
+  for (const certname of come) now.add(certname);
+  for (const certname of gone) now.delete(certname);
+  return now;
+}
+
+function* namesIn(names: Iterable<Certname>): Generator<void, Set<Certname>> {
+  const copy = new Set<Certname>();
+  yield* eachInPieces(names, (certname) => copy.add(certname));
+  return copy;
+}
+
 /** One reading of what the estates have told; `names`: the PuppetDBs of each. */
-function unite(updates: readonly Update[], names: readonly string[][]): Reading {
+function* unite(updates: readonly Update[], names: readonly string[][]): Generator<void, Reading> {
   const readings = updates.flatMap(({ reading }) => (reading === undefined ? [] : [reading]));
   const kind = readings.some((reading) => reading.kind === "full") ? "full" : "changes";
   const submissions: Reading["submissions"] = new Map();
   const unroutable: NonNullable<Reading["unroutable"]> = new Map();
   for (const reading of readings) {
-    keepNewest(submissions, reading.submissions.values());
-    keepNewest(unroutable, reading.unroutable?.values() ?? []);
+    yield* eachInPieces(reading.submissions.values(), (one) => keepNewer(submissions, one));
+    yield* eachInPieces(reading.unroutable?.values() ?? [], (one) => keepNewer(unroutable, one));
   }
-  for (const [certname, { at }] of unroutable)
+  yield* eachInPieces(unroutable, ([certname, { at }]) => {
     if ((submissions.get(certname)?.at ?? 0) >= at) unroutable.delete(certname);
+  });
   const isWhole = updates.every(({ members }) => members !== undefined);
   const members = updates.map((update) => update.members ?? new Set<Certname>());
   const some = <Value>(pick: (update: Update) => Iterable<Value>) =>
@@ -148,7 +169,7 @@ function unite(updates: readonly Update[], names: readonly string[][]): Reading 
     unroutable,
     ahead: new Map(readings.flatMap(({ ahead }) => [...(ahead ?? [])])),
     active: kind === "full" && isWhole ? union(members) : undefined,
-    inactive: isWhole ? inactiveInAll(readings, members) : new Map(),
+    inactive: isWhole ? yield* inactiveInAll(readings, members) : new Map(),
     inactiveCount: readings.reduce((sum, { inactiveCount }) => sum + inactiveCount, 0),
     refused:
       kind === "full"
@@ -165,11 +186,16 @@ function unite(updates: readonly Update[], names: readonly string[][]): Reading 
   };
 }
 
-function inactiveInAll(readings: readonly Reading[], members: readonly Set<Certname>[]): Reading["inactive"] {
+function* inactiveInAll(
+  readings: readonly Reading[],
+  members: readonly Set<Certname>[],
+): Generator<void, Reading["inactive"]> {
   const inactive: Reading["inactive"] = new Map();
-  for (const [certname, at] of readings.flatMap((reading) => [...reading.inactive]))
-    if (!members.some((nodes) => nodes.has(certname)))
-      inactive.set(certname, Math.max(at, inactive.get(certname) ?? 0));
+  for (const reading of readings)
+    yield* eachInPieces(reading.inactive, ([certname, at]) => {
+      if (!members.some((nodes) => nodes.has(certname)))
+        inactive.set(certname, Math.max(at, inactive.get(certname) ?? 0));
+    });
   return inactive;
 }
 

@@ -165,11 +165,9 @@ export class Replica implements Source {
 }
 
 /** The newer submission of each node wins; of two as old the one that is there stays. */
-export function keepNewest(into: Map<Certname, Submission>, from: Iterable<Submission>): void {
-  for (const submission of from) {
-    const known = into.get(submission.certname);
-    if (known === undefined || known.at < submission.at) into.set(submission.certname, submission);
-  }
+export function keepNewer(into: Map<Certname, Submission>, submission: Submission): void {
+  const known = into.get(submission.certname);
+  if (known === undefined || known.at < submission.at) into.set(submission.certname, submission);
 }
 
 /** Of several estates some could not be asked about nodes; the others know these. */
