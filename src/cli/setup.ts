@@ -87,7 +87,7 @@ function show({ daemon, gateway, certificates }: Proposal, style: Style | undefi
   const heading = (file: string) => `${style === undefined ? `# --- ${file}` : style.dim(file)}\n`;
   const parts = [`${heading(DAEMON_FILE)}${envFile("sasori", daemon)}`];
   if (gateway !== undefined) {
-    const password = { name: "STATS_PASSWORD", value: "CHANGE-ME", why: "made at random when it is written" };
+    const password = { name: "STATS_PASSWORD", value: "CHANGE-ME", why: "kept, or made at random" };
     parts.push(`${heading(GATEWAY_FILE)}${envFile("The gateway", [...gateway, password])}`);
   }
   for (const { file, from, reader } of certificates)

@@ -87,6 +87,26 @@ describe.each([
     await expect.poll(() => host.sh(ask("web1")), SOON).toContain('"master":"puppet2.example.com"');
   });
 
+  test("`sasori setup` again keeps what was changed, and HAProxy the settings that it starts with", async () => {
+    const file = "/etc/sasori/gateway.env";
+    const change = (name: string, value: string) =>
+      host.sh(`sed -i 's/^${name}=.*/${name}=${value}/' ${file}`);
+    await change("GATEWAY_ADDRESS", "0.0.0.0");
+    await change("STATS_PASSWORD", '"my own"');
+    await host.sh("sasori setup --yes || true"); // The doctor may find that this machine has other things to do.
+    expect(await host.sh(`grep -E '^(GATEWAY_ADDRESS|STATS_PASSWORD)=' ${file}`)).toBe(
+      'GATEWAY_ADDRESS=0.0.0.0\nSTATS_PASSWORD="my own"\n',
+    );
+    await change("GATEWAY_PORT", "99999");
+    const settings = await host.sh(`cat ${file}`);
+    const printed = await host.sh("sasori setup --yes 2>&1 && echo done || true");
+    expect(printed).toMatch(/HAProxy would refuse its configuration[\s\S]*gateway\.env is as it was/);
+    expect(printed).not.toMatch(/^done$/m);
+    expect(await host.sh(`cat ${file}`)).toBe(settings);
+    await change("GATEWAY_PORT", "8080");
+    await expect.poll(() => host.sh(ask("web2")), SOON).toContain('"master":"puppet2.example.com"');
+  });
+
   test("man page and completions are where their programs look", async () => {
     expect(await host.sh("zcat /usr/share/man/man1/sasori.1.gz | head -n 3")).toContain(".TH");
     expect(await host.sh("bash -n /usr/share/bash-completion/completions/sasori && echo fine")).toBe(
