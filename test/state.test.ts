@@ -129,6 +129,28 @@ describe("the state file", () => {
     ]);
   });
 
+  test("of a clock that was ahead keeps what came after what", async () => {
+    const later = Date.now() + 3_600_000;
+    const { journal } = await load();
+    await journal.save([
+      registered(1, "master1", later + 2_000),
+      { kind: "ended", key: node(1), at: later + 1_000, value: { since: later } },
+      registered(2, "master1", later + 1_000),
+      { kind: "ended", key: node(2), at: later + 1_000, value: { since: later } },
+      registered(3, "master1", 1_000),
+    ]);
+    const rows = new Map((await new Journal(file).load()).map((row) => [`${row.kind} ${row.key}`, row.at]));
+    const [route1, end1, route2, end2] = [1, 2].flatMap((index) =>
+      ["route", "ended"].map((kind) => rows.get(`${kind} ${node(index)}`) ?? 0),
+    );
+    expect(Math.max(...rows.values())).toBeLessThanOrEqual(Date.now());
+    expect({ isInForce: Number(route1) > Number(end1), isOver: Number(route2) <= Number(end2) }).toEqual({
+      isInForce: true,
+      isOver: true,
+    });
+    expect(rows.get(`route ${node(3)}`)).toBe(1_000);
+  });
+
   test("that two write in the same moment is read by both", async () => {
     const journals = [new Journal(file), new Journal(file)] as const;
     for (let round = 0; round < 60; round += 1) {

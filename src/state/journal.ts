@@ -170,10 +170,15 @@ export class Journal implements State {
     return [...this.rows];
   }
 
-  /** A clock that was set back since made these times future ones: they count as now. Returns whether there were any. */
+  /**
+   * A clock that was set back since made these times future ones: they count as now, each a millisecond before the next, so
+   * that a registration is still newer than the end of an earlier one. Returns whether there were any.
+   */
   #notLaterThan(now: number): boolean {
     const future = [...this.rows].filter(({ at }) => at > now);
-    for (const row of future) this.rows.replace({ ...row, at: now });
+    const times = [...new Set(future.map(({ at }) => at))].sort((a, b) => b - a);
+    const newTimes = new Map(times.map((at, index) => [at, Math.max(0, now - index)]));
+    for (const row of future) this.rows.replace({ ...row, at: newTimes.get(row.at) ?? now });
     return future.length > 0;
   }
 
