@@ -69,6 +69,34 @@ describe("a puppetserver's log line", () => {
   });
 });
 
+describe("a connection for log lines", () => {
+  test("of which nothing is heard makes room for the next one", async () => {
+    const heard: string[] = [];
+    const { port, stop } = await listenForLines({ host: "127.0.0.1", port: 0 }, (one) => {
+      heard.push(one.certname);
+    });
+    const open = async (name: string) => {
+      const socket = connect(port, "127.0.0.1");
+      socket.on("error", () => undefined);
+      await once(socket, "connect");
+      socket.write(`${line("replace_facts", name)}\n`);
+      await expect.poll(() => heard).toContain(name);
+      return socket;
+    };
+    try {
+      const talks = await open("talks1.example.com");
+      for (let n = 0; n < 63; n += 1) await open(`silent${n}.example.com`);
+      talks.write(`${line("replace_facts", "talks2.example.com")}\n`);
+      await expect.poll(() => heard).toContain("talks2.example.com");
+      for (let n = 0; n < 3; n += 1) await open(`next${n}.example.com`);
+      talks.write(`${line("replace_facts", "talks3.example.com")}\n`);
+      await expect.poll(() => heard).toContain("talks3.example.com");
+    } finally {
+      stop();
+    }
+  });
+});
+
 describe("a puppetserver's report", () => {
   test("a certificate that is renewed before its key harms nobody, and both are taken when both are there", async () => {
     vi.useFakeTimers({ toFake: ["setInterval", "clearInterval", "performance"] });

@@ -44,16 +44,23 @@ export async function listenForLines(
     if (submission !== undefined) onSubmission(submission);
   };
   const tcp = createServer((socket) => readLines(socket, take));
-  tcp.maxConnections = MAX_CONNECTIONS;
   await once(tcp.listen({ host, port }), "listening");
   const bound = (tcp.address() as { port: number }).port;
   const udp = createSocket({ type: host.includes(":") ? "udp6" : "udp4" });
   udp.on("message", (message) => take(message.toString("latin1")));
   udp.on("error", () => undefined); // Of a single datagram.
+  // The one of which nothing was heard for the longest time comes first. A host that lost its power never says goodbye.
   const sockets = new Set<Socket>();
   tcp.on("connection", (socket) => {
-    sockets.add(socket);
+    const heard = (): void => {
+      sockets.delete(socket);
+      sockets.add(socket);
+    };
+    heard();
+    socket.on("data", heard);
     socket.once("close", () => sockets.delete(socket));
+    const [silent] = sockets;
+    if (sockets.size > MAX_CONNECTIONS) silent?.destroy();
   });
   const stop = () => {
     tcp.close();
