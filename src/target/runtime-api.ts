@@ -110,7 +110,7 @@ export class RuntimeSession {
    */
   static async open(endpoint: Endpoint, signal: AbortSignal): Promise<RuntimeSession> {
     if (signal.aborted) throw abortError(endpoint, signal);
-    const pem = await pemOf(endpoint);
+    const pem = endpoint.tls && (await pemOf(endpoint));
     if (signal.aborted) throw abortError(endpoint, signal);
     // At once: an address that the system refuses is an event before anything else could be awaited.
     const session = new RuntimeSession(endpoint, dial(endpoint, pem));
