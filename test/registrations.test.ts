@@ -191,3 +191,19 @@ test("a node that is named twice with one server, by its name and by its puppets
     { certname: "a.example.com", master: "master1" },
   ]);
 });
+
+test("ten thousand nodes with a master that is not one of many are refused in few words", () => {
+  const names = new Set(Array.from({ length: 500 }, (_, index) => `puppet${index}.site-one.example.com`));
+  const body = Array.from({ length: MAX_REGISTRATIONS }, (_, index) => ({
+    certname: node(index),
+    master: "nobody",
+  }));
+  let told = "";
+  try {
+    toRegistrations(body, {}, { names, resolve: () => undefined });
+  } catch (error) {
+    told = (error as Error).message;
+  }
+  expect(told).toMatch(/^nothing was registered, 10,000 nodes are wrong: .*, and 488 more\); and 9980 more$/);
+  expect(told.length).toBeLessThan(20_000);
+});

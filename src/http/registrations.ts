@@ -10,6 +10,8 @@ import { counted } from "./troubles.js";
 
 /** What is wrong with more nodes is counted. */
 const MAX_TOLD = 20;
+/** And so are more masters: this is told of each node, and there may be hundreds. */
+const MAX_NAMES = 12;
 
 interface Remarks {
   reason?: string | undefined;
@@ -44,8 +46,9 @@ export function toRegistration(
 
 function noServer(master: string, names: ReadonlySet<string> = new Set()): Master {
   parseMaster(master);
-  const all = [...names].join(", ");
-  throw new SasoriError("USAGE", `HAProxy has no master ${quote(master)} (it has: ${all})`);
+  const more = names.size > MAX_NAMES ? `, and ${names.size - MAX_NAMES} more` : "";
+  const some = [...names].slice(0, MAX_NAMES).join(", ");
+  throw new SasoriError("USAGE", `HAProxy has no master ${quote(master)} (it has: ${some}${more})`);
 }
 
 /** All or none. A remark of a node's own counts instead of that of all. Throws `USAGE` that names each wrong one. */
