@@ -504,17 +504,19 @@ describe("a pass", () => {
   test("has learned routes in the state file before they are anywhere else", () =>
     withFleetLab([{ bin }, { bin }], async (lab) => {
       await checkIn(lab, 3);
-      const sync = await lab.newSync();
+      const folder = `${path.dirname(lab.mapFile)}-state`;
+      const state = path.join(folder, "state.json");
+      await mkdir(folder);
+      const sync = await lab.newSync({ SASORI_STATE_FILE: state });
       await sync.request({});
       await setLive(lab, 0, name(0), "master3");
-      const state = `${lab.mapFile}.state.json`;
-      await mkdir(state); // The journal cannot be written; the pass says so and goes on.
+      await rm(folder, { recursive: true }); // The journal cannot be written; the pass says so and goes on.
       expect(await full(sync)).toMatchObject({
         outcome: "failed",
         journal: { code: "FILE_WRITE" },
         learned: 1,
       });
-      await rm(state, { recursive: true });
+      await mkdir(folder);
       expect(await sync.request({})).toMatchObject({ outcome: "done" });
       expect(await readFile(state, "utf8")).toContain('"learned"');
     }));

@@ -15,6 +15,8 @@ const HEAD_BYTES = 4 * 1024;
 /** A report of a run with many resources has some megabytes. */
 const MAX_BYTES = 64 * 1024 * 1024;
 const REQUEST_MS = 30_000;
+/** Who only connects must not hold one of the places. */
+const HANDSHAKE_MS = 5_000;
 const MAX_CONNECTIONS = 128;
 /** Renewed certificates are taken that soon. */
 const RENEWED_MS = 60_000;
@@ -30,9 +32,12 @@ export async function listenForReports(
 ): Promise<{ port: number; stop(): void }> {
   const files = new PemFiles(tls);
   const options = { requestCert: true, rejectUnauthorized: true, minVersion: "TLSv1.2" } as const;
-  const server = createServer({ ...options, ...(await files.current()) }, (request, response) => {
-    take(request, response, onReport);
-  });
+  const server = createServer(
+    { ...options, ...(await files.current()), handshakeTimeout: HANDSHAKE_MS },
+    (request, response) => {
+      take(request, response, onReport);
+    },
+  );
   server.maxConnections = MAX_CONNECTIONS;
   server.requestTimeout = REQUEST_MS;
   server.headersTimeout = REQUEST_MS;
