@@ -780,9 +780,9 @@ function problem(name: string, expected: string, env: Readonly<Record<string, st
   return `${name} ${found}: ${wanted}, for example ${name}=${quote(example)}`;
 }
 
-/** Whoever puts a password into a URL does not want it in a log. */
+/** Whoever puts a password, or a token as a user, into a URL does not want it in a log. */
 const withoutPassword = (text: string) =>
-  text.replace(/(:\/\/[^:@/]*):[^@]*@/g, "$1:…@").replace(/\b(\w*passw\w*=)[^&#,]*/gi, "$1…");
+  text.replace(/(:\/\/)[^/]*@/g, "$1…@").replace(/\b(\w*passw\w*=)[^&#,]*/gi, "$1…");
 
 /** What is wrong between variables, as far as each of them says something. */
 function contradictions(env: Environment): string[] {

@@ -310,6 +310,17 @@ describe("the configuration", () => {
     await rm(folder, { recursive: true });
   });
 
+  test("says nothing of what stands before a host in a URL: it may be a token", () => {
+    for (const url of [
+      "https://hush@pdb:8081",
+      "https://me:hush@pdb:8081",
+      "ftp://hush@pdb|https://hush@pdb2",
+    ])
+      expect(() => readConfig({ ...REQUIRED, SASORI_PUPPETDB_URL: url })).toThrow(
+        expect.not.objectContaining({ message: expect.stringContaining("hush") }),
+      );
+  });
+
   test("takes a state database by URL: TLS beyond this host, no password in it, and no password in a message", () => {
     const state = (url: string, more: Record<string, string> = {}) =>
       readConfig({ ...REQUIRED, SASORI_STATE_URL: url, ...more }).stateDatabase;

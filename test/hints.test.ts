@@ -206,8 +206,12 @@ describe("a hint", () => {
       ["master1", 1],
       ["master2", 1],
     ]);
-    const hints = new Hints({ map, resolver: { look }, resolve: () => (name) => masterOf[name], counts });
-    return { hints, asked };
+    const read: string[] = [];
+    const hints = new Hints({
+      ...{ map, resolver: { look }, resolve: () => (name) => masterOf[name], counts },
+      onHint: (kind) => read.push(kind),
+    });
+    return { hints, asked, read };
   }
 
   test("of the node's own master asks nobody anything", async () => {
@@ -236,15 +240,16 @@ describe("a hint", () => {
   });
 
   test("that comes again while the node is asked about is the same hint, and a flood is bounded", async () => {
-    const { hints, asked } = hintsFor(() => true);
+    const { hints, asked, read } = hintsFor(() => true);
     const began = performance.now();
-    const all = Array.from({ length: 5_000 }, (_, index) =>
+    const all = Array.from({ length: 50_000 }, (_, index) =>
       hints.take("syslog", `node${index % 2_500}.example.com`, ["puppet2.example.com"]),
     );
     await Promise.all(all);
     expect(new Set(asked).size).toBe(asked.length);
     const seconds = (performance.now() - began) / 1_000;
     expect(asked.length).toBeLessThanOrEqual(100 * (1 + seconds)); // Of 2,500 nodes.
+    expect(read.length).toBeLessThanOrEqual(3_000 * (1 + seconds)); // Of 50,000 hints.
   });
 
   test("with a name that is none is dropped", async () => {

@@ -219,6 +219,16 @@ describe("HAProxys behind a DNS name", () => {
     });
   });
 
+  test("are no more than 256 behind one name", async () => {
+    const lookUp = async () =>
+      Array.from({ length: 1_000 }, (_, index) => ({
+        address: `10.0.${index >> 8}.${index & 255}`,
+        family: 4,
+      }));
+    const dns = new DnsNames([{ name: "tcp+dns://many:9999", host: "many", port: 9999 }], lookUp);
+    expect(await dns.endpoints()).toHaveLength(256);
+  });
+
   test("are found as the machine finds names, IPv6 too", async () => {
     const [endpoint] = await new DnsNames([
       { name: "tcp+dns://localhost:9999", host: "localhost", port: 9999 },

@@ -10,6 +10,9 @@ import { systemCode } from "../errors.js";
 /** A nameserver answers in milliseconds; Node asks each three times, five seconds apart. */
 const LOOKUP_MS = 5_000;
 
+/** A target for each. More than these behind one name are a mistake of DNS, or somebody's. */
+const MAX_ADDRESSES = 256;
+
 /** What nameservers answer for names that they block. The system would take it for this host. */
 const NOBODY = new Set(["0.0.0.0", "::"]);
 
@@ -57,7 +60,10 @@ export class DnsNames {
         })
         .then((addresses) => {
           const all = new Set(addresses.map(({ address }) => address));
-          const hosts = [...all].filter((host) => !NOBODY.has(host)).sort();
+          const hosts = [...all]
+            .filter((host) => !NOBODY.has(host))
+            .sort()
+            .slice(0, MAX_ADDRESSES);
           const scheme = name.name.replace(/\+dns:.*$/, "");
           const place = (host: string) => (isIPv6(host) ? `[${host}]` : host);
           this.#known.set(
