@@ -720,6 +720,8 @@ frontend classes
       ["node2.example.com", "master2"],
     ];
     const heals = async ({ ask, masters }: Gateway) => {
+      // HAProxy lets go of its ports for a new process, and takes them again when that has failed.
+      await expect.poll(() => ask(NODE).then(({ status }) => status, String)).toBe(200);
       await masters[0]?.stop();
       expect(routeOf(await ask(NODE))).toMatchObject({ status: 200, route: "redispatched" });
       expect(routeOf(await ask("node2.example.com"))).toMatchObject({ status: 200, route: "mapped" });

