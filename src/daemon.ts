@@ -9,7 +9,7 @@ import { setFlagsFromString } from "node:v8";
 import type { FastifyInstance } from "fastify";
 import { type Logger, pino } from "pino";
 import type { Config } from "./config.js";
-import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
+import { cannotListen, toFailure } from "./errors.js";
 import { type Listeners, listenForHints } from "./hints/listeners.js";
 import type { Status } from "./http/api-shapes.js";
 import { EventStream } from "./http/event-stream.js";
@@ -133,13 +133,8 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     version: VERSION,
     tokenFile: config.apiTokenFile,
   });
-  const url = await listen(api, config.listen).catch((error: unknown) => {
-    const { host, port } = config.listen;
-    const inUse = systemCode(error) === "EADDRINUSE";
-    const remedy = inUse ? "does a sasori run there already? `sasori status`" : "correct SASORI_LISTEN";
-    const text = `cannot listen on ${host}:${port} (SASORI_LISTEN): ${reason(error)}: ${remedy}`;
-    throw new SasoriError("DAEMON", text, { cause: error });
-  });
+  const isOurs = "does a sasori run there already? `sasori status`";
+  const url = await listen(api, config.listen).catch(cannotListen("SASORI_LISTEN", config.listen, isOurs));
   listeners = await listenForHints(config, {
     map: sync.fleet.map,
     resolver,

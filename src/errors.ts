@@ -77,3 +77,12 @@ export function systemCode(thrown: unknown): string {
 export function quote(text: string, limit = 80): string {
   return JSON.stringify(text.length > limit ? `${text.slice(0, limit)}…` : text);
 }
+
+/** Throws `DAEMON` for an address on which nobody can listen; `ifInUse` is what to do if another program has it. */
+export const cannotListen =
+  (variable: string, { host, port }: { host: string; port: number }, ifInUse: string) =>
+  (error: unknown): never => {
+    const remedy = systemCode(error) === "EADDRINUSE" ? ifInUse : `correct ${variable}`;
+    const text = `cannot listen on ${host}:${port} (${variable}): ${reason(error)}: ${remedy}`;
+    throw new SasoriError("DAEMON", text, { cause: error });
+  };

@@ -4,7 +4,7 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Resolve } from "../fleet.js";
-import { type Certname, type Master, type NodeMap, parseCertname } from "../node-map.js";
+import { type Certname, isCertname, type Master, type NodeMap } from "../node-map.js";
 import type { Resolver } from "../resolve.js";
 
 /** How a hint came. */
@@ -55,9 +55,8 @@ export class Hints {
    * A node has submitted at a master that goes by one of these names; what none of them says is asked. Returns when there
    * is nothing more to do about it; nobody has to wait for that.
    */
-  async take(kind: HintKind, name: string, producers: readonly string[]): Promise<void> {
-    const certname = this.#hints.take() ? certnameIn(name) : undefined;
-    if (certname === undefined) return;
+  async take(kind: HintKind, certname: string, producers: readonly string[]): Promise<void> {
+    if (!this.#hints.take() || !isCertname(certname)) return;
     this.#parts.onHint?.(kind);
     const masters = this.#mastersOf(producers);
     for (const master of masters) if (this.#parts.counts.has(master)) this.#heardAt.set(master, Date.now());
@@ -118,13 +117,5 @@ class Allowance {
     if (this.#left < 1) return false;
     this.#left -= 1;
     return true;
-  }
-}
-
-function certnameIn(text: string): Certname | undefined {
-  try {
-    return parseCertname(text);
-  } catch {
-    return undefined;
   }
 }

@@ -1,10 +1,12 @@
 // The addresses on which hints are taken, as the configuration wants them.
 
-import type { Config, ListenAddress } from "../config.js";
-import { reason, SasoriError, systemCode } from "../errors.js";
+import type { Config } from "../config.js";
+import { cannotListen } from "../errors.js";
 import { Hints, type HintsParts } from "./hints.js";
 import { listenForReports } from "./reports.js";
 import { listenForLines } from "./syslog.js";
+
+const IF_IN_USE = "end the other program, or choose another port";
 
 export interface Listeners {
   hints: Hints;
@@ -27,13 +29,13 @@ export async function listenForHints(
       const listening = listenForLines(syslogListen, ({ certname, producers }) => {
         void hints.take("syslog", certname, producers);
       });
-      stops.push((await listening.catch(cannotListen("SASORI_SYSLOG_LISTEN", syslogListen))).stop);
+      stops.push((await listening.catch(cannotListen("SASORI_SYSLOG_LISTEN", syslogListen, IF_IN_USE))).stop);
     }
     if (reports !== undefined) {
       const listening = listenForReports(reports, (certname, producer) => {
         void hints.take("report", certname, [producer]);
       });
-      stops.push((await listening.catch(cannotListen("SASORI_REPORTS_LISTEN", reports))).stop);
+      stops.push((await listening.catch(cannotListen("SASORI_REPORTS_LISTEN", reports, IF_IN_USE))).stop);
     }
   } catch (error) {
     stop();
@@ -41,12 +43,3 @@ export async function listenForHints(
   }
   return { hints, stop };
 }
-
-const cannotListen =
-  (variable: string, { host, port }: ListenAddress) =>
-  (error: unknown): never => {
-    const inUse = systemCode(error) === "EADDRINUSE";
-    const remedy = inUse ? "end the other program, or choose another port" : `correct ${variable}`;
-    const text = `cannot listen on ${host}:${port} (${variable}): ${reason(error)}: ${remedy}`;
-    throw new SasoriError("DAEMON", text, { cause: error });
-  };

@@ -6,8 +6,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { SasoriError } from "../errors.js";
 import type { Certname } from "../node-map.js";
 import type { HasServer, Reading } from "./reading.js";
-import type { PuppetdbState, Replica, Source, Wanted } from "./source.js";
-import { PartlyRead } from "./source.js";
+import { PartlyRead, type PuppetdbState, type Replica, type Source, type Wanted } from "./source.js";
 
 /** While another one is asked, the first is tried this often, and must answer a small question within this time. */
 const TRY_FIRST_EVERY_MS = 30_000;
