@@ -21,7 +21,7 @@ import { makePuppetCa } from "./support/agents-gateway.js";
 import { freePort } from "./support/child.js";
 import { hold, shippedConfig, startMaster, type TestMaster } from "./support/gateway.js";
 import { type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
-import { haproxyBinaries } from "./support/parts.js";
+import { haproxyBinaries, isFrom } from "./support/parts.js";
 import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
 
 const NODE = "node1.example.com";
@@ -184,7 +184,7 @@ test("pools.cfg is haproxy.cfg where the two do the same", () => {
   );
 });
 
-describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin }) => {
+describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin, version }) => {
   test("sasori finds the pool of a producer by its servers, by patterns, and by plain names before those", () =>
     withPools(
       { bin, sasori: { SASORI_MASTER_ALIASES: ALIASES } },
@@ -414,9 +414,17 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin }) => {
   test("says 503, and not 404, for a body too large to be sent again when no server could be reached", () =>
     withPools({ bin, map: [[NODE, "fra"]] }, async ({ ask, master }) => {
       for (const name of POOLS.fra) await master(name).stop();
-      const large = await ask(NODE, { method: "POST", body: "x".repeat(100_000) });
-      // HAProxy 2.6 may hand out the inner answer as it is while the body still comes.
-      expect(large).toMatchObject({ status: 503, body: expect.stringMatching(/no_master|queue_full/) });
+      const asked = ask(NODE, { method: "POST", body: "x".repeat(100_000) });
+      // HAProxy 2.6 may hand out the inner answer as it is while the body still comes. Once in some hundred times it closes
+      // the connection instead (its log says "SD"): it was sending the body on when the answer came.
+      const closed = (error: Error) => {
+        if (isFrom(version, 3, 0) || !/other side closed|ECONNRESET|EPIPE/.test(String(error.cause))) throw error;
+        return { status: 503, body: "no_master" };
+      };
+      expect(await asked.catch(closed)).toMatchObject({
+        status: 503,
+        body: expect.stringMatching(/no_master|queue_full/),
+      });
     }));
 
   test("serves from the queue of a pool by classes", async () => {
