@@ -418,7 +418,8 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin, version })
       // HAProxy 2.6 may hand out the inner answer as it is while the body still comes. Once in some hundred times it closes
       // the connection instead (its log says "SD"): it was sending the body on when the answer came.
       const closed = (error: Error) => {
-        if (isFrom(version, 3, 0) || !/other side closed|ECONNRESET|EPIPE/.test(String(error.cause))) throw error;
+        if (isFrom(version, 3, 0) || !/other side closed|ECONNRESET|EPIPE/.test(String(error.cause)))
+          throw error;
         return { status: 503, body: "no_master" };
       };
       expect(await asked.catch(closed)).toMatchObject({
