@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Gets the real programs that the demo, the tests and the benchmarks run: HAProxy, PuppetDB, PostgreSQL, Chromium,
 # wrk, zsh and fish, a library that sets a program's clock; the tools that judge what deploy/ has: promtool,
-# systemd-analyze, kubectl; and what sasori is measured against: nginx, and a script's curl, jq and socat.
+# systemd-analyze, kubectl; curl, jq and socat, which the documents use; and nginx, against which sasori is measured.
 #
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
 #   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB 7 and 8 with PostgreSQL and Java, Chromium,
@@ -82,7 +82,8 @@ packages_of() {
     # The browser without its windows: GTK, CUPS and the rest of a desktop stay out.
     chromium-*) echo "chromium-headless-shell fonts-dejavu-core" ;;
     wrk-*) echo "wrk" ;;
-    instead-*) echo "nginx curl jq socat" ;;
+    instead-*) echo "nginx" ;;
+    tools-*) echo "curl jq socat" ;;
     systemd-*) echo "systemd" ;;
     shells-*) echo "zsh fish" ;;
     kubectl-*) echo "kubernetes-client" ;;
@@ -96,7 +97,8 @@ paths_of() {
     prometheus-*) printf 'promtool\t%s\n' "$2/usr/bin/promtool" ;;
     chromium-*) printf 'chromium\t%s\n' "$2/usr/lib/chromium/chromium-headless-shell" ;;
     wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
-    instead-*) printf '%s\t%s\n' nginx "$2/usr/sbin/nginx" curl "$2/usr/bin/curl" jq "$2/usr/bin/jq" socat "$2/usr/bin/socat" ;;
+    instead-*) printf 'nginx\t%s\n' "$2/usr/sbin/nginx" ;;
+    tools-*) printf '%s\t%s\n' curl "$2/usr/bin/curl" jq "$2/usr/bin/jq" socat "$2/usr/bin/socat" ;;
     systemd-*) printf 'systemd-analyze\t%s\n' "$2/usr/bin/systemd-analyze" ;;
     shells-*) printf '%s\t%s\n' zsh "$2/usr/bin/zsh" fish "$2/usr/bin/fish" ;;
     kubectl-*) printf 'kubectl\t%s\n' "$2/usr/bin/kubectl" ;;
@@ -298,7 +300,7 @@ test_parts() {
   if [ -z "${TEST_HAPROXY_BINS:-${HAPROXY_BIN:-}}" ]; then
     for suite in $haproxy_suites; do echo "haproxy-$suite"; done
   fi
-  for part in puppetdb prometheus systemd shells faketime; do echo "$part-${puppetdb_suite:-unknown}"; done
+  for part in puppetdb prometheus systemd shells faketime tools; do echo "$part-${puppetdb_suite:-unknown}"; done
   [ -z "$puppetdb8_suite" ] || echo "puppetdb8-$puppetdb8_suite"
   [ -n "${KUBECTL_BIN:-}" ] || [ -z "$kubectl_suite" ] || echo "kubectl-$kubectl_suite"
   if [ -z "$(own_chromium)" ] && [ -n "$chromium_suite" ]; then echo "chromium-$chromium_suite"; fi
@@ -346,8 +348,11 @@ case ${1:-} in
     paths_of haproxy-experimental "$parts/haproxy-experimental" | cut -f 2
     ;;
   wrk | instead)
-    fetch_all "$1-${puppetdb_suite:-unknown}"
-    paths_of "$1-$puppetdb_suite" "$parts/$1-$puppetdb_suite"
+    needed=$1
+    [ "$1" = wrk ] || needed="instead tools"
+    # shellcheck disable=SC2086 # a list of words
+    fetch_all $(printf "%s-${puppetdb_suite:-unknown} " $needed)
+    for part in $needed; do paths_of "$part-$puppetdb_suite" "$parts/$part-$puppetdb_suite"; done
     ;;
   archive)
     uri=$(archive_uri)

@@ -1,6 +1,6 @@
 import { spawnSync } from "node:child_process";
 import { X509Certificate } from "node:crypto";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { type ConnectionOptions, connect as tlsConnect } from "node:tls";
@@ -20,9 +20,10 @@ import {
   type Received,
   withAgentsGateway,
 } from "./support/agents-gateway.js";
-import { Child, freePort } from "./support/child.js";
+import { Child, freePort, run } from "./support/child.js";
+import { blockWith } from "./support/documents.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
-import { haproxyBinaries } from "./support/parts.js";
+import { haproxyBinaries, pathOf } from "./support/parts.js";
 
 const GATEWAY_CONFIG = fileURLToPath(new URL("../haproxy/haproxy.cfg", import.meta.url));
 
@@ -243,6 +244,59 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
           expect(await reached(node2, { path: foreign })).toEqual(["master3", foreign, own, false]);
         },
         { variables: { AGENTS_OPERATORS } },
+      );
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
+
+  test("an operator's call and the new revocation list work as docs/agents.md writes them", async () => {
+    const folder = mkdtempSync(path.join(tmpdir(), "sasori-operators-"));
+    const at = (name: string) => path.join(folder, name);
+    const [gateway, operator] = await Promise.all([
+      ca.issue("/CN=puppet.example.com", {
+        extension: `subjectAltName=DNS:puppet.example.com,DNS:${GATEWAY_NAME}`,
+      }),
+      ca.issue("/CN=ops.example.com"),
+    ]);
+    writeFileSync(at("operators"), "ops.example.com\n");
+    for (const [name, file] of [
+      ["ca.pem", ca.caBundle],
+      ["crl.pem", ca.emptyCrls],
+      ["ops.pem", operator.cert],
+      ["ops.key", operator.key],
+    ] as const)
+      copyFileSync(file, at(name));
+    const variables = {
+      AGENTS_OPERATORS: at("operators"),
+      AGENTS_CERT: gateway.both,
+      AGENTS_CRL: at("crl.pem"),
+    };
+    try {
+      await withGateway(
+        async ({ ask, caMaster, haproxy }) => {
+          writeFileSync(
+            at(".curlrc"),
+            `connect-to = "puppet.example.com:8140:127.0.0.1:${haproxy.ports.frontend}"\n`,
+          );
+          const bash = (words: string) => {
+            const text = blockWith("docs/agents.md", words)
+              .text.replaceAll("/etc/haproxy/", `${folder}/`)
+              .replaceAll("/run/haproxy/admin.sock", haproxy.socketPath);
+            const PATH = `${path.dirname(pathOf("socat"))}:${process.env.PATH}`;
+            return run("bash", ["-euo", "pipefail", "-c", text], {
+              cwd: folder,
+              env: { PATH, HOME: folder },
+            });
+          };
+          const answer = JSON.parse(await bash("X-Node-Name: web1.example.com"));
+          expect(answer).toMatchObject({ master: "master1", path: "/puppet-admin-api/v1/environment-cache" });
+          expect((await ask(node1)).status).toBe(200);
+          caMaster.answer = await ca.crlsWith([node1]);
+          expect(await bash("commit ssl crl-file")).toMatch(/transaction created[\s\S]*Success!/);
+          await expect(ask(node1)).rejects.toThrow(/certificate revoked/);
+        },
+        { variables, map: [...MAP, ["web1.example.com", "master1"]] },
       );
     } finally {
       rmSync(folder, { recursive: true });

@@ -149,6 +149,8 @@ export interface AgentsMaster {
   requests: number;
   /** While set, requests wait for it: that is how a queue fills. */
   hold: Promise<void> | undefined;
+  /** What it answers instead of that which it got. */
+  answer: string | undefined;
   stop(): Promise<void>;
   start(): Promise<void>;
 }
@@ -184,10 +186,10 @@ export async function startAgentsMaster(
     const received: Received = {
       ...{ master: name, path: request.url ?? "", bytes, headers, shown, sni: socket.servername ?? false },
     };
-    response.end(JSON.stringify(received));
+    response.end(master.answer ?? JSON.stringify(received));
   });
   const master: AgentsMaster = {
-    ...{ name, port: 0, requests: 0, hold: undefined },
+    ...{ name, port: 0, requests: 0, hold: undefined, answer: undefined },
     async start() {
       await new Promise<void>((resolve) => server.listen(master.port, "127.0.0.1", resolve));
       master.port = (server.address() as AddressInfo).port;
