@@ -6,6 +6,7 @@ import { z } from "zod";
 import { Aliases, nameList, type Pattern } from "./aliases.js";
 import { contradictions, type Environment, isLoopback } from "./config/contradictions.js";
 import type { ListenAddress, LOG_LEVELS, ObservationKind, RemovalLimit } from "./config/forms.js";
+import { isMisspelling } from "./config/misspelling.js";
 import { defaultOf, Env, problem } from "./config/variables.js";
 import { SasoriError } from "./errors.js";
 import { PemFiles, type PemPaths } from "./pem-files.js";
@@ -89,9 +90,11 @@ export interface Config {
   /** What other replicas call this one. */
   replica: string;
   logLevel: (typeof LOG_LEVELS)[number];
+  /** What is set and begins as sasori's variables do, but is none of them: Kubernetes and scripts make such names. */
+  foreignNames?: readonly string[] | undefined;
 }
 
-/** Throws `CONFIG_INVALID` naming every wrong, missing, contradictory or unknown variable at once. */
+/** Throws `CONFIG_INVALID` naming every wrong, missing, contradictory or misspelt variable at once. */
 export function readConfig(environment: Environment): Config {
   const { env, problems } = tidy(environment);
   const parsed = Env.safeParse(env);
@@ -117,7 +120,7 @@ const REQUIRED = ["SASORI_PUPPETDB_URL", "SASORI_HAPROXY", "SASORI_MAP_FILE"];
 
 /**
  * What it takes to ask the running daemon. The rest concerns the daemon only: an operator's shell often has none of it.
- * Throws `CONFIG_INVALID` for a wrong SASORI_LISTEN and for unknown names. Then it names all other problems too, but not
+ * Throws `CONFIG_INVALID` for a wrong SASORI_LISTEN and for misspelt names. Then it names all other problems too, but not
  * what is missing where nothing of it is set.
  */
 export function readAddress(
@@ -169,6 +172,7 @@ function toConfig(env: z.output<typeof Env>, given: Environment): Config {
     stateDatabase: toStateDatabase(env),
     replica: replicaOf(env),
     logLevel: env.SASORI_LOG_LEVEL,
+    foreignNames: foreignNames(given),
   };
 }
 
@@ -244,7 +248,7 @@ function tidy(environment: Readonly<Record<string, string | undefined>>) {
   // Compose and systemd pass an unset variable as an empty one.
   const set = Object.entries(environment).filter(([, value]) => value !== "");
   const env = Object.fromEntries(set.map(([name, value]) => [name, value?.replace(/\r$/, "")]));
-  const problems = unknownNames(env);
+  const problems = misspeltNames(env);
   for (const [name, value] of set)
     if (name.startsWith("SASORI_") && value?.endsWith("\r"))
       problems.push(
@@ -253,11 +257,15 @@ function tidy(environment: Readonly<Record<string, string | undefined>>) {
   return { env, problems };
 }
 
-// A misspelt variable would silently leave its default in force, so a name that is not ours is refused.
-function unknownNames(env: Readonly<Record<string, string | undefined>>): string[] {
-  return Object.keys(env)
-    .filter((name) => name.startsWith("SASORI_") && !(name in Env.shape))
-    .map((name) => `${name} is not a variable of sasori: \`sasori config --help\` lists them`);
+const foreignNames = (env: Environment): string[] =>
+  Object.keys(env).filter((name) => name.startsWith("SASORI_") && !(name in Env.shape));
+
+// A misspelt variable would silently leave its default in force. A name that is like none of ours is somebody else's.
+function misspeltNames(env: Environment): string[] {
+  return foreignNames(env).flatMap((name) => {
+    const meant = Object.keys(Env.shape).find((known) => isMisspelling(name, known));
+    return meant === undefined ? [] : [`${name} is not a variable of sasori: did you mean ${meant}?`];
+  });
 }
 
 /**

@@ -150,6 +150,8 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     },
     "started",
   );
+  if (config.foreignNames?.length)
+    log.warn({ names: config.foreignNames }, "set, but not variables of sasori: ignored");
 
   const request = (wanted: SyncRequest) => {
     sync.request(wanted).catch((error: unknown) => log.error(toFailure(error), "pass"));

@@ -96,7 +96,34 @@ describe("the configuration", () => {
     expect(found.join("\n")).toContain(
       'SASORI_PUPPETDB_URL is "ftp://puppetdb": expected an http or https URL',
     );
-    expect(found.join("\n")).toContain("SASORI_HAPROX is not a variable of sasori");
+    expect(found.join("\n")).toContain(
+      "SASORI_HAPROX is not a variable of sasori: did you mean SASORI_HAPROXY?",
+    );
+  });
+
+  test.each([
+    { name: "SASORI_MAX_REMOVALS", meant: "SASORI_MAX_REMOVED" },
+    { name: "SASORI_PUPPETDB", meant: "SASORI_PUPPETDB_URL" },
+    { name: "SASORI_PUPETDB_CERT", meant: "SASORI_PUPPETDB_CERT" },
+    { name: "SASORI_MASTER_ALIAS", meant: "SASORI_MASTER_ALIASES" },
+  ])("refuses $name, which is nearly $meant", ({ name, meant }) => {
+    expect(problems({ ...REQUIRED, [name]: "x" })).toEqual([
+      `  ${name} is not a variable of sasori: did you mean ${meant}?`,
+    ]);
+  });
+
+  test("ignores what Kubernetes makes of a Service named sasori, and other names that are like none of its own", () => {
+    const foreign = {
+      SASORI_SERVICE_HOST: "10.0.0.1",
+      SASORI_PORT: "tcp://10.0.0.1:9180",
+      SASORI_PORT_9180_TCP_ADDR: "10.0.0.1",
+      SASORI_SERVICE_PORT_HTTP: "9180",
+      SASORI_HOME: "/opt/sasori",
+    };
+    expect(readConfig({ ...REQUIRED, ...foreign })).toEqual({
+      ...readConfig(REQUIRED),
+      foreignNames: Object.keys(foreign),
+    });
   });
 
   test.each([

@@ -45,7 +45,7 @@ export function manPage(program: Command, { version, examples, variables, exitCo
     ".SH COMMANDS",
     ...visible(program).flatMap((command) => commandLines(command, examples)),
     ".SH ENVIRONMENT",
-    "sasori checks all variables at start, and reports all problems at once. It refuses unknown SASORI_ names.",
+    "sasori checks all variables at start, and reports all problems at once. It refuses a name that is nearly one of them, and ignores others that begin with SASORI_.",
     "NO_COLOR turns colours off.",
     ...variables.flatMap(({ name, meaning, example, ...variable }) => [
       ".TP",

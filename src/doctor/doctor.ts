@@ -42,8 +42,11 @@ export async function diagnose(
     name: "configuration",
     look() {
       config = readConfig(environment);
+      const { foreignNames = [] } = config;
       const set = Object.keys(environment).filter((name) => name.startsWith("SASORI_"));
-      return { outcome: "ok", detail: `valid, ${set.length} variables set` };
+      const own = `valid, ${set.length - foreignNames.length} variables set`;
+      const foreign = `; not variables of sasori: ${foreignNames.join(", ")}`;
+      return { outcome: "ok", detail: foreignNames.length === 0 ? own : `${own}${foreign}` };
     },
   };
   const first = await runChecks([nodeCheck(), configuration], onFinding);
