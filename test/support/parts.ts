@@ -24,8 +24,6 @@ export interface PuppetdbParts {
   classpath: string;
   /** The package's own configuration, to take `bootstrap.cfg` and `conf.d/auth.conf` from. */
   configDir: string;
-  /** The folder of `initdb`, `postgres`, `psql`. */
-  postgresBin: string;
   openssl: string;
 }
 
@@ -51,14 +49,13 @@ export function pathOf(name: string): string {
 /** A release of PuppetDB that the tests run. */
 export type PuppetdbRelease = 7 | 8;
 
-/** PuppetDB, its Java and its PostgreSQL. */
+/** PuppetDB and its Java. */
 export function puppetdbParts(release: PuppetdbRelease = 7): PuppetdbParts {
   const suffix = release === 7 ? "" : "8";
   return {
     java: pathOf(`java${suffix}`),
     classpath: pathOf(`classpath${suffix}`),
     configDir: pathOf(`puppetdb${suffix}`),
-    postgresBin: pathOf("postgres"),
     openssl: pathOf("openssl"),
   };
 }

@@ -2,18 +2,19 @@
  * The real PuppetDB on a PostgreSQL of its own, on loopback, for tests. It is slow to start (about 8 s), so one
  * serves a whole file of tests, and each begins with `reset()`.
  */
-import { randomBytes, randomUUID } from "node:crypto";
-import { chmod, chown, copyFile, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { randomUUID } from "node:crypto";
+import { copyFile, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { Child, freePort, run } from "./child.js";
 import { type PuppetdbParts, type PuppetdbRelease, puppetdbParts } from "./parts.js";
+import { type PostgresServer, startPostgres } from "./postgres-server.js";
 
 const PUPPETDB_DEADLINE_MS = 120_000;
 const COMMAND_SECONDS = 20;
 
-/** PostgreSQL refuses to run as root. This is "nobody" on Debian and Ubuntu. */
-const NOBODY = 65534;
+/** Beyond those of every PostgreSQL of the tests: nobody kills this one. */
+const CARELESS = ["synchronous_commit=off", "full_page_writes=off"];
 
 /** Where a PuppetDB is and how to reach it. */
 export interface PuppetdbAddress {
@@ -21,8 +22,8 @@ export interface PuppetdbAddress {
   url: string;
   /** The same with TLS, which demands the client certificate. The others are paths of PEM files. */
   tls: { url: string; ca: string; cert: string; key: string };
-  /** Its database: for `sql()`. */
-  postgres: { psql: string; port: number; password: string; database: string };
+  /** Runs SQL in its database; resolves with the rows as psql prints them (columns by "|", rows by newline). */
+  sql(text: string): Promise<string>;
 }
 
 /** Who ran Puppet for a node, and when by the master's clock (`producer_timestamp`). */
@@ -38,8 +39,6 @@ export interface Run {
 export interface PuppetdbClient extends PuppetdbAddress {
   /** Empties it: no nodes, producers, environments. About 0.1 s. */
   reset(): Promise<void>;
-  /** Runs SQL; resolves with the rows as psql prints them (columns by "|", rows by newline). */
-  sql(text: string): Promise<string>;
   /** GET /pdb/query/v4 with this AST query, e.g. ["from", "nodes"]; rejects unless it answers 200. */
   query(ast: readonly unknown[]): Promise<unknown>;
   /** Submits a command and waits until it has been processed; rejects when it was refused or failed. */
@@ -89,35 +88,31 @@ export async function startPuppetdb(release = usualRelease): Promise<PuppetdbSer
 /** As `startPuppetdb`, for several with a database each of one PostgreSQL, which ends with the last of them. */
 export async function startPuppetdbs(releases: readonly PuppetdbRelease[]): Promise<PuppetdbServer[]> {
   const dir = await mkdtemp(join(tmpdir(), "sasori-puppetdb-"));
-  let postgres: Child | undefined;
+  let postgres: PostgresServer | undefined;
   const running = new Map<number, Child>();
   const stop = async (index: number): Promise<void> => {
     await running.get(index)?.end();
     running.delete(index);
     if (running.size > 0) return;
-    await postgres?.end("SIGINT"); // "fast": it does not wait for clients
+    await postgres?.stop();
     await rm(dir, { recursive: true, force: true });
   };
   try {
-    const common = puppetdbParts();
-    const tls = await makeCertificates(common.openssl, dir);
-    const password = randomBytes(12).toString("hex");
-    const port = await freePort();
-    postgres = await startPostgres(
-      common,
-      dir,
-      { port, password },
-      releases.map((_, index) => `puppetdb${index}`),
-    );
+    const tls = await makeCertificates(puppetdbParts().openssl, dir);
+    const server = await startPostgres("puppetdb", CARELESS);
+    postgres = server;
     const start = async (release: PuppetdbRelease, index: number): Promise<PuppetdbServer> => {
       const parts = puppetdbParts(release);
       const home = join(dir, `puppetdb${index}`);
+      const database = `puppetdb${index}`;
+      await server.sql("postgres", `CREATE DATABASE ${database}`);
+      await server.sql(database, "CREATE EXTENSION pg_trgm");
       const address: PuppetdbAddress = {
         url: `http://127.0.0.1:${await freePort()}`,
         tls: { url: `https://127.0.0.1:${await freePort()}`, ...tls },
-        postgres: { psql: join(parts.postgresBin, "psql"), port, password, database: `puppetdb${index}` },
+        sql: (text) => server.sql(database, text),
       };
-      await configurePuppetdb(parts, home, address);
+      await configurePuppetdb(parts, home, address, { ...server, database });
       const run = async () => {
         running.set(index, await runPuppetdb(parts, home, address));
       };
@@ -125,7 +120,7 @@ export async function startPuppetdbs(releases: readonly PuppetdbRelease[]): Prom
       return {
         ...puppetdbClient(address),
         stop: () => stop(index),
-        pids: () => ({ puppetdb: running.get(index)?.pid ?? 0, postgres: postgres?.pid ?? 0 }),
+        pids: () => ({ puppetdb: running.get(index)?.pid ?? 0, postgres: server.pid }),
         async stopPuppetdb() {
           await running.get(index)?.end();
         },
@@ -148,19 +143,12 @@ export const standInClient = (url: string): PuppetdbClient =>
   puppetdbClient({
     url,
     tls: { url, ca: "", cert: "", key: "" },
-    postgres: { psql: "", port: 0, password: "", database: "" },
+    sql: () => Promise.reject(new Error("the stand-in has no database")),
   });
 
 /** A client for a PuppetDB that somebody else has started. */
 export function puppetdbClient(address: PuppetdbAddress): PuppetdbClient {
-  const { url, postgres } = address;
-  const sql = async (text: string): Promise<string> => {
-    const where = ["-h", "127.0.0.1", "-p", String(postgres.port), "-U", "puppetdb", "-d", postgres.database];
-    const env = { ...process.env, PGPASSWORD: postgres.password };
-    return (
-      await run(postgres.psql, ["-XqAt", "-v", "ON_ERROR_STOP=1", ...where], { env, input: text })
-    ).trim();
-  };
+  const { url, sql } = address;
   const command: PuppetdbClient["command"] = async (name, version, payload) => {
     const parameters = new URLSearchParams({
       command: name,
@@ -196,7 +184,6 @@ export function puppetdbClient(address: PuppetdbAddress): PuppetdbClient {
 
   return {
     ...address,
-    sql,
     command,
     async reset() {
       // In PuppetDB 8 no key leads from reports to producers.
@@ -309,74 +296,12 @@ function fillStatements(
     ANALYZE;`;
 }
 
-async function startPostgres(
+async function configurePuppetdb(
   parts: PuppetdbParts,
-  parent: string,
-  { port, password }: { port: number; password: string },
-  databases: readonly string[],
-): Promise<Child> {
-  const dir = join(parent, "postgres");
-  const isRoot = process.getuid?.() === 0;
-  const as = isRoot ? { uid: NOBODY, gid: NOBODY } : {};
-  const passwordFile = join(dir, "password");
-  const data = join(dir, "data");
-  await mkdir(dir);
-  await writeFile(passwordFile, password);
-  if (isRoot) {
-    await chmod(parent, 0o711);
-    await chown(dir, NOBODY, NOBODY);
-    await chown(passwordFile, NOBODY, NOBODY);
-  }
-  const initdb = ["-D", data, "-U", "puppetdb", `--pwfile=${passwordFile}`, "--auth=scram-sha-256"];
-  await run(join(parts.postgresBin, "initdb"), [...initdb, "--no-sync", "--locale=C", "-E", "UTF8"], {
-    ...as,
-    cwd: dir,
-  });
-  // Nothing of it outlives the tests, so it need not survive a power cut.
-  const careless = ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=128MB"];
-  const settings = [
-    ...careless,
-    "listen_addresses=127.0.0.1",
-    `port=${port}`,
-    `unix_socket_directories=${dir}`,
-  ];
-  const postgres = new Child(
-    join(parts.postgresBin, "postgres"),
-    ["-D", data, ...settings.flatMap((setting) => ["-c", setting])],
-    { ...as, cwd: dir },
-  );
-  const socket = ["-h", dir, "-p", String(port), "-U", "puppetdb"];
-  const statements = databases.flatMap((name) => [
-    `CREATE DATABASE ${name}`,
-    `\\connect ${name}`,
-    "CREATE EXTENSION pg_trgm",
-  ]);
-  await postgres.untilReady(
-    async () => {
-      await run(join(parts.postgresBin, "pg_isready"), socket);
-      return true;
-    },
-    undefined,
-    50,
-  );
-  await run(
-    join(parts.postgresBin, "psql"),
-    [
-      "-Xq",
-      "-v",
-      "ON_ERROR_STOP=1",
-      ...socket,
-      "-d",
-      "postgres",
-      ...statements.flatMap((text) => ["-c", text]),
-    ],
-    { env: { ...process.env, PGPASSWORD: password } },
-  );
-  return postgres;
-}
-
-async function configurePuppetdb(parts: PuppetdbParts, dir: string, address: PuppetdbAddress): Promise<void> {
-  const { tls, postgres } = address;
+  dir: string,
+  { url, tls }: PuppetdbAddress,
+  postgres: { port: number; user: string; password: string; database: string },
+): Promise<void> {
   const conf = join(dir, "conf.d");
   await mkdir(conf, { recursive: true });
   await mkdir(join(dir, "var"));
@@ -398,7 +323,7 @@ vardir = ${join(dir, "var")}
 logging-config = ${join(dir, "logback.xml")}
 [database]
 subname = //127.0.0.1:${postgres.port}/${postgres.database}
-username = puppetdb
+username = ${postgres.user}
 password = ${postgres.password}
 maximum-pool-size = 10
 [command-processing]
@@ -407,7 +332,7 @@ threads = 2
 disable-update-checking = true
 [jetty]
 host = 127.0.0.1
-port = ${new URL(address.url).port}
+port = ${new URL(url).port}
 ssl-host = 127.0.0.1
 ssl-port = ${new URL(tls.url).port}
 ssl-ca-cert = ${tls.ca}
