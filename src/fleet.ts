@@ -130,7 +130,8 @@ export class Fleet {
     if (source !== "registration" && observation.at <= voidUntil) return false;
     if (!isOfPuppetdb(observation) && observation.at <= endedUntil) return false;
     const known = this.map.get(certname);
-    const reported = source === "learned" && known !== undefined ? reportedOf(known) : undefined;
+    const isOwn = source === "learned" || source === "registration";
+    const reported = isOwn && known !== undefined ? reportedOf(known) : undefined;
     const taken = reported === undefined ? observation : { ...observation, reported };
     if (!this.map.observe(taken)) return false;
     this.#took(taken);
@@ -176,12 +177,16 @@ export class Fleet {
     this.observe(observation);
   }
 
-  /** Another sasori ended it. False if it is not in force here. Until PuppetDB is read the node keeps its route. */
+  /**
+   * Another sasori ended it. False if it is not in force here. Until PuppetDB says again what it said before, or something
+   * newer, the node keeps its route.
+   */
   takeEnd(certname: Certname, end: Tombstone): boolean {
     this.ended.set(certname, end);
     const own = this.own.get(certname);
     if (own === undefined || own.at > end.at) return false;
-    this.map.replace({ certname, master: own.master, at: 0, source: "inherited" });
+    const at = Math.max(0, (own.reported ?? 0) - 1);
+    this.map.replace({ certname, master: own.master, at, source: "inherited" });
     this.#disown(certname);
     return true;
   }
@@ -378,7 +383,7 @@ export class Fleet {
           !estates.some((one) => one.puppetdbs.includes(from))
         );
       });
-      return { name: puppetdbs.join("|"), size: size + ofIt.length, gone: ofIt };
+      return { name: puppetdbs[0] ?? "", size: size + ofIt.length, gone: ofIt };
     });
   }
 

@@ -39,6 +39,7 @@ export interface Losses {
 }
 
 export interface EstateLosses {
+  /** The URL of its first PuppetDB. */
   name: string;
   /** How many nodes it had. */
   size: number;
@@ -81,16 +82,14 @@ export class Guard {
   forgottenAt: number;
   /** Plans that a person approved, here or at another replica, and when (ms since the epoch). */
   readonly approvals: Map<string, number>;
-  /** The sizes of each estate, where there are several. */
-  readonly #estates: Map<string, Guard>;
+  /** The memory of each estate, where there are several. */
+  readonly estates: Map<string, Guard>;
 
   constructor(like?: Guard) {
     this.sizes = like === undefined ? [] : like.sizes.map((one) => ({ ...one }));
     this.forgottenAt = like?.forgottenAt ?? Number.NEGATIVE_INFINITY;
     this.approvals = new Map(like?.approvals);
-    this.#estates = new Map(
-      Array.from(like ? like.#estates : [], ([name, guard]) => [name, new Guard(guard)]),
-    );
+    this.estates = new Map(Array.from(like?.estates ?? [], ([name, guard]) => [name, new Guard(guard)]));
   }
 
   /**
@@ -127,7 +126,7 @@ export class Guard {
     const lossesHeld: EstateLosses[] = [];
     for (const losses of estates) {
       const { name, size, gone } = losses;
-      const guard = this.#ofEstate(name);
+      const guard = this.ofEstate(name);
       guard.#remember(size, now);
       const reason = guard.#removalReason({ gone, foreign }, size, limit, "leave it empty");
       if (reason === undefined) continue;
@@ -138,16 +137,16 @@ export class Guard {
     return { reason: reasons.length === 0 ? undefined : reasons.join("; "), held: [...held], lossesHeld };
   }
 
-  #ofEstate(name: string): Guard {
-    const guard = this.#estates.get(name) ?? new Guard();
-    this.#estates.set(name, guard);
+  ofEstate(name: string): Guard {
+    const guard = this.estates.get(name) ?? new Guard();
+    this.estates.set(name, guard);
     return guard;
   }
 
   /** Of the estates only those whose losses were approved. */
   #forgetAll(size: number, estates: readonly EstateLosses[], now: number): void {
     this.#forget(size, now);
-    for (const { name, size, gone } of estates) this.#ofEstate(name).#forget(size - gone.length, now);
+    for (const { name, size, gone } of estates) this.ofEstate(name).#forget(size - gone.length, now);
   }
 
   /** Why the removals are held, or undefined. */

@@ -68,7 +68,7 @@ export interface Observation {
   source: Source;
   /** Which PuppetDB told it, where several are configured. */
   from?: string;
-  /** Of a learned route: the time of what PuppetDB knew of the node then; missing if it knew nothing. */
+  /** Of a registration or learned route: the time of what PuppetDB knew of the node then; missing if it knew nothing. */
   reported?: number | undefined;
   /** Of an inherited route: PuppetDB was read and says nothing newer. */
   confirmed?: true;

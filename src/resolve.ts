@@ -183,14 +183,20 @@ export class Resolver {
 
   /**
    * What takes the place of a registration that ends: PuppetDB's newest observation, undefined for a node that it does not
-   * know. A node whose producer has no server keeps its route. Throws `PUPPETDB_...`.
+   * know. A node whose producer has no server keeps its route. Throws `PUPPETDB_...`, also where one of several PuppetDBs does
+   * not answer and the others know only what is older than what the registration took the place of.
    */
-  async withoutRegistration(certname: Certname): Promise<Observation | undefined> {
+  async withoutRegistration({ certname, reported }: Observation): Promise<Observation | undefined> {
     const resolve = this.#parts.resolve();
-    const read = async (hasServer: HasServer) =>
+    const read = (hasServer: HasServer) =>
       within(PATIENT_MS, undefined, late(PATIENT_MS), (signal) =>
-        this.#parts.puppetdb.readNodes([certname], signal, hasServer),
-      );
+        this.#parts.puppetdb.readNodes([certname], signal, hasServer, true),
+      ).catch((error: unknown) => {
+        const at = error instanceof PartlyRead ? error.found.get(certname)?.at : undefined;
+        if (error instanceof PartlyRead && at !== undefined && at >= (reported ?? Number.POSITIVE_INFINITY))
+          return error.found;
+        throw error;
+      });
     const routable = await read((producer) => resolve(producer) !== undefined);
     const submission = routable.get(certname) ?? (await read(() => true)).get(certname);
     if (submission === undefined) return undefined;

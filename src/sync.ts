@@ -8,6 +8,7 @@ import type { Config, Endpoint } from "./config.js";
 import { within } from "./deadline.js";
 import { type Failure, SasoriError, toFailure } from "./errors.js";
 import { Fleet, type Resolve, resolver } from "./fleet.js";
+import type { Guard } from "./guard.js";
 import { NewMasters } from "./masters.js";
 import type { Before, Master, Observation } from "./node-map.js";
 import { PassQueue, type SyncRequest } from "./pass-queue.js";
@@ -16,7 +17,7 @@ import { plansFromChanges } from "./plan.js";
 import type { Reading } from "./source/reading.js";
 import { type Source, sourceOf } from "./source/source.js";
 import { Journal } from "./state/journal.js";
-import type { Change, Kind, Row } from "./state/rows.js";
+import { type Change, GUARD, type Kind, type Row } from "./state/rows.js";
 import { SharedState } from "./state/shared-state.js";
 import type { State } from "./state/state.js";
 import { makeReport, type Phase, Phases, type SyncReport, sourceReport } from "./sync-report.js";
@@ -236,7 +237,8 @@ export class Sync {
         // A clock that was set back since made these times future ones: they count as now.
         const then = (at: number) => Math.min(at - this.#startedAt, performance.now());
         const known = sizes.map(({ at, size }) => ({ at: then(at), size }));
-        fleet.guard.take(known, forgottenAt === 0 ? Number.NEGATIVE_INFINITY : then(forgottenAt));
+        const guard = row.key === GUARD ? fleet.guard : fleet.guard.ofEstate(row.key);
+        guard.take(known, forgottenAt === 0 ? Number.NEGATIVE_INFINITY : then(forgottenAt));
         break;
       }
       case "approval":
@@ -633,7 +635,9 @@ export class Sync {
   async #saveState(stop: AbortSignal): Promise<Failure | undefined> {
     const changes = this.fleet.takeUnsaved();
     // How large the map was is worth a file only once something was removed from it.
-    if (changes.length > 0) changes.push(this.#sizes());
+    const { guard } = this.fleet;
+    if (changes.length > 0)
+      changes.push(this.#sizes(GUARD, guard), ...[...guard.estates].map((one) => this.#sizes(...one)));
     try {
       const late = new SasoriError("FILE_WRITE", `gave up after ${LOOK_MS / 1000} s`);
       await within(LOOK_MS, stop, late, (signal) => this.#parts.state.save(changes, signal));
@@ -644,14 +648,13 @@ export class Sync {
     return this.unsaved;
   }
 
-  #sizes(): Change {
-    const { sizes, forgottenAt } = this.fleet.guard;
+  #sizes(key: string, { sizes, forgottenAt }: Guard): Change {
     const time = (at: number) => Math.max(0, Math.round(at + this.#startedAt));
     const value = {
       forgottenAt: Number.isFinite(forgottenAt) ? time(forgottenAt) : 0,
       sizes: sizes.map(({ at, size }) => ({ at: time(at), size })),
     };
-    return { kind: "sizes", key: "guard", value };
+    return { kind: "sizes", key, value };
   }
 }
 

@@ -7,7 +7,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
 import { within } from "../src/deadline.js";
-import { NodeMap, parseCertname } from "../src/node-map.js";
+import { type Master, NodeMap, parseCertname } from "../src/node-map.js";
+import { Resolver } from "../src/resolve.js";
 import { Alternatives } from "../src/source/alternatives.js";
 import { Gathering } from "../src/source/reading.js";
 import type { Replica } from "../src/source/source.js";
@@ -425,5 +426,86 @@ describe("estates", () => {
         held: { count: 5 },
         nodes: 205,
       });
+    }));
+
+  test("one that loses its nodes little by little is held by what it had, also over a restart", () =>
+    withPair(",", async ({ lab, second, full }) => {
+      const url = `${lab.puppetdb.url},${second.client.url}`;
+      for (const name of names(200)) await runs(lab.puppetdb, name, "master1", 60 * MINUTE);
+      for (const name of names(30, "other")) await runs(second.client, name, "master2", 60 * MINUTE);
+      await full();
+      const go = async (from: number, to: number) => {
+        for (const name of names(to, "other").slice(from)) await second.client.deactivateNode(name);
+      };
+      await go(0, 6);
+      expect(await full()).toMatchObject({ outcome: "done", nodes: 224 });
+      const sync = await lab.newSync({ SASORI_PUPPETDB_URL: url, SASORI_MAX_REMOVED: "10%" });
+      await go(6, 11); // 11 of 230 in all, and 11 of the 30 that it had.
+      const { outcome, nodes, held } = await sync.request({ full: true });
+      expect({ outcome, nodes, count: held?.count }).toEqual({ outcome: "held", nodes: 224, count: 5 });
+      expect(held?.reason).toMatch(/5 of 24 entries would go, and 6 have within 30 days/);
+      expect(held?.reason).toContain(second.client.url);
+    }));
+
+  /** Two estates have the node, the second one since later; then it is registered with a third master. */
+  const withRegistration = (use: (pair: Pair & { end(): Promise<Sync> }) => Promise<void>) =>
+    withPair(",", async (pair) => {
+      const { lab, second, sync, parts, full } = pair;
+      await runs(lab.puppetdb, NODE, "master1", 60 * MINUTE);
+      await runs(lab.puppetdb, "a.example.com", "master1", 60 * MINUTE);
+      await second.client.replaceFacts({ certname: NODE, producer: "master2", at: LATER });
+      await full();
+      const certname = parseCertname(NODE);
+      await sync.submit({ certname, master: "master3" as Master, source: "registration" });
+      const resolver = new Resolver({
+        fleet: sync.fleet,
+        puppetdb: parts.puppetdb,
+        resolve: () => sync.resolver(),
+        servers: () => [],
+        probePath: undefined,
+        hasNode: () => Promise.reject(new Error("no master has it")),
+        onObservation: () => undefined,
+      });
+      const end = async () => {
+        const own = sync.fleet.own.get(certname);
+        if (own === undefined) throw new Error("it is not registered");
+        await sync.withdraw(own, await resolver.withoutRegistration(own));
+        return sync;
+      };
+      await use({ ...pair, end });
+    });
+  const LATER = new Date(Date.now() - 50 * MINUTE);
+
+  test("while one is down that told the node's route, a registration does not end for the older word of another one", () =>
+    withRegistration(async ({ lab, second, end }) => {
+      await second.stop();
+      await expect(end()).rejects.toMatchObject({ code: "PUPPETDB_UNREACHABLE" });
+      expect((await lab.file()).get(NODE)).toBe("master3");
+      await second.start();
+      await runs(second.client, NODE, "master2", Date.now() - LATER.getTime());
+      const { fleet } = await end();
+      expect(fleet.map.get(parseCertname(NODE))?.master).toBe("master2");
+      expect((await lab.file()).get(NODE)).toBe("master2");
+    }));
+
+  test("while another one is down a registration ends as ever", () =>
+    withRegistration(async ({ lab, second, end }) => {
+      await runs(second.client, NODE, "master2", Date.now() - LATER.getTime());
+      await lab.stopPuppetdb();
+      expect((await end()).fleet.map.get(parseCertname(NODE))?.master).toBe("master2");
+    }));
+
+  test("an end that another replica was told leaves the route until the estate that told it is back", () =>
+    withRegistration(async ({ lab, second, sync, full }) => {
+      const certname = parseCertname(NODE);
+      const at = sync.fleet.own.get(certname)?.at ?? 0;
+      await second.stop();
+      sync.fleet.takeEnd(certname, { at, since: at });
+      expect(await full()).toMatchObject({ outcome: "failed", held: { count: 1 } });
+      expect((await lab.file()).get(NODE)).toBe("master3");
+      await second.start();
+      await second.client.replaceFacts({ certname: NODE, producer: "master2", at: LATER });
+      expect(await full()).toMatchObject({ outcome: "done" });
+      expect((await lab.file()).get(NODE)).toBe("master2");
     }));
 });

@@ -73,6 +73,10 @@ describe("a question of which one estate knows a part while another one is silen
 });
 
 describe("what takes the place of a registration", () => {
+  const registrationOf = (certname: Certname): Observation => ({
+    ...{ certname, master: "master3" as Master, at: 9, source: "registration" },
+  });
+
   test("is asked for with more patience than there is while a client waits", async () => {
     const resolver = resolverOf(async ([certname = A], signal) => {
       await sleep(1_200, undefined, { signal }).catch(() => {
@@ -81,20 +85,22 @@ describe("what takes the place of a registration", () => {
       return answerOf(certname, "master1");
     });
     await expect(resolver.owner(A, undefined)).rejects.toMatchObject({ code: "PUPPETDB_TIMEOUT" });
-    expect(await resolver.withoutRegistration(A)).toMatchObject({ master: "master1", at: 5 });
+    expect(await resolver.withoutRegistration(registrationOf(A))).toMatchObject({ master: "master1", at: 5 });
   });
 
   test("is the route that the node has where its producer has no server, and nothing where PuppetDB knows it not", async () => {
     const fleet = new Fleet();
     fleet.observe({ certname: A, master: "master2" as Master, at: 9, source: "registration" });
     const stranger = resolverOf(async () => answerOf(A, "stranger"), fleet);
-    expect(await stranger.withoutRegistration(A)).toEqual({
+    expect(await stranger.withoutRegistration(registrationOf(A))).toEqual({
       certname: A,
       master: "master2",
       at: 5,
       source: "facts",
     });
-    expect(await resolverOf(async () => new Map(), fleet).withoutRegistration(A)).toBeUndefined();
+    expect(
+      await resolverOf(async () => new Map(), fleet).withoutRegistration(registrationOf(A)),
+    ).toBeUndefined();
   });
 });
 

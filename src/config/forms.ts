@@ -60,6 +60,9 @@ export const puppetdbUrls = z.string().transform((text, context): string[][] => 
   return new Set(all).size === all.length ? estates : fail(context, "each PuppetDB once");
 });
 
+/** It is a key of the state database, whose index takes no more than 2,700 bytes. */
+export const MAX_URL = 2_000;
+
 function puppetdbUrl(text: string, context: z.RefinementCtx): string {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   if (url?.protocol !== "http:" && url?.protocol !== "https:") return fail(context, "an http or https URL");
@@ -67,6 +70,7 @@ function puppetdbUrl(text: string, context: z.RefinementCtx): string {
     return fail(context, "a URL without user and password (use SASORI_PUPPETDB_TOKEN_FILE)");
   }
   if (url.search !== "" || url.hash !== "") return fail(context, "a base URL without query or fragment");
+  if (url.href.length > MAX_URL) return fail(context, `a URL of at most ${MAX_URL} characters`);
   return url.href.replace(/\/+$/, "");
 }
 

@@ -345,7 +345,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
       const certname = parseCertname(request.params.certname);
       const own = sync.fleet.own.get(certname);
       if (own === undefined) throw httpError(404, `${certname} has no registration`);
-      await sync.withdraw(own, await resolver.withoutRegistration(certname));
+      await sync.withdraw(own, await resolver.withoutRegistration(own));
       const { code, story } = await afterChange(certname);
       return reply.code(code).send(story);
     },

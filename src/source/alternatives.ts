@@ -3,10 +3,18 @@
 // newer (Fleet sees by `from` who said what, and `isStandby` that the first was not asked).
 
 import { setTimeout as sleep } from "node:timers/promises";
+import { within } from "../deadline.js";
 import { SasoriError } from "../errors.js";
 import type { Certname } from "../node-map.js";
 import type { HasServer, Reading } from "./reading.js";
-import { PartlyRead, type PuppetdbState, type Replica, type Source, type Wanted } from "./source.js";
+import {
+  keepNewer,
+  PartlyRead,
+  type PuppetdbState,
+  type Replica,
+  type Source,
+  type Wanted,
+} from "./source.js";
 
 /** While another one is asked, the first is tried this often, and must answer a small question within this time. */
 const TRY_FIRST_EVERY_MS = 30_000;
@@ -75,7 +83,13 @@ export class Alternatives implements Source {
    * evidence; that it does not know a node counts only once those before it have failed: it may be behind them. Throws
    * `PartlyRead` where they are silent.
    */
-  async readNodes(certnames: readonly Certname[], signal: AbortSignal, hasServer?: HasServer) {
+  async readNodes(
+    certnames: readonly Certname[],
+    signal: AbortSignal,
+    hasServer?: HasServer,
+    patiently = false,
+  ) {
+    if (patiently) return this.#readNodesOfFirst(certnames, signal, hasServer);
     const stop = new AbortController();
     const both = AbortSignal.any([signal, stop.signal]);
     let waiting: NodeJS.Timeout | undefined;
@@ -101,6 +115,22 @@ export class Alternatives implements Source {
     }
   }
 
+  /** Only the first can say that nobody knows anything newer. Throws `PartlyRead` with what the others know. */
+  async #readNodesOfFirst(certnames: readonly Certname[], signal: AbortSignal, hasServer?: HasServer) {
+    const answers = await Promise.allSettled(
+      this.#replicas.map((replica) =>
+        within(FIRST_MS, signal, SILENT, (inTime) => replica.readNodes(certnames, inTime, hasServer)),
+      ),
+    );
+    const [first, ...others] = answers;
+    if (first?.status === "fulfilled") return first.value;
+    const found: Reading["submissions"] = new Map();
+    for (const other of others)
+      if (other.status === "fulfilled")
+        for (const submission of other.value.values()) keepNewer(found, submission);
+    throw new PartlyRead(first?.reason, found);
+  }
+
   states(): PuppetdbState[] {
     const states = this.#replicas.flatMap((replica) => replica.states());
     const [first] = states;
@@ -119,6 +149,8 @@ export class Alternatives implements Source {
 
 /** A few nodes are told in milliseconds. */
 const NEXT_AFTER_MS = 300;
+/** Whoever asks patiently waits so long for each. */
+const FIRST_MS = 5_000;
 
 const SILENT = new SasoriError(
   "PUPPETDB_TIMEOUT",

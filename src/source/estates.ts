@@ -72,10 +72,15 @@ export class Estates implements Source {
   }
 
   /**
-   * What one estate knows is evidence, whatever another one would say; that nobody knows a node all must have said. Throws
-   * `PartlyRead` where only some did. Once one knows any, the others are not waited for long.
+   * What one estate knows is evidence, whatever another one would say; that nobody knows a node, and `patiently` what is the
+   * newest, all must have said. Throws `PartlyRead` where only some did.
    */
-  async readNodes(certnames: readonly Certname[], signal: AbortSignal, hasServer?: HasServer) {
+  async readNodes(
+    certnames: readonly Certname[],
+    signal: AbortSignal,
+    hasServer?: HasServer,
+    patiently = false,
+  ) {
     const found: Reading["submissions"] = new Map();
     const stop = new AbortController();
     let waiting: NodeJS.Timeout | undefined;
@@ -84,15 +89,23 @@ export class Estates implements Source {
       "not every PuppetDB says in time whether it has the node",
     );
     const both = AbortSignal.any([signal, stop.signal]);
+    const take = (submissions: Reading["submissions"]) => {
+      for (const submission of submissions.values()) keepNewer(found, submission);
+      if (found.size > 0 && !patiently) waiting ??= setTimeout(() => stop.abort(late), OTHERS_MS);
+    };
     const answers = await Promise.allSettled(
       this.#estates.map(async ({ source }) => {
-        const answer = await source.readNodes(certnames, both, hasServer);
-        for (const submission of answer.values()) keepNewer(found, submission);
-        if (found.size > 0) waiting ??= setTimeout(() => stop.abort(late), OTHERS_MS);
+        try {
+          take(await source.readNodes(certnames, both, hasServer, patiently));
+        } catch (error) {
+          if (error instanceof PartlyRead) take(error.found);
+          throw error;
+        }
       }),
     ).finally(() => clearTimeout(waiting));
     const failed = answers.find((answer) => answer.status === "rejected");
-    if (failed !== undefined && found.size < certnames.length) throw new PartlyRead(failed.reason, found);
+    if (failed !== undefined && (patiently || found.size < certnames.length))
+      throw new PartlyRead(failed.reason, found);
     return found;
   }
 

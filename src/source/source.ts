@@ -49,11 +49,15 @@ export interface Source {
   read(kind: Reading["kind"], signal: AbortSignal, wanted: Wanted): Promise<Reading>;
   /** The last reading was taken over. `lateMs`: see Fleet.merge. */
   took(lateMs: number): void;
-  /** The newest submissions for a few nodes. Throws `PUPPETDB_...`; of several estates `PartlyRead`. */
+  /**
+   * The newest submissions for a few nodes. Throws `PUPPETDB_...`, or `PartlyRead` where one that did not answer may know more.
+   * Whoever waits for it cannot wait long, and takes what the first one knows; `patiently`, each that may know more is asked.
+   */
   readNodes(
     certnames: readonly Certname[],
     signal: AbortSignal,
     hasServer?: HasServer,
+    patiently?: boolean,
   ): Promise<Reading["submissions"]>;
   /** In the order of the configuration. */
   states(): PuppetdbState[];
@@ -170,7 +174,7 @@ export function keepNewer(into: Map<Certname, Submission>, submission: Submissio
   if (known === undefined || known.at < submission.at) into.set(submission.certname, submission);
 }
 
-/** Of several estates some could not be asked about nodes; the others know these. */
+/** Of several PuppetDBs some could not be asked about nodes; the others know these. */
 export class PartlyRead extends SasoriError {
   readonly found: Reading["submissions"];
 

@@ -11,7 +11,7 @@ import { Patience } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
 import { removeLeftovers, replaceFile, writeError } from "../target/atomic-file.js";
 import { inLine, readWhole, SilentFile } from "../whole-file.js";
-import { type Change, keyOf, parseLine, parseRow, type Row, Rows, toLine } from "./rows.js";
+import { type Change, GUARD, keyOf, parseLine, parseRow, type Row, Rows, toLine } from "./rows.js";
 import type { State } from "./state.js";
 
 /** What the first line says. A file of an earlier sasori is one JSON object. */
@@ -109,7 +109,7 @@ function parseVersion1(text: string): Pick<Found, "rows" | "unusable"> {
   const usable = sizes.flatMap((size) => SizeShape.safeParse(size).data ?? []);
   const at = usable.at(-1)?.at;
   if (at !== undefined)
-    rows.push(parseRow({ kind: "sizes", key: "guard", at, value: { forgottenAt: 0, sizes: usable } }));
+    rows.push(parseRow({ kind: "sizes", key: GUARD, at, value: { forgottenAt: 0, sizes: usable } }));
   return { rows, unusable };
 }
 

@@ -5,6 +5,7 @@
 
 import { crc32 } from "node:zlib";
 import { z } from "zod";
+import { MAX_URL } from "../config/forms.js";
 import { PLAN_ID } from "../guard.js";
 import {
   type Certname,
@@ -36,7 +37,7 @@ const Route = z.strictObject({
 const Removed = z.strictObject({
   at: Time,
   since: Time,
-  told: z.strictObject({ from: z.string().max(2_000), at: Time }).optional(),
+  told: z.strictObject({ from: z.string().max(MAX_URL), at: Time }).optional(),
 });
 const Home = z.strictObject({ master: MasterShape });
 const Sizes = z.strictObject({
@@ -50,17 +51,20 @@ const row = <Kind extends string, Key extends z.ZodType<string>, Value extends z
   value: Value,
 ) => z.strictObject({ kind: z.literal(kind), key, at: Time, value });
 
+export const GUARD = "guard";
+
 /**
  * `route`: a registration or learned route in force, of the time `at`; null: that one is over. `ended`: what was ordered or
  * learned until `at` was ended by a person. `removed`: the node was removed, see Tombstone; null: it is back. `home`: where a
- * displaced node was at home; null: it is no longer displaced. `sizes`: the guard's memory. `approval`: of the plan `key`.
+ * displaced node was at home; null: it is no longer displaced. `sizes`: the guard's memory of the whole map (GUARD), or of the
+ * estate with this PuppetDB. `approval`: of the plan `key`.
  */
 const RowShape = z.discriminatedUnion("kind", [
   row("route", CertnameShape, Route.nullable()),
   row("ended", CertnameShape, z.strictObject({ since: Time })),
   row("removed", CertnameShape, Removed.nullable()),
   row("home", CertnameShape, Home.nullable()),
-  row("sizes", z.literal("guard"), Sizes),
+  row("sizes", z.string().min(1).max(MAX_URL), Sizes),
   row("approval", z.string().regex(PLAN_ID), z.strictObject({})),
 ]);
 
