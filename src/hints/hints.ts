@@ -11,10 +11,11 @@ import type { Resolver } from "../resolve.js";
 export type HintKind = "syslog" | "report";
 
 /**
- * When PuppetDB is asked after a hint (ms): the hint comes with the submission, which PuppetDB puts into a queue first. What it
+ * When PuppetDB is asked after a hint (ms). The hint comes with the submission, which PuppetDB puts into a queue first: for 10 ms,
+ * or for a second. The first question opens the connections, and often finds it. The others come less and less often. What PuppetDB
  * has not taken by then is for the next poll.
  */
-const ASK_AFTER_MS = [20, 80, 200, 500, 1_200, 3_000];
+const ASK_AFTER_MS = [0, 20, 50, 100, 170, 260, 400, 600, 900, 1_300, 2_000, 3_000];
 
 /** Nodes that are being asked about. Beyond that a hint is dropped. */
 const MAX_PENDING = 500;
