@@ -7,13 +7,14 @@ import { reason, type SasoriError } from "./errors.js";
 
 /**
  * Runs `use` with a signal that ends after `ms` with `late`, or with `stop`, whatever comes first. What is still under
- * way when `use` is done is ended as well.
+ * way when `use` is done is ended as well. Work that may be of any size calls `again` whenever it has come on: then the time
+ * begins anew.
  */
 export async function within<T>(
   ms: number,
   stop: AbortSignal | undefined,
   late: Error,
-  use: (signal: AbortSignal) => Promise<T>,
+  use: (signal: AbortSignal, again: () => void) => Promise<T>,
 ): Promise<T> {
   const controller = new AbortController();
   setMaxListeners(0, controller.signal); // One for each connection, and nobody counts the HAProxys.
@@ -22,7 +23,7 @@ export async function within<T>(
   if (stop?.aborted) onStop();
   stop?.addEventListener("abort", onStop, { once: true });
   try {
-    return await use(controller.signal);
+    return await use(controller.signal, () => void timer.refresh());
   } finally {
     clearTimeout(timer);
     stop?.removeEventListener("abort", onStop);

@@ -57,7 +57,7 @@ export class Fleet {
   readonly flapping: Flapping;
   readonly guard: Guard;
   /** The rows of `own`, `homes`, `tombstones`, `ended` and `guard.approvals` that have changed. */
-  readonly #unsaved = new Map<string, { kind: Exclude<Kind, "sizes">; key: string }>();
+  #unsaved = new Map<string, { kind: Exclude<Kind, "sizes">; key: string }>();
   verdict: Verdict;
   /** Removals of a held verdict that are still held, and whether what is held has changed since. */
   #held: Set<Certname>;
@@ -217,11 +217,13 @@ export class Fleet {
   }
 
   /** What changed since the last call of all that must be saved. */
-  takeUnsaved(): Change[] {
-    const changes = Array.from(this.#unsaved.values(), (row) =>
-      this.#changeOf(row.kind, row.key as Certname),
-    );
-    this.#unsaved.clear();
+  *takeUnsaved(): Generator<void, Change[]> {
+    const unsaved = this.#unsaved;
+    this.#unsaved = new Map();
+    const changes: Change[] = [];
+    yield* eachInPieces(unsaved.values(), ({ kind, key }) => {
+      changes.push(this.#changeOf(kind, key as Certname));
+    });
     return changes;
   }
 

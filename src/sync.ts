@@ -12,7 +12,7 @@ import type { Guard } from "./guard.js";
 import { NewMasters } from "./masters.js";
 import type { Before, Master, Observation } from "./node-map.js";
 import { PassQueue, type SyncRequest } from "./pass-queue.js";
-import { inPieces } from "./pieces.js";
+import { eachInPieces, inPieces } from "./pieces.js";
 import { plansFromChanges } from "./plan.js";
 import type { Reading } from "./source/reading.js";
 import { type Source, sourceOf } from "./source/source.js";
@@ -189,7 +189,7 @@ export class Sync {
   async restore({ dryRun = false }: Pick<SyncRequest, "dryRun"> = {}): Promise<void> {
     const { file, state, shared } = this.#parts;
     if (!dryRun) for (const one of [file, state]) await one.removeLeftovers();
-    this.#take(await state.load(dryRun));
+    await inPieces(this.#take(await state.load(dryRun)));
     if (!dryRun) shared?.watch((rows) => this.#takeNews(rows));
     if (state.trouble !== undefined) throw state.trouble;
   }
@@ -204,13 +204,16 @@ export class Sync {
   /** Which nodes lost their home by these moves, the replica that made them has said: our HAProxy may see a master otherwise. */
   async #takeMoves(rows: readonly Row[]): Promise<void> {
     await this.#remember("with homes"); // What we found out before.
-    this.#take(rows);
+    await inPieces(this.#take(rows));
     await this.#remember();
   }
 
   /** Takes what an earlier run, or another sasori, has found out or was told. */
-  #take(rows: readonly Row[]): void {
-    for (const kind of ORDER) for (const row of rows) if (row.kind === kind) this.#takeRow(row);
+  *#take(rows: readonly Row[]): Generator<void> {
+    for (const kind of ORDER)
+      yield* eachInPieces(rows, (row) => {
+        if (row.kind === kind) this.#takeRow(row);
+      });
   }
 
   #takeRow(row: Row): void {
@@ -378,11 +381,12 @@ export class Sync {
   async #takeOthers(stop: AbortSignal): Promise<void> {
     const late = new SasoriError("FILE_READ", `gave up after ${LOOK_MS / 1000} s`);
     // Why it cannot be read is told when it is written.
-    const read = (signal: AbortSignal) => this.#parts.state.readOthers(signal).catch(() => undefined);
+    const read = (signal: AbortSignal, again: () => void) =>
+      this.#parts.state.readOthers(signal, again).catch(() => undefined);
     const others = await within(LOOK_MS, stop, late, read).catch(() => undefined);
     if (others === undefined || others.length === 0) return;
     this.#othersWroteAt = Date.now();
-    this.#take(others);
+    await inPieces(this.#take(others));
   }
 
   /** HAProxys behind DNS names come and go. */
@@ -633,14 +637,14 @@ export class Sync {
   }
 
   async #saveState(stop: AbortSignal): Promise<Failure | undefined> {
-    const changes = this.fleet.takeUnsaved();
+    const changes = await inPieces(this.fleet.takeUnsaved());
     // How large the map was is worth a file only once something was removed from it.
     const { guard } = this.fleet;
     if (changes.length > 0)
       changes.push(this.#sizes(GUARD, guard), ...[...guard.estates].map((one) => this.#sizes(...one)));
     try {
       const late = new SasoriError("FILE_WRITE", `gave up after ${LOOK_MS / 1000} s`);
-      await within(LOOK_MS, stop, late, (signal) => this.#parts.state.save(changes, signal));
+      await within(LOOK_MS, stop, late, (signal, again) => this.#parts.state.save(changes, signal, again));
       this.unsaved = undefined;
     } catch (error) {
       this.unsaved = toFailure(error);

@@ -1,4 +1,4 @@
-// Files that are read as a whole: secrets, the state file, the map file. Whoever may write their folder may put anything
+// Files that are read from their beginning to their end: secrets, the state file, the map file. Whoever may write their folder may put anything
 // in their place, and whoever keeps them may be a file server that no longer answers.
 // Promises: nothing but a file is read, no more than it says to have, and never more than a bound: a pipe, a device or
 // /proc is neither waited for nor read for ever. A file system that hangs holds one thread of Node.
@@ -17,8 +17,10 @@ import { type FileHandle, open, stat } from "node:fs/promises";
 import path from "node:path";
 import { Line, within } from "./deadline.js";
 
-/** A map of five million nodes; the state of a million. */
+/** A map of five million nodes. */
 const MAX_BYTES = 256 * 1024 * 1024;
+/** What is done with a piece of it takes some milliseconds. */
+const PIECE_BYTES = 64 * 1024;
 /** All certificates that a machine comes with are 300 kB. */
 const MAX_SECRET_BYTES = 1024 * 1024;
 
@@ -40,18 +42,42 @@ export async function readWhole(
   encoding: "latin1" | "utf8",
   limit = MAX_BYTES,
 ): Promise<string> {
-  let handle: FileHandle | undefined;
+  const { handle, size } = await openUsable(file, limit);
   try {
-    usableSize(await stat(file), limit); // Before it is opened: even that may do something to a device.
-    handle = await open(file, READ_ONLY);
-    const size = usableSize(await handle.stat(), limit);
     const bytes = Buffer.allocUnsafe(size);
     let length = 0;
     for (let read = -1; read !== 0 && length < size; length += read)
       ({ bytesRead: read } = await handle.read(bytes, length, size - length, length));
     return bytes.toString(encoding, 0, length);
   } finally {
-    await handle?.close();
+    await handle.close();
+  }
+}
+
+/** The same in pieces, for what is too much at once. Each is gone when the next one comes. */
+export async function* readInPieces(file: string, limit: number): AsyncGenerator<Buffer> {
+  const { handle, size } = await openUsable(file, limit);
+  try {
+    const bytes = Buffer.allocUnsafe(PIECE_BYTES);
+    for (let at = 0; at < size; ) {
+      const { bytesRead } = await handle.read(bytes, 0, Math.min(PIECE_BYTES, size - at), at);
+      if (bytesRead === 0) return; // It was cut meanwhile.
+      at += bytesRead;
+      yield bytes.subarray(0, bytesRead);
+    }
+  } finally {
+    await handle.close();
+  }
+}
+
+async function openUsable(file: string, limit: number): Promise<{ handle: FileHandle; size: number }> {
+  usableSize(await stat(file), limit); // Before it is opened: even that may do something to a device.
+  const handle = await open(file, READ_ONLY);
+  try {
+    return { handle, size: usableSize(await handle.stat(), limit) };
+  } catch (error) {
+    await handle.close();
+    throw error;
   }
 }
 
@@ -78,22 +104,23 @@ const lines = new Map<string, Line>();
 
 /**
  * Node has four threads for files and names. Work on the files of a folder, the map aside, waits for each other here, so that
- * a file system that hangs holds one of them; whoever waits for it, or behind it, is told so after `ms`.
+ * a file system that hangs holds one of them; whoever waits for it, or behind it, is told so after `ms`. Work that goes on for
+ * longer calls `again` whenever it has come on.
  */
 export function inLine<T>(
   file: string,
   ms: number,
   signal: AbortSignal | undefined,
-  work: () => Promise<T>,
+  work: (again: () => void) => Promise<T>,
 ): Promise<T> {
   const folder = path.dirname(file);
   const line = lines.get(folder) ?? new Line(1);
   lines.set(folder, line);
   const late = new SilentFile(`its file system has not answered within ${ms / 1_000} s`);
-  return within(ms, signal, late, (signal) => {
+  return within(ms, signal, late, (signal, again) => {
     const done = line.join(signal, async () => {
       signal.throwIfAborted();
-      return work();
+      return work(again);
     });
     return new Promise((resolve, reject) => {
       signal.addEventListener("abort", () => reject(signal.reason), { once: true });

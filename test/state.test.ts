@@ -7,6 +7,7 @@ import path from "node:path";
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { Certname, Master } from "../src/node-map.js";
+import { inPieces } from "../src/pieces.js";
 import { Journal } from "../src/state/journal.js";
 import { type Change, parseRow, type Row, Rows, toLine } from "../src/state/rows.js";
 
@@ -19,11 +20,11 @@ beforeEach(async () => {
 afterEach(() => rm(folder, { recursive: true, force: true }));
 
 const node = (index: number) => `agent-${index}.site-one.example.com` as Certname;
-const registered = (index: number, master: string, at = 1_000 + index): Change => ({
+const registered = (index: number, master: string, at = 1_000 + index, reason?: string): Change => ({
   kind: "route",
   key: node(index),
   at,
-  value: { master: master as Master, source: "registration" },
+  value: { master: master as Master, source: "registration", reason },
 });
 const signal = () => AbortSignal.timeout(10_000);
 const load = async () => {
@@ -34,6 +35,19 @@ const load = async () => {
     masters: new Map(rows.map((row) => [row.key, (row.value as { master?: string })?.master])),
   };
 };
+
+/** How often others were let in. */
+async function turnsDuring(work: () => Promise<unknown>): Promise<number> {
+  let [turns, isDone] = [0, false];
+  const turn = () => {
+    turns += 1;
+    if (!isDone) setImmediate(turn);
+  };
+  setImmediate(turn);
+  await work();
+  isDone = true;
+  return turns;
+}
 
 describe("the state file", () => {
   test("grows by what changes, and is written anew without the lines that are no longer true", async () => {
@@ -98,8 +112,42 @@ describe("the state file", () => {
     expect(message).toMatch(/^1 entry \(line 3: its checksum is wrong\) of the state file/);
     const aside = (await readdir(folder)).find((name) => name.includes(".broken-")) ?? "";
     expect(await readFile(path.join(folder, aside), "utf8")).toBe(broken);
+    for (let start = 0; start < 3; start += 1) expect((await load()).journal.trouble?.message).toBe(message);
+    expect((await readdir(folder)).filter((name) => name.includes(".broken-"))).toEqual([aside]);
     await next.save([]);
     expect(await readFile(file, "utf8")).not.toContain(node(2));
+  });
+
+  test("of any size is read as it was written, and whoever asks meanwhile is answered", async () => {
+    const count = 20_000;
+    const changes = Array.from({ length: count }, (_, index) =>
+      registered(index, "master1", index, "é".repeat(200)),
+    );
+    const { journal } = await load();
+    expect(await turnsDuring(() => journal.record(changes))).toBeGreaterThan(3);
+    expect(await turnsDuring(() => journal.write())).toBeGreaterThan(3);
+    const again = new Journal(file);
+    expect(await turnsDuring(() => again.load())).toBeGreaterThan(3);
+    expect([again.trouble, again.rows.size]).toEqual([undefined, count]);
+    expect([...again.rows].map(toLine)).toEqual([...journal.rows].map(toLine));
+  });
+
+  test("with a line that never ends loses that line, and no other", async () => {
+    const { journal } = await load();
+    await journal.save([registered(1, "master1")]);
+    await appendFile(file, `${"x".repeat(1_000_000)}\n${toLine(parseRow(registered(2, "master2")))}`);
+    const { journal: next, masters } = await load();
+    expect([...masters.keys()]).toEqual([node(1), node(2)]);
+    expect(next.trouble?.message).toMatch(/^1 entry \(line 3: its checksum is wrong\)/);
+  });
+
+  test("never grows beyond what is read: it is written anew before", async () => {
+    const { journal } = await load();
+    await journal.save([registered(1, "master1")]);
+    await truncate(file, 2 * 1024 ** 3); // No disk holds it: it is a hole.
+    await journal.save([registered(2, "master2")]);
+    expect((await stat(file)).size).toBeLessThan(1_000);
+    expect([...(await load()).masters.keys()]).toEqual([node(1), node(2)]);
   });
 
   test("of an earlier sasori is taken over", async () => {
@@ -256,13 +304,13 @@ describe("rows of all sasoris", () => {
     expect([...stateOf([over, first]).values()]).toEqual([over]);
   });
 
-  test("forget after a month what is over, and keep what is in force", () => {
+  test("forget after a month what is over, and keep what is in force", async () => {
     const rows = new Rows();
     const month = 32 * 24 * 60 * 60_000;
     rows.take(parseRow(registered(1, "master1", 1)));
     rows.take(parseRow({ kind: "home", key: node(1), at: 1, value: null }));
     rows.take(parseRow({ kind: "home", key: node(2), at: month, value: null }));
-    expect(rows.prune(month + 1)).toBe(true);
+    await inPieces(rows.prune(month + 1));
     expect([...rows].map(({ kind, key }) => `${kind} ${key}`)).toEqual([
       `route ${node(1)}`,
       `home ${node(2)}`,

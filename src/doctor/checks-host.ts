@@ -10,12 +10,12 @@ import type { Config, ListenAddress } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import type { Status } from "../http/api-shapes.js";
 import type { Certname } from "../node-map.js";
-import { parseState, stateProblem, unusableEntries } from "../state/journal.js";
+import { readState, stateProblem, unusableEntries } from "../state/journal.js";
 import { type Kind, Rows } from "../state/rows.js";
 import { replaceFile } from "../target/atomic-file.js";
 import { MapFile } from "../target/map-file.js";
 import { PriorityMap } from "../target/priority.js";
-import { isMountPoint, readWhole } from "../whole-file.js";
+import { isMountPoint, UnusableFile } from "../whole-file.js";
 import { type Check, CheckError, type Problem, verdict } from "./check.js";
 
 /** package.json's `engines`. */
@@ -181,16 +181,8 @@ function stateFileCheck(file: string): Check {
     name: "state file",
     where: file,
     async look() {
-      let text: string;
       try {
-        text = await readWhole(file, "utf8");
-      } catch (error) {
-        if (systemCode(error) === "ENOENT")
-          return verdict("does not exist yet: no registrations, no learned routes", []);
-        throw cannotRead(file, error);
-      }
-      try {
-        const { rows, unusable } = parseState(text);
+        const { rows, unusable } = await readState(file);
         const known = new Rows();
         for (const row of rows) known.take(row);
         const count = (kind: Kind) =>
@@ -208,6 +200,9 @@ function stateFileCheck(file: string): Check {
               ],
         );
       } catch (error) {
+        if (systemCode(error) === "ENOENT")
+          return verdict("does not exist yet: no registrations, no learned routes", []);
+        if (error instanceof UnusableFile || systemCode(error) !== "") throw cannotRead(file, error);
         throw new CheckError(
           `it cannot be used: ${stateProblem(error).replaceAll(/\s*\n\s*/g, ", ")}`,
           "repair or remove it. Otherwise sasori will set it aside when it starts, and you register the lost routes again",

@@ -7,6 +7,7 @@ import type { Client, ClientConfig, QueryResultRow } from "pg";
 import type { StateDatabase } from "../config.js";
 import { Line, within } from "../deadline.js";
 import { quote, reason, SasoriError } from "../errors.js";
+import { eachInPieces, inPieces } from "../pieces.js";
 import { readSecretFile } from "../whole-file.js";
 import { beats, keyOf, parseRow, type Row, Rows } from "./rows.js";
 
@@ -90,7 +91,7 @@ export interface DatabaseOwner {
   /** All that this sasori knows: after a break it is compared with what PostgreSQL has. */
   known(): Iterable<Row>;
   /** What others have written; also what is known already. */
-  takeRows(rows: Row[]): void;
+  takeRows(rows: Row[]): Promise<void>;
   /** What this replica has to say of itself. */
   word(): string | undefined;
 }
@@ -260,12 +261,16 @@ export class Database {
   async #exchange(session: Session): Promise<void> {
     this.#unusable.clear();
     const theirs = new Rows();
-    for (const row of await this.#read(session, EXCHANGE_MS)) theirs.take(row);
-    const ours = [...this.#owner.known()].filter((row) => {
-      const known = theirs.get(keyOf(row));
-      return known === undefined || beats(row, known);
-    });
-    this.#owner.takeRows([...theirs]);
+    const found = await this.#read(session, EXCHANGE_MS);
+    await inPieces(eachInPieces(found, (row) => theirs.take(row)));
+    const ours: Row[] = [];
+    await inPieces(
+      eachInPieces(this.#owner.known(), (row) => {
+        const known = theirs.get(keyOf(row));
+        if (known === undefined || beats(row, known)) ours.push(row);
+      }),
+    );
+    await this.#owner.takeRows([...theirs]);
     await this.#write(session, ours);
   }
 
@@ -305,7 +310,13 @@ export class Database {
       ms,
     );
     session.next = found[0]?.next ?? session.next;
-    return found.flatMap((row) => (row.kind === null ? [] : this.#parse(row)));
+    const rows: Row[] = [];
+    await inPieces(
+      eachInPieces(found, (row) => {
+        if (row.kind !== null) rows.push(...this.#parse(row));
+      }),
+    );
+    return rows;
   }
 
   #parse({ kind, key, at, value }: Found): Row[] {
@@ -327,7 +338,7 @@ export class Database {
     const columns = [asked.map(({ kind }) => kind), asked.map(({ key }) => key)];
     const found = await this.#query<Found>(session, READ_AGAIN, columns);
     for (const { kind, key } of asked) this.#unusable.delete(JSON.stringify([kind, key]));
-    this.#owner.takeRows(found.flatMap((row) => this.#parse(row)));
+    await this.#owner.takeRows(found.flatMap((row) => this.#parse(row)));
   }
 
   /** Says what this replica has to say, and hears what all have said. */

@@ -6,12 +6,14 @@
 
 import { type BigIntStats, constants } from "node:fs";
 import { type FileHandle, link, open, realpath, rename, stat } from "node:fs/promises";
+import { crc32 } from "node:zlib";
 import { z } from "zod";
 import { Patience } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
+import { eachInPieces, inPieces, letOthersIn } from "../pieces.js";
 import { removeLeftovers, replaceFile, writeError } from "../target/atomic-file.js";
-import { inLine, readWhole, SilentFile } from "../whole-file.js";
-import { type Change, GUARD, keyOf, parseLine, parseRow, type Row, Rows, toLine } from "./rows.js";
+import { inLine, readInPieces, readWhole, SilentFile } from "../whole-file.js";
+import { type Change, checksum, GUARD, keyOf, parseLine, parseRow, type Row, Rows, toLine } from "./rows.js";
 import type { State } from "./state.js";
 
 /** What the first line says. A file of an earlier sasori is one JSON object. */
@@ -20,9 +22,14 @@ const HEADER = "sasori-state 2\n";
 /** The file is written anew when so many of its lines are no longer true, and these are more than half. */
 const MANY_LINES = 1_000;
 /** Lines that are written in one go. */
-const CHUNK = 1_000;
+const CHUNK = 500;
 
-/** A million entries are read in less than a second; sasori does not start before. */
+/** More is neither written nor read: ten million rows. */
+const MAX_BYTES = 2 * 1024 * 1024 * 1024;
+/** The longest line of ours has 10 kB. What is behind this does not count, so that such a line has a wrong checksum. */
+const MAX_LINE_BYTES = 64 * 1024;
+
+/** So long the file system may take for a piece of it; sasori does not start before all is read. */
 const LOAD_MS = 15_000;
 
 /** The file holds names of nodes and masters only; still nobody else needs it. */
@@ -41,25 +48,42 @@ export interface Found {
   lines: number;
   /** It must be written anew before a line can be added. */
   isOld: boolean;
+  /** Of the whole file. */
+  checksum: string;
 }
 
-/** Throws what `stateProblem` puts into words. */
-export function parseState(text: string): Found {
-  if (text.startsWith("{")) return { ...parseVersion1(text), lines: 0, isOld: true };
-  if (!text.startsWith(HEADER)) throw new Error(`its first line is not ${JSON.stringify(HEADER.trim())}`);
-  const rows: Row[] = [];
-  const unusable: string[] = [];
-  const lines = text.slice(HEADER.length).split("\n");
-  const last = lines.pop() ?? "";
-  for (const [index, line] of lines.entries()) {
+/** In pieces. `again` is called after each. Throws as Node does, or what `stateProblem` puts into words. */
+export async function readState(file: string, again = () => {}): Promise<Found> {
+  const found: Found = { rows: [], unusable: [], lines: 0, isOld: false, checksum: "" };
+  let [sum, isBegun, rest] = [0, false, Buffer.alloc(0)];
+  for await (const piece of readInPieces(file, MAX_BYTES)) {
+    sum = crc32(piece, sum);
+    let bytes = Buffer.concat([rest, piece]);
+    if (!isBegun) {
+      if (bytes.toString("latin1", 0, 1) === "{") return readVersion1(await readWhole(file, "utf8"));
+      if (bytes.toString("latin1", 0, HEADER.length) !== HEADER) break;
+      [isBegun, bytes] = [true, bytes.subarray(HEADER.length)];
+    }
+    const end = bytes.lastIndexOf("\n") + 1;
+    if (end > 0) takeLines(found, bytes.toString("utf8", 0, end - 1).split("\n"));
+    rest = bytes.subarray(end, end + MAX_LINE_BYTES);
+    again();
+    await letOthersIn();
+  }
+  if (!isBegun) throw new Error(`its first line is not ${JSON.stringify(HEADER.trim())}`);
+  // The writer of half a line was killed, and never said that it was written.
+  return { ...found, isOld: rest.length > 0, checksum: checksum("", sum) };
+}
+
+function takeLines(found: Found, lines: readonly string[]): void {
+  for (const line of lines) {
+    found.lines += 1;
     try {
-      rows.push(parseLine(line));
+      found.rows.push(parseLine(line));
     } catch (error) {
-      unusable.push(`line ${index + 2}: ${stateProblem(error).replaceAll(/\s*\n\s*/g, ", ")}`);
+      found.unusable.push(`line ${found.lines + 1}: ${stateProblem(error).replaceAll(/\s*\n\s*/g, ", ")}`);
     }
   }
-  // Its writer was killed, and never said that it was written.
-  return { rows, unusable, lines: lines.length, isOld: last !== "" };
 }
 
 const Time = z.iso.datetime().transform((text) => Date.parse(text));
@@ -90,7 +114,7 @@ const Version1 = z.object({
   sizes: z.array(z.unknown()).default([]),
 });
 
-function parseVersion1(text: string): Pick<Found, "rows" | "unusable"> {
+function readVersion1(text: string): Found {
   const { sizes, ...lists } = Version1.parse(JSON.parse(text));
   const rows: Row[] = [];
   const unusable: string[] = [];
@@ -110,7 +134,7 @@ function parseVersion1(text: string): Pick<Found, "rows" | "unusable"> {
   const at = usable.at(-1)?.at;
   if (at !== undefined)
     rows.push(parseRow({ kind: "sizes", key: GUARD, at, value: { forgottenAt: 0, sizes: usable } }));
-  return { rows, unusable };
+  return { rows, unusable, lines: 0, isOld: true, checksum: checksum(text) };
 }
 
 /** A few of many, for a message. */
@@ -154,13 +178,19 @@ export class Journal implements State {
    */
   async load(untouched = false): Promise<Row[]> {
     try {
-      const text = await inLine(this.#file, LOAD_MS, undefined, () => readWhole(this.#file, "utf8"));
-      const { rows, unusable, lines, isOld } = parseState(text);
-      for (const row of rows) this.rows.take(row);
+      const [left, found] = await inLine(
+        this.#file,
+        LOAD_MS,
+        undefined,
+        // Before it is read: what somebody adds meanwhile is found by the next look.
+        async (again) => [await this.#fingerprint(), await readState(this.#file, again)] as const,
+      );
+      const { rows, unusable, lines, isOld } = found;
+      await inPieces(eachInPieces(rows, (row) => this.rows.take(row)));
       this.#lines = lines;
       this.#isAnew = isOld || unusable.length > 0 || this.#notLaterThan(Date.now());
-      this.#left = await this.#fingerprint();
-      if (unusable.length > 0) await this.#keepCopy(unusable, text, untouched);
+      this.#left = left;
+      if (unusable.length > 0) await this.#keepCopy(found, untouched);
     } catch (error) {
       if (systemCode(error) === "ENOENT") return [];
       // Where the file system does not answer, it is no use to touch it.
@@ -189,12 +219,14 @@ export class Journal implements State {
   /** Nothing is open between two writes. */
   async close(): Promise<void> {}
 
-  async #keepCopy(unusable: readonly string[], text: string, untouched: boolean): Promise<void> {
+  /** One for each content, however often sasori starts with it. */
+  async #keepCopy({ unusable, checksum }: Found, untouched: boolean): Promise<void> {
     const what = `${unusableEntries(unusable)} of the state file ${this.#file} cannot be used; the others are in force`;
     try {
       if (untouched) throw new Error("nothing is to be touched");
-      const aside = this.#asideName();
-      await replaceFile(aside, [text], STATE_FILE_MODE);
+      const aside = this.#asideName(checksum);
+      const isKept = await stat(aside).then(isThere, () => false);
+      if (!isKept) await replaceFile(aside, readInPieces(this.#file, MAX_BYTES), STATE_FILE_MODE);
       const message = `${what}. A copy of the whole file was set aside as ${aside}`;
       this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message) };
     } catch (error) {
@@ -205,8 +237,8 @@ export class Journal implements State {
     }
   }
 
-  #asideName(): string {
-    return `${this.#file}.broken-${new Date().toISOString().replaceAll(":", "")}`;
+  #asideName(sign = new Date().toISOString().replaceAll(":", "")): string {
+    return `${this.#file}.broken-${sign}`;
   }
 
   async #setAside(error: unknown): Promise<void> {
@@ -232,52 +264,79 @@ export class Journal implements State {
   }
 
   /** Takes changes that happened here. Returns their rows; `write` writes them. */
-  record(changes: readonly Change[]): Row[] {
+  async record(changes: readonly Change[]): Promise<Row[]> {
     const now = Date.now();
-    return this.take(changes.flatMap((change) => this.rows.toRow(change, now) ?? []));
+    const rows: Row[] = [];
+    await inPieces(
+      eachInPieces(changes, (change) => {
+        const row = this.rows.toRow(change, now);
+        if (row !== undefined && this.#take(row)) rows.push(row);
+      }),
+    );
+    return rows;
   }
 
   /** Takes rows from elsewhere. Returns those that are news; `write` writes them. */
-  take(rows: readonly Row[]): Row[] {
-    const news = rows.filter((row) => this.rows.take(row));
-    for (const row of news) this.#unwritten.set(keyOf(row), row);
+  async take(rows: readonly Row[]): Promise<Row[]> {
+    const news: Row[] = [];
+    await inPieces(
+      eachInPieces(rows, (row) => {
+        if (this.#take(row)) news.push(row);
+      }),
+    );
     return news;
   }
 
+  #take(row: Row): boolean {
+    const isNews = this.rows.take(row);
+    if (isNews) this.#unwritten.set(keyOf(row), row);
+    return isNews;
+  }
+
   /** Takes changes that happened here, and writes them. */
-  save(changes: readonly Change[], signal?: AbortSignal): Promise<void> {
-    this.record(changes);
-    return this.write(signal);
+  async save(changes: readonly Change[], signal?: AbortSignal, again?: () => void): Promise<void> {
+    await this.record(changes);
+    return this.write(signal, again);
   }
 
   /** Writes what is not in the file yet. Throws `FILE_...` as replaceFile does; what was not written waits for the next time. */
-  async write(signal?: AbortSignal): Promise<void> {
+  async write(signal?: AbortSignal, again = () => {}): Promise<void> {
     if (this.#blocked !== undefined) throw this.#blocked;
     const isNothing = this.#unwritten.size === 0 && !this.#isAnew;
     if (isNothing || this.rows.size === 0) return;
     await this.#patience.wait(signal, this.#silent, async () => {
-      const batch = [...this.#unwritten];
+      const batch = [...this.#unwritten.values()];
       const isCrowded = this.#lines + batch.length > 2 * this.rows.size + MANY_LINES;
-      if (this.#isAnew || isCrowded || !(await this.#append(batch))) await this.#writeAnew();
-      for (const [key, row] of batch) if (this.#unwritten.get(key) === row) this.#unwritten.delete(key);
+      if (this.#isAnew || isCrowded || !(await this.#append(batch, again))) await this.#writeAnew(again);
+      await inPieces(
+        eachInPieces(batch, (row) => {
+          if (this.#unwritten.get(keyOf(row)) === row) this.#unwritten.delete(keyOf(row));
+        }),
+      );
     });
   }
 
   /** False if it must be written anew. */
-  async #append(batch: readonly [string, Row][]): Promise<boolean> {
+  async #append(batch: readonly Row[], again: () => void): Promise<boolean> {
     this.#isAnew = true; // Half a line may be there, until all is known to be.
     let handle: FileHandle | undefined;
     try {
       const before = await this.#fingerprint();
       handle = await open(this.#file, APPEND);
       if (!(await handle.stat()).isFile()) return false;
-      const text = batch.map(([, row]) => toLine(row)).join("");
-      await handle.writeFile(text);
+      let written = 0;
+      for (const lines of linesOf(batch)) {
+        const bytes = Buffer.from(lines);
+        written += bytes.length;
+        if (sizeOf(before) + written > MAX_BYTES) return false;
+        await handle.writeFile(bytes);
+        again();
+      }
       await handle.datasync();
       const { ino } = await handle.stat({ bigint: true });
       const after = await this.#fingerprint();
       if (!after.startsWith(`${ino}:`)) return false; // Another one has replaced the file meanwhile.
-      const isAlone = sizeOf(after) - sizeOf(before) === Buffer.byteLength(text); // Nobody else has added a line meanwhile.
+      const isAlone = sizeOf(after) - sizeOf(before) === written; // Nobody else has added a line meanwhile.
       if (before === this.#left && isAlone) this.#left = after;
       this.#lines += batch.length;
       this.#isAnew = false;
@@ -290,11 +349,11 @@ export class Journal implements State {
     }
   }
 
-  async #writeAnew(): Promise<void> {
-    this.rows.prune(Date.now());
+  async #writeAnew(again: () => void): Promise<void> {
+    await inPieces(this.rows.prune(Date.now()));
     const rows = [...this.rows];
     await this.#keepStrange();
-    const written = await replaceFile(this.#file, chunksOf(rows), STATE_FILE_MODE);
+    const written = await replaceFile(this.#file, contentOf(rows, again), STATE_FILE_MODE);
     this.#isAnew = false;
     this.#lines = rows.length;
     this.#left = fingerprintOf(written);
@@ -320,7 +379,7 @@ export class Journal implements State {
    * lacks is written by the next `write`; of what cannot be understood nothing is taken, and `write` sets it aside. Not before:
    * whoever puts a backup there may still be writing it.
    */
-  async readOthers(signal: AbortSignal): Promise<Row[] | undefined> {
+  async readOthers(signal: AbortSignal, again?: () => void): Promise<Row[] | undefined> {
     if (this.#blocked !== undefined) return undefined;
     return this.#patience.wait(signal, this.#silent, async () => {
       const { file = "" } = this.#aside ?? {};
@@ -332,7 +391,7 @@ export class Journal implements State {
       this.#strange = undefined;
       if (found === MISSING) return [];
       try {
-        return this.#merge(parseState(await readWhole(this.#file, "utf8")));
+        return await inPieces(this.#merge(await readState(this.#file, again)));
       } catch (error) {
         if (systemCode(error) === "ENOENT") return [];
         const what = `what somebody has put in the place of ${this.#file} is no usable state file (${stateProblem(error)})`;
@@ -342,17 +401,23 @@ export class Journal implements State {
     });
   }
 
-  #merge(state: Found): Row[] {
+  *#merge(state: Found): Generator<void, Row[]> {
     const theirs = new Rows();
-    for (const row of state.rows) theirs.take(row);
-    for (const row of this.rows) if (theirs.take(row)) this.#unwritten.set(keyOf(row), row);
+    yield* eachInPieces(state.rows, (row) => theirs.take(row));
+    yield* eachInPieces(this.rows, (row) => {
+      if (theirs.take(row)) this.#unwritten.set(keyOf(row), row);
+    });
     this.#isAnew = state.isOld || state.unusable.length > 0;
     this.#lines = state.lines;
     if (state.unusable.length > 0) {
       const what = `${unusableEntries(state.unusable)} that somebody else has put into the state file ${this.#file} cannot be used and are not in force, the others are`;
       this.#strange = (aside) => `${what}: the file with all was set aside as ${aside}`;
     }
-    return state.rows.filter((row) => this.rows.take(row));
+    const news: Row[] = [];
+    yield* eachInPieces(state.rows, (row) => {
+      if (this.rows.take(row)) news.push(row);
+    });
+    return news;
   }
 
   async #fingerprint(): Promise<string> {
@@ -374,8 +439,20 @@ const isThere = () => true;
 /** Only a file that is known to be gone is gone. */
 const isElse = (error: unknown) => systemCode(error) !== "ENOENT";
 
-function* chunksOf(rows: readonly Row[]): Generator<string> {
+/** Throws where it would be more than is read. */
+function* contentOf(rows: readonly Row[], again: () => void): Generator<string> {
   yield HEADER;
+  let bytes = HEADER.length;
+  for (const lines of linesOf(rows)) {
+    bytes += Buffer.byteLength(lines);
+    if (bytes > MAX_BYTES)
+      throw new Error(`its ${rows.length} entries are more than the 2 GiB that are read`);
+    again();
+    yield lines;
+  }
+}
+
+function* linesOf(rows: readonly Row[]): Generator<string> {
   for (let from = 0; from < rows.length; from += CHUNK)
     yield rows
       .slice(from, from + CHUNK)

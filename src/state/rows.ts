@@ -16,6 +16,7 @@ import {
   MAX_REMARK,
   type Master,
 } from "../node-map.js";
+import { eachInPieces } from "../pieces.js";
 
 const MAX_SIZES = 100;
 
@@ -144,12 +145,16 @@ export class Rows {
     return parseRow({ ...change, at: time });
   }
 
-  /** Forgets what has been over for a month, and the oldest of what is too much. Returns whether there was any. */
-  prune(now: number): boolean {
-    const past = [...this.#rows].filter(([, row]) => isPast(row));
-    const old = past.filter(([, { at }], index) => at < now - KEPT_MS || index < past.length - MAX_KEPT);
-    for (const [key] of old) this.#rows.delete(key);
-    return old.length > 0;
+  /** Forgets what has been over for a month, and the oldest of what is too much. */
+  *prune(now: number): Generator<void> {
+    const past: Row[] = [];
+    yield* eachInPieces(this.#rows.values(), (row) => {
+      if (isPast(row)) past.push(row);
+    });
+    const old = past.filter(({ at }, index) => at < now - KEPT_MS || index < past.length - MAX_KEPT);
+    yield* eachInPieces(old, (row) => {
+      if (this.get(keyOf(row)) === row) this.#rows.delete(keyOf(row));
+    });
   }
 }
 
@@ -167,4 +172,5 @@ export function parseLine(line: string): Row {
   return parseRow(JSON.parse(text));
 }
 
-const checksum = (text: string) => crc32(text).toString(16).padStart(8, "0");
+/** `before`: of what is before the text. */
+export const checksum = (text: string, before = 0) => crc32(text, before).toString(16).padStart(8, "0");

@@ -23,7 +23,7 @@ export class SharedState implements State {
     this.#journal = journal;
     this.#database = new Database(options, {
       known: () => journal.rows,
-      takeRows: (rows) => this.#tell(journal.take(rows)),
+      takeRows: async (rows) => this.#tell(await journal.take(rows)),
       word: () => this.#word?.(),
     });
   }
@@ -71,10 +71,10 @@ export class SharedState implements State {
     else this.#take(rows);
   }
 
-  async save(changes: readonly Change[], signal?: AbortSignal): Promise<void> {
-    const rows = this.#journal.record(changes);
+  async save(changes: readonly Change[], signal?: AbortSignal, again?: () => void): Promise<void> {
+    const rows = await this.#journal.record(changes);
     const [failure, isSent] = await Promise.all([
-      this.#journal.write(signal).then(
+      this.#journal.write(signal, again).then(
         () => undefined,
         (error: SasoriError) => error,
       ),
@@ -85,8 +85,8 @@ export class SharedState implements State {
   }
 
   /** Of the file: another sasori of this machine may share it. */
-  async readOthers(signal: AbortSignal): Promise<Row[] | undefined> {
-    const rows = await this.#journal.readOthers(signal);
+  async readOthers(signal: AbortSignal, again?: () => void): Promise<Row[] | undefined> {
+    const rows = await this.#journal.readOthers(signal, again);
     if (rows !== undefined) void this.#database.send(rows);
     return rows;
   }

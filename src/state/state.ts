@@ -10,11 +10,11 @@ export interface State {
   load(untouched?: boolean): Promise<Row[]>;
   /**
    * Saves these changes, and all that could not be saved before. Throws why a restart would lose some of it; that waits for the
-   * next time.
+   * next time. `again`: see `within`.
    */
-  save(changes: readonly Change[], signal?: AbortSignal): Promise<void>;
+  save(changes: readonly Change[], signal?: AbortSignal, again?: () => void): Promise<void>;
   /** What somebody else has written since, as far as it is newer; undefined when nobody has. */
-  readOthers(signal: AbortSignal): Promise<Row[] | undefined>;
+  readOthers(signal: AbortSignal, again?: () => void): Promise<Row[] | undefined>;
   removeLeftovers(): Promise<void>;
   close(): Promise<void>;
 }

@@ -12,6 +12,8 @@ import { inLine } from "../whole-file.js";
 /** A new file is readable by all (HAProxy runs as another user) unless `mode` says otherwise. */
 const NEW_FILE_MODE = 0o644;
 
+type Chunks = Iterable<string | Buffer> | AsyncIterable<string | Buffer>;
+
 const LEFTOVER_AGE_MS = 60 * 60_000;
 const LEFTOVERS_MS = 5_000;
 
@@ -19,11 +21,7 @@ const LEFTOVERS_MS = 5_000;
  * Returns what the new file is, as it was written. Throws `FILE_FULL`, `FILE_READ_ONLY`, `FILE_MOUNTED` or `FILE_WRITE`; the
  * old file is then still in place and the temp file is gone.
  */
-export async function replaceFile(
-  name: string,
-  chunks: Iterable<string | Buffer>,
-  mode = NEW_FILE_MODE,
-): Promise<BigIntStats> {
+export async function replaceFile(name: string, chunks: Chunks, mode = NEW_FILE_MODE): Promise<BigIntStats> {
   // A link stays a link: what it points to is replaced.
   const file = await realpath(name).catch(() => name);
   const folder = path.dirname(file);
@@ -64,14 +62,14 @@ async function removeThem(name: string): Promise<void> {
 
 async function writeWhole(
   file: string,
-  chunks: Iterable<string | Buffer>,
+  chunks: Chunks,
   old: { mode: number; uid?: number; gid?: number },
 ): Promise<BigIntStats> {
   const handle = await open(file, "wx", old.mode & 0o777);
   try {
     await keepOwner(handle, old);
     await handle.chmod(old.mode & 0o777); // The umask does not decide what HAProxy may read.
-    for (const chunk of chunks) await handle.writeFile(chunk);
+    for await (const chunk of chunks) await handle.writeFile(chunk);
     await handle.sync();
     return await handle.stat({ bigint: true });
   } finally {
