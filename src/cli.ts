@@ -49,7 +49,6 @@ import type { Check, Finding } from "./doctor/check.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
 import { PLAN_ID } from "./guard.js";
 import type {
-  Displaced,
   Lookup,
   Masters,
   Nodes,
@@ -571,8 +570,8 @@ withExamples(
   ) => {
     const pace = paceOf(perMinute, command);
     const wanted = master === undefined ? undefined : await mustBeMaster(master);
-    const all = await ask<Displaced[]>("GET", "/api/v1/displaced");
-    const nodes = all.filter(({ home }) => wanted === undefined || home === wanted);
+    const { bringHome, displacedNodes } = await import("./cli/rebalance.js");
+    const nodes = await displacedNodes(await address(), wanted);
     if (dryRun || options.json)
       printList(options, {
         json: nodes,
@@ -582,7 +581,6 @@ withExamples(
         none: "no displaced nodes",
       });
     if (dryRun) return;
-    const { bringHome } = await import("./cli/rebalance.js");
     process.exitCode = EXIT.failed; // Until it is done: whoever reads what it tells may go away first.
     const isDone = await bringHome(await address(), nodes, pace, tellTo(options));
     process.exitCode = isDone ? EXIT.done : EXIT.failed;

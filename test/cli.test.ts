@@ -13,7 +13,7 @@ import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { askDaemon, parseEvents } from "../src/cli/daemon-client.js";
 import { SHELLS, type Shell } from "../src/cli/manual.js";
-import type { Move, Nodes, Status, Story } from "../src/http/api-shapes.js";
+import type { DisplacedNodes, Move, Nodes, Status, Story } from "../src/http/api-shapes.js";
 import type { SyncReport } from "../src/sync-report.js";
 import { PriorityMap } from "../src/target/priority.js";
 import { Child, freePort } from "./support/child.js";
@@ -1005,6 +1005,14 @@ describe("rebalance", () => {
       await sasori("sync");
       const displaced = async () => lines((await sasori("rebalance", "--dry-run", "-o", "name")).stdout);
       expect(await displaced()).toEqual([0, 1, 3, 4, 6].map(node));
+      const pages: string[][] = [];
+      for (let next: string | null = ""; next !== null; ) {
+        const path = `/api/v1/displaced?home=master1&limit=2&cursor=${next}`;
+        const page = (await (await fetch(`http://${env.SASORI_LISTEN}${path}`)).json()) as DisplacedNodes;
+        pages.push(page.nodes.map(({ certname }) => certname));
+        next = page.next;
+      }
+      expect(pages).toEqual([[node(0), node(3)], [node(6)]]);
       // The next one would go home in a minute.
       const args = [CLI, "rebalance", "--master", "master1", "--per-minute", "1"];
       const slow = new Child(process.execPath, args, { env: { ...PLAIN(), ...env } });

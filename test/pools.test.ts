@@ -327,7 +327,10 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin, version })
       await run(NODE, POOLS.lon[0] ?? "");
       await sync();
       const displaced = await fetch(`${daemon.url}/api/v1/displaced`);
-      expect(await displaced.json()).toMatchObject([{ certname: NODE, home: "fra", master: "lon" }]);
+      expect(await displaced.json()).toEqual({
+        nodes: [{ certname: NODE, home: "fra", master: "lon" }],
+        next: null,
+      });
       expect(await ask(NODE)).toMatchObject({
         status: 200,
         route: "mapped",
@@ -358,9 +361,9 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin, version })
         const { isDone } = await drain(readConfig(env), "fra", 60, (line) => told.push(line));
         expect([isDone, told.join("\n")]).toEqual([true, expect.not.stringContaining("fra is not drained")]);
         expect((await haproxy.showMap()).get(NODE)).toBe("lon");
-        expect(await (await fetch(`${daemon.url}/api/v1/displaced`)).json()).toMatchObject([
-          { certname: NODE, home: "fra", master: "lon" },
-        ]);
+        expect(await (await fetch(`${daemon.url}/api/v1/displaced`)).json()).toMatchObject({
+          nodes: [{ certname: NODE, home: "fra", master: "lon" }],
+        });
         await each("fra", "set server SERVER state ready");
         await each("fra", "set server SERVER weight 0"); // HAProxy's balancer makes no difference.
         await sync();

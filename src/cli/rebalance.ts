@@ -4,7 +4,7 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { SasoriError } from "../errors.js";
-import type { Displaced, MasterRow, Masters, Nodes, Story } from "../http/api-shapes.js";
+import type { Displaced, DisplacedNodes, MasterRow, Masters, Nodes, Story } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
 import { counted } from "../http/troubles.js";
 import { type Address, isRefused, mustAskDaemon } from "./daemon-client.js";
@@ -72,6 +72,18 @@ class Mover {
     if (refused > 0) this.#tell(`${refused} refused, see above`);
     return untold + unsaved + refused === 0;
   }
+}
+
+/** All that are not at home, or that left this master. */
+export async function displacedNodes(address: Address, home: string | undefined): Promise<Displaced[]> {
+  const nodes: Displaced[] = [];
+  for (let cursor: string | null | undefined; cursor !== null; ) {
+    const path = `/api/v1/displaced?${query({ home, limit: PAGE, cursor })}`;
+    const page = await mustAskDaemon<DisplacedNodes>(address, "GET", path);
+    nodes.push(...page.nodes);
+    cursor = page.next;
+  }
+  return nodes;
 }
 
 /** Tells each node that goes home, and at the end what did not go well. Returns whether everything did. */

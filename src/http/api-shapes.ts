@@ -176,6 +176,18 @@ export const DisplacedShape = z.strictObject({
   master: MasterText.optional().describe("where it is now"),
 });
 
+export const DisplacedQuery = z.strictObject({
+  home: z.string().max(128).optional().describe("only nodes that left this master"),
+  limit: NodesQuery.shape.limit,
+  cursor: NodesQuery.shape.cursor,
+});
+
+/** A page of them, by certname. `next` is null on the last page. */
+export const DisplacedNodesShape = z.strictObject({
+  nodes: z.array(DisplacedShape),
+  next: z.string().nullable(),
+});
+
 // ---- masters and instances
 
 const MasterKind = z
@@ -491,6 +503,8 @@ export type Word = z.infer<typeof WordShape>;
 export type Replica = z.infer<typeof ReplicaShape>;
 export type Replicas = z.infer<typeof ReplicasShape>;
 export type Displaced = z.infer<typeof DisplacedShape>;
+export type DisplacedNodes = z.infer<typeof DisplacedNodesShape>;
+export type DisplacedQuery = z.infer<typeof DisplacedQuery>;
 export type ServerLoad = z.infer<typeof ServerLoadShape>;
 export type MasterRow = z.infer<typeof MasterShape>;
 export type Masters = z.infer<typeof MastersShape>;

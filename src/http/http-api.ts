@@ -18,7 +18,8 @@ import type { Sync } from "../sync.js";
 import { readSecretFile } from "../whole-file.js";
 import {
   CertnameText,
-  DisplacedShape,
+  DisplacedNodesShape,
+  DisplacedQuery,
   HeldPlanQuery,
   HeldPlanShape,
   InstancesShape,
@@ -355,11 +356,16 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
     {
       schema: {
         tags,
-        summary: "The nodes that left their master while it was down or drained, and have not come back",
-        response: { 200: answer("all of them", z.array(DisplacedShape)), default: PROBLEM },
+        summary:
+          "The nodes that left their master while it was down or drained, and have not come back, page by page",
+        querystring: DisplacedQuery,
+        response: {
+          200: answer("a page; `next` is the cursor of the one behind it", DisplacedNodesShape),
+          default: PROBLEM,
+        },
       },
     },
-    () => overview.displaced,
+    (request) => overview.displaced(request.query),
   );
   api.get(
     "/api/v1/moves",

@@ -16,6 +16,8 @@ export interface PageRequest {
   q?: string | undefined;
   master?: string | undefined;
   source?: Source | undefined;
+  /** Only nodes of which this says so. */
+  isWanted?: (certname: Certname) => boolean;
   limit: number;
   /** Only names behind this one. */
   cursor?: string | undefined;
@@ -58,7 +60,7 @@ export class NodeList {
   }
 
   /** The first `limit` nodes behind the cursor that match; `next` is the cursor of the page behind them. */
-  async page({ q = "", master, source, limit, cursor }: PageRequest) {
+  async page({ q = "", master, source, isWanted = () => true, limit, cursor }: PageRequest) {
     const nodes: Assignment[] = [];
     let names = await this.#ordered();
     let seen = 0;
@@ -74,7 +76,7 @@ export class NodeList {
         names = await this.#ordered(); // Others may have come and gone meanwhile.
         index = firstBehind(names, certname) - 1;
       }
-      const node = certname.includes(q) ? this.#map.get(certname) : undefined;
+      const node = certname.includes(q) && isWanted(certname) ? this.#map.get(certname) : undefined;
       if (node === undefined) continue;
       if (
         (master !== undefined && node.master !== master) ||

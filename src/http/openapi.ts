@@ -19,6 +19,7 @@ const NAMED = {
   Story: shapes.StoryShape,
   Registrations: shapes.RegistrationsShape,
   Displaced: shapes.DisplacedShape,
+  DisplacedNodes: shapes.DisplacedNodesShape,
   Server: shapes.ServerShape,
   ServerLoad: shapes.ServerLoadShape,
   Master: shapes.MasterShape,

@@ -12,7 +12,8 @@ import type { Sync, SyncParts } from "../sync.js";
 import type { TargetDetail, TargetState } from "../target/tracked-target.js";
 import type { Watchdog } from "../watchdog.js";
 import {
-  type Displaced,
+  type DisplacedNodes,
+  type DisplacedQuery,
   type HeldPlan,
   type HeldPlanQuery,
   type Instance,
@@ -195,13 +196,18 @@ export class Overview {
     };
   }
 
-  get displaced(): Displaced[] {
-    const { fleet } = this.#parts.sync;
-    return Array.from(fleet.homes, ([certname, home]) => ({
-      certname,
-      home,
-      master: fleet.map.get(certname)?.master,
-    }));
+  async displaced({ home: wanted, limit, cursor }: DisplacedQuery): Promise<DisplacedNodes> {
+    const { homes } = this.#parts.sync.fleet;
+    const isWanted = (certname: Certname) => {
+      const home = homes.get(certname);
+      return home !== undefined && (wanted === undefined || home === wanted);
+    };
+    const { nodes, next } = await this.#parts.nodes.page({ isWanted, limit, cursor });
+    const rows = nodes.flatMap(({ certname, master }) => {
+      const home = homes.get(certname); // It may have come home while others were looked at.
+      return home === undefined ? [] : { certname, home, master };
+    });
+    return { nodes: rows, next };
   }
 
   async masters(): Promise<Masters> {
