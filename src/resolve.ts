@@ -210,7 +210,7 @@ export class Resolver {
   async #askWaiting(): Promise<void> {
     this.#asking = true;
     while (this.#waiting.size > 0) {
-      const batch = new Map([...this.#waiting].slice(0, MAX_BATCH));
+      const batch = this.#nextBatch();
       for (const certname of batch.keys()) this.#waiting.delete(certname);
       const began = performance.now();
       try {
@@ -231,6 +231,14 @@ export class Resolver {
       if (this.#waiting.size > 0) await sleep(Math.min(performance.now() - began, MAX_REST_MS));
     }
     this.#asking = false;
+  }
+
+  /** Nodes of the map first, so that none of them waits behind names that somebody made up. */
+  #nextBatch(): Map<Certname, Waiting> {
+    const { map } = this.#parts.fleet;
+    const isStranger = ([certname]: [Certname, Waiting]) => Number(map.get(certname) === undefined);
+    const inTurn = [...this.#waiting].sort((one, other) => isStranger(one) - isStranger(other));
+    return new Map(inTurn.slice(0, MAX_BATCH));
   }
 
   /**

@@ -227,7 +227,7 @@ describe("a flood of names that nobody knows", () => {
     for (let batch = 0; !asked.includes(A); batch += 1) {
       await expect.poll(() => answers.length).toBe(batch + 1);
       answers[batch]?.();
-      expect(batch).toBeLessThan(5);
+      expect(batch).toBeLessThan(2); // One question is under way; the next one is its turn.
     }
     answers.at(-1)?.();
     expect(await honest).toBe("master2");
@@ -270,6 +270,6 @@ test("a burst of questions at the masters about nodes of the map waits for its t
     );
     expect(new Set(await Promise.all(answers.slice(0, 100)))).toEqual(new Set([undefined]));
     const late = (await Promise.all(answers)).filter((code) => code === "BUSY").length;
-    expect(late).toBeGreaterThan(100);
+    expect(late).toBeGreaterThan(0); // How many: a slow machine asks for them in more than one second.
     await expect.poll(() => resolver.owner(A, "master1").catch(() => undefined)).toBe("master2");
   }));
