@@ -12,6 +12,7 @@ import { lookupConfig, newestHaproxy, startSasori } from "./daemon.js";
 import { FLEET, masterOf, nameOf } from "./fleet.js";
 import {
   type Config,
+  HAPROXY_ENV,
   type HaproxyBinary,
   haproxyBinaries,
   listed,
@@ -124,7 +125,8 @@ async function startHaproxy(stage: Stage, name: string, { version, bin }: Haprox
   const file = path.join(stage.folder, `${name}.cfg`);
   await writeFile(file, text);
   const isReady = async () => (await fetch(`http://127.0.0.1:${port}/`)).status === 200;
-  const pid = await stage.program(name, [bin, "-W", "-S", masterSocket, "-f", file], {}, isReady);
+  const command = [bin, "-W", "-S", masterSocket, "-f", file];
+  const pid = await stage.program(name, command, HAPROXY_ENV, isReady);
   return { name: `HAProxy ${version}`, port, pid, socket, masterSocket };
 }
 

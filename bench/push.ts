@@ -230,7 +230,7 @@ const WAYS: readonly Way[] = [
 ];
 
 const SITUATIONS = ["idle", "elsewhere", "here"] as const;
-type Seen = Record<(typeof SITUATIONS)[number], { p99: number; failed: number; pushes: number }[]>;
+type Seen = Record<(typeof SITUATIONS)[number], { p99: number; failed: number; pushMs: number[] }[]>;
 
 export const traffic: Bench = {
   what: `p99 of requests while ${TRAFFIC_MOVED} of ${TRAFFIC_MAP} nodes move, again and again, beside idle`,
@@ -282,17 +282,18 @@ async function felt(
     // There and back, so that nobody always comes first.
     for (const situation of turn % 2 === 0 ? SITUATIONS : SITUATIONS.toReversed()) {
       say(`${situation}, round ${turn} of ${ROUNDS}`);
-      let [over, pushes] = [false, 0];
+      let over = false;
+      const pushMs: number[] = [];
       const asking = wrk(port, { seconds: TRAFFIC_SECONDS, through: WITHOUT_GIVING_WAY }, signal).finally(
         () => {
           over = true;
         },
       );
       asking.catch(() => undefined);
-      for (const gateway = pushedTo[situation]; gateway && !over; pushes += 1)
-        await way.push(gateway, signal);
+      for (const gateway = pushedTo[situation]; gateway && !over; )
+        pushMs.push(await timed(() => way.push(gateway, signal)));
       const { p99, failed } = await asking;
-      seen[situation].push({ p99, failed, pushes });
+      seen[situation].push({ p99, failed, pushMs });
     }
   }
   return seen;
@@ -309,7 +310,7 @@ function trafficFigures({ idle, elsewhere, here }: Seen): Row {
     "here µs": middle(here),
     "here of idle": ratio(here, idle),
     "here of elsewhere": ratio(here, elsewhere),
-    "pushes here": here.reduce((sum, { pushes }) => sum + pushes, 0),
+    "push here ms": round(median(here.flatMap(({ pushMs }) => pushMs))),
     failed: [...idle, ...elsewhere, ...here].reduce((sum, { failed }) => sum + failed, 0),
   };
 }

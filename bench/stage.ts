@@ -23,6 +23,9 @@ export function wrkBinary(): string {
   return bin;
 }
 
+/** As deploy/systemd/gateway.env has it: otherwise a commit stops HAProxy 2.6 for twice as long. */
+export const HAPROXY_ENV = { GLIBC_TUNABLES: "glibc.malloc.mxfast=0" };
+
 /** What `setup/parts.sh <command>` has told. */
 const told = new Map<string, string>();
 
@@ -90,7 +93,7 @@ export class Stage {
     await writeFile(file, text);
     await copyFile(path.join(HAPROXY_DIR, "heal.lua"), path.join(this.folder, "heal.lua"));
     const isReady = async () => (await fetch(`http://127.0.0.1:${port}/`)).status > 0;
-    const pid = await this.program(name, [bin, "-db", "-f", file], { ...env }, isReady);
+    const pid = await this.program(name, [bin, "-db", "-f", file], { ...HAPROXY_ENV, ...env }, isReady);
     return { port, socket, pid };
   }
 

@@ -13,7 +13,7 @@ import { eachInPieces, inPieces } from "../pieces.js";
 import type { Plan } from "../plan.js";
 import { type Method, type Push, PushCost } from "./push-cost.js";
 import { Routes } from "./routes.js";
-import { type Command, type Pace, payloads, RuntimeSession } from "./runtime-api.js";
+import { BURST_MS, type Command, type Pace, payloads, RuntimeSession } from "./runtime-api.js";
 import {
   type Applied,
   type Contents,
@@ -659,8 +659,7 @@ function* changeCommands(
 
 /** As large as one burst may be. */
 function* additions(command: string, lines: Iterable<string>, pace: Pace): Generator<Command> {
-  for (const payload of payloads(lines, command.length, pace))
-    yield { command, payload, workMs: Number.POSITIVE_INFINITY };
+  for (const payload of payloads(lines, command.length, pace)) yield { command, payload, workMs: BURST_MS };
 }
 
 async function prepareVersion(session: RuntimeSession, map: MapState): Promise<number> {

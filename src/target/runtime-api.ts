@@ -28,22 +28,25 @@ const PIPELINE_DEPTH = 32;
 export type Pace = "at once" | "gently";
 
 /**
- * HAProxy runs commands on the thread that also serves requests, which wait meanwhile. So a push that is to be gentle
- * sends bursts of at most about this much work, and leaves HAProxy alone after each for so many times as long, at least a
- * millisecond. A push must end all the same: pauses have a bound in all, which a swap of some hundred thousand does not
- * reach, and each, because a single command that takes long (`set map` with 2.6, 2 to 6 ms) is felt however long the pause
- * behind it.
+ * HAProxy runs commands on the thread that also serves requests, which wait meanwhile. A gentle push sends bursts of at most
+ * about this much work, each when the one before is answered. HAProxy then has served everybody else who waited: its event
+ * loop comes back to us once in each turn, and a turn takes the longer the more requests there are. So the push slows down
+ * by itself under load, and needs no timer, which in Node takes a millisecond at least.
  */
-const BURST_MS = 0.2;
-const PAUSE_BURSTS = 6;
+export const BURST_MS = 0.2;
+/**
+ * A single command that takes longer (`set map` with 2.6, 2 to 6 ms) holds up whoever comes meanwhile. After it HAProxy is
+ * left alone for so many times as long. A push must end all the same: these pauses have a bound in all.
+ */
+const PAUSE_COMMANDS = 6;
 const MAX_PAUSE_MS = 40;
 const MAX_PAUSED_MS = 40_000;
 /** A burst waits for the reply to the one before, unless HAProxy is far away: one more is under way for each of these. */
 const FAR_MS = 5;
 
 /**
- * Upper bounds of a command with its payload. 1 kB is a burst: 0.05 to 0.14 ms of HAProxy's time. With 2 kB the p99 of
- * requests to 2.6 was 1.6 to 3.6 times the idle one during swaps without a rest, with 1 kB 1.2 to 1.3 times. At 4 kB most of
+ * Upper bounds of a command with its payload. 1 kB is a burst: 0.05 to 0.14 ms of HAProxy's time, which a request waits
+ * at most. With 2 kB the p99 of requests to 2.6 was 1.6 to 3.6 times the idle one during swaps without a rest. At 4 kB most of
  * what each command costs beside its lines is saved. It must fit `tune.bufsize` (16384 by default) with room for what HAProxy
  * reserves; on 2.6 a longer line resets the connection.
  */
@@ -182,15 +185,14 @@ export class RuntimeSession {
     }
   }
 
-  /** In bursts, with pauses in which HAProxy serves requests. */
+  /** In bursts, between which HAProxy serves requests. */
   async #runInBursts(commands: Iterable<Command>): Promise<number> {
     const alone = Math.min(Math.floor(this.#roundTripMs / FAR_MS), PIPELINE_DEPTH);
     const underway: Promise<number>[] = [];
-    let [worked, paused] = [0, 0];
-    let pause: number | undefined; // None before the first burst, and none behind the last.
+    let [worked, pause, paused] = [0, 0, 0];
     try {
       for (const burst of bursts(commands)) {
-        if (pause !== undefined && paused < MAX_PAUSED_MS) {
+        if (pause > 0 && paused < MAX_PAUSED_MS) {
           const began = performance.now();
           await sleep(pause);
           paused += performance.now() - began;
@@ -200,7 +202,8 @@ export class RuntimeSession {
         underway.push(running);
         const work: number = underway.length > alone ? ((await underway.shift()) ?? 0) : 0;
         worked += work;
-        pause = Math.min(work * PAUSE_BURSTS, MAX_PAUSE_MS);
+        const isLong = burst.some(({ workMs }) => workMs > BURST_MS);
+        pause = isLong ? Math.min(work * PAUSE_COMMANDS, MAX_PAUSE_MS) : 0;
       }
       for (const work of underway) worked += await work;
       return worked;
