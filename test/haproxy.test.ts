@@ -95,6 +95,18 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
       expect(await haproxy.showMap()).toEqual(entries(desired));
     }));
 
+  test("whose buffers take 4 kB, no byte less and none more, is filled at the first try", () =>
+    withHaproxy({ bin, servers, globalLines: ["tune.bufsize 4096"] }, async (haproxy) => {
+      // "add map #0 <<\n", 77 of these lines and the empty one behind them would be 4096 bytes.
+      const desired = new NodeMap();
+      for (let index = 1_000; index < 1_154; index += 1) {
+        const certname = `node${index}.`.padEnd(44, "x") as Certname;
+        desired.observe({ certname, master: "master1" as Master, at: 1, source: "facts" });
+      }
+      await bring(instanceOf(haproxy), desired);
+      expect(await haproxy.showMap()).toEqual(entries(desired));
+    }));
+
   test("whose buffers are too small for any answer is told so", () =>
     withHaproxy({ bin, servers, globalLines: ["tune.bufsize 1024"] }, async (haproxy) => {
       await expect(instanceOf(haproxy).look(signal())).rejects.toMatchObject({

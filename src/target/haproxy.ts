@@ -67,7 +67,7 @@ export class HaproxyInstance implements Target {
   #tidy = false;
   /** Its map was when it was last looked at. */
   #isEmpty = false;
-  /** The process that closed the connection during a push in large commands. */
+  /** The process in which a push in large commands failed. */
   #narrow: string | undefined;
   /** Of the version that was last seen. */
   #cost: { version: string; of: PushCost } | undefined;
@@ -180,9 +180,8 @@ export class HaproxyInstance implements Target {
     try {
       return await this.#pushBy(method, push, pace, session, look, plan, desired);
     } catch (error) {
-      // Closed in the middle: it was reloaded, or its buffers are too small for large commands, which gentle ones are not.
-      const isClosed = error instanceof SasoriError && error.code === "HAPROXY_UNREACHABLE";
-      if (isUrgent && isClosed) this.#narrow = look.fingerprint.process;
+      // Its buffers may be too small for large commands. Then HAProxy refuses, closes the connection or never answers.
+      if (isUrgent) this.#narrow = look.fingerprint.process;
       throw error;
     }
   }

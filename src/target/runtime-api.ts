@@ -47,10 +47,10 @@ const FAR_MS = 5;
 /**
  * Upper bounds of a command with its payload. 1 kB is a burst: 0.05 to 0.14 ms of HAProxy's time, which a request waits
  * at most. With 2 kB the p99 of requests to 2.6 was 1.6 to 3.6 times the idle one during swaps without a rest. At 4 kB most of
- * what each command costs beside its lines is saved. It must fit `tune.bufsize` (16384 by default) with room for what HAProxy
- * reserves; on 2.6 a longer line resets the connection.
+ * what each command costs beside its lines is saved. It must be smaller than `tune.bufsize` (16384 by default, some have 4096):
+ * 3.0 refuses a larger one, 2.6 closes the connection, and at exactly that size 2.6 never answers.
  */
-export const COMMAND_BYTES: Record<Pace, number> = { "at once": 4 * 1024, gently: 1024 };
+export const COMMAND_BYTES: Record<Pace, number> = { "at once": 4 * 1024 - 1, gently: 1024 };
 
 /** A dump comes in pieces of 64 kB, 0.3 ms of HAProxy's time each; it goes on when there is room for the next. */
 const DUMP_PAUSE_MS = 1;
