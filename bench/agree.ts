@@ -16,7 +16,7 @@ const REPLICAS = 3;
 const ORDERS = 300;
 /** Between two orders: 20 a second. */
 const EVERY_MS = 50;
-const LOOK_MS = 1;
+const LOOK_MS = 2;
 const LOST_MS = 5_000;
 
 const MANY = 1_000;
@@ -158,7 +158,7 @@ export const registrations: Bench = {
 };
 
 async function withPostgres<T>(use: (postgres: PostgresServer) => Promise<T>): Promise<T> {
-  const postgres = await startPostgres("sasori");
+  const postgres = await startPostgres("sasori", ["fsync=on"]); // As people run it.
   try {
     return await use(postgres);
   } finally {

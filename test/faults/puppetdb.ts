@@ -326,6 +326,36 @@ export function puppetdbFaults(puppetdb: () => PuppetdbServer): void {
         await second.close();
       }));
 
+    test("stores nothing for a while: sasori says how much waits in its queue, and all agree when it goes on", () =>
+      Arena.with({ puppetdb: puppetdb() }, async (arena) => {
+        const { puppetdb } = arena;
+        const holder = "SELECT pg_sleep(3600)";
+        const isHolder = `FROM pg_stat_activity WHERE query LIKE '%${holder}' AND pid <> pg_backend_pid()`;
+        await arena.suffer("PuppetDB: its queue stands still", async () => {
+          // Whoever writes waits, as behind a long vacuum; whoever reads does not.
+          const held = puppetdb
+            .sql(`BEGIN; LOCK TABLE certnames IN SHARE MODE; ${holder}`)
+            .catch(() => "ended");
+          const locks = `SELECT count(*) FROM pg_locks WHERE granted AND relation = 'certnames'::regclass AND mode = 'ShareLock'`;
+          await arena.until("the lock is held", async () => (await puppetdb.sql(locks)) === "1");
+          const late = "late.example.com";
+          arena.place(late, "master1");
+          const runs = [...arena.owners].map(([certname, producer]) => ({ certname, producer }));
+          for (let sent = 0; sent < 1_100; sent += runs.length)
+            await Promise.all(runs.map((run) => puppetdb.queueFacts(run)));
+          const told = async () => (await arena.status()).troubles.find(({ code }) => code === "queue")?.what;
+          await arena.sync({ full: true });
+          expect(await told()).toMatch(/^PuppetDB has 1,\d{3} commands in its queue/);
+          expect(
+            await arena.metric("sasori_puppetdb_queue_depth", `{puppetdb="${arena.front.url}"}`),
+          ).toBeGreaterThan(1_000);
+          expect((await arena.cli("doctor")).text).toMatch(/PuppetDB has 1,\d{3} commands in its queue/);
+          expect((await arena.differences()).join()).toContain(late);
+          await puppetdb.sql(`SELECT pg_terminate_backend(pid) ${isHolder}`);
+          expect(await held).toBe("ended");
+        });
+      }));
+
     test("has masters with clocks that are wrong: their nodes are served, and all agree when the clocks do", () =>
       Arena.with({ puppetdb: puppetdb() }, async (arena) => {
         const nodes = [...arena.owners.keys()].slice(0, 6);

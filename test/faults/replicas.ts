@@ -11,7 +11,7 @@ import { haproxyBinaries } from "../support/parts.js";
 import { patient } from "../support/patience.js";
 import { type PostgresServer, startPostgres } from "../support/postgres-server.js";
 import { CLI, LONG } from "./arena.js";
-import { enter, enterCode } from "./ledger.js";
+import { enter, enterCode, type Row } from "./ledger.js";
 
 const REPLICAS = 3;
 const NODES = 30;
@@ -27,6 +27,7 @@ const any = <Item>(items: readonly Item[]) => items[Math.floor(Math.random() * i
 class Replica {
   child: Child | undefined;
   isUp = false;
+  kills = 0;
   /** Since it was killed it is being started again. */
   restarting: Promise<void> = Promise.resolve();
   readonly #env: Record<string, string>;
@@ -48,6 +49,7 @@ class Replica {
   kill(afterMs: number): void {
     const { child } = this;
     this.isUp = false;
+    this.kills += 1;
     this.restarting = (async () => {
       await child?.end("SIGKILL");
       await sleep(afterMs);
@@ -118,8 +120,16 @@ async function withReplicas(
   }
 }
 
-/** Every live map, until each has for each node what may be in force, and all have the same. */
-async function untilAgreed(lab: FleetLab, possible: Possible): Promise<void> {
+/**
+ * Waits until each live map has for each node what may be in force, and all have the same. Enters how many nodes differed in
+ * the end, and fails for them.
+ */
+async function untilAgreed(
+  lab: FleetLab,
+  possible: Possible,
+  row: Pick<Row, "fault" | "tries" | "failed" | "requests">,
+): Promise<void> {
+  const began = performance.now();
   const wrong = async () => {
     const maps = await Promise.all(lab.haproxys.map((haproxy) => haproxy.showMap()));
     return [...possible].flatMap(([certname, masters]) => {
@@ -128,7 +138,12 @@ async function untilAgreed(lab: FleetLab, possible: Possible): Promise<void> {
       return isRight ? [] : [`${certname}: ${found} instead of ${[...masters]}`];
     });
   };
-  await expect.poll(wrong, { timeout: patient(30_000) }).toEqual([]);
+  const agreed = expect.poll(wrong, { timeout: patient(30_000) }).toEqual([]);
+  const lost = await agreed.then(() => [], wrong);
+  const seconds = (performance.now() - began) / 1_000;
+  enter({ ...row, lost: lost.length, misrouted: 0, seconds });
+  expect(lost).toEqual([]);
+  expect(row.failed).toBe(0);
 }
 
 export function replicaFaults(): void {
@@ -139,10 +154,12 @@ export function replicaFaults(): void {
         let database = Promise.resolve();
         let kills = 0;
         let answered = 0;
+        let failed = 0;
         for (let order = 0; order < ORDERS; order += 1) {
           const certname = node(Math.floor(Math.random() * NODES));
           const living = replicas.filter(({ isUp }) => isUp);
           const told = any(living);
+          const { kills: before } = told;
           const master = any(MASTERS);
           const answer = told.order(certname, master);
           if (order % KILL_EVERY === 0) {
@@ -161,17 +178,13 @@ export function replicaFaults(): void {
           if (isAnswered) possible.set(certname, new Set([master]));
           else possible.set(certname, (possible.get(certname) ?? new Set(["master1"])).add(master));
           if (isAnswered) answered += 1;
+          else if (told.kills === before) failed += 1;
         }
         await database;
         for (const { restarting } of replicas) await restarting;
-        const began = performance.now();
-        await untilAgreed(lab, possible);
+        const fault = "replicas: kill -9 of any, and of PostgreSQL";
+        await untilAgreed(lab, possible, { fault, tries: kills, failed, requests: ORDERS });
         expect(answered).toBeGreaterThan(ORDERS / 2);
-        const seconds = (performance.now() - began) / 1_000;
-        enter({
-          fault: "replicas: kill -9 of any, and of PostgreSQL",
-          ...{ tries: kills, lost: 0, misrouted: 0, failed: 0, requests: ORDERS, seconds },
-        });
       }));
 
     test("go on while PostgreSQL is gone, say so, and agree on what each was told when it is back", () =>
@@ -194,14 +207,9 @@ export function replicaFaults(): void {
             .toContain('sasori_errors_total{target="state database",code="STATE_DATABASE"}');
           expect(replica.child?.printed).not.toContain(postgres.password);
         }
-        const began = performance.now();
         await postgres.start();
-        await untilAgreed(lab, possible);
-        const seconds = (performance.now() - began) / 1_000;
-        enter({
-          fault: "replicas: PostgreSQL gone",
-          ...{ tries: 1, lost: 0, misrouted: 0, failed: 0, requests: REPLICAS, seconds },
-        });
+        const fault = "replicas: PostgreSQL gone";
+        await untilAgreed(lab, possible, { fault, tries: 1, failed: 0, requests: REPLICAS });
       }));
   });
 }
