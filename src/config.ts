@@ -4,7 +4,7 @@
 import { hostname } from "node:os";
 import { z } from "zod";
 import { Aliases, nameList, type Pattern } from "./aliases.js";
-import { contradictions, type Environment, isLoopback } from "./config/contradictions.js";
+import { contradictions, type Environment, isLoopback, mayHaveToken } from "./config/contradictions.js";
 import type { ListenAddress, LOG_LEVELS, ObservationKind, RemovalLimit } from "./config/forms.js";
 import { isMisspelling } from "./config/misspelling.js";
 import { defaultOf, Env, problem } from "./config/variables.js";
@@ -237,7 +237,7 @@ function toPuppetdbs(env: z.output<typeof Env>): Config["puppetdb"] {
         keyFile: fileOf(env.SASORI_PUPPETDB_KEY),
         caFile: fileOf(env.SASORI_PUPPETDB_CA),
       }),
-      tokenFile: fileOf(env.SASORI_PUPPETDB_TOKEN_FILE),
+      ...(mayHaveToken(url) && { tokenFile: fileOf(env.SASORI_PUPPETDB_TOKEN_FILE) }),
       observations: env.SASORI_OBSERVATIONS,
     }));
   });

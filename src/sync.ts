@@ -4,6 +4,7 @@
 // stops another; what was learned is in the state file before it is anywhere else.
 
 import { setTimeout as sleep } from "node:timers/promises";
+import { latestTime, timeOfNow } from "./clock.js";
 import type { Config, Endpoint } from "./config.js";
 import { within } from "./deadline.js";
 import { type Failure, SasoriError, toFailure } from "./errors.js";
@@ -119,8 +120,6 @@ export class Sync {
   #othersWroteAt = 0;
   /** Why what was learned or ordered is not in the state file, while it is not: a restart would lose it. */
   unsaved: Failure | undefined;
-  /** When the clock that nobody sets was 0 (ms since the epoch). */
-  readonly #startedAt = Date.now() - performance.now();
   readonly #parts: SyncParts;
   readonly #watcher: SyncWatcher;
   readonly #file: TrackedTarget;
@@ -227,7 +226,7 @@ export class Sync {
       case "removed":
         // What is void is never later than its receipt: no row keeps a node away that runs again.
         if (row.value !== null && fleet.map.get(row.key) === undefined)
-          fleet.tombstones.set(row.key, { ...row.value, at: Math.min(row.value.at, Date.now()) });
+          fleet.tombstones.set(row.key, { ...row.value, at: Math.min(row.value.at, latestTime()) });
         break;
       case "route":
         if (row.value !== null) fleet.takeOwn({ certname: row.key, at: row.at, ...row.value });
@@ -262,7 +261,7 @@ export class Sync {
    */
   submit(...observations: readonly (Omit<Observation, "at"> & { at?: number })[]): Promise<void> {
     return this.#submit((fleet) => {
-      const now = Date.now();
+      const now = timeOfNow(() => fleet.map.assignments());
       for (const { at, ...seen } of observations)
         fleet.observe({ ...seen, at: at ?? fleet.map.timeAfterKnown(seen.certname, now) });
     });
@@ -284,6 +283,11 @@ export class Sync {
   /** Lets a pass under way finish for `graceMs`, then abandons it: no target is left half-written. */
   stop(graceMs: number): Promise<void> {
     return this.#queue.stop(graceMs);
+  }
+
+  /** When the clock that nobody sets was 0 (ms since the epoch), as the other one says now. */
+  get #startedAt(): number {
+    return Date.now() - performance.now();
   }
 
   get #targets(): readonly TrackedTarget[] {

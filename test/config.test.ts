@@ -49,6 +49,31 @@ describe("the configuration", () => {
       expect(problems({ ...REQUIRED, SASORI_PUPPETDB_URL: url })).toHaveLength(1);
   });
 
+  test("sends a token over https, or to this machine, and nowhere else", async () => {
+    const folder = await mkdtemp(path.join(tmpdir(), "sasori-config-"));
+    const token = path.join(folder, "token");
+    await writeFile(token, "s3cret");
+    const withToken = (url: string) => ({
+      ...REQUIRED,
+      SASORI_PUPPETDB_URL: url,
+      SASORI_PUPPETDB_TOKEN_FILE: token,
+    });
+    const tokens = (url: string) =>
+      readConfig(withToken(url))
+        .puppetdb.flat()
+        .map((one) => one.tokenFile);
+    expect(tokens("https://pdb1:8081|http://pdb2:8080,http://[::1]:8080,http://localhost:8080")).toEqual([
+      token,
+      undefined,
+      token,
+      token,
+    ]);
+    expect(problems(withToken("http://pdb1:8080,http://127.0.0.1.example.com:8080"))).toEqual([
+      expect.stringMatching(/a token needs an https URL, or an http one of this machine$/),
+    ]);
+    await rm(folder, { recursive: true });
+  });
+
   test("takes one file for all estates, or one for each, and none where a place is empty", async () => {
     const folder = await mkdtemp(path.join(tmpdir(), "sasori-config-"));
     const [eu, us] = ["eu", "us"].map((name) => path.join(folder, name)) as [string, string];

@@ -7,6 +7,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
 import { within } from "../src/deadline.js";
+import { SasoriError } from "../src/errors.js";
 import { type Master, NodeMap, parseCertname } from "../src/node-map.js";
 import { Resolver } from "../src/resolve.js";
 import { Alternatives } from "../src/source/alternatives.js";
@@ -216,6 +217,41 @@ describe("alternatives", () => {
     expect(await askedAfter(1_000, told, none)).toEqual(told);
     expect(await askedAfter(1_000, new Error("down"), none)).toEqual(none);
     expect(await askedAfter(0, none, told)).toEqual(none);
+  });
+
+  test("a first one that never ends a full reading is tried half as often each time, and as before once it has", async () => {
+    const full = new AbortController().signal;
+    let [fails, tried] = [true, 0];
+    const replica = (isFirst: boolean) =>
+      ({
+        isWell: async () => true,
+        async read() {
+          if (isFirst) tried += 1;
+          if (isFirst && fails) throw new SasoriError("PUPPETDB_TIMEOUT", "it has not ended");
+          return {};
+        },
+        took() {},
+      }) as unknown as Replica;
+    const both = new Alternatives([replica(true), replica(false)]);
+    const wanted = {} as Parameters<Alternatives["read"]>[2];
+    /** How often the first was asked within so long, with a pass every 5 s. */
+    const triesWithin = async (ms: number) => {
+      const before = tried;
+      for (let spent = 0; spent < ms; spent += 5_000) {
+        vi.advanceTimersByTime(5_000);
+        await both.read("changes", full, wanted);
+        both.took(0);
+      }
+      return tried - before;
+    };
+    await both.read("full", full, wanted);
+    expect(await triesWithin(30 * MINUTE)).toBe(5); // After half a minute, then after 1, 2, 4 and 8 more.
+    expect(await triesWithin(10 * 60 * MINUTE)).toBeLessThanOrEqual(21);
+    fails = false;
+    await triesWithin(30 * MINUTE);
+    fails = true;
+    await both.read("changes", full, wanted);
+    expect(await triesWithin(MINUTE)).toBe(1);
   });
 
   test("with both down nothing changes, and the failure of the first is told", () =>

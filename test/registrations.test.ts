@@ -20,6 +20,7 @@ const NEVER = "0 0 1 1 *";
 const node = (index: number) => `agent-${index}.site-one.example.com`;
 
 interface Desk {
+  /** A text is sent as it is, all else as JSON. */
   put(body: unknown, query?: string): Promise<{ status: number; body: Registrations & { detail: string } }>;
   get<T>(where: string): Promise<T>;
   /** `sasori` with these arguments and this standard input. */
@@ -42,7 +43,8 @@ async function withDesk(lab: FleetLab, use: (desk: Desk) => Promise<void>): Prom
       async put(body, query = "") {
         const headers = { "content-type": "application/json" };
         const url = `${daemon.url}/api/v1/nodes${query}`;
-        const response = await fetch(url, { method: "PUT", headers, body: JSON.stringify(body) });
+        const text = typeof body === "string" ? body : JSON.stringify(body);
+        const response = await fetch(url, { method: "PUT", headers, body: text });
         return {
           status: response.status,
           body: (await response.json()) as Registrations & { detail: string },
@@ -126,6 +128,15 @@ describe("many registrations in one call", () => {
         const twice = await put([1, 2].map((index) => ({ certname: node(0), master: `master${index}` })));
         expect(twice.body.detail).toMatch(/it is named twice, with master1 and "master2"$/);
         expect((await put({})).body.detail).toBe("name at least one node");
+        const keyTwice = [
+          `{"${node(0)}":"master2","${node(1)}":"a:\\"b\\\\","${node(0)}":"master3"}`,
+          `[{"certname":"${node(0)}","master":"master2","\\u006daster":"master3"}]`,
+        ];
+        for (const text of keyTwice)
+          expect(await put(text)).toMatchObject({
+            status: 400,
+            body: { detail: "a key is there twice: name each node and each field once" },
+          });
         const many = Array.from({ length: MAX_REGISTRATIONS + 1 }, (_, index) => [
           `n${index}.example.com`,
           "master1",

@@ -1147,6 +1147,33 @@ describe("a pass", () => {
       expect((await lab.newSync()).fleet.own.size).toBe(1);
     }));
 
+  test("an order given before the machine's clock was set counts as newer than all that is known", () =>
+    withFleetLab([], async (lab) => {
+      await lab.run(name(0), "master1", -MINUTE);
+      const before = await lab.newSync();
+      await full(before);
+      await before.submit(registration(name(1), "master2"));
+      const orderedAt = before.fleet.own.get(name(1) as Certname)?.at ?? 0;
+      vi.useFakeTimers({ toFake: ["Date"], now: 10 * MINUTE }); // In 1970.
+      const sync = await lab.newSync();
+      expect(sync.fleet.own.get(name(1) as Certname)?.at).toBe(orderedAt);
+      const seen = { certname: name(0) as Certname, master: "master3" as Master };
+      await sync.submit({ ...seen, source: "registration" });
+      vi.useRealTimers();
+      expect(sync.fleet.own.get(name(0) as Certname)?.at).toBeGreaterThanOrEqual(orderedAt);
+      const restarted = await lab.newSync();
+      await full(restarted); // What PuppetDB knows is older.
+      expect(await lab.file()).toEqual(
+        new Map([
+          [name(0), "master3"],
+          [name(1), "master2"],
+        ]),
+      );
+      await lab.run(name(0), "master1");
+      await full(restarted);
+      expect((await lab.file()).get(name(0))).toBe("master1");
+    }));
+
   test("writes no state that it could not read again, whatever a master's clock says", () =>
     withFleetLab([], async (lab) => {
       for (const [index, time] of ["9999-12-31T23:59:59.999Z", "8999-12-31T23:59:59.999Z"].entries())

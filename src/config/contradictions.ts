@@ -110,8 +110,17 @@ function puppetdbContradictions(env: Environment): string[] {
   const isSet = ["CERT", "KEY", "CA"].some((part) => env[`SASORI_PUPPETDB_${part}`] !== undefined);
   if (isSet && url !== "" && !/(^|[,|])\s*(?!http:)/.test(url))
     problems.push(`SASORI_PUPPETDB_URL is ${quote(url)}: certificates need an https URL`);
+  const urls = url.split(/[,|]/).map((one) => one.trim());
+  if (env.SASORI_PUPPETDB_TOKEN_FILE !== undefined && url !== "" && !urls.some(mayHaveToken))
+    problems.push(
+      `SASORI_PUPPETDB_URL is ${quote(url)}: a token needs an https URL, or an http one of this machine`,
+    );
   return problems;
 }
+
+/** Whoever is on the way could read it. */
+export const mayHaveToken = (url: string): boolean =>
+  /^https:/i.test(url) || (URL.canParse(url) && isLoopback(new URL(url).hostname.replace(/^\[|\]$/g, "")));
 
 export function isLoopback(host: string): boolean {
   return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);

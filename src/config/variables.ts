@@ -59,7 +59,10 @@ export const Env = z.object({
   SASORI_PUPPETDB_TOKEN_FILE: filesOfEstates(token)
     .optional()
     .meta(
-      about("file with an RBAC token for PuppetDB, sent as `X-Authentication`", "/etc/sasori/puppetdb.token"),
+      about(
+        "file with an RBAC token for PuppetDB, sent as `X-Authentication`; over https, or to this machine",
+        "/etc/sasori/puppetdb.token",
+      ),
     ),
   SASORI_OBSERVATIONS: observations
     .prefault("facts,reports")

@@ -43,6 +43,7 @@ import {
 import { Connections } from "./connections.js";
 import { type EventStream, MAX_CLIENTS, MAX_CLIENTS_OF_ONE } from "./event-stream.js";
 import type { History } from "./history.js";
+import { hasKeyTwice } from "./json-keys.js";
 import { lacking } from "./lacking.js";
 import type { Metrics } from "./metrics.js";
 import { answer, describeApi, PROBLEM, TOKEN } from "./openapi.js";
@@ -138,6 +139,13 @@ function newServer() {
   api.setValidatorCompiler(validatorCompiler);
   api.setSerializerCompiler(serializerCompiler);
   api.removeContentTypeParser("text/plain"); // Only JSON has a meaning here.
+  const parse = api.getDefaultJsonParser("error", "error");
+  api.addContentTypeParser("application/json", { parseAs: "string" }, (request, text, done) => {
+    parse(request, String(text), (error, body) => {
+      const isBad = error === null && hasKeyTwice(String(text), body);
+      done(isBad ? httpError(400, "a key is there twice: name each node and each field once") : error, body);
+    });
+  });
   return api;
 }
 

@@ -298,7 +298,7 @@ function puppetdbTroubles(
         ? `; its newest submission is ${counted(minutes, "minute")} older than what ${insteadOf} had told`
         : "";
     const what = `${url} is asked in place of ${insteadOf}, which does not answer${late}`;
-    const remedy = `bring ${insteadOf} back: sasori tries it every 30 s and then asks it again; no node goes back meanwhile`;
+    const remedy = `bring ${insteadOf} back: sasori tries it every 30 s, less often if it then fails, and asks it again; no node goes back meanwhile`;
     troubles.push(warning("standby", where, what, remedy));
   }
   if (Math.abs(clockAheadMs) >= MINUTE_MS) troubles.push(wrongClock(clockAheadMs, where));

@@ -16,8 +16,12 @@ import {
   type Wanted,
 } from "./source.js";
 
-/** While another one is asked, the first is tried this often, and must answer a small question within this time. */
+/**
+ * While another one is asked, the first is tried this often, and must answer a small question within this time. One that
+ * answers it, and then fails while all is read, keeps everybody waiting for minutes: it is tried half as often each time.
+ */
 const TRY_FIRST_EVERY_MS = 30_000;
+const MAX_TRY_FIRST_EVERY_MS = 30 * 60_000;
 const TRY_FIRST_MS = 3_000;
 
 export class Alternatives implements Source {
@@ -28,6 +32,7 @@ export class Alternatives implements Source {
   /** Whose reading may be taken over next. */
   #read = 0;
   #triedFirstAt = Number.NEGATIVE_INFINITY;
+  #tryFirstEveryMs = TRY_FIRST_EVERY_MS;
 
   constructor(replicas: readonly Replica[]) {
     this.#replicas = replicas;
@@ -38,7 +43,8 @@ export class Alternatives implements Source {
   }
 
   async read(kind: Reading["kind"], signal: AbortSignal, wanted: Wanted): Promise<Reading> {
-    if (await this.#isFirstWell(signal)) this.#asked = 0;
+    const isBack = await this.#isFirstWell(signal);
+    if (isBack) this.#asked = 0;
     const failures: SasoriError[] = [];
     for (const index of this.#order()) {
       try {
@@ -46,6 +52,8 @@ export class Alternatives implements Source {
         const reading = await this.#at(index).read(isOther ? "full" : kind, signal, wanted);
         this.#read = index;
         if (index !== this.#asked) this.#triedFirstAt = performance.now();
+        if (index === 0) this.#tryFirstEveryMs = TRY_FIRST_EVERY_MS;
+        else if (isBack) this.#tryFirstEveryMs = Math.min(2 * this.#tryFirstEveryMs, MAX_TRY_FIRST_EVERY_MS);
         this.#asked = index;
         return { ...reading, isStandby: index > 0 };
       } catch (error) {
@@ -67,7 +75,7 @@ export class Alternatives implements Source {
   }
 
   async #isFirstWell(signal: AbortSignal): Promise<boolean> {
-    if (this.#asked === 0 || performance.now() - this.#triedFirstAt < TRY_FIRST_EVERY_MS) return false;
+    if (this.#asked === 0 || performance.now() - this.#triedFirstAt < this.#tryFirstEveryMs) return false;
     this.#triedFirstAt = performance.now();
     const soon = AbortSignal.any([signal, AbortSignal.timeout(TRY_FIRST_MS)]);
     return this.#at(0).isWell(soon);

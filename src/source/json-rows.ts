@@ -118,7 +118,7 @@ export class JsonRows {
 }
 
 /** Where the string that begins at `start` has its closing quote, or -1. Three times as fast as each character in turn. */
-function endOfString(text: string, start: number): number {
+export function endOfString(text: string, start: number): number {
   let end = text.indexOf('"', start + 1);
   while (end > 0 && isEscaped(text, end)) end = text.indexOf('"', end + 1);
   return end;

@@ -209,6 +209,7 @@ function tlsRemedy(code: string, what: string): string {
   if (/SELF_SIGNED|DEPTH_ZERO|UNABLE_TO/.test(code))
     return "set SASORI_PUPPETDB_CA to the CA that signed PuppetDB's certificate";
   if (code === "CERT_HAS_EXPIRED") return "renew PuppetDB's certificate (or is the clock here wrong?)";
+  if (code === "CERT_NOT_YET_VALID") return "set the clock of this machine right, or that of PuppetDB's CA";
   if (/ALTNAME|HOSTNAME/.test(code)) return "use a name of PuppetDB's certificate in SASORI_PUPPETDB_URL";
   if (/wrong version number|packet length/.test(what))
     return "no TLS is spoken there: should SASORI_PUPPETDB_URL begin with http?";

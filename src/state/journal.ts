@@ -8,6 +8,7 @@ import { type BigIntStats, constants } from "node:fs";
 import { type FileHandle, link, open, realpath, rename, stat } from "node:fs/promises";
 import { crc32 } from "node:zlib";
 import { z } from "zod";
+import { latestTime } from "../clock.js";
 import { Patience } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
 import { eachInPieces, inPieces, letOthersIn } from "../pieces.js";
@@ -188,7 +189,7 @@ export class Journal implements State {
       const { rows, unusable, lines, isOld } = found;
       await inPieces(eachInPieces(rows, (row) => this.rows.take(row)));
       this.#lines = lines;
-      this.#isAnew = isOld || unusable.length > 0 || this.#notLaterThan(Date.now());
+      this.#isAnew = isOld || unusable.length > 0 || this.#notLaterThan(latestTime());
       this.#left = left;
       if (unusable.length > 0) await this.#keepCopy(found, untouched);
     } catch (error) {
