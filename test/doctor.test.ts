@@ -4,7 +4,7 @@
 import { execFileSync } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
 import { chmod, mkdtemp, readdir, readFile, rm, unlink, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
+import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { pino } from "pino";
@@ -527,6 +527,29 @@ describe("the doctor and this machine", () => {
         outcome: "warning",
         detail: expect.stringContaining(`classes outside -2047 to 2047: "${NODE}"`),
       });
+    }));
+
+  test("names the masters that send no hints, where sasori listens for hints", () =>
+    withPatient([], async ({ env, mapFile, examine }) => {
+      await writeFile(mapFile, "");
+      const port = await freePort();
+      const listening = { ...env, SASORI_SYSLOG_LISTEN: `127.0.0.1:${port}` };
+      const daemon = await startDaemon(readConfig(listening), pino({ level: "silent" }));
+      const tell = (master: string) => {
+        const line = `<174>Nov 30 04:13:02 ${master} Puppet 'replace_facts' command for ${NODE} submitted to PuppetDB\n`;
+        connect(port, "127.0.0.1").end(line);
+      };
+      try {
+        await expect.poll(async () => (await fetch(`${daemon.url}/readyz`)).status).toBe(200);
+        tell("master2");
+        await expect
+          .poll(async () => finding(await examine(), "daemon")?.detail)
+          .toContain("1 of 3 masters send hints: none from master1, master3");
+        for (const master of MASTERS) tell(master);
+        await expect.poll(async () => finding(await examine(), "daemon")?.outcome).toBe("ok");
+      } finally {
+        await daemon.stop();
+      }
     }));
 
   test("knows the daemon, an address that is taken, and one that this machine does not have", () =>

@@ -218,7 +218,7 @@ describe("a hint", () => {
     const { hints, asked } = hintsFor(() => false);
     await hints.take("syslog", NODE, ["Nov", "30", "puppet1", "puppet1.example.com", "Puppet"]);
     expect(asked).toEqual([]);
-    expect(hints.coverage).toEqual({ masters: 1, of: 2 });
+    expect(hints.coverage).toEqual({ masters: 1, of: 2, silent: ["master2"] });
   });
 
   test("whose line has another word that is a master's name asks as well: the node's own may be called puppet", async () => {

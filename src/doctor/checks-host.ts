@@ -317,9 +317,10 @@ export function daemonCheck({ listen, apiTokenFile }: Config, version: string): 
 /** Masters that could tell sasori of their nodes' moves, and do not. */
 function silentMasters(hints: Status["hints"]): Problem | undefined {
   if (hints === undefined || hints.masters >= hints.of) return undefined;
+  const more = hints.of - hints.masters - hints.silent.length;
   return {
     outcome: "warning",
-    what: `${hints.masters} of ${hints.of} masters send hints`,
+    what: `${hints.masters} of ${hints.of} masters send hints: none from ${hints.silent.join(", ")}${more > 0 ? ` and ${more} more` : ""}`,
     remedy: "set up the others (docs/hints.md); their nodes' moves wait for the next pass",
   };
 }

@@ -28,6 +28,8 @@ const HINTS_PER_SECOND = 3_000;
 
 /** Agents run every half hour by default: a master that has nodes and sent nothing for this long sends no hints. */
 const HEARD_MS = 2 * 60 * 60_000;
+/** Masters that send no hints and are named. */
+const SILENT_NAMED = 5;
 
 export interface HintsParts {
   map: NodeMap;
@@ -73,12 +75,13 @@ export class Hints {
     }
   }
 
-  /** How many of the masters that have nodes send hints. */
-  get coverage(): { masters: number; of: number } {
+  /** How many of the masters that have nodes send hints, and the first few of those that send none. */
+  get coverage(): { masters: number; of: number; silent: string[] } {
     const { counts } = this.#parts;
     for (const master of this.#heardAt.keys()) if (!counts.has(master)) this.#heardAt.delete(master);
-    const lately = [...this.#heardAt.values()].filter((at) => Date.now() - at < HEARD_MS);
-    return { masters: lately.length, of: counts.size };
+    const isSilent = (master: string) => Date.now() - (this.#heardAt.get(master as Master) ?? 0) >= HEARD_MS;
+    const silent = [...counts.keys()].filter(isSilent).sort();
+    return { masters: counts.size - silent.length, of: counts.size, silent: silent.slice(0, SILENT_NAMED) };
   }
 
   #mastersOf(producers: readonly string[]): Master[] {

@@ -444,10 +444,10 @@ export const StatusShape = z.strictObject({
   lastGoodPoll: Time.nullable().describe("when PuppetDB was last read"),
   longestDelayMs: Count.describe("the longest time within the last minute for which sasori answered nobody"),
   hints: z
-    .strictObject({ masters: Count, of: Count })
+    .strictObject({ masters: Count, of: Count, silent: z.array(z.string()) })
     .optional()
     .describe(
-      "where sasori listens for hints: how many of the masters that have nodes have sent any within two hours",
+      "where sasori listens for hints: how many of the masters that have nodes have sent any within two hours, and the first five that have not",
     ),
   lastPass: PassShape.optional(),
 });
