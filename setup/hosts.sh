@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Makes the clean Debian hosts that `npm run test:packages` starts with systemd as process 1: folders that only have the
-# distribution's own packages in them, and are never written to afterwards.
+# Makes the clean Debian hosts that `npm run test:packages` and `npm run test:puppetserver` start with systemd as process 1:
+# folders that only have the distribution's own packages in them, and are never written to afterwards.
 #
-#   setup/hosts.sh           makes what is missing; prints lines "name<TAB>folder"
+#   setup/hosts.sh NAME      makes it, if it is missing; prints its folder
 #
-#   bookworm, trixie   Debian 12 and 13 with HAProxy
-#   bookworm-puppet    Debian 12 with HAProxy, the Puppet agent, the modules that sasori's module uses, and their makers' tools
+#   bookworm, trixie        Debian 12 and 13 with HAProxy
+#   bookworm-puppet         Debian 12 with HAProxy, the Puppet agent, the modules that sasori's module uses, and their makers' tools
+#   bookworm-puppetserver   Debian 12 with HAProxy, puppetserver, the Puppet agent, PuppetDB and PostgreSQL
 #
 # It needs root on Debian, systemd-nspawn and mmdebstrap (apt install systemd-container mmdebstrap). PARTS_DIR moves the
 # folder, as for setup/parts.sh.
@@ -18,6 +19,7 @@ recipe=1
 hosts=${PARTS_DIR:-/var/cache/sasori}/hosts-$recipe
 base=systemd,systemd-sysv,dbus,haproxy,ca-certificates,procps,curl,iproute2
 puppet=puppet-agent,puppet-module-puppetlabs-stdlib,puppet-module-puppetlabs-concat,puppet-lint,puppet-strings,ruby-rspec-puppet
+puppetserver=puppetserver,puppet-agent,puppetdb,puppet-terminus-puppetdb,postgresql,openssl
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "setup/hosts.sh: $*"; exit 1; }
@@ -36,19 +38,24 @@ make() {
     mkdir -p "$hosts"
     mmdebstrap --quiet --variant=minbase --include="$packages" "$suite" "$folder" "deb $archive $suite main" >&2 ||
       die "$name could not be made, see above"
+    # Whoever starts the host says with what configuration these run.
+    systemctl --quiet --root="$folder" disable puppetserver puppetdb puppet 2>/dev/null || true
     # A container's clock, name and services are its own affair; nothing here waits for a network.
     rm -f "$folder/etc/machine-id" "$folder/etc/resolv.conf"
     : >"$folder/etc/machine-id"
     touch "$folder.ready"
     say "$name: ready in $((SECONDS - started)) s"
   fi
-  printf '%s\t%s\n' "$name" "$folder"
+  printf '%s\n' "$folder"
 }
 
 mkdir -p "$hosts"
 exec 9>"$hosts/.lock"
 flock 9
 archive=$(setup/parts.sh archive)
-make bookworm bookworm $base
-make trixie trixie $base
-make bookworm-puppet bookworm $base,$puppet
+case ${1:-} in
+  bookworm | trixie) make "$1" "$1" $base ;;
+  bookworm-puppet) make "$1" bookworm $base,$puppet ;;
+  bookworm-puppetserver) make "$1" bookworm $base,$puppetserver ;;
+  *) die "which host? bookworm, trixie, bookworm-puppet or bookworm-puppetserver" ;;
+esac

@@ -2,7 +2,6 @@
  * A clean Debian host with systemd as process 1 (systemd-nspawn), without a network: what is not on it cannot be fetched.
  * Everything that is written to it is gone when it is stopped. setup/hosts.sh has made what it starts from.
  */
-import { execFileSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
 import path from "node:path";
@@ -13,14 +12,6 @@ const REPOSITORY = path.resolve(".");
 /** A host that is made ready in five seconds, on a machine that has other things to do. */
 const BOOT_MS = 120_000;
 
-/** The folders by name, as setup/hosts.sh prints them. */
-const folders = new Map(
-  execFileSync("setup/hosts.sh", { encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] })
-    .trim()
-    .split("\n")
-    .map((line) => line.split("\t") as [string, string]),
-);
-
 export class Host {
   readonly #container: Child;
   readonly #leader: number;
@@ -30,10 +21,9 @@ export class Host {
     this.#leader = leader;
   }
 
-  /** Starts one of `setup/hosts.sh`. It sees the repository, read-only, as /clone, and Node.js as /clone/dist/node. */
-  static async start(name: string): Promise<Host> {
-    const folder = folders.get(name);
-    if (folder === undefined) throw new Error(`setup/hosts.sh makes no host ${name}`);
+  /** Starts one of `setup/hosts.sh`. It sees the repository, read-only, as /clone, and with `node` this Node.js in its PATH. */
+  static async start(name: string, { node = false } = {}): Promise<Host> {
+    const folder = (await run("setup/hosts.sh", [name])).trim();
     const options = [
       "--quiet",
       "--boot",
@@ -52,6 +42,7 @@ export class Host {
         `--machine=${machine}`,
         "--hostname=gateway",
         `--bind-ro=${REPOSITORY}:/clone`,
+        ...(node ? [`--bind-ro=${process.execPath}:/usr/local/bin/node`] : []),
       ],
       // systemd 257 knows cgroups of the second version only.
       { env: { ...process.env, SYSTEMD_NSPAWN_UNIFIED_HIERARCHY: "1" } },
@@ -97,10 +88,11 @@ function inside(leader: number, script: string, input = ""): Promise<string> {
   });
 }
 
-/** The n-th block of commands of a document, as it stands there. */
-export function blockOf(document: string, number: number): string {
-  const blocks = [...readFileSync(document, "utf8").matchAll(/^```sh\n(.*?)^```$/gms)];
-  const block = blocks[number - 1]?.[1];
-  if (block === undefined) throw new Error(`${document} has no ${number} blocks of commands`);
+/** The n-th block of a document that is in this language (shell commands), as it stands there. */
+export function blockOf(document: string, number: number, language = "sh"): string {
+  const blocks = [...readFileSync(document, "utf8").matchAll(/^```(\w*)\n(.*?)^```$/gms)];
+  const block = blocks.filter(([, of]) => of === language)[number - 1]?.[2];
+  if (block === undefined)
+    throw new Error(`${document} has no ${number} blocks of ${language || "plain text"}`);
   return block;
 }

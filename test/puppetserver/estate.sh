@@ -1,0 +1,89 @@
+#!/bin/bash
+# A Puppet estate on one Debian host, of Debian's packages and with their own configuration: the puppetservers puppet1 (the CA)
+# and puppet2, which has folders of its own in the same places, and PuppetDB with TLS behind both.
+set -euo pipefail
+
+cat >>/etc/hosts <<'END'
+127.0.1.1 puppet1.example.com
+127.0.1.2 puppet2.example.com
+127.0.1.3 puppetdb.example.com
+127.0.1.4 puppet.example.com sasori.example.com gateway.example.com
+END
+
+# --- PuppetDB's database --------------------------------------------------------------------------------------
+
+sql() { runuser -u postgres -- psql -q "$@"; }
+sql -c "CREATE ROLE puppetdb LOGIN PASSWORD 'puppetdb'" -c "CREATE DATABASE puppetdb OWNER puppetdb TEMPLATE template0 ENCODING 'UTF8'"
+sql -d puppetdb -c "CREATE EXTENSION pg_trgm"
+
+# --- puppet1 --------------------------------------------------------------------------------------------------
+
+etc=/etc/puppet
+cat >$etc/puppet.conf <<'END'
+[main]
+certname = puppet1.example.com
+server = puppet1.example.com
+ca_server = puppet1.example.com
+[server]
+autosign = true
+storeconfigs = true
+storeconfigs_backend = puppetdb
+reports = puppetdb
+END
+printf '[main]\nserver_urls = https://puppetdb.example.com:8081\n' >$etc/puppetdb.conf
+printf -- '---\nserver:\n  facts:\n    terminus: puppetdb\n    cache: yaml\n' >$etc/routes.yaml
+mkdir -p $etc/code/environments/production/manifests
+# The master that compiled it stands in the catalog.
+echo "notify { \"by \${settings::certname}\": }" >$etc/code/environments/production/manifests/site.pp
+sed -i 's/ssl-host: .*/ssl-host: 127.0.1.1/' $etc/puppetserver/conf.d/webserver.conf
+sed -i 's/#max-active-instances: 1/max-active-instances: 1/' $etc/puppetserver/conf.d/puppetserver.conf
+# Two of them, and PuppetDB, on a machine with two cores: a quick start counts more than a quick run.
+sed -i 's/-Xms1g -Xmx1g/-Xmx640m -XX:+UseSerialGC -XX:TieredStopAtLevel=1/' /etc/default/puppetserver
+sed -i 's/-Xmx192m/-Xmx320m -XX:+UseSerialGC -XX:TieredStopAtLevel=1/' /etc/default/puppetdb
+
+rm -rf /var/lib/puppet/ssl $etc/puppetserver/ca
+puppetserver ca setup
+# Made while the CA does not run; all others are made as the documents say.
+for name in puppet2 puppetdb; do puppetserver ca generate --ca-client --certname $name.example.com; done
+chown -R puppet: /var/lib/puppet/ssl $etc/puppetserver/ca
+
+# --- puppet2 --------------------------------------------------------------------------------------------------
+
+mkdir -p /estate/puppet2
+cp -a $etc /estate/puppet2/etc
+for folder in /var/lib/puppet /var/lib/puppetserver /var/log/puppetserver; do
+  mkdir -p /estate/puppet2$folder
+  cp -a $folder/. /estate/puppet2$folder
+done
+chown -R puppet: /estate/puppet2/var
+rm -rf /estate/puppet2/etc/puppetserver/ca
+sed -i 's/^certname = .*/certname = puppet2.example.com/' /estate/puppet2/etc/puppet.conf
+sed -i 's/ssl-host: .*/ssl-host: 127.0.1.2/' /estate/puppet2/etc/puppetserver/conf.d/webserver.conf
+echo puppetlabs.services.ca.certificate-authority-disabled-service/certificate-authority-disabled-service \
+  >/estate/puppet2/etc/puppetserver/services.d/ca.cfg
+sed 's/RuntimeDirectory=.*/RuntimeDirectory=puppet2/' /lib/systemd/system/puppetserver.service >/etc/systemd/system/puppet2.service
+mkdir /etc/systemd/system/puppet2.service.d
+printf '[Service]\nBindPaths=/estate/puppet2/etc:/etc/puppet%s\n' \
+  "$(printf ' /estate/puppet2%s:%s' /var/lib/puppet{,} /var/lib/puppetserver{,} /var/log/puppetserver{,})" \
+  >/etc/systemd/system/puppet2.service.d/folders.conf
+systemctl daemon-reload
+
+# --- PuppetDB -------------------------------------------------------------------------------------------------
+
+ssl=/var/lib/puppet/ssl
+mkdir /etc/puppetdb/ssl
+cp $ssl/certs/puppetdb.example.com.pem /etc/puppetdb/ssl/cert.pem
+cp $ssl/private_keys/puppetdb.example.com.pem /etc/puppetdb/ssl/key.pem
+cp $ssl/certs/ca.pem /etc/puppetdb/ssl/ca.pem
+chown -R puppetdb: /etc/puppetdb/ssl
+cat >/etc/puppetdb/conf.d/jetty.ini <<'END'
+[jetty]
+ssl-host = 127.0.1.3
+ssl-port = 8081
+ssl-key = /etc/puppetdb/ssl/key.pem
+ssl-cert = /etc/puppetdb/ssl/cert.pem
+ssl-ca-cert = /etc/puppetdb/ssl/ca.pem
+END
+sed -i 's/^password = .*/password = puppetdb/' /etc/puppetdb/conf.d/database.ini
+
+systemctl start puppetserver puppet2 puppetdb

@@ -1,0 +1,271 @@
+/**
+ * Real puppetservers, a real PuppetDB behind them and real agents (Debian's packages), with what the documents say pasted into
+ * their configuration as it stands there. The tests are one story and stand in their order.
+ */
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { blockOf, Host } from "../packages/host.js";
+
+/** Of a puppetserver, also one that is being started on a busy machine. */
+const IN_TIME = { timeout: 240_000, interval: 1_000 };
+
+const MASTERS = ["puppet1", "puppet2"] as const;
+/** Where each has what stands in /etc/puppet for it, and its unit. */
+const AT = {
+  puppet1: { etc: "/etc/puppet", unit: "puppetserver" },
+  puppet2: { etc: "/estate/puppet2/etc", unit: "puppet2" },
+};
+const SSL = "/var/lib/puppet/ssl";
+const PEM = { gateway: "/estate/gateway.pem", ca: `${SSL}/certs/ca.pem` };
+
+let host: Host;
+
+/** Documents have the paths of Puppet's own packages; these are Debian's. */
+const asInDebian = (text: string) =>
+  text.replaceAll("/etc/puppetlabs/puppet/ssl", SSL).replaceAll("/etc/puppetlabs/", "/etc/puppet/");
+
+/** Starts a program that goes on. */
+const start = (unit: string, variables: Record<string, string>, command: string) => {
+  const set = Object.entries(variables).map(([name, value]) => `--setenv='${name}=${value}'`);
+  return host.sh(
+    `systemd-run --quiet --collect --unit=${unit} --working-directory=/clone/haproxy ${set.join(" ")} ${command}`,
+  );
+};
+
+/** Its polls never come: what moves a route is a hint. */
+const startSasori = async (hints: Record<string, string>) => {
+  await start(
+    "sasori",
+    {
+      SASORI_PUPPETDB_URL: "https://puppetdb.example.com:8081",
+      SASORI_PUPPETDB_CERT: `${SSL}/certs/sasori.example.com.pem`,
+      SASORI_PUPPETDB_KEY: `${SSL}/private_keys/sasori.example.com.pem`,
+      SASORI_PUPPETDB_CA: PEM.ca,
+      SASORI_HAPROXY: "/estate/haproxy/admin.sock",
+      SASORI_MAP_FILE: "/estate/haproxy/node-master.map",
+      SASORI_SCHEDULE: "0 0 1 1 *",
+      SASORI_FULL_SCHEDULE: "0 0 1 1 *",
+      ...hints,
+    },
+    "node /clone/dist/src/cli.js serve",
+  );
+  await host.sh("timeout 120 sh -c 'until curl -sf 127.0.0.1:9180/readyz >/dev/null; do sleep 0.2; done'");
+};
+
+const startGateway = (command: string, variables: Record<string, string>) => {
+  const masters = MASTERS.flatMap((name, index) => [
+    [`MASTER${index + 1}`, `${name}.example.com:8140`],
+    [`MASTER${index + 1}_NAME`, `${name}.example.com`],
+  ]);
+  const gateway = {
+    NODE_MASTER_MAP: "/estate/haproxy/node-master.map",
+    HAPROXY_SOCKET: "/estate/haproxy/admin.sock",
+    STATS_USER: "stats",
+    STATS_PASSWORD: "secret",
+    MASTERS_CA: PEM.ca,
+  };
+  return start("gateway", { ...Object.fromEntries(masters), ...gateway, ...variables }, command);
+};
+
+/** `puppet agent -t`; rejects with what it printed when the run failed. 2: it changed something. */
+const agent = (node: string, server: string) =>
+  host.sh(`d=/estate/agents/${node}; mkdir -p $d; code=0
+puppet agent -t --color=false --certname ${node}.example.com --server ${server}.example.com --ca_server ${server === "puppet" ? server : "puppet1"}.example.com \
+  --ssldir $d/ssl --vardir $d/var --rundir $d/run --statedir $d/state --publicdir $d/public >$d/log 2>&1 || code=$?
+[ $code = 0 ] || [ $code = 2 ] || { cat $d/log; exit 1; }`);
+
+/** What the tools' gateway answers. */
+const ask = async (node: string, path: string, more = "") => {
+  const text = await host.sh(
+    `curl -s -o /tmp/body -w '%{http_code} %header{x-served-by}' ${more} -H 'X-Node-Name: ${node}.example.com' 'http://127.0.0.1:8080${path}'`,
+  );
+  const [status = "", master] = text.split(" ");
+  return { status: Number(status), master, body: await host.sh("cat /tmp/body") };
+};
+const routeOf = async (node: string) => (await ask(node, "/status/v1/simple")).master;
+const hintsOf = async (kind: string) =>
+  Number(
+    await host.sh(`curl -s 127.0.0.1:9180/metrics | sed -n 's/^sasori_hints_total{kind="${kind}"} //p'`),
+  );
+
+const reload = () => host.sh(`systemctl reload ${MASTERS.map((name) => AT[name].unit).join(" ")}`);
+
+/** Puts rules of a document first into auth.conf. */
+const addRules = async (rules: string) => {
+  for (const name of MASTERS)
+    await host.sh(
+      `f=${AT[name].etc}/puppetserver/conf.d/auth.conf; cat >/tmp/rules; sed -i '/^    rules: \\[/r /tmp/rules' $f; grep -q sasori: $f`,
+      rules,
+    );
+};
+
+beforeAll(async () => {
+  host = await Host.start("bookworm-puppetserver", { node: true });
+  await host.sh("bash /clone/test/puppetserver/estate.sh");
+  const gateway = ["gateway", "sasori"].map(
+    (name) => `puppetserver ca generate --certname ${name}.example.com\n`,
+  );
+  await host.sh(`${gateway.join("")}
+cat ${SSL}/certs/gateway.example.com.pem ${SSL}/private_keys/gateway.example.com.pem >${PEM.gateway}
+mkdir /estate/haproxy; touch /estate/haproxy/node-master.map`);
+  await startGateway("haproxy -W -db -f haproxy.cfg", { MASTERS_CERT: PEM.gateway });
+  await agent("web1", "puppet1");
+  await agent("db1", "puppet2");
+  await startSasori({ SASORI_SYSLOG_LISTEN: "0.0.0.0:5514" });
+});
+afterAll(() => host?.stop());
+
+test("each node's requests go to the master where its agent ran", async () => {
+  await expect.poll(() => routeOf("web1"), IN_TIME).toBe("puppet1.example.com");
+  await expect.poll(() => routeOf("db1"), IN_TIME).toBe("puppet2.example.com");
+});
+
+test("a puppetserver's log line moves a node's route; puppetserver need not be restarted for it", async () => {
+  const appender = blockOf("docs/hints.md", 1, "xml");
+  for (const name of MASTERS) {
+    const lines = appender.replace("puppet1.example.com", `${name}.example.com`);
+    await host.sh(
+      `f=${AT[name].etc}/puppetserver/logback.xml; sed -i '/^<\\/configuration>/d' $f; cat >>$f; echo '</configuration>' >>$f`,
+      lines,
+    );
+  }
+  // It looks at the file once a minute. Nodes that move before that are not followed.
+  const moved = async () => {
+    await agent("web1", "puppet2");
+    return routeOf("web1");
+  };
+  await expect.poll(moved, IN_TIME).toBe("puppet2.example.com");
+  await agent("web1", "puppet1");
+  await expect.poll(() => routeOf("web1")).toBe("puppet1.example.com");
+  expect(await hintsOf("syslog")).toBeGreaterThan(0);
+});
+
+test("so does its report, without log lines", async () => {
+  const settings = blockOf("docs/hints.md", 1, "ini");
+  for (const name of MASTERS)
+    await host.sh(`f=${AT[name].etc}/puppet.conf; sed -i '/^reports/d' $f; cat >>$f`, settings);
+  await reload();
+  await host.sh("systemctl stop sasori");
+  await startSasori({
+    SASORI_REPORTS_LISTEN: "0.0.0.0:9181",
+    SASORI_REPORTS_CA: PEM.ca,
+    SASORI_REPORTS_CERT: `${SSL}/certs/sasori.example.com.pem`,
+    SASORI_REPORTS_KEY: `${SSL}/private_keys/sasori.example.com.pem`,
+  });
+  await expect.poll(() => routeOf("web1")).toBe("puppet1.example.com");
+  await agent("web1", "puppet2");
+  await expect.poll(() => routeOf("web1")).toBe("puppet2.example.com");
+  expect(await hintsOf("report")).toBeGreaterThan(0);
+  expect(await hintsOf("syslog")).toBeNaN();
+});
+
+const V4 = (node: string) =>
+  `-X POST -H 'Content-Type: application/json' -d '${JSON.stringify({
+    certname: `${node}.example.com`,
+    persistence: { facts: false, catalog: false },
+    environment: "production",
+    facts: { values: {} },
+    trusted_facts: { values: {} },
+  })}'`;
+const FACTS = (node: string) =>
+  `-X PUT -H 'Content-Type: application/json' -d '${JSON.stringify({ name: `${node}.example.com`, values: { kernel: "Linux" } })}'`;
+const CALLS: [string, string, string, number][] = [
+  ["the node", "/puppet/v3/node/NODE?environment=production", "", 200],
+  ["the catalog", "/puppet/v3/catalog/NODE?environment=production", "", 200],
+  ["its facts", "/puppet/v3/facts/NODE?environment=production", FACTS("db1"), 200],
+  ["a v4 catalog", "/puppet/v4/catalog", V4("db1"), 200],
+  ["the environment cache", "/puppet-admin-api/v1/environment-cache", "-X DELETE", 204],
+];
+const call = (path: string, more: string, node = "db1") =>
+  ask(node, path.replace("NODE", `${node}.example.com`), `${more} -H 'Accept: application/json'`);
+
+test("the tools' gateway is somebody to the masters, who lets it ask only with the rules of the document", async () => {
+  for (const [what, path, more] of CALLS) expect((await call(path, more)).status, what).toBe(403);
+  await addRules(blockOf("docs/gateway.md", 1, "hocon"));
+  await reload();
+  for (const [what, path, more, status] of CALLS)
+    expect(await call(path, more), what).toMatchObject({ status, master: "puppet2.example.com" });
+  expect((await call("/puppet/v3/catalog/NODE?environment=production", "")).body).toContain(
+    "by puppet2.example.com",
+  );
+  // It takes facts, and has none to give: PuppetDB has.
+  expect((await call("/puppet/v3/facts/NODE?environment=production", "")).status).toBe(404);
+  // A node still gets its own catalog.
+  await agent("db1", "puppet2");
+  await agent("web1", "puppet1");
+  await expect.poll(() => routeOf("web1")).toBe("puppet1.example.com");
+});
+
+/** What the agents' gateway answers who has this certificate, and names a node. */
+const askAs = async (who: string, path: string, more: string, node = "db1") => {
+  const text =
+    await host.sh(`cd /estate/agents-gateway; curl -s -o /dev/null -w '%{http_code} %header{x-served-by}' ${more} \
+--cacert ca.pem --cert ${who}.pem --key ${who}.key -H 'Accept: application/json' -H 'X-Node-Name: ${node}.example.com' \
+'https://puppet.example.com:8140${path.replace("NODE", `${node}.example.com`)}'`);
+  const [status, master] = text.split(" ");
+  return { status: Number(status), master };
+};
+
+test("behind the agents' gateway agents go on, each at its own master", async () => {
+  const plain = (number: number) => asInDebian(blockOf("docs/agents.md", number, ""));
+  await host.sh(`sed -i 's/# allow-subject-alt-names: false/allow-subject-alt-names: true/' /etc/puppet/puppetserver/conf.d/ca.conf
+systemctl reload puppetserver
+mkdir /estate/agents-gateway; cd /estate/agents-gateway
+${asInDebian(blockOf("docs/agents.md", 1))}
+puppetserver ca generate --certname ops.example.com
+cp ${SSL}/certs/ops.example.com.pem ops.pem; cp ${SSL}/private_keys/ops.example.com.pem ops.key
+cp /estate/agents/web1/ssl/certs/web1.example.com.pem web1.pem; cp /estate/agents/web1/ssl/private_keys/web1.example.com.pem web1.key
+echo ops.example.com >operators`);
+  for (const [index, name] of MASTERS.entries()) {
+    const etc = `${AT[name].etc}/puppetserver`;
+    const address = `127.0.1.${index + 1}`;
+    await host.sh(
+      `install -m 644 /estate/agents-gateway/leg-cert.pem ${etc}; cat >${etc}/conf.d/webserver.conf`,
+      plain(3).replaceAll("puppet1.example.com", `${name}.example.com`).replace("0.0.0.0", address),
+    );
+    await host.sh(
+      `f=${etc}/conf.d/auth.conf; cat >/tmp/auth.conf; sed 1,2d $f >>/tmp/auth.conf; cat /tmp/auth.conf >$f
+sed -i s/gateway.example.com/ops.example.com/ $f`,
+      plain(2),
+    );
+  }
+  const units = MASTERS.map((name) => AT[name].unit).join(" ");
+  await host.sh(`systemctl restart ${units}; systemctl stop gateway`);
+  const at = (name: string) => `/estate/agents-gateway/${name}`;
+  await startGateway("haproxy -W -db -f haproxy.cfg -f agents.cfg", {
+    MASTERS_CERT: at("leg.pem"),
+    AGENTS_ADDRESS: "127.0.1.4",
+    AGENTS_CERT: at("gateway.pem"),
+    AGENTS_CA: at("ca.pem"),
+    AGENTS_CRL: at("crl.pem"),
+    AGENTS_LEG_CERT: at("leg.pem"),
+    AGENTS_LEG_CA: at("ca.pem"),
+    AGENTS_OPERATORS: at("operators"),
+    CA_MASTER: "puppet1.example.com:8140",
+    CA_MASTER_CERTNAME: "puppet1.example.com",
+  });
+  await expect
+    .poll(() => askAs("ops", "/status/v1/simple", ""), IN_TIME)
+    .toEqual({ status: 200, master: "puppet2.example.com" });
+
+  // Agents go through it, each to its own master.
+  await agent("web1", "puppet");
+  await agent("db1", "puppet");
+  expect(await routeOf("web1")).toBe("puppet1.example.com");
+  expect(await routeOf("db1")).toBe("puppet2.example.com");
+});
+
+test("there an operator's call about a node reaches that node's master, and nobody else's does", async () => {
+  for (const [what, path, more, status] of CALLS) {
+    expect(await askAs("ops", path, more), what).toEqual({ status, master: "puppet2.example.com" });
+    // web1 cannot name db1: it reaches its own master, as itself.
+    expect(await askAs("web1", path, more), what).toEqual({ status: 403, master: "puppet1.example.com" });
+    // Nor does the tools' gateway let anybody say who he is.
+    const forged = "-H 'X-Client-Verify: SUCCESS' -H 'X-Client-DN: CN=ops.example.com'";
+    expect((await call(path, `${more} ${forged}`)).status, what).toBe(403);
+  }
+  expect(
+    (
+      await host.sh(`cd /estate/agents-gateway; ${blockOf("docs/agents.md", 2).trim()} -w '%{http_code}'`)
+    ).trim(),
+  ).toBe("204");
+});
