@@ -85,6 +85,10 @@ function readOptions(): DemoOptions {
         .argParser(atLeast(1))
         .default(30),
     )
+    .option(
+      "--hints",
+      "the masters send sasori their log lines, so that a move is routed at once (docs/hints.md)",
+    )
     .addOption(
       new Option(
         "--puppetdb <url>",
@@ -100,6 +104,7 @@ Examples:
   npm run demo                                       until Ctrl-C
   npm run demo -- --once                             play a script, check every move
   npm run demo -- --nodes 5000 --move-seconds 0.5    a larger fleet that moves more
+  npm run demo -- --hints                            the masters tell of moves themselves
   npm run demo -- --puppetdb http://127.0.0.1:8080   with a test PuppetDB of yours`,
     );
   for (const name of PORT_NAMES) {
@@ -109,7 +114,15 @@ Examples:
         .argParser(parsePort),
     );
   }
-  const { once = false, nodes, moveSeconds, checkInSeconds, puppetdb, ...rest } = command.parse().opts();
+  const {
+    once = false,
+    hints = false,
+    nodes,
+    moveSeconds,
+    checkInSeconds,
+    puppetdb,
+    ...rest
+  } = command.parse().opts();
   const portOf = (name: (typeof PORT_NAMES)[number]) =>
     [name, rest[`${name}Port`] ?? (once ? undefined : STANDARD_PORTS[name])] as const;
   return {
@@ -120,6 +133,7 @@ Examples:
     checkInSeconds,
     puppetdbUrl: puppetdb,
     scheduleSeconds: once ? 2 : 5,
+    hints,
     ports: Object.fromEntries(PORT_NAMES.map(portOf)) as StageOptions["ports"],
   };
 }

@@ -104,7 +104,8 @@ export function listenOption(standard: string): Option {
     .default(parseListen(standard), standard);
 }
 
-function parseListen(text: string): ListenAddress {
+/** For commander's options: host:port. */
+export function parseListen(text: string): ListenAddress {
   const match = /^(\[[^\]]+\]|[^:]+):(\d{1,5})$/.exec(text);
   if (match?.[1] === undefined || Number(match[2]) > 65535)
     throw new InvalidArgumentError("It must be host:port.");

@@ -4,6 +4,7 @@
 // What goes through the gateway names the node by the header X-Node-Name; the rest is for nodes and people.
 
 import { randomUUID } from "node:crypto";
+import { createSocket } from "node:dgram";
 import { readFileSync } from "node:fs";
 import { Command, Option } from "commander";
 import type { FastifyRequest } from "fastify";
@@ -21,6 +22,7 @@ import {
   listenOption,
   mustAsk,
   newServer,
+  parseListen,
   parseUrl,
   type RunningServer,
   serveUntilSignal,
@@ -35,6 +37,8 @@ export interface MasterOptions {
   puppetdbCert?: string | undefined;
   puppetdbKey?: string | undefined;
   puppetdbCa?: string | undefined;
+  /** sasori's SASORI_SYSLOG_LISTEN. */
+  hintsTo?: ListenAddress | undefined;
 }
 
 interface RegisteredNode {
@@ -60,6 +64,7 @@ export async function startMaster(options: MasterOptions): Promise<RunningServer
   const { name } = options;
   const nodes = new Map<Certname, RegisteredNode>();
   const submit = submitter(options);
+  const tell = teller(options);
   const app = newServer();
 
   /** The node is here from now on, but only if PuppetDB was told: otherwise the check-in fails, as with Puppet. */
@@ -68,6 +73,7 @@ export async function startMaster(options: MasterOptions): Promise<RunningServer
     const checkIn = CheckIn.safeParse(request.body ?? undefined);
     if (!checkIn.success) throw new HttpError(400, "body_invalid", z.prettifyError(checkIn.error));
     await submit("replace_facts", 5, certname, { values: { kernel: "Linux", servername: name } });
+    tell(certname);
     const known = nodes.get(certname);
     const callback = checkIn.data.callback ?? known?.callback ?? null;
     const node = { certname, callback, since: known?.since ?? new Date().toISOString() };
@@ -173,6 +179,18 @@ function submitter(options: MasterOptions) {
   };
 }
 
+/** Tells sasori that facts were submitted, as puppetserver's syslog appender does (docs/hints.md). */
+function teller({ name, hintsTo }: MasterOptions): (certname: Certname) => void {
+  if (hintsTo === undefined) return () => undefined;
+  const socket = createSocket("udp4").unref();
+  socket.on("error", () => undefined); // A hint that is lost costs time only.
+  return (certname) => {
+    const at = new Date().toISOString();
+    const line = `<174>1 ${at} ${name} puppetserver - - - Puppet 'replace_facts' command for ${certname} submitted to PuppetDB`;
+    socket.send(line, hintsTo.port, hintsTo.host);
+  };
+}
+
 const runIds = () => ({
   transaction_uuid: randomUUID(),
   catalog_uuid: randomUUID(),
@@ -219,6 +237,12 @@ if (isProgram(import.meta)) {
     .addOption(new Option("--puppetdb-key <file>", "its key, PEM").env("SASORI_PUPPETDB_KEY"))
     .addOption(
       new Option("--puppetdb-ca <file>", "the CA of PuppetDB's certificate, PEM").env("SASORI_PUPPETDB_CA"),
+    )
+    .addOption(
+      new Option(
+        "--hints-to <host:port>",
+        "tell this sasori of submitted facts, as puppetserver's log can",
+      ).argParser(parseListen),
     )
     .parse()
     .opts<MasterOptions>();

@@ -27,6 +27,7 @@ export const STANDARD_PORTS = {
   master2: 8142,
   master3: 8143,
   sasori: 9180,
+  hints: 5514,
   nodes: 9190,
 };
 export type PortName = keyof typeof STANDARD_PORTS;
@@ -47,6 +48,8 @@ export interface StageOptions {
   puppetdbUrl: string | undefined;
   /** sasori looks for changes this often. */
   scheduleSeconds: number;
+  /** The masters send sasori their log lines (docs/hints.md). */
+  hints: boolean;
 }
 
 export interface Stage {
@@ -104,7 +107,9 @@ export async function setStage(
     ...(options.puppetdbUrl === undefined
       ? [demoProgram(plan, "puppetdb", "puppetdb.js", "/status/v1/simple")]
       : []),
-    ...MASTERS.map((name) => demoProgram(plan, name, "master.js", "/status/v1/simple", ["--name", name])),
+    ...MASTERS.map((name) =>
+      demoProgram(plan, name, "master.js", "/status/v1/simple", masterFlags(plan, name)),
+    ),
     haproxyProgram(plan, haproxy.command),
     demoProgram(plan, "nodes", "nodes.js", "/ready", fleetFlags(plan)),
     sasoriProgram(plan),
@@ -140,6 +145,10 @@ function demoProgram(
     env: { ...cleanEnv(), ...credentials(plan), SASORI_PUPPETDB_URL: puppetdbUrl },
     isReady: () => answers(`${urls[name]}${readyPath}`, 200),
   };
+}
+
+function masterFlags({ options, ports }: Plan, name: string): string[] {
+  return ["--name", name, ...(options.hints ? ["--hints-to", `${HOST}:${ports.hints}`] : [])];
 }
 
 function fleetFlags({ options, urls }: Plan): string[] {
@@ -210,6 +219,7 @@ function sasoriEnv(plan: Plan): Record<string, string> {
     SASORI_LISTEN: `${HOST}:${ports.sasori}`,
     SASORI_SCHEDULE: `*/${options.scheduleSeconds} * * * * *`,
     SASORI_PROBE_PATH: "/nodes/{certname}",
+    ...(options.hints && { SASORI_SYSLOG_LISTEN: `${HOST}:${ports.hints}` }),
   };
 }
 
@@ -239,8 +249,9 @@ async function checkPuppetdb(url: string): Promise<void> {
 }
 
 /** Finds out before anything starts whether all ports are free. All are held until the last one was tried. */
-async function reservePorts({ ports, puppetdbUrl }: StageOptions): Promise<Record<PortName, number>> {
-  const needed = PORT_NAMES.filter((name) => name !== "puppetdb" || puppetdbUrl === undefined);
+async function reservePorts({ ports, puppetdbUrl, hints }: StageOptions): Promise<Record<PortName, number>> {
+  const spared = [...(puppetdbUrl === undefined ? [] : ["puppetdb"]), ...(hints ? [] : ["hints"])];
+  const needed = PORT_NAMES.filter((name) => !spared.includes(name));
   const held: Server[] = [];
   const busy: string[] = [];
   const reserved = mapValues(STANDARD_PORTS, () => 0);
