@@ -137,6 +137,8 @@ describe("many registrations in one call", () => {
             status: 400,
             body: { detail: "a key is there twice: name each node and each field once" },
           });
+        const brackets = 200_000;
+        expect((await put("[".repeat(brackets) + "]".repeat(brackets))).status).toBe(400);
         const many = Array.from({ length: MAX_REGISTRATIONS + 1 }, (_, index) => [
           `n${index}.example.com`,
           "master1",

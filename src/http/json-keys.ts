@@ -12,8 +12,15 @@ export function hasKeyTwice(text: string, body: unknown): boolean {
   return colons !== countKeys(body);
 }
 
-function countKeys(value: unknown): number {
-  if (typeof value !== "object" || value === null) return 0;
-  const own = Array.isArray(value) ? 0 : Object.keys(value).length;
-  return Object.values(value).reduce((sum: number, one) => sum + countKeys(one), own);
+/** Not by calling itself: brackets within brackets, some ten thousand, would be too deep for that. */
+function countKeys(body: unknown): number {
+  let keys = 0;
+  const values = [body];
+  for (let value = values.pop(); value !== undefined; value = values.pop()) {
+    if (typeof value !== "object" || value === null) continue;
+    const inner: unknown[] = Object.values(value);
+    if (!Array.isArray(value)) keys += inner.length;
+    for (const one of inner) values.push(one);
+  }
+  return keys;
 }
