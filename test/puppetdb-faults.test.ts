@@ -519,13 +519,13 @@ describe("credentials", () => {
       "no certificate of our own",
       "server",
       () => ({ caFile: at("ca.pem") }),
-      /certificate required: check .*_CERT, _KEY/,
+      /certificate required: set .*_CERT and _KEY/,
     ],
     [
       "a certificate without its key",
       "server",
       () => ({ ...certificates(), keyFile: at("renewed.key") }),
-      /key.*check SASORI_PUPPETDB_CERT, _KEY and _CA/,
+      /SASORI_PUPPETDB_KEY is not the key of SASORI_PUPPETDB_CERT/,
     ],
   ])("%s is PUPPETDB_TLS and says what to check", (_, name, files, found) =>
     withTls(name, async (server) => {
@@ -616,7 +616,10 @@ describe("credentials", () => {
     ]);
     const source = new PuppetDb({ url: "https://127.0.0.1:1", ...certificates(), keyFile: at("locked") });
     const error = await failure(source.readAll(soon()));
-    expect(error).toMatchObject({ code: "PUPPETDB_TLS", message: expect.stringContaining("a passphrase") });
+    expect(error).toMatchObject({
+      code: "PUPPETDB_TLS",
+      message: expect.stringContaining("a passphrase: mend it, or name another file in SASORI_PUPPETDB_KEY"),
+    });
   });
 
   test.each([

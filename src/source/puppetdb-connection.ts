@@ -213,6 +213,11 @@ function tlsRemedy(code: string, what: string): string {
   if (/ALTNAME|HOSTNAME/.test(code)) return "use a name of PuppetDB's certificate in SASORI_PUPPETDB_URL";
   if (/wrong version number|packet length/.test(what))
     return "no TLS is spoken there: should SASORI_PUPPETDB_URL begin with http?";
+  if (/protocol version/.test(what))
+    return "PuppetDB speaks no TLS that is safe: sasori needs version 1.2 or 1.3";
+  if (/certificate required/.test(what))
+    return "set SASORI_PUPPETDB_CERT and _KEY to a certificate of Puppet's CA and its key";
+  if (/key values mismatch/.test(what)) return "SASORI_PUPPETDB_KEY is not the key of SASORI_PUPPETDB_CERT";
   return "check SASORI_PUPPETDB_CERT, _KEY and _CA, and when these certificates expire";
 }
 
@@ -230,7 +235,7 @@ function mustBePem(file: string, part: keyof Pem, text: string | undefined): voi
   const problem =
     text === undefined ? undefined : pemProblem(text, part === "key" ? "PRIVATE KEY" : "CERTIFICATE");
   if (problem === undefined) return;
-  const what = `${file} ${problem}: write it whole, or name another file in SASORI_PUPPETDB_${part.toUpperCase()}`;
+  const what = `${file} ${problem}: mend it, or name another file in SASORI_PUPPETDB_${part.toUpperCase()}`;
   throw new SasoriError("PUPPETDB_TLS", what);
 }
 
