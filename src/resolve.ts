@@ -192,10 +192,10 @@ export class Resolver {
       within(PATIENT_MS, undefined, late(PATIENT_MS), (signal) =>
         this.#parts.puppetdb.readNodes([certname], signal, hasServer, true),
       ).catch((error: unknown) => {
-        const at = error instanceof PartlyRead ? error.found.get(certname)?.at : undefined;
-        if (error instanceof PartlyRead && at !== undefined && at >= (reported ?? Number.POSITIVE_INFINITY))
-          return error.found;
-        throw error;
+        if (!(error instanceof PartlyRead)) throw error;
+        const { at = -1 } = error.found.get(certname) ?? {};
+        if (at < (reported ?? Number.POSITIVE_INFINITY)) throw error;
+        return error.found;
       });
     const routable = await read((producer) => resolve(producer) !== undefined);
     const submission = routable.get(certname) ?? (await read(() => true)).get(certname);

@@ -200,7 +200,7 @@ describe("alternatives", () => {
     const told = new Map([
       [node, { certname: node, producer: "master1", at: 1, source: "facts" as const, receivedAt: 0 }],
     ]);
-    const askedAfter = (ms: number, found: typeof told | Error, standby: typeof told) => {
+    const askedAfter = (ms: number, found: typeof told | Error, standby: typeof told, patiently = false) => {
       const answering = (after: number, answer: typeof told | Error) =>
         ({
           async readNodes(_names: unknown, signal: AbortSignal) {
@@ -210,13 +210,20 @@ describe("alternatives", () => {
           },
         }) as unknown as Replica;
       const both = new Alternatives([answering(ms, found), answering(0, standby)]);
-      return both.readNodes([node], new AbortController().signal);
+      return both.readNodes([node], new AbortController().signal, undefined, patiently);
     };
     const none: typeof told = new Map();
     expect(await askedAfter(60_000, none, told)).toEqual(told);
     expect(await askedAfter(1_000, told, none)).toEqual(told);
     expect(await askedAfter(1_000, new Error("down"), none)).toEqual(none);
     expect(await askedAfter(0, none, told)).toEqual(none);
+    // Whoever can wait hears what the first one says, or that it was not heard.
+    expect(await askedAfter(1_000, none, told, true)).toEqual(none);
+    await expect(askedAfter(0, new SasoriError("PUPPETDB_STATUS", "down"), told, true)).rejects.toMatchObject(
+      {
+        ...{ code: "PUPPETDB_STATUS", found: told },
+      },
+    );
   });
 
   test("a first one that never ends a full reading is tried half as often each time, and as before once it has", async () => {

@@ -125,18 +125,18 @@ export class Alternatives implements Source {
 
   /** Only the first can say that nobody knows anything newer. Throws `PartlyRead` with what the others know. */
   async #readNodesOfFirst(certnames: readonly Certname[], signal: AbortSignal, hasServer?: HasServer) {
-    const answers = await Promise.allSettled(
-      this.#replicas.map((replica) =>
-        within(FIRST_MS, signal, SILENT, (inTime) => replica.readNodes(certnames, inTime, hasServer)),
-      ),
-    );
-    const [first, ...others] = answers;
-    if (first?.status === "fulfilled") return first.value;
-    const found: Reading["submissions"] = new Map();
-    for (const other of others)
-      if (other.status === "fulfilled")
-        for (const submission of other.value.values()) keepNewer(found, submission);
-    throw new PartlyRead(first?.reason, found);
+    const ask = (replica: Replica) =>
+      within(FIRST_MS, signal, SILENT, (inTime) => replica.readNodes(certnames, inTime, hasServer));
+    const others = Promise.allSettled(this.#replicas.slice(1).map(ask));
+    try {
+      return await ask(this.#at(0));
+    } catch (error) {
+      const found: Reading["submissions"] = new Map();
+      for (const answer of await others)
+        if (answer.status === "fulfilled")
+          for (const submission of answer.value.values()) keepNewer(found, submission);
+      throw new PartlyRead(error, found);
+    }
   }
 
   states(): PuppetdbState[] {
