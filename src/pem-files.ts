@@ -1,7 +1,8 @@
-// The certificates with which sasori asks masters and HAProxys. Promises: a file that is renewed in place is read again; one
-// that is empty or half-written is an error, and never "no CA", for which Node would trust its own.
+// The certificates with which sasori asks PuppetDB, masters and HAProxys. Promises: a file that is renewed in place is read
+// again; one that is empty or half-written is an error, and never "no CA", for which Node would trust its own.
 
-import { pemProblem } from "./source/puppetdb-connection.js";
+import { X509Certificate } from "node:crypto";
+import { reason, SasoriError } from "./errors.js";
 import { readSecretFile } from "./whole-file.js";
 
 const READ_AGAIN_MS = 1_000;
@@ -13,38 +14,94 @@ export interface PemPaths {
   keyFile?: string | undefined;
 }
 
+type Paths = { [Path in keyof PemPaths]?: PemPaths[Path] | undefined };
+
 /** What the files hold. */
 export type Pem = Record<"ca" | "cert" | "key", string | undefined>;
 
 export class PemFiles {
-  readonly #paths: PemPaths;
+  readonly #paths: Paths;
+  readonly #variables: Partial<Pem>;
+  /** What was last found to be right. */
+  readonly #checked: Partial<Pem> = {};
   #pem: Promise<Pem> | undefined;
   /** (`performance.now()`) */
   #readAt = 0;
 
-  constructor(paths: PemPaths) {
+  /** `variables`: those that name the files, for messages. */
+  constructor(paths: Paths, variables: Partial<Pem> = {}) {
     this.#paths = paths;
+    this.#variables = variables;
   }
 
-  /** Read again after a second at the earliest. Rejects with the file and what is wrong with it. */
+  /** Read again after a second at the earliest. Rejects as `read`. */
   current(): Promise<Pem> {
     const now = performance.now();
     if (this.#pem !== undefined && now - this.#readAt < READ_AGAIN_MS) return this.#pem;
     this.#readAt = now;
-    const { caFile, certFile, keyFile } = this.#paths;
-    this.#pem = Promise.all([
-      read(caFile, "CERTIFICATE"),
-      read(certFile, "CERTIFICATE"),
-      read(keyFile, "PRIVATE KEY"),
-    ]).then(([ca, cert, key]) => ({ ca, cert, key }));
+    this.#pem = this.read();
     return this.#pem;
+  }
+
+  /**
+   * As they are now: one after the other, so that a file that hangs is the only one that is waited for. Rejects with the file
+   * and what is wrong with it, or the reason of `signal`.
+   */
+  async read(signal?: AbortSignal): Promise<Pem> {
+    const { certFile, keyFile, caFile } = this.#paths;
+    return {
+      cert: await this.#read("cert", certFile, signal),
+      key: await this.#read("key", keyFile, signal),
+      ca: await this.#read("ca", caFile, signal),
+    };
+  }
+
+  async #read(part: keyof Pem, file: string | undefined, signal: AbortSignal | undefined) {
+    if (file === undefined) return undefined;
+    const variable = this.#variables[part];
+    const text = await readNamed(file, variable, signal);
+    const problem =
+      text === this.#checked[part]
+        ? undefined
+        : pemProblem(text, part === "key" ? "PRIVATE KEY" : "CERTIFICATE");
+    const remedy = variable === undefined ? "" : `: mend it, or name another file in ${variable}`;
+    if (problem !== undefined) throw new Error(`${file} ${problem}${remedy}`);
+    this.#checked[part] = text;
+    return text;
   }
 }
 
-async function read(file: string | undefined, kind: Parameters<typeof pemProblem>[1]) {
-  if (file === undefined) return undefined;
-  const text = await readSecretFile(file);
-  const problem = pemProblem(text, kind);
-  if (problem !== undefined) throw new Error(`${file} ${problem}`);
-  return text;
+/** A secret, or a certificate. Throws an Error that names the file and the variable, or the reason of `signal`. */
+export async function readNamed(
+  file: string,
+  variable: string | undefined,
+  signal?: AbortSignal,
+): Promise<string> {
+  try {
+    return await readSecretFile(file, signal);
+  } catch (error) {
+    if (error instanceof SasoriError) throw error; // Told to stop, or out of time.
+    const remedy = variable === undefined ? "" : `: check ${variable} and that sasori may read the file`;
+    throw new Error(`cannot read ${file}: ${reason(error)}${remedy}`, { cause: error });
+  }
+}
+
+/** What keeps a text from being a PEM file with at least one such part, each of them whole. */
+export function pemProblem(text: string, kind: "CERTIFICATE" | "PRIVATE KEY"): string | undefined {
+  const [begun, ended] = [/-----BEGIN /g, /-----END [A-Z0-9 ]+-----/g].map(
+    (mark) => text.match(mark)?.length ?? 0,
+  );
+  if (begun !== ended) return "ends in the middle";
+  const parts = text.match(/-----BEGIN [A-Z0-9 ]+-----[\s\S]*?-----END [A-Z0-9 ]+-----/g) ?? [];
+  const wanted = parts.filter((part) => part.endsWith(`${kind}-----`));
+  if (wanted.length === 0) return `holds no ${kind.toLowerCase()} in PEM form`;
+  if (kind === "PRIVATE KEY") return text.includes("ENCRYPTED") ? "holds a key with a passphrase" : undefined;
+  for (const part of wanted) {
+    try {
+      new X509Certificate(part);
+    } catch (error) {
+      return `holds something that is not a certificate (${reason(error)})`;
+    }
+  }
+  return undefined;
 }

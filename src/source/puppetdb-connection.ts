@@ -2,14 +2,13 @@
 // Promises: certificates are always checked, whatever Node was told; files that are renewed in place are read again; an
 // answer is only handed on after its status and content type were checked; every failure is a SasoriError with a remedy.
 
-import { X509Certificate } from "node:crypto";
 import dns from "node:dns";
 import type { LookupFunction } from "node:net";
 import { isDeepStrictEqual } from "node:util";
 import { Agent, buildConnector, type Dispatcher } from "undici";
 import type { PuppetdbServer } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
-import { readSecretFile } from "../whole-file.js";
+import { type Pem, PemFiles, readNamed } from "../pem-files.js";
 
 /**
  * No byte for this long means that PuppetDB hangs. For the latest reports it first hashes all nodes: 5 s with
@@ -18,12 +17,20 @@ import { readSecretFile } from "../whole-file.js";
 const SILENCE_MS = 5 * 60_000;
 const CONNECT_MS = 5_000;
 
+const VARIABLES = {
+  ca: "SASORI_PUPPETDB_CA",
+  cert: "SASORI_PUPPETDB_CERT",
+  key: "SASORI_PUPPETDB_KEY",
+};
+
 export class Connector {
   readonly #config: PuppetdbServer;
+  readonly #files: PemFiles;
   #agent: TlsAgent | undefined;
 
   constructor(config: PuppetdbServer) {
     this.#config = config;
+    this.#files = new PemFiles(config, VARIABLES);
   }
 
   /**
@@ -31,13 +38,9 @@ export class Connector {
    * of `signal`. One after the other, so that a file that hangs is the only one that is waited for.
    */
   async open(signal?: AbortSignal): Promise<Connection> {
-    const { tokenFile, certFile, keyFile, caFile } = this.#config;
+    const { tokenFile } = this.#config;
     const headers = tokenFile === undefined ? {} : { "x-authentication": await readToken(tokenFile, signal) };
-    const pem: Pem = {};
-    if (certFile) pem.cert = await readSecret(certFile, "SASORI_PUPPETDB_CERT", signal);
-    if (keyFile) pem.key = await readSecret(keyFile, "SASORI_PUPPETDB_KEY", signal);
-    if (caFile) pem.ca = await readSecret(caFile, "SASORI_PUPPETDB_CA", signal);
-    const agent = this.#agentFor(pem);
+    const agent = this.#agentFor(await this.#files.read(signal).catch(tlsError));
     agent.alert = undefined;
     return { agent, headers };
   }
@@ -46,12 +49,6 @@ export class Connector {
   #agentFor(pem: Pem): TlsAgent {
     const previous = this.#agent;
     if (previous !== undefined && isDeepStrictEqual(previous.pem, pem)) return previous;
-    const { certFile, keyFile, caFile } = this.#config;
-    for (const [part, file] of Object.entries({ cert: certFile, key: keyFile, ca: caFile }) as [
-      keyof Pem,
-      string,
-    ][])
-      mustBePem(file, part, pem[part]);
     this.#agent = newAgent(pem);
     previous?.dispatcher.close().catch(() => undefined);
     return this.#agent;
@@ -72,9 +69,6 @@ export const STRICT_TLS = {
   // Puppet's CA has two levels: whoever names the one that signed trusts it, as with curl, also without the root above it.
   allowPartialTrustChain: true,
 } as const;
-
-/** What the files hold. */
-type Pem = Partial<Record<"cert" | "key" | "ca", string>>;
 
 /** The connections that were made with one state of the certificate files. */
 interface TlsAgent {
@@ -222,49 +216,13 @@ function tlsRemedy(code: string, what: string): string {
 }
 
 async function readToken(file: string, signal: AbortSignal | undefined): Promise<string> {
-  const token = (await readSecret(file, "SASORI_PUPPETDB_TOKEN_FILE", signal)).trim();
+  const token = (await readNamed(file, "SASORI_PUPPETDB_TOKEN_FILE", signal).catch(tlsError)).trim();
   if (/^[\x21-\x7e]+$/.test(token)) return token;
   throw new SasoriError("PUPPETDB_TLS", `${file} holds no token: expected one word of ASCII characters`);
 }
 
-/**
- * To Node an empty list of CAs is no list, and then its own counts: a file that is being written, or was cut by a full disk,
- * must never widen whom we trust, nor make us come without a certificate. Throws `PUPPETDB_TLS`.
- */
-function mustBePem(file: string, part: keyof Pem, text: string | undefined): void {
-  const problem =
-    text === undefined ? undefined : pemProblem(text, part === "key" ? "PRIVATE KEY" : "CERTIFICATE");
-  if (problem === undefined) return;
-  const what = `${file} ${problem}: mend it, or name another file in SASORI_PUPPETDB_${part.toUpperCase()}`;
-  throw new SasoriError("PUPPETDB_TLS", what);
-}
-
-/** What keeps a text from being a PEM file with at least one such part, each of them whole. */
-export function pemProblem(text: string, kind: "CERTIFICATE" | "PRIVATE KEY"): string | undefined {
-  const [begun, ended] = [/-----BEGIN /g, /-----END [A-Z0-9 ]+-----/g].map(
-    (mark) => text.match(mark)?.length ?? 0,
-  );
-  if (begun !== ended) return "ends in the middle";
-  const parts = text.match(/-----BEGIN [A-Z0-9 ]+-----[\s\S]*?-----END [A-Z0-9 ]+-----/g) ?? [];
-  const wanted = parts.filter((part) => part.endsWith(`${kind}-----`));
-  if (wanted.length === 0) return `holds no ${kind.toLowerCase()} in PEM form`;
-  if (kind === "PRIVATE KEY") return text.includes("ENCRYPTED") ? "holds a key with a passphrase" : undefined;
-  for (const part of wanted) {
-    try {
-      new X509Certificate(part);
-    } catch (error) {
-      return `holds something that is not a certificate (${reason(error)})`;
-    }
-  }
-  return undefined;
-}
-
-async function readSecret(file: string, variable: string, signal: AbortSignal | undefined): Promise<string> {
-  try {
-    return await readSecretFile(file, signal);
-  } catch (error) {
-    if (error instanceof SasoriError) throw error; // Told to stop, or out of time.
-    const text = `cannot read ${file}: ${reason(error)}: check ${variable} and that sasori may read the file`;
-    throw new SasoriError("PUPPETDB_TLS", text, { cause: error });
-  }
+/** Whatever is wrong with a file of ours. A SasoriError says that sasori was told to stop, or is out of time. */
+function tlsError(error: unknown): never {
+  if (error instanceof SasoriError) throw error;
+  throw new SasoriError("PUPPETDB_TLS", reason(error), { cause: error });
 }
