@@ -156,7 +156,7 @@ export class Guard {
     limit: RemovalLimit,
     allOfIt = "empty the map",
   ): string | undefined {
-    const would = (count: number, of: number) => `${count} of ${of} entries would go`;
+    const would = (count: number, of: number) => `${count} of ${of} entries would be removed`;
     if (foreign !== undefined) {
       const count = gone.length + foreign.length;
       const all = size + foreign.length;
@@ -168,7 +168,7 @@ export class Guard {
     const allowed = "entries" in limit ? limit.entries : Math.max(FEW_ENTRIES, (most * limit.percent) / 100);
     if (gone.length >= size) return `${would(gone.length, size)}: that would ${allOfIt}`;
     if (gone.length + lately <= allowed) return undefined;
-    const before = lately > 0 ? `, and ${lately} have within 30 days` : "";
+    const before = lately > 0 ? `, after ${lately} in the last 30 days` : "";
     return `${would(gone.length, size)}${before}: more than SASORI_MAX_REMOVED allows (${describe(limit)})`;
   }
 
@@ -205,11 +205,11 @@ function stepsBackReason(stepsBack: readonly StepBack[]): string | undefined {
   const from = latest(stepsBack.map((step) => step.from));
   const to = latest(stepsBack.map(({ at }) => at));
   const nodes = stepsBack.length === 1 ? "1 node" : `${stepsBack.length} nodes`;
-  return `PuppetDB went back from ${from} to ${to}: ${nodes} would move or go`;
+  return `PuppetDB went back from ${from} to ${to}: ${nodes} would move or be removed`;
 }
 
 function describe(limit: RemovalLimit): string {
-  return "entries" in limit ? `${limit.entries}` : `${limit.percent}% and ${FEW_ENTRIES} entries`;
+  return "entries" in limit ? `${limit.entries}` : `${limit.percent}%, at least ${FEW_ENTRIES} entries`;
 }
 
 /** The form of a plan id, as a person types it. */

@@ -43,7 +43,8 @@ export interface SyncReport {
   clocksAhead: Record<string, { nodes: number; until: string }>;
   /** Nodes whose facts come from another master than their reports in every run. */
   flapping: Sample & { between: [facts: string, reports: string][] };
-  held?: { id: string; reason: string } & Sample;
+  /** `all` is where the daemon's HTTP API lists every change; `sasori diff --held` prints them. */
+  held?: { id: string; reason: string; all: "/api/v1/plan" } & Sample;
   /** An approval was given, and no held plan has that id. */
   approvalUnmatched?: true;
   targets: TargetReport[];
@@ -93,6 +94,7 @@ export function makeReport(facts: PassFacts): SyncReport {
       held: {
         id: verdict.id,
         reason: verdict.reason,
+        all: "/api/v1/plan",
         ...sample(verdict.certnames, verdict.certnames.length),
       },
     }),

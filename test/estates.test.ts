@@ -431,7 +431,9 @@ describe("estates", () => {
       await lab.puppetdb.deactivateNode("node1.example.com");
       const report = await full();
       expect(report).toMatchObject({ outcome: "held", held: { count: 5 }, nodes: 204 });
-      expect(report.held?.reason).toMatch(/^http:\S+: 5 of 5 entries would go: that would leave it empty$/);
+      expect(report.held?.reason).toMatch(
+        /^http:\S+: 5 of 5 entries would be removed: that would leave it empty$/,
+      );
       expect(await sync.request({})).toMatchObject({ outcome: "held", nodes: 204 });
       expect(await sync.request({ approve: report.held?.id })).toMatchObject({ outcome: "done", nodes: 199 });
     }));

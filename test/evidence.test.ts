@@ -234,7 +234,7 @@ describe("a map that somebody else made", () => {
       const { outcome, held } = await full(sync);
       expect({ outcome, held }).toMatchObject({
         outcome: "held",
-        held: { count: 4, reason: "4 of 5 entries would go from a map that sasori did not make" },
+        held: { count: 4, reason: "4 of 5 entries would be removed from a map that sasori did not make" },
       });
       expect(held?.samples.toSorted()).toEqual([
         "appliance0.corp",

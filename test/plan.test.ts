@@ -176,7 +176,7 @@ describe("the guard", () => {
     const gone = names(50);
     const held = judge({ gone }, 100, { limit });
     if (held.kind !== "held") throw new Error("expected to be held");
-    expect(held.reason).toContain("50 of 100 entries would go");
+    expect(held.reason).toContain("50 of 100 entries would be removed");
     const approved = { limit, approved: held.id };
     expect(judge({ gone: [...gone].reverse() }, 100, approved).kind).toBe("allowed");
     expect(judge({ gone: names(51) }, 100, approved).kind).toBe("held");
@@ -186,7 +186,7 @@ describe("the guard", () => {
   test("holds whatever would go from a map that somebody else made", () => {
     expect(judge({ gone: names(1), foreign: ["Printer one"] }, 1_000, { limit })).toMatchObject({
       kind: "held",
-      reason: "2 of 1001 entries would go from a map that sasori did not make",
+      reason: "2 of 1001 entries would be removed from a map that sasori did not make",
       certnames: ["node0", "Printer one"],
     });
     expect(judge({ foreign: [] }, 1_000, { limit }).kind).toBe("allowed");
@@ -208,7 +208,7 @@ describe("the guard", () => {
     expect(mayRemove).toBe(true);
     expect(verdict).toMatchObject({
       reason:
-        "PuppetDB went back from 1970-01-01T00:00:05.000Z to 1970-01-01T00:00:01.000Z: 1 node would move or go",
+        "PuppetDB went back from 1970-01-01T00:00:05.000Z to 1970-01-01T00:00:01.000Z: 1 node would move or be removed",
       certnames: ["a"],
     });
   });

@@ -323,7 +323,14 @@ export const PassShape = z.strictObject({
   flapping: z
     .strictObject({ ...Sample, between: z.array(z.tuple([z.string(), z.string()])) })
     .describe("nodes whose facts come from one master and whose reports from another one, in every run"),
-  held: z.strictObject({ id: z.string(), reason: z.string(), ...Sample }).optional(),
+  held: z
+    .strictObject({
+      id: z.string(),
+      reason: z.string(),
+      all: z.literal("/api/v1/plan").describe("the call that lists every change of the plan"),
+      ...Sample,
+    })
+    .optional(),
   approvalUnmatched: z.literal(true).optional(),
   journal: FailureShape.optional(),
   targets: z

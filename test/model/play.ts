@@ -544,7 +544,7 @@ class Player {
             `${who} holds what should not wait: ${wrong.join(", ")}`,
             ...wrong.map((node) => this.#whatIsKnown(node)),
           ]);
-        if (!reason.includes("would go")) return;
+        if (!reason.includes("would be removed")) return;
         // One approval is for all of it.
         for (const node of samples) this.#model.approve(node);
         await this.#world.sync(who, { approve: id });
