@@ -204,11 +204,11 @@ describe("the configuration", () => {
   });
 
   test.each([
-    { set: {}, says: /^ {2}SASORI_ROUTE_TO=backends needs SASORI_BACKEND, .* or SASORI_MASTER_ALIASES/ },
+    { set: {}, says: /^ {2}SASORI_ROUTE_TO=backends .*SASORI_BACKEND, or name them in SASORI_MASTER_ALIASES/ },
     { set: { SASORI_BACKEND: "(fra" }, says: /SASORI_BACKEND is "\(fra": expected .*patterns \(RE2\)/ },
     {
       set: { SASORI_BACKEND: "fra", SASORI_NEW_MASTERS: "x" },
-      says: /SASORI_NEW_MASTERS does not go with SASORI_ROUTE_TO=backends/,
+      says: /SASORI_NEW_MASTERS cannot be used with SASORI_ROUTE_TO=backends/,
     },
     {
       set: { SASORI_BACKEND: "fra,lon", SASORI_ROUTE_TO: "servers" },

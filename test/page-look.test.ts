@@ -12,6 +12,7 @@ import { findChromium, launchChromium, overflow, withPage } from "./support/brow
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { type FleetSite, withFleetSite } from "./support/page-site.js";
 import { patient } from "./support/patience.js";
+import { startPostgres } from "./support/postgres-server.js";
 
 const FOLDER = process.env.PAGE_SCREENSHOTS ?? path.join(tmpdir(), "sasori-page");
 /** The pictures of the documentation. */
@@ -151,6 +152,45 @@ describe.skipIf(chromium === undefined)("the page looks right", { timeout: DEADL
         { ...wide(), allowed: LOST },
       );
     });
+  });
+
+  test("with replicas that share a database: each with its state, and which of them is silent", async () => {
+    const masters = [longMaster(0), longMaster(1)];
+    const postgres = await startPostgres("sasori");
+    try {
+      await postgres.sql("postgres", "CREATE DATABASE sasori");
+      const env = {
+        SASORI_STATE_URL: `postgres://sasori@127.0.0.1:${postgres.port}/sasori`,
+        SASORI_STATE_PASSWORD_FILE: postgres.passwordFile,
+        SASORI_REPLICA: "gateway-01.eu-central-1.production.infrastructure.corp.example:9180",
+      };
+      await withFleetSite({ masters, nodes: fleet(40, masters, longNode), haproxys: 1, env }, (site) =>
+        withPage(
+          browser,
+          async (page) => {
+            await page.goto(site.url);
+            await says(page, "Everything is in sync");
+            const replicas = page.getByRole("region", { name: "Replicas" });
+            await replicas.getByText("this one").waitFor();
+            await replicas.getByText("in sync", { exact: true }).waitFor();
+            const lost = "gateway-02.eu-central-1.production.infrastructure.corp.example:9180";
+            await postgres.sql(
+              "sasori",
+              `INSERT INTO sasori_replicas SELECT '${lost}', now() - interval '1 hour', word FROM sasori_replicas`,
+            );
+            await replicas.getByText(/^silent for 60 min/).waitFor();
+            await says(page, lost);
+            for (const width of WIDTHS) {
+              await page.setViewportSize({ width, height: 900 });
+              await look(page, `page-replicas-${width}`);
+            }
+          },
+          wide(),
+        ),
+      );
+    } finally {
+      await postgres.stop();
+    }
   });
 
   test("with 12 masters and 100,000 nodes of 60 characters, from 320 to 1440 pixels", () => {

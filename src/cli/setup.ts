@@ -127,7 +127,7 @@ async function write(
 async function put(file: string, content: Buffer, gid: number, mode: number) {
   const put = await putFile(file, content, { uid: 0, gid, mode });
   if (put === undefined) return undefined;
-  tell(`${file} written${put.before === undefined ? "" : `; the old one is ${path.basename(put.before)}`}`);
+  tell(`${file} written${put.before === undefined ? "" : `; the previous version is ${path.basename(put.before)}`}`);
   return put;
 }
 
@@ -136,7 +136,7 @@ async function takeGatewayBack(before: string | undefined): Promise<void> {
   const refused = await freeName(`${GATEWAY_FILE}.refused`);
   await rename(GATEWAY_FILE, refused);
   if (before !== undefined) await rename(before, GATEWAY_FILE);
-  tell(`${GATEWAY_FILE} is as it was; what was refused is ${path.basename(refused)}`);
+  tell(`${GATEWAY_FILE} was put back as it was; the refused version is ${path.basename(refused)}`);
 }
 
 async function groupOf(user: string): Promise<number> {
@@ -169,7 +169,7 @@ async function start(
     }
     await run("systemctl", ["daemon-reload"]);
     await run("systemctl", ["restart", "haproxy.service"]);
-    tell("HAProxy was restarted: the gateway is a part of it");
+    tell("HAProxy was restarted and now has the gateway");
   }
   await run("systemctl", ["enable", "sasori.service"]);
   await run("systemctl", ["restart", "sasori.service"]);

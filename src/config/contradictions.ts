@@ -19,7 +19,7 @@ export function contradictions(env: Environment): string[] {
   }
   if (isTls && haproxyCa === undefined) {
     problems.push(
-      "SASORI_HAPROXY has a tls:// endpoint: set SASORI_HAPROXY_CA, by which its certificate is checked",
+      "SASORI_HAPROXY has a tls:// endpoint: set SASORI_HAPROXY_CA to the CA that signed its certificate",
     );
   }
   if (!isTls && haproxyCa !== undefined) {
@@ -47,7 +47,7 @@ export function contradictions(env: Environment): string[] {
   for (const name of ["SASORI_STATE_PASSWORD_FILE", "SASORI_STATE_CA", "SASORI_STATE_CERT"])
     if (env[name] !== undefined && state === undefined) problems.push(`${name} needs SASORI_STATE_URL`);
   if (env.SASORI_STATE_CA !== undefined && state?.includes("sslmode=disable")) {
-    problems.push("SASORI_STATE_CA is set, and SASORI_STATE_URL says sslmode=disable: leave one of them out");
+    problems.push("SASORI_STATE_CA is set, but SASORI_STATE_URL has sslmode=disable: remove one of them");
   }
   const listen = listenAddress.safeParse(env.SASORI_LISTEN ?? "127.0.0.1:0").data;
   if (listen !== undefined && !isLoopback(listen.host) && env.SASORI_API_TOKEN_FILE === undefined) {
@@ -83,11 +83,11 @@ function poolProblems(env: Environment): string[] {
   }
   if (backend === undefined && aliases === undefined)
     problems.push(
-      "SASORI_ROUTE_TO=backends needs SASORI_BACKEND, the names of the backends that are masters, or SASORI_MASTER_ALIASES that name them",
+      "SASORI_ROUTE_TO=backends needs to know the backends that are masters: set SASORI_BACKEND, or name them in SASORI_MASTER_ALIASES",
     );
   if (env.SASORI_NEW_MASTERS !== undefined)
     problems.push(
-      "SASORI_NEW_MASTERS does not go with SASORI_ROUTE_TO=backends: it adds servers to one backend, and HAProxy cannot add a backend at run time",
+      "SASORI_NEW_MASTERS cannot be used with SASORI_ROUTE_TO=backends: it adds servers to one backend, and HAProxy cannot add a backend at run time",
     );
   return problems;
 }

@@ -35,7 +35,7 @@ const about = (meaning: string, example: string, shownDefault?: string) => ({
 export const Env = z.object({
   SASORI_PUPPETDB_URL: puppetdbUrls.meta(
     about(
-      "base URL of PuppetDB, http or https; several as in docs/estates.md: `,` between estates, a bar between PuppetDBs with the same nodes",
+      "base URL of PuppetDB, http or https. Several (docs/estates.md): a comma separates PuppetDBs with different nodes, a bar those with the same nodes",
       "https://puppetdb.example.com:8081",
       "required",
     ),
@@ -44,7 +44,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "client certificate for PuppetDB, PEM; read again after a renewal. Of several estates: one file for all, or one for each",
+        "client certificate for PuppetDB, PEM. sasori notices a renewal by itself. For several estates: one file for all, or one for each",
         "/etc/puppetlabs/puppet/ssl/certs/sasori.pem",
       ),
     ),
@@ -142,7 +142,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "puppetservers whose server or backend in HAProxy has another name. Other text than a plain name is a pattern for the whole name (RE2); plain names come first",
+        "`certname=server` pairs, for puppetservers whose HAProxy server or backend has another name. The certname may be a pattern (RE2) for whole names; plain names are tried first",
         "puppet1.corp=master1,puppet-fra[0-9]+\\.corp=fra",
       ),
     ),
@@ -192,7 +192,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "CA of the masters' certificates, PEM. Masters are then asked by TLS; their certificate must have their host, server name or alias",
+        "CA of the masters' certificates, PEM. Masters are then asked over TLS. A master's certificate must name its host, its HAProxy server, or its alias",
         "/etc/puppetlabs/puppet/ssl/certs/ca.pem",
       ),
     ),
@@ -252,7 +252,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "address, UDP and TCP, for log lines of puppetservers: a node that moved is then found at once",
+        "address, UDP and TCP, where sasori takes log lines of puppetservers, to find moves at once (docs/hints.md)",
         "127.0.0.1:5514",
       ),
     ),
@@ -260,7 +260,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "address, TLS, for reports of puppetservers (report processor `http`): the same at the end of a run",
+        "address, TLS, where sasori takes reports of puppetservers, to find moves at the end of a run (docs/hints.md)",
         "0.0.0.0:9181",
       ),
     ),
@@ -270,7 +270,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "the CA of the puppetservers that may send reports, PEM",
+        "CA that signed the certificates of the puppetservers that may send reports, PEM",
         "/etc/puppetlabs/puppet/ssl/certs/ca.pem",
       ),
     ),
@@ -278,19 +278,19 @@ export const Env = z.object({
     .string()
     .transform(readable)
     .optional()
-    .meta(about("the certificate that they see, PEM", "/etc/puppetlabs/puppet/ssl/certs/sasori.pem")),
+    .meta(about("sasori's server certificate for reports, PEM", "/etc/puppetlabs/puppet/ssl/certs/sasori.pem")),
   SASORI_REPORTS_KEY: z
     .string()
     .transform(readable)
     .optional()
     .meta(
-      about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
+      about("private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
     ),
   SASORI_STATE_URL: stateUrl
     .optional()
     .meta(
       about(
-        "a PostgreSQL database where replicas of sasori agree on registrations, homes, removals and approvals; the state file stays beside it; TLS beyond this host, unless `?sslmode=disable`",
+        "PostgreSQL database through which replicas of sasori share registrations, learned routes, removals and approvals (docs/estates.md). The connection uses TLS, except on this host or with `?sslmode=disable`",
         "postgres://sasori@pg.example.com/sasori",
       ),
     ),
@@ -300,7 +300,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "file with its password; without it `~/.pgpass` and PGPASSFILE are looked at",
+        "file with the database's password. Without it sasori uses `~/.pgpass` or PGPASSFILE",
         "/etc/sasori/state.password",
       ),
     ),
@@ -310,7 +310,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "the CA of PostgreSQL's certificate, PEM; without it those of Node",
+        "CA that signed PostgreSQL's certificate, PEM. Without it, the CAs that Node.js trusts",
         "/etc/sasori/postgres-ca.pem",
       ),
     ),
@@ -324,7 +324,7 @@ export const Env = z.object({
     .transform(readable)
     .optional()
     .meta(
-      about("the private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
+      about("private key of that certificate, PEM", "/etc/puppetlabs/puppet/ssl/private_keys/sasori.pem"),
     ),
   SASORI_REPLICA: z
     .string()
@@ -334,7 +334,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "the name of this replica, for all replicas to see",
+        "name of this replica, as `sasori status --replicas` shows it",
         "gw1.example.com",
         "this host's name and the port of SASORI_LISTEN",
       ),

@@ -112,15 +112,15 @@ async function newsProblem(client: Client): Promise<Problem | undefined> {
   if (heard) return undefined;
   return {
     outcome: "warning",
-    what: "notifications do not come: replicas hear of each other every few seconds only",
+    what: "notifications do not arrive, so replicas learn of each other's changes only every few seconds",
     remedy: "connect to PostgreSQL itself, or set the pooler's mode to session",
   };
 }
 
 function remedyOf(code: string, { user, database, tls }: StateDatabase): string {
   const remedies: Record<string, string> = {
-    "28P01": `the password of ${user} is another: see SASORI_STATE_PASSWORD_FILE, or ~/.pgpass`,
-    "28000": `let ${user} in: a line of pg_hba.conf for this host, with${tls ? "" : "out"} TLS`,
+    "28P01": `correct the password of ${user} in SASORI_STATE_PASSWORD_FILE or ~/.pgpass`,
+    "28000": `add a line to pg_hba.conf that lets ${user} in from this host, with${tls ? "" : "out"} TLS`,
     "3D000": `create it: CREATE DATABASE "${database}" OWNER "${user}"`,
     ECONNREFUSED: "start PostgreSQL, let it listen there (listen_addresses), or correct SASORI_STATE_URL",
     ENOTFOUND: "correct the host of SASORI_STATE_URL",

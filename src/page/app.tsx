@@ -8,6 +8,7 @@ import { MovesCard } from "./moves.js";
 import { usePage } from "./page.js";
 import { PassesCard } from "./passes.js";
 import { RegistrationsCard } from "./register.js";
+import { ReplicasCard } from "./replicas.js";
 import { Search } from "./search.js";
 import { StatusCard } from "./status.js";
 import { Icon, Problem } from "./ui.js";
@@ -41,6 +42,9 @@ export function App() {
           <div class={css.column}>
             <Part>
               <HaproxysCard />
+            </Part>
+            <Part>
+              <ReplicasCard />
             </Part>
             <Part>
               <PassesCard />

@@ -2,7 +2,17 @@
 // Promises: after a loss everything is read again; a loss is known within seconds, also when the connection merely went
 // silent; a burst of events is one round of reads. While the tab is hidden, only the stream goes on.
 
-import type { Instances, Masters, Move, Moves, Nodes, Pass, Status, Story } from "../http/api-shapes.js";
+import type {
+  Instances,
+  Masters,
+  Move,
+  Moves,
+  Nodes,
+  Pass,
+  Replicas,
+  Status,
+  Story,
+} from "../http/api-shapes.js";
 import { type Answer, messageOf, Refusal, read } from "./calls.js";
 import {
   addMoves,
@@ -65,6 +75,8 @@ export function startFeed(state: State, changed: () => void): Feed {
     Promise.all([
       fill<Masters>(state.masters, "masters"),
       fill<Instances>(state.instances, "instances"),
+      // Whether replicas share a database does not change while sasori runs.
+      state.replicas.value?.shared !== false && fill<Replicas>(state.replicas, "replicas"),
       fill<Nodes>(state.registrations, `nodes?source=registration&limit=${MAX_REGISTRATIONS}`),
       state.story && fill<Story>(state.story, `nodes/${encodeURIComponent(state.story.certname)}`),
     ]);

@@ -1,9 +1,9 @@
 // The map file and each HAProxy: in sync or not, which version, and the last push.
 
 import type { Instance } from "../http/api-shapes.js";
-import css from "./haproxys.module.css";
 import { usePage } from "./page.js";
 import { nowOf } from "./state.js";
+import css from "./targets.module.css";
 import { Card, Name, Problem, Quiet, StateWord, Time } from "./ui.js";
 import { age, count, counted, duration } from "./words.js";
 

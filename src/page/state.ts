@@ -1,7 +1,7 @@
 // What the page knows, and how news changes it. Nothing here touches the screen or the network.
 // Promises: memory is bounded whatever the fleet does: moves are counted per minute, and only the newest are kept.
 
-import type { Instances, Masters, Move, Nodes, Pass, Status, Story } from "../http/api-shapes.js";
+import type { Instances, Masters, Move, Nodes, Pass, Replicas, Status, Story } from "../http/api-shapes.js";
 
 export const MINUTE_MS = 60_000;
 /** The plot's minutes: one hour. */
@@ -47,6 +47,7 @@ export interface State {
   status: Status | undefined;
   masters: Part<Masters>;
   instances: Part<Instances>;
+  replicas: Part<Replicas>;
   registrations: Part<Nodes>;
   passes: Pass[];
   moves: MoveLog;
@@ -72,6 +73,7 @@ export const initialState = (): State => ({
   status: undefined,
   masters: {},
   instances: {},
+  replicas: {},
   registrations: {},
   passes: [],
   moves: emptyMoveLog(0),

@@ -63,7 +63,7 @@ export function propose(
   };
   const url = say("SASORI_PUPPETDB_URL", host.puppetdbUrl, "puppetdb.conf");
   if (url === undefined)
-    proposal.missing.push("where PuppetDB is: no puppetdb.conf says it, so set SASORI_PUPPETDB_URL");
+    proposal.missing.push("PuppetDB's address: there is no puppetdb.conf here that names it, so set SASORI_PUPPETDB_URL");
   if (url?.startsWith("https:")) certify(host, say, proposal);
 
   const own = ownMap(host);
@@ -145,9 +145,9 @@ function gateway(
     {
       name: "HAPROXY_SOCKET",
       value: GATEWAY_SOCKET,
-      why: "HAProxy's own folder: its group may use what is in it",
+      why: "in HAProxy's own folder, so that its group may use the socket",
     },
-    { name: "GATEWAY_ADDRESS", value: "127.0.0.1", why: "tools on this host only; 0.0.0.0 is for all" },
+    { name: "GATEWAY_ADDRESS", value: "127.0.0.1", why: "for tools on this host only; 0.0.0.0 lets all hosts in" },
     { name: "GATEWAY_PORT", value: "8080", why: "" },
     { name: "STATS_USER", value: "sasori", why: "the stats page on 127.0.0.1:8081" },
   ];
@@ -159,15 +159,15 @@ function gateway(
   if (last === 0 && (producers === undefined || producers.length === 0))
     missing.push(
       producers === undefined
-        ? "MASTER1 and so on in gateway.env: PuppetDB, which knows the puppetservers, could not be asked"
-        : "MASTER1 and so on in gateway.env: PuppetDB knows no puppetserver yet",
+        ? "the puppetservers (MASTER1 and so on in gateway.env): PuppetDB knows them, but could not be asked"
+        : "the puppetservers (MASTER1 and so on in gateway.env): no node has submitted to PuppetDB yet",
     );
   const known = new Set(Object.values(kept));
   const others = (producers ?? []).filter((name) => !known.has(name) && !known.has(`${name}:8140`));
   for (const [index, producer] of others.slice(0, Math.max(0, MAX_MASTERS - last)).entries()) {
     const name = `MASTER${last + index + 1}`;
     settings.push({ name, value: `${producer}:8140`, why: "a producer in PuppetDB" });
-    settings.push({ name: `${name}_NAME`, value: producer, why: "so the map calls it" });
+    settings.push({ name: `${name}_NAME`, value: producer, why: "its name in the map" });
   }
   if (host.puppet !== undefined) {
     const { certFile, keyFile } = host.puppet;

@@ -395,8 +395,8 @@ export class Journal implements State {
         return await inPieces(this.#merge(await readState(this.#file, again)));
       } catch (error) {
         if (systemCode(error) === "ENOENT") return [];
-        const what = `what somebody has put in the place of ${this.#file} is no usable state file (${stateProblem(error)})`;
-        this.#strange = (aside) => `${what}: it was set aside as ${aside}, and is not in force`;
+        const what = `${this.#file} was replaced by a file that is not a usable state file (${stateProblem(error)})`;
+        this.#strange = (aside) => `${what}. That file was set aside as ${aside} and is not in force`;
         return [];
       }
     });
@@ -411,8 +411,8 @@ export class Journal implements State {
     this.#isAnew = state.isOld || state.unusable.length > 0;
     this.#lines = state.lines;
     if (state.unusable.length > 0) {
-      const what = `${unusableEntries(state.unusable)} that somebody else has put into the state file ${this.#file} cannot be used and are not in force, the others are`;
-      this.#strange = (aside) => `${what}: the file with all was set aside as ${aside}`;
+      const what = `another program changed the state file ${this.#file}, and ${unusableEntries(state.unusable)} of it cannot be used; the others are in force`;
+      this.#strange = (aside) => `${what}. A copy of the whole file was set aside as ${aside}`;
     }
     const news: Row[] = [];
     yield* eachInPieces(state.rows, (row) => {
