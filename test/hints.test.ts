@@ -4,10 +4,11 @@ import { createSocket } from "node:dgram";
 import { once } from "node:events";
 import { copyFile, readFile } from "node:fs/promises";
 import { request as httpsRequest } from "node:https";
-import { connect } from "node:net";
+import { type AddressInfo, connect, createServer } from "node:net";
 import { connect as connectTls } from "node:tls";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { Hints } from "../src/hints/hints.js";
+import { listenForHints } from "../src/hints/listeners.js";
 import { hostIn, listenForReports } from "../src/hints/reports.js";
 import { listenForLines, type SubmissionLine, submissionIn } from "../src/hints/syslog.js";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
@@ -16,6 +17,30 @@ import { type Certificate, makePuppetCa, type PuppetCa } from "./support/agents-
 const UUID = "46307c4e-bacd-4055-970a-8d98835de9b8";
 const line = (what: string, node = "web1.example.com") =>
   `<174>Nov 30 04:13:02 puppet1 puppet1.example.com Puppet '${what}' command for ${node} submitted to PuppetDB with UUID ${UUID}`;
+
+describe("an address for hints that cannot be had", () => {
+  const parts = {} as Parameters<typeof listenForHints>[1]; // Nothing is heard.
+  const listenAt = (host: string, port: number) =>
+    listenForHints({ syslogListen: { host, port }, reports: undefined }, parts).then(
+      ({ stop } = { stop: () => {} } as never) => stop(),
+      ({ code, message }) => `${code} ${message}`,
+    );
+
+  test("is told with its variable, and what to do: another program has it, or it is not of this host", async () => {
+    const other = createServer().listen(0, "127.0.0.1");
+    await once(other, "listening");
+    const { port } = other.address() as AddressInfo;
+    expect(await listenAt("127.0.0.1", port)).toMatch(
+      new RegExp(
+        `^DAEMON cannot listen on 127.0.0.1:${port} \\(SASORI_SYSLOG_LISTEN\\): .*EADDRINUSE.*: end the other program, or choose another port$`,
+      ),
+    );
+    other.close();
+    expect(await listenAt("192.0.2.1", port)).toMatch(
+      /^DAEMON cannot listen on 192\.0\.2\.1:\d+ \(SASORI_SYSLOG_LISTEN\): .*EADDRNOTAVAIL.*: correct SASORI_SYSLOG_LISTEN$/,
+    );
+  });
+});
 
 describe("a puppetserver's log line", () => {
   test.each([

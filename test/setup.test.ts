@@ -5,7 +5,7 @@ import path from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { readConfig } from "../src/config.js";
 import { lookAtHost, parseHaproxy, parseIni } from "../src/setup/host.js";
-import { envFile, parseEnvFile, propose } from "../src/setup/proposal.js";
+import { envFile, parseEnvFile, propose, withoutMoved } from "../src/setup/proposal.js";
 import { putFile } from "../src/setup/put-file.js";
 import { run } from "./support/child.js";
 
@@ -164,6 +164,33 @@ describe("what is proposed", () => {
     });
   });
 
+  test("pools: the backends that have puppetservers, where haproxy.cfg chooses the backend by a map", async () => {
+    await put({
+      ...AGENT,
+      "etc/haproxy/haproxy.cfg": `${DEBIAN_HAPROXY["etc/haproxy/haproxy.cfg"]}
+frontend tools
+  use_backend %[req.hdr(x-node-name),lower,map(/var/lib/sasori/node-master.map)]
+backend web
+  server w1 10.0.0.1:80
+backend fra
+  server puppet-fra1.example.com 192.0.2.11:8140
+backend lon
+  server a puppet-lon1.example.com:8140
+`,
+    });
+    const host = await lookAtHost(root);
+    const producers = ["puppet-lon1.example.com", "puppet-fra1.example.com"];
+    const { daemon, gateway, missing } = propose(host, producers, {});
+    expect({ gateway, missing }).toEqual({ gateway: undefined, missing: [] });
+    expect(named(daemon)).toMatchObject({
+      SASORI_ROUTE_TO: "backends",
+      SASORI_BACKEND: "fra,lon",
+      SASORI_HAPROXY: "/run/haproxy/admin.sock",
+    });
+    expect(propose(host, ["other.example.com"], {}).missing.join()).toMatch(/set SASORI_BACKEND=/);
+    expect(propose(host, [], { SASORI_BACKEND: "fra" }).missing).toEqual([]);
+  });
+
   test("a variable that is set counts more than what was found", async () => {
     await put({ ...AGENT, ...DEBIAN_HAPROXY });
     const given = { SASORI_PUPPETDB_URL: "http://127.0.0.1:8080", SASORI_LOG_LEVEL: "debug", PATH: "/bin" };
@@ -241,6 +268,18 @@ describe("setup once more", () => {
     );
   });
 
+  test("follows a PuppetDB that has moved: the kept one does not answer, and puppetdb.conf names another", () => {
+    const kept = { daemon: named(propose(HOST, [], {}).daemon), gateway: {} };
+    expect(withoutMoved(HOST, kept)).toBeUndefined();
+    const host = { ...HOST, puppetdbUrl: "http://127.0.0.2:8080" };
+    const moved = withoutMoved(host, kept) ?? kept;
+    expect(named(propose(host, [], {}, kept).daemon).SASORI_PUPPETDB_URL).toBe(HOST.puppetdbUrl);
+    expect(named(propose(host, [], {}, moved).daemon)).toEqual({
+      ...kept.daemon,
+      SASORI_PUPPETDB_URL: host.puppetdbUrl,
+    });
+  });
+
   test("takes nothing from a file that it has not written", () =>
     expect(
       parseEnvFile("# /etc/sasori/sasori.env\nSASORI_PUPPETDB_URL=https://puppetdb.example.com:8081\n"),
@@ -250,6 +289,39 @@ describe("setup once more", () => {
     const values = { A: "a=b", B: 'x "y" \\ $(z) `w`', C: "two\nD=lines", E: "" };
     const settings = Object.entries(values).map(([name, value]) => ({ name, value, why: "because" }));
     expect(parseEnvFile(envFile("sasori", settings))).toEqual(values);
+  });
+});
+
+describe("a purge of the package", () => {
+  /** The package's script, for this folder. Something is mounted on both of its own. */
+  const purge = async (haproxyConfig: string) => {
+    const text = await readFile("setup/packaging/deb/postrm", "utf8");
+    await put({
+      postrm: text
+        .replaceAll(/ \/(etc|var)\//g, ` ${root}/$1/`)
+        .replaceAll(/=\/(etc|var)\//g, `=${root}/$1/`),
+      "etc/haproxy/haproxy.cfg": haproxyConfig,
+      "etc/sasori/sasori.env": "",
+      "var/lib/sasori/node-master.map": "",
+    });
+    const inside = `mount -t tmpfs none ${root}/etc/sasori; mount -t tmpfs none ${root}/var/lib/sasori
+      touch ${root}/etc/sasori/new ${root}/var/lib/sasori/{state.json,node-master.map}
+      sh ${root}/postrm purge 2>&1; ls -A ${root}/etc/sasori ${root}/var/lib/sasori`;
+    const flags = process.getuid?.() === 0 ? "-m" : "-Urm";
+    return run("unshare", [flags, "bash", "-ec", inside]);
+  };
+
+  test("empties a folder that is a mount point, says that the folder stays, and does not fail", async () => {
+    const printed = await purge("");
+    expect(printed).toContain(`${root}/etc/sasori stays, because something is mounted there\n`);
+    expect(printed).toContain(`${root}/var/lib/sasori stays, because something is mounted there\n`);
+    expect(printed).not.toMatch(/new|state\.json|node-master/);
+  });
+
+  test("leaves the map that HAProxy's configuration names, there too", async () => {
+    const printed = await purge(`map_str(${root}/var/lib/sasori/node-master.map)`);
+    expect(printed).toMatch(/^node-master\.map$/m);
+    expect(printed).not.toContain("state.json");
   });
 });
 

@@ -12,7 +12,15 @@ import { createInterface } from "node:readline/promises";
 import { promisify } from "node:util";
 import { reason, SasoriError, toFailure } from "../errors.js";
 import { lookAtHost } from "../setup/host.js";
-import { envFile, type Proposal, parseEnvFile, propose, type Setting } from "../setup/proposal.js";
+import {
+  envFile,
+  type Kept,
+  type Proposal,
+  parseEnvFile,
+  propose,
+  type Setting,
+  withoutMoved,
+} from "../setup/proposal.js";
 import { freeName, putFile } from "../setup/put-file.js";
 import { PuppetDb } from "../source/puppetdb.js";
 import type { Style } from "./report-text.js";
@@ -34,12 +42,19 @@ export async function setUp(
   style: Style,
 ): Promise<boolean> {
   const host = await lookAtHost();
-  const kept = { daemon: await readOwn(DAEMON_FILE), gateway: await readOwn(GATEWAY_FILE) };
-  const first = propose(host, [], environment, kept);
-  const producers = await askProducers(first.daemon, host.puppet).catch((error: unknown) => {
-    tell(style.bad(`PuppetDB could not be asked: ${toFailure(error).message}`));
-    return undefined;
-  });
+  let kept: Kept = { daemon: await readOwn(DAEMON_FILE), gateway: await readOwn(GATEWAY_FILE) };
+  const ask = () =>
+    askProducers(propose(host, [], environment, kept).daemon, host.puppet).catch((error: unknown) => {
+      tell(style.bad(`PuppetDB could not be asked: ${toFailure(error).message}`));
+      return undefined;
+    });
+  let producers = await ask();
+  const moved = environment.SASORI_PUPPETDB_URL ? undefined : withoutMoved(host, kept);
+  if (producers === undefined && moved !== undefined) {
+    tell(`puppetdb.conf names another PuppetDB: ${host.puppetdbUrl}. Asking that one`);
+    kept = moved;
+    producers = await ask();
+  }
   const proposal = propose(host, producers, environment, kept);
   show(proposal, print ? undefined : style);
   for (const what of proposal.missing) tell(`${style.bad("missing")}: ${what}`);
@@ -127,7 +142,9 @@ async function write(
 async function put(file: string, content: Buffer, gid: number, mode: number) {
   const put = await putFile(file, content, { uid: 0, gid, mode });
   if (put === undefined) return undefined;
-  tell(`${file} written${put.before === undefined ? "" : `; the previous version is ${path.basename(put.before)}`}`);
+  tell(
+    `${file} written${put.before === undefined ? "" : `; the previous version is ${path.basename(put.before)}`}`,
+  );
   return put;
 }
 

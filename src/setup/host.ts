@@ -26,8 +26,10 @@ export interface HaproxyFiles {
   /** Runtime API sockets that may change a map. */
   sockets: string[];
   chroot: string | undefined;
-  /** Backends with servers, in their order. */
-  backends: { name: string; servers: string[]; isRouted: boolean }[];
+  /** Backends with servers, in their order. `isRouted`: a variable chooses the server. `hosts` are the servers' addresses. */
+  backends: { name: string; servers: string[]; hosts: string[]; isRouted: boolean }[];
+  /** What a lookup gives chooses the backend: each master is a pool of servers. */
+  hasPools: boolean;
   /** Map files that the configuration names. */
   maps: string[];
 }
@@ -130,7 +132,7 @@ type Configured = Omit<HaproxyFiles, "files" | "options">;
 
 /** What concerns sasori in a configuration of HAProxy. */
 export function parseHaproxy(text: string): Configured {
-  const found: Configured = { sockets: [], chroot: undefined, backends: [], maps: [] };
+  const found: Configured = { sockets: [], chroot: undefined, backends: [], hasPools: false, maps: [] };
   const maps = new Set<string>();
   let backend: HaproxyFiles["backends"][number] | undefined;
   for (const written of text.split("\n")) {
@@ -140,7 +142,9 @@ export function parseHaproxy(text: string): Configured {
     if (
       /^(global|defaults|frontend|backend|listen|resolvers|peers|userlist|cache|program|mailers)$/.test(first)
     )
-      backend = /^(backend|listen)$/.test(first) ? { name: second, servers: [], isRouted: false } : undefined;
+      backend = /^(backend|listen)$/.test(first)
+        ? { name: second, servers: [], hosts: [], isRouted: false }
+        : undefined;
     if (first === "chroot") found.chroot = second;
     if (first === "stats" && second === "socket" && third.startsWith("/")) {
       if (words[words.indexOf("level") + 1] === "admin") found.sockets.push(third);
@@ -148,8 +152,10 @@ export function parseHaproxy(text: string): Configured {
     if (backend !== undefined && first === "server") {
       if (backend.servers.length === 0) found.backends.push(backend);
       backend.servers.push(second);
+      backend.hosts.push(third.replace(/:\d+$/, ""));
     }
     if (backend !== undefined && first === "use-server" && second.startsWith("%[")) backend.isRouted = true;
+    if (first === "use_backend" && second.startsWith("%[")) found.hasPools = true;
     for (const [, map = ""] of line.matchAll(/\bmap(?:_\w+)*\(([^),\s]+)/g)) maps.add(map);
   }
   found.maps = [...maps];

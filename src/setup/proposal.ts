@@ -2,7 +2,7 @@
 // Pure: nothing is read, asked or written. Each setting says where it comes from.
 
 import path from "node:path";
-import type { Host } from "./host.js";
+import type { HaproxyFiles, Host } from "./host.js";
 
 export interface Setting {
   name: string;
@@ -63,7 +63,9 @@ export function propose(
   };
   const url = say("SASORI_PUPPETDB_URL", host.puppetdbUrl, "puppetdb.conf");
   if (url === undefined)
-    proposal.missing.push("PuppetDB's address: there is no puppetdb.conf here that names it, so set SASORI_PUPPETDB_URL");
+    proposal.missing.push(
+      "PuppetDB's address: there is no puppetdb.conf here that names it, so set SASORI_PUPPETDB_URL",
+    );
   if (url?.startsWith("https:")) certify(host, say, proposal);
 
   const own = ownMap(host);
@@ -77,8 +79,14 @@ export function propose(
         'a line "stats socket /run/haproxy/admin.sock mode 660 level admin" in haproxy.cfg',
       );
     say("SASORI_HAPROXY", socket, "haproxy.cfg");
-    const backend = (own.backends.find(({ isRouted }) => isRouted) ?? own.backends[0])?.name;
-    say("SASORI_BACKEND", backend, "the backend of haproxy.cfg that the map leads to");
+    const backend = own.backends.find(({ isRouted }) => isRouted);
+    if (host.haproxy?.hasPools && backend === undefined) proposePools(own.backends, producers, say, proposal);
+    else
+      say(
+        "SASORI_BACKEND",
+        (backend ?? own.backends[0])?.name,
+        "the backend of haproxy.cfg that the map leads to",
+      );
   }
   const map = own?.map ?? MAP;
   say("SASORI_MAP_FILE", map, own === undefined ? "as in gateway.env" : "haproxy.cfg");
@@ -119,11 +127,37 @@ function certify(
     );
 }
 
+/** Of the backends those with a server of a producer's name or host, as sasori itself finds a producer's pool. */
+function proposePools(
+  backends: HaproxyFiles["backends"],
+  producers: readonly string[] | undefined,
+  say: (name: string, value: string | undefined, why: string) => string | undefined,
+  { missing }: Proposal,
+): void {
+  const isPool = ({ name, servers, hosts }: HaproxyFiles["backends"][number]) =>
+    producers?.some((producer) => [name, ...servers, ...hosts].includes(producer));
+  const pools = backends.filter(isPool).map(({ name }) => name);
+  say("SASORI_ROUTE_TO", "backends", "the map of haproxy.cfg leads to backends");
+  const found = pools.length === 0 ? undefined : pools.join(",");
+  const set = say("SASORI_BACKEND", found, "the backends of haproxy.cfg that have puppetservers");
+  if (set === undefined)
+    missing.push(
+      "the backends that are masters: no server of haproxy.cfg has a name or host of a puppetserver in PuppetDB, so set SASORI_BACKEND=fra,lon",
+    );
+}
+
+/** Settings without a PuppetDB that has moved: it does not answer any more, and puppetdb.conf names another one. */
+export function withoutMoved(host: Host, kept: Kept): Kept | undefined {
+  const { SASORI_PUPPETDB_URL: url, ...daemon } = kept.daemon;
+  const isMoved = url !== undefined && host.puppetdbUrl !== undefined && host.puppetdbUrl !== url;
+  return isMoved ? { ...kept, daemon } : undefined;
+}
+
 /** A map of nodes that HAProxy's own configuration routes by: one under sasori's folder, or the only one of a routed backend. */
 function ownMap({ haproxy }: Host) {
   const backends = haproxy?.backends ?? [];
   const named = haproxy?.maps.find((map) => path.basename(map) === path.basename(MAP));
-  const only = haproxy?.maps.length === 1 && backends.some(({ isRouted }) => isRouted);
+  const only = haproxy?.maps.length === 1 && (haproxy.hasPools || backends.some(({ isRouted }) => isRouted));
   const map = named ?? (only ? haproxy?.maps[0] : undefined);
   return map === undefined ? undefined : { map, backends };
 }
@@ -147,7 +181,11 @@ function gateway(
       value: GATEWAY_SOCKET,
       why: "in HAProxy's own folder, so that its group may use the socket",
     },
-    { name: "GATEWAY_ADDRESS", value: "127.0.0.1", why: "for tools on this host only; 0.0.0.0 lets all hosts in" },
+    {
+      name: "GATEWAY_ADDRESS",
+      value: "127.0.0.1",
+      why: "for tools on this host only; 0.0.0.0 lets all hosts in",
+    },
     { name: "GATEWAY_PORT", value: "8080", why: "" },
     { name: "STATS_USER", value: "sasori", why: "the stats page on 127.0.0.1:8081" },
   ];
