@@ -204,7 +204,10 @@ describe("the configuration", () => {
   });
 
   test.each([
-    { set: {}, says: /^ {2}SASORI_ROUTE_TO=backends .*SASORI_BACKEND, or name them in SASORI_MASTER_ALIASES/ },
+    {
+      set: {},
+      says: /^ {2}SASORI_ROUTE_TO=backends .*SASORI_BACKEND, or name them in SASORI_MASTER_ALIASES/,
+    },
     { set: { SASORI_BACKEND: "(fra" }, says: /SASORI_BACKEND is "\(fra": expected .*patterns \(RE2\)/ },
     {
       set: { SASORI_BACKEND: "fra", SASORI_NEW_MASTERS: "x" },

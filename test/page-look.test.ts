@@ -173,6 +173,9 @@ describe.skipIf(chromium === undefined)("the page looks right", { timeout: DEADL
             const replicas = page.getByRole("region", { name: "Replicas" });
             await replicas.getByText("this one").waitFor();
             await replicas.getByText("in sync", { exact: true }).waitFor();
+            // What a replica says is in the database only after some seconds.
+            const told = () => postgres.sql("sasori", "SELECT count(*) FROM sasori_replicas");
+            await expect.poll(told).toBe("1");
             const lost = "gateway-02.eu-central-1.production.infrastructure.corp.example:9180";
             await postgres.sql(
               "sasori",

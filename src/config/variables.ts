@@ -278,7 +278,9 @@ export const Env = z.object({
     .string()
     .transform(readable)
     .optional()
-    .meta(about("sasori's server certificate for reports, PEM", "/etc/puppetlabs/puppet/ssl/certs/sasori.pem")),
+    .meta(
+      about("sasori's server certificate for reports, PEM", "/etc/puppetlabs/puppet/ssl/certs/sasori.pem"),
+    ),
   SASORI_REPORTS_KEY: z
     .string()
     .transform(readable)

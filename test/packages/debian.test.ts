@@ -100,7 +100,9 @@ describe.each([
     await change("GATEWAY_PORT", "99999");
     const settings = await host.sh(`cat ${file}`);
     const printed = await host.sh("sasori setup --yes 2>&1 && echo done || true");
-    expect(printed).toMatch(/HAProxy would refuse its configuration[\s\S]*gateway\.env was put back as it was/);
+    expect(printed).toMatch(
+      /HAProxy would refuse its configuration[\s\S]*gateway\.env was put back as it was/,
+    );
     expect(printed).not.toMatch(/^done$/m);
     expect(await host.sh(`cat ${file}`)).toBe(settings);
     await change("GATEWAY_PORT", "8080");
