@@ -181,7 +181,7 @@ describe.skipIf(chromium === undefined)("the page looks right", { timeout: DEADL
               "sasori",
               `INSERT INTO sasori_replicas SELECT '${lost}', now() - interval '1 hour', word FROM sasori_replicas`,
             );
-            await replicas.getByText(/^silent for 60 min/).waitFor();
+            await replicas.getByText(/^last heard of 60 min/).waitFor();
             await says(page, "A replica says nothing");
             for (const width of WIDTHS) {
               await page.setViewportSize({ width, height: 900 });

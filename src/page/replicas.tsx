@@ -47,12 +47,13 @@ function Row({ name, self, state, summary, silentMs, nodes, haproxys, lastPass, 
           {self && <Badge>this one</Badge>}
         </span>
         <StateWord tone={isSilent ? "bad" : TONES[state]} title={summary}>
-          {isSilent ? `silent for ${duration(silentMs)}` : state}
+          {isSilent ? "silent" : state}
         </StateWord>
       </p>
       <p class={css.about}>
         {`${counted(nodes, "node")}, ${inSync} of ${counted(haproxys.length, "HAProxy", "HAProxys")} in sync, sasori ${version}`}
       </p>
+      {isSilent && <p class={css.about}>{`last heard of ${duration(silentMs)} ago`}</p>}
       {lastPass !== null && (
         <p class={css.about}>
           {`last pass ${lastPass.outcome} `}
