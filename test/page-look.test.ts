@@ -182,7 +182,7 @@ describe.skipIf(chromium === undefined)("the page looks right", { timeout: DEADL
               `INSERT INTO sasori_replicas SELECT '${lost}', now() - interval '1 hour', word FROM sasori_replicas`,
             );
             await replicas.getByText(/^last heard of 60 min/).waitFor();
-            await says(page, "A replica says nothing");
+            await says(page, "A replica is silent");
             for (const width of WIDTHS) {
               await page.setViewportSize({ width, height: 900 });
               await look(page, `page-replicas-${width}`);

@@ -64,7 +64,7 @@ const WORDS: Record<Exclude<ErrorCode | keyof typeof TROUBLES, Otherwise>, Words
     "Requests are served. Each replica goes on from its own file, and they agree again when it is back.",
   ],
   standby: ["A standby PuppetDB is asked"],
-  replica: ["A replica says nothing"],
+  replica: ["A replica is silent", "The others go on without it."],
   queue: ["PuppetDB is behind: its queue is long"],
   clock: ["Clocks differ"],
   displaced: ["Nodes are away from their home"],
