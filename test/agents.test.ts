@@ -47,7 +47,7 @@ const MAP = [
 ] as const;
 
 /** All values of the headers that tell masters who is there. */
-const identity = ({ headers }: Received) => headers.filter(([name]) => /^x.(client|ssl)/.test(name));
+const identity = ({ headers }: Received) => headers.filter(([name]) => /client|ssl/.test(name));
 
 /** What haproxy.cfg needs in its environment beside agents.cfg. */
 const besideVariables = ({ socketPath }: { socketPath: string }) => ({
@@ -178,6 +178,7 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
         ...["X-Client-Verify", "SUCCESS", "x-cLiEnT-vErIfY", "SUCCESS", "X-CLIENT-DN", "CN=admin"],
         ...["X-Client-DN", "CN=other", "x-client-cert", "forged", "X-Client-Cert", "", "X-Client-Else", "1"],
         ...["X_Client_DN", "CN=admin", "x_client-verify", "SUCCESS", "X-SSL-Subject", "CN=admin"],
+        ...["Client-Cert", "forged", "SSL-Client-Verify", "SUCCESS", "X-Forwarded-Client-Cert", "forged"],
       ];
       expect(identity((await ask(undefined, { headers })).received())).toEqual([["x-client-verify", "NONE"]]);
 
