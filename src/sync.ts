@@ -48,6 +48,9 @@ const SAMPLE_ALLOWANCE = 0.8;
 const MIN_SAMPLE = 100;
 const MAX_SAMPLE = 10_000;
 
+/** Two clocks of one machine differ by less, unless somebody sets one. */
+const CLOCK_SET_MS = 1_000;
+
 /** Two sasoris write at the same time only when something changes. */
 const OTHERS_REMEMBERED_MS = 30 * 60_000;
 
@@ -120,6 +123,7 @@ export class Sync {
   #othersWroteAt = 0;
   /** Why what was learned or ordered is not in the state file, while it is not: a restart would lose it. */
   unsaved: Failure | undefined;
+  #began = Date.now() - performance.now();
   readonly #parts: SyncParts;
   readonly #watcher: SyncWatcher;
   readonly #file: TrackedTarget;
@@ -238,7 +242,8 @@ export class Sync {
       case "sizes": {
         const { sizes, forgottenAt } = row.value;
         // A clock that was set back since made these times future ones: they count as now.
-        const then = (at: number) => Math.min(at - this.#startedAt, performance.now());
+        const [startedAt, now] = [this.#startedAt, performance.now()];
+        const then = (at: number) => Math.min(at - startedAt, now);
         const known = sizes.map(({ at, size }) => ({ at: then(at), size }));
         const guard = row.key === GUARD ? fleet.guard : fleet.guard.ofEstate(row.key);
         guard.take(known, forgottenAt === 0 ? Number.NEGATIVE_INFINITY : then(forgottenAt));
@@ -285,9 +290,11 @@ export class Sync {
     return this.#queue.stop(graceMs);
   }
 
-  /** When the clock that nobody sets was 0 (ms since the epoch), as the other one says now. */
+  /** When the clock that nobody sets was 0 (ms since the epoch), as the other one says: the same until somebody sets that. */
   get #startedAt(): number {
-    return Date.now() - performance.now();
+    const now = Date.now() - performance.now();
+    if (Math.abs(now - this.#began) > CLOCK_SET_MS) this.#began = now;
+    return this.#began;
   }
 
   get #targets(): readonly TrackedTarget[] {
