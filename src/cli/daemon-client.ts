@@ -2,8 +2,9 @@
 // Promises: every call has a deadline; the token goes only with calls that change something; nobody listening is
 // no error, but `undefined`, so that a command can do the work itself.
 
+import http from "node:http";
+import { text as textOf } from "node:stream/consumers";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type Dispatcher, request } from "undici";
 import type { Config } from "../config.js";
 import { type ErrorCode, quote, reason, SasoriError, systemCode } from "../errors.js";
 import { isErrorCode } from "../http/troubles.js";
@@ -27,6 +28,26 @@ export function daemonUrl({ host, port }: Config["listen"]): string {
   return `http://${everywhere[host] ?? (host.includes(":") ? `[${host}]` : host)}:${port}`;
 }
 
+interface Request {
+  method?: Method;
+  headers?: http.OutgoingHttpHeaders;
+  body?: string | undefined;
+  /** Rejects with its reason; what comes after the head of the answer then breaks off. */
+  signal?: AbortSignal;
+  /** For how long nothing may come. */
+  silenceMs?: number;
+}
+
+/** By Node's own client: undici takes longer to load than most commands take. */
+function send(url: string, { body, silenceMs = 0, ...request }: Request): Promise<http.IncomingMessage> {
+  return new Promise((resolve, reject) => {
+    const sent = http.request(url, request, resolve);
+    sent.on("error", (error) => reject(request.signal?.aborted ? request.signal.reason : error));
+    sent.setTimeout(silenceMs, () => sent.destroy(new Error(`nothing came for ${silenceMs / 1_000} s`)));
+    sent.end(body);
+  });
+}
+
 /** A supervisor asks again in seconds. */
 const READY_DEADLINE_MS = 3_000;
 
@@ -34,9 +55,9 @@ const READY_DEADLINE_MS = 3_000;
 export async function isReady({ listen }: Pick<Config, "listen">): Promise<boolean> {
   const url = `${daemonUrl(listen)}/readyz`;
   try {
-    const { statusCode, body } = await request(url, { signal: AbortSignal.timeout(READY_DEADLINE_MS) });
-    await body.dump();
-    return statusCode === 200;
+    const response = await send(url, { signal: AbortSignal.timeout(READY_DEADLINE_MS) });
+    response.resume();
+    return response.statusCode === 200;
   } catch (error) {
     throw new SasoriError("DAEMON", `${url}: ${reason(error)}: ${NO_DAEMON}`, { cause: error });
   }
@@ -56,20 +77,14 @@ export async function askDaemon<T>(
   if (address.apiTokenFile !== undefined && method !== "GET") {
     headers.authorization = `Bearer ${await readToken(address.apiTokenFile)}`;
   }
+  const signal = AbortSignal.timeout(deadlineMs);
   try {
-    const response = await request(`${url}${path}`, {
-      method,
-      headers,
-      ...(body !== undefined && { body: JSON.stringify(body) }),
-      headersTimeout: deadlineMs,
-      signal: AbortSignal.timeout(deadlineMs),
-    });
+    const response = await send(`${url}${path}`, { method, headers, body: JSON.stringify(body), signal });
     return (await answerOf(url, response, headers.authorization !== undefined)) as T;
   } catch (error) {
     if (error instanceof SasoriError) throw error;
     if (systemCode(error) === "ECONNREFUSED") return undefined;
-    const isLate = /timeout/i.test(reason(error));
-    const what = isLate ? late(method, deadlineMs) : `gave no usable answer: ${reason(error)}`;
+    const what = signal.aborted ? late(method, deadlineMs) : `gave no usable answer: ${reason(error)}`;
     throw new SasoriError("DAEMON", `the daemon on ${url} ${what}`, { cause: error });
   }
 }
@@ -99,12 +114,9 @@ export const isRefused = (error: unknown): error is SasoriError =>
  * node's story, or with how many were registered. Throws what every other answer says, with its `statusCode`, and `DAEMON`
  * for an answer that is not sasori's.
  */
-async function answerOf(
-  url: string,
-  { statusCode, headers, body }: Dispatcher.ResponseData,
-  hasToken = false,
-): Promise<unknown> {
-  const text = await body.text();
+async function answerOf(url: string, response: http.IncomingMessage, hasToken = false): Promise<unknown> {
+  const { statusCode = 0, headers } = response;
+  const text = await textOf(response);
   const isJson = /\bjson\b/.test(String(headers["content-type"]));
   const answer = isJson ? (JSON.parse(text) as { title?: unknown; detail?: unknown }) : undefined;
   if (
@@ -172,17 +184,17 @@ export async function* daemonEvents(
         ...(lastId !== undefined && { "last-event-id": lastId }),
       };
       // The daemon sends a sign of life now and then; a connection without any is dead.
-      const response = await request(url, { headers, bodyTimeout: 60_000 });
+      const response = await send(url, { headers, silenceMs: 60_000 });
       if (response.statusCode !== 200) await answerOf(daemonUrl(address.listen), response);
       const type = String(response.headers["content-type"]);
       if (!type.startsWith("text/event-stream")) {
-        response.body.on("error", () => undefined).destroy(); // It says that it was aborted.
+        response.on("error", () => undefined).destroy(); // It says that it was aborted.
         throw noSasori(daemonUrl(address.listen), `with ${quote(type)} where events were expected`);
       }
       if (lost) onGap(false);
       lost = false;
       wasThere = true;
-      for await (const event of parseEvents(response.body)) {
+      for await (const event of parseEvents(response)) {
         lastId = event.id ?? lastId;
         yield event;
       }
