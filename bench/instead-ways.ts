@@ -29,6 +29,7 @@ const FOR_HAPROXY = [
   { script: "clear", name: "script: clear, add", isForOldest: false },
   { script: "swap", name: "script: new version", isForOldest: true },
   { script: "set", name: "script: set the difference", isForOldest: true },
+  { script: "lua", name: "file, Lua in HAProxy", isForOldest: false },
   { script: "reload", name: "file, reload", isForOldest: false },
 ] as const;
 
@@ -86,7 +87,8 @@ async function startHaproxys(
       map,
       linesOf((node, master) => `${node} ${master}\n`),
     );
-    const gateway = await startHaproxy(stage, `${version}-${name}`, { version, bin }, map);
+    const lines = name === "lua" ? [`lua-load "${SCRIPTS}reload.lua" "${map}"`] : [];
+    const gateway = await startHaproxy(stage, `${version}-${name}`, { version, bin }, map, lines);
     return { map, gateway };
   };
   const own = await start("sasori");
@@ -117,11 +119,17 @@ function programOf(name: string): string {
 }
 
 /** All in the same mode and with all that a reload without a gap wants. */
-async function startHaproxy(stage: Stage, name: string, { version, bin }: HaproxyBinary, map: string) {
+async function startHaproxy(
+  stage: Stage,
+  name: string,
+  { version, bin }: HaproxyBinary,
+  map: string,
+  lines: readonly string[],
+) {
   const port = await freePort();
   const socket = path.join(stage.folder, `${name}.sock`);
   const masterSocket = path.join(stage.folder, `${name}.master`);
-  const { text } = seamless(lookupConfig(map, port, socket));
+  const { text } = seamless(lookupConfig(map, port, socket, lines));
   const file = path.join(stage.folder, `${name}.cfg`);
   await writeFile(file, text);
   const isReady = async () => (await fetch(`http://127.0.0.1:${port}/`)).status === 200;
