@@ -62,7 +62,10 @@ sed -i 's/ssl-host: .*/ssl-host: 127.0.1.2/' /estate/puppet2/etc/puppetserver/co
 echo puppetlabs.services.ca.certificate-authority-disabled-service/certificate-authority-disabled-service \
   >/estate/puppet2/etc/puppetserver/services.d/ca.cfg
 sed 's/RuntimeDirectory=.*/RuntimeDirectory=puppet2/' /lib/systemd/system/puppetserver.service >/etc/systemd/system/puppet2.service
-mkdir /etc/systemd/system/puppet2.service.d
+for unit in puppetserver puppet2 puppetdb; do
+  mkdir /etc/systemd/system/$unit.service.d
+  printf '[Service]\nTimeoutStartSec=900\n' >/etc/systemd/system/$unit.service.d/busy-machine.conf
+done
 printf '[Service]\nBindPaths=/estate/puppet2/etc:/etc/puppet%s\n' \
   "$(printf ' /estate/puppet2%s:%s' /var/lib/puppet{,} /var/lib/puppetserver{,} /var/log/puppetserver{,})" \
   >/etc/systemd/system/puppet2.service.d/folders.conf
