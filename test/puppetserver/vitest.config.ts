@@ -5,7 +5,7 @@ export default defineConfig({
   test: {
     include: ["test/puppetserver/*.test.ts"],
     bail: 1,
-    testTimeout: 240_000,
+    testTimeout: 600_000,
     hookTimeout: 900_000,
     expect: { poll: { timeout: 30_000, interval: 250 } },
   },
