@@ -488,7 +488,7 @@ describe("estates", () => {
       await go(6, 11); // 11 of 230 in all, and 11 of the 30 that it had.
       const { outcome, nodes, held } = await sync.request({ full: true });
       expect({ outcome, nodes, count: held?.count }).toEqual({ outcome: "held", nodes: 224, count: 5 });
-      expect(held?.reason).toMatch(/5 of 24 entries would go, and 6 have within 30 days/);
+      expect(held?.reason).toMatch(/5 of 24 entries would be removed, after 6 in the last 30 days/);
       expect(held?.reason).toContain(second.client.url);
     }));
 
