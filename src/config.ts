@@ -6,7 +6,7 @@ import { z } from "zod";
 import { Aliases, nameList, type Pattern } from "./aliases.js";
 import { contradictions, type Environment, isLoopback, mayHaveToken } from "./config/contradictions.js";
 import type { ListenAddress, LOG_LEVELS, ObservationKind, RemovalLimit } from "./config/forms.js";
-import { isMisspelling } from "./config/misspelling.js";
+import { meantName } from "./config/misspelling.js";
 import { defaultOf, Env, problem } from "./config/variables.js";
 import { SasoriError } from "./errors.js";
 import { PemFiles, type PemPaths } from "./pem-files.js";
@@ -263,7 +263,7 @@ const foreignNames = (env: Environment): string[] =>
 // A misspelt variable would silently leave its default in force. A name that is like none of ours is somebody else's.
 function misspeltNames(env: Environment): string[] {
   return foreignNames(env).flatMap((name) => {
-    const meant = Object.keys(Env.shape).find((known) => isMisspelling(name, known));
+    const meant = meantName(name, Object.keys(Env.shape));
     return meant === undefined ? [] : [`${name} is not a variable of sasori: did you mean ${meant}?`];
   });
 }

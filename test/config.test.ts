@@ -129,6 +129,7 @@ describe("the configuration", () => {
   test.each([
     { name: "SASORI_MAX_REMOVALS", meant: "SASORI_MAX_REMOVED" },
     { name: "SASORI_PUPPETDB", meant: "SASORI_PUPPETDB_URL" },
+    { name: "SASORI_PROBE_CER", meant: "SASORI_PROBE_CERT" },
     { name: "SASORI_PUPETDB_CERT", meant: "SASORI_PUPPETDB_CERT" },
     { name: "SASORI_MASTER_ALIAS", meant: "SASORI_MASTER_ALIASES" },
   ])("refuses $name, which is nearly $meant", ({ name, meant }) => {

@@ -1,11 +1,20 @@
-// Whether somebody meant a name and wrote another one.
+// Which name somebody meant who wrote another one.
 
-/** `SASORI_MAX_REMOVALS` for `SASORI_MAX_REMOVED`. Names that are both meant differ by more. */
+/** `SASORI_MAX_REMOVALS` for `SASORI_MAX_REMOVED`. */
 const MAX_EDITS = 3;
 
-/** Words are missing at the end, or few letters were left out, added or changed. */
-export function isMisspelling(written: string, meant: string): boolean {
-  if (meant.startsWith(`${written}_`)) return true;
+/** The name whose last words are missing, or else the nearest one; undefined for a name that is like none of them. */
+export function meantName(written: string, names: readonly string[]): string | undefined {
+  const longer = names.find((name) => name.startsWith(`${written}_`));
+  if (longer !== undefined) return longer;
+  const [nearest] = names
+    .map((name) => ({ name, edits: editsBetween(written, name) }))
+    .sort((one, other) => one.edits - other.edits);
+  return nearest !== undefined && nearest.edits <= MAX_EDITS ? nearest.name : undefined;
+}
+
+/** How many letters are left out, added or changed (Levenshtein). */
+function editsBetween(written: string, meant: string): number {
   let row = Array.from({ length: meant.length + 1 }, (_, length) => length);
   for (const [above, letter] of [...written].entries()) {
     const next = [above + 1];
@@ -15,5 +24,5 @@ export function isMisspelling(written: string, meant: string): boolean {
     }
     row = next;
   }
-  return (row.at(-1) ?? 0) <= MAX_EDITS;
+  return row.at(-1) ?? 0;
 }
