@@ -38,10 +38,13 @@ interface Request {
   silenceMs?: number;
 }
 
-/** By Node's own client: undici takes longer to load than most commands take. */
+/**
+ * By Node's own client: undici takes longer to load than most commands take. Each call has a connection of its own: one that
+ * was kept may have been closed at the other end, and Node does not ask again.
+ */
 function send(url: string, { body, silenceMs = 0, ...request }: Request): Promise<http.IncomingMessage> {
   return new Promise((resolve, reject) => {
-    const sent = http.request(url, request, resolve);
+    const sent = http.request(url, { ...request, agent: false }, resolve);
     sent.on("error", (error) => reject(request.signal?.aborted ? request.signal.reason : error));
     sent.setTimeout(silenceMs, () => sent.destroy(new Error(`nothing came for ${silenceMs / 1_000} s`)));
     sent.end(body);
