@@ -6,12 +6,15 @@ import { randomUUID } from "node:crypto";
 import { copyFile, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { Child, freePort, run } from "./child.js";
 import { type PuppetdbParts, type PuppetdbRelease, puppetdbParts } from "./parts.js";
+import { patient } from "./patience.js";
 import { type PostgresServer, startPostgres } from "./postgres-server.js";
 
 const PUPPETDB_DEADLINE_MS = 120_000;
 const COMMAND_SECONDS = 20;
+const QUEUE_DEADLINE_MS = 60_000;
 
 /** Beyond those of every PostgreSQL of the tests: nobody kills this one. */
 const CARELESS = ["synchronous_commit=off", "full_page_writes=off"];
@@ -190,10 +193,24 @@ export function puppetdbClient(address: PuppetdbAddress): PuppetdbClient {
     job_id: null,
   });
 
+  /** What a test has left there would come after the reset. */
+  const untilQueueIsEmpty = async () => {
+    const deadline = Date.now() + patient(QUEUE_DEADLINE_MS);
+    for (;;) {
+      const answer = await fetch(`${url}/status/v1/services/puppetdb-status?level=info`);
+      const { status } = (await answer.json()) as { status: { queue_depth: number } };
+      if (status.queue_depth === 0) return;
+      if (Date.now() > deadline)
+        throw new Error(`PuppetDB still has ${status.queue_depth} commands in its queue`);
+      await sleep(50);
+    }
+  };
+
   return {
     ...address,
     command,
     async reset() {
+      await untilQueueIsEmpty();
       // In PuppetDB 8 no key leads from reports to producers.
       await sql("TRUNCATE certnames, producers, environments, fact_paths, packages, reports CASCADE");
     },
