@@ -53,11 +53,8 @@ for number in 1 2; do
 done
 systemd-run --quiet --unit=estate-tls haproxy -db -f /estate/tls.cfg
 
-for port in 8141 8142; do
-  for _ in $(seq 100); do
-    ! curl -sf http://127.0.0.1:$port/status/v1/simple >/dev/null || break
-    sleep 0.2
-  done
+for url in 8085/pdb/meta/v1/version 8141/status/v1/simple 8142/status/v1/simple; do
+  curl -sf --retry 100 --retry-delay 1 --retry-connrefused http://127.0.0.1:$url >/dev/null
 done
 check_in() { curl -sf -X POST "http://127.0.0.1:814$2/puppet/v3/catalog/$1" >/dev/null; }
 check_in web1.example.com 1

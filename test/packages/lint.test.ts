@@ -72,7 +72,7 @@ test("the rpm installs into a folder, with its scripts, runs there, and goes wit
   // Debian's files stand for those of an rpm distribution. rpm's database knows none of them: neither what the package
   // needs, nor HAProxy, whose group sasori gets into by a trigger.
   const files = `(cd $root && find etc usr var -name '*sasori*' -o -path '*haproxy.service.d*' | grep -v deb-systemd | sort)`;
-  const host = (await sh("setup/hosts.sh 2>/dev/null | sed -n 's/^bookworm\\t//p'")).trim();
+  const host = (await sh("setup/hosts.sh bookworm")).trim();
   const printed = await sh(`
     export root=${root}/merged
     mkdir -p $root ${root}/upper ${root}/work
