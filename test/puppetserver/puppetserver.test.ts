@@ -87,7 +87,20 @@ const hintsOf = async (kind: string) =>
     await host.sh(`curl -s 127.0.0.1:9180/metrics | sed -n 's/^sasori_hints_total{kind="${kind}"} //p'`),
   );
 
-const reload = () => host.sh(`systemctl reload ${MASTERS.map((name) => AT[name].unit).join(" ")}`);
+/** HAProxy looks at them every two seconds, and finds one gone that is being reloaded. */
+const untilUp = () =>
+  expect
+    .poll(
+      () =>
+        host.sh(`curl -s -u stats:secret '127.0.0.1:8081/stats;csv' |
+awk -F, '$2 ~ /^puppet[12]\\.example\\.com$/ { all++; up += $18 ~ /^UP/ } END { print (all >= 2 && up == all) }'`),
+      IN_TIME,
+    )
+    .toBe("1\n");
+const reload = async () => {
+  await host.sh(`systemctl reload ${MASTERS.map((name) => AT[name].unit).join(" ")}`);
+  await untilUp();
+};
 
 /** Puts rules of a document first into auth.conf. */
 const addRules = async (rules: string) => {
@@ -243,6 +256,7 @@ sed -i s/gateway.example.com/ops.example.com/ $f`,
     CA_MASTER: "puppet1.example.com:8140",
     CA_MASTER_CERTNAME: "puppet1.example.com",
   });
+  await untilUp();
   await expect
     .poll(() => askAs("ops", "/status/v1/simple", ""), IN_TIME)
     .toEqual({ status: 200, master: "puppet2.example.com" });

@@ -56,6 +56,8 @@ export default class SuiteReporter extends DefaultReporter {
 const NEVER = [
   "npm run test:faults: the whole of it with faults, some minutes",
   "npm run test:compose: docker-compose.yml, needs Docker",
+  "npm run test:packages: packages on clean Debian hosts, needs root on Debian",
+  "npm run test:puppetserver: real puppetservers and agents, needs root on Debian",
 ];
 
 /** One line for each reason. */
