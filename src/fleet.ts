@@ -151,6 +151,15 @@ export class Fleet {
     return this.observe(isOrder ? { ...route, source: "registration" } : route);
   }
 
+  /**
+   * The time of something seen or ordered at `now`: newer than what is known, and than what was ended, whose times may be
+   * those of a clock that was ahead.
+   */
+  timeAfterKnown(certname: Certname, now: number): number {
+    const endedUntil = this.ended.get(certname)?.at ?? -1;
+    return Math.max(this.map.timeAfterKnown(certname, now), endedUntil + 1);
+  }
+
   #took(observation: Observation): void {
     const { certname, source } = observation;
     this.#unhold(certname);
@@ -192,15 +201,17 @@ export class Fleet {
   }
 
   /**
-   * What another sasori was told or found out. Over what is our own the row that won counts, whatever the clocks say; over what
-   * PuppetDB says only what is newer. False for what is over by that.
+   * What another sasori was told or found out. Over what is our own the row that won counts, whatever the clocks say, unless our
+   * own was not saved yet when it won: then the newer one counts. Over what PuppetDB says only what is newer. False for what is
+   * over by that.
    */
   takeOwn(observation: Observation): boolean {
     const { certname } = observation;
     const known = this.map.get(certname);
     const isOurs = known !== undefined && !isOfPuppetdb(known);
+    const isOlder = (this.own.get(certname)?.at ?? -1) > observation.at;
     const isOver = observation.at <= (this.ended.get(certname)?.at ?? -1);
-    if (isOurs && !isOver) {
+    if (isOurs && !isOver && !isOlder) {
       this.map.replace(observation);
       this.#took(observation);
       return true;

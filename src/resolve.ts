@@ -46,7 +46,7 @@ const MAX_BATCH = 200;
 const MAX_REST_MS = 100;
 
 export interface ResolverParts {
-  fleet: Pick<Fleet, "map" | "tombstones">;
+  fleet: Pick<Fleet, "map" | "tombstones" | "timeAfterKnown">;
   puppetdb: Pick<Source, "readNodes">;
   /** Producer to server, by the servers that HAProxy has now. */
   resolve: () => Resolve;
@@ -262,7 +262,7 @@ export class Resolver {
       if (first === undefined) signal.throwIfAborted(); // A master that was too slow may have it.
       return first && ((await own) ?? first);
     });
-    const at = fleet.map.timeAfterKnown(certname, Date.now());
+    const at = fleet.timeAfterKnown(certname, Date.now());
     if (master !== undefined) this.#learn({ certname, master, at, source: "learned" }, known);
     return master;
   }

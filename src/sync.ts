@@ -268,7 +268,7 @@ export class Sync {
     return this.#submit((fleet) => {
       const now = timeOfNow(() => fleet.map.assignments());
       for (const { at, ...seen } of observations)
-        fleet.observe({ ...seen, at: at ?? fleet.map.timeAfterKnown(seen.certname, now) });
+        fleet.observe({ ...seen, at: at ?? fleet.timeAfterKnown(seen.certname, now) });
     });
   }
 

@@ -278,6 +278,39 @@ describe("an order that was answered", () => {
   });
 });
 
+describe("an order after the end of another one", () => {
+  test("counts, though that one was dated by a clock that was ahead", () =>
+    withFleetLab([], async (lab) => {
+      await lab.run(NODE, "master1", -60 * MINUTE);
+      const sync = await lab.newSync();
+      await full(sync);
+      await sync.submit({ ...registration(NODE, "master2"), at: Date.now() + 60 * MINUTE });
+      const ended = sync.fleet.own.get(NODE as Certname);
+      const submitted = { certname: NODE as Certname, master: "master1" as Master, source: "facts" as const };
+      if (ended !== undefined) await sync.withdraw(ended, { ...submitted, at: Date.now() - 60 * MINUTE });
+      await everywhere(lab, { [NODE]: "master1" });
+      await sync.submit(registration(NODE, "master3"));
+      await everywhere(lab, { [NODE]: "master3" });
+      const again = await lab.newSync();
+      expect(again.fleet.own.get(NODE as Certname)).toMatchObject({ master: "master3" });
+    }));
+});
+
+describe("what another sasori was told", () => {
+  const taken = (master: string, at: number) => {
+    const fleet = new Fleet();
+    fleet.observe({ ...registration(NODE, "master2"), at: 20 });
+    fleet.takeOwn({ ...registration(NODE, master), at });
+    return { live: fleet.map.get(NODE as Certname)?.master, own: fleet.own.get(NODE as Certname)?.master };
+  };
+
+  test("does not undo a later order that was not saved yet when it came", () => {
+    expect(taken("master3", 10)).toEqual({ live: "master2", own: "master2" });
+    expect(taken("master3", 20)).toEqual({ live: "master3", own: "master3" });
+    expect(taken("master3", 30)).toEqual({ live: "master3", own: "master3" });
+  });
+});
+
 describe("a value that somebody set on HAProxy", () => {
   test.each(haproxyBinaries())("is found by the next look for changes, and kept: $version", ({ bin }) =>
     withFleetLab([{ bin }, { bin }], async (lab) => {
