@@ -199,6 +199,23 @@ describe("the state file", () => {
     expect(rows.get(`route ${node(3)}`)).toBe(1_000);
   });
 
+  test("of a clock that is behind keeps orders newer than what they took the place of", async () => {
+    const reported = Date.now() + 3_600_000;
+    const order = (index: number, at: number): Change => {
+      const value = { master: "master1" as Master, source: "registration" as const, reported };
+      return { kind: "route", key: node(index), at, value };
+    };
+    const { journal } = await load();
+    await journal.save([
+      order(1, reported + 5_000),
+      order(2, reported + 5_000),
+      { kind: "ended", key: node(2), at: reported + 5_000, value: { since: reported } },
+    ]);
+    const rows = new Map((await new Journal(file).load()).map((row) => [`${row.kind} ${row.key}`, row.at]));
+    expect(rows.get(`route ${node(1)}`)).toBe(reported + 1);
+    expect(rows.get(`route ${node(2)}`)).toBeLessThanOrEqual(rows.get(`ended ${node(2)}`) ?? 0);
+  });
+
   test("that two write in the same moment is read by both", async () => {
     const journals = [new Journal(file), new Journal(file)] as const;
     for (let round = 0; round < 60; round += 1) {

@@ -209,8 +209,17 @@ export class Journal implements State {
     const future = [...this.rows].filter(({ at }) => at > now);
     const times = [...new Set(future.map(({ at }) => at))].sort((a, b) => b - a);
     const newTimes = new Map(times.map((at, index) => [at, Math.max(0, now - index)]));
-    for (const row of future) this.rows.replace({ ...row, at: newTimes.get(row.at) ?? now });
+    const found = future.map((row) => [row, this.#orderedAfter(row)] as const);
+    for (const [row, after] of found)
+      this.rows.replace({ ...row, at: Math.max(newTimes.get(row.at) ?? now, after) });
     return future.length > 0;
+  }
+
+  /** An order that is in force stays newer than what PuppetDB had said by then: our clock may be behind PuppetDB's. */
+  #orderedAfter({ kind, key, at, value }: Row): number {
+    if (kind !== "route" || value?.reported === undefined) return 0;
+    const ended = this.rows.get(keyOf({ kind: "ended", key }));
+    return ended !== undefined && ended.at >= at ? 0 : Math.min(at, value.reported + 1);
   }
 
   removeLeftovers(): Promise<void> {
