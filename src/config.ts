@@ -260,9 +260,14 @@ function tidy(environment: Readonly<Record<string, string | undefined>>) {
 const foreignNames = (env: Environment): string[] =>
   Object.keys(env).filter((name) => name.startsWith("SASORI_") && !(name in Env.shape));
 
+/** What Kubernetes sets for a Service, `sasori-haproxy` for one. The other names that it makes are like none of ours. */
+const isOfKubernetes = (name: string, value = ""): boolean =>
+  name.endsWith("_PORT") && /^(tcp|udp|sctp):\/\/\S+:\d+$/.test(value);
+
 // A misspelt variable would silently leave its default in force. A name that is like none of ours is somebody else's.
 function misspeltNames(env: Environment): string[] {
   return foreignNames(env).flatMap((name) => {
+    if (isOfKubernetes(name, env[name])) return [];
     const meant = meantName(name, Object.keys(Env.shape));
     return meant === undefined ? [] : [`${name} is not a variable of sasori: did you mean ${meant}?`];
   });

@@ -130,6 +130,7 @@ describe("the configuration", () => {
     { name: "SASORI_MAX_REMOVALS", meant: "SASORI_MAX_REMOVED" },
     { name: "SASORI_PUPPETDB", meant: "SASORI_PUPPETDB_URL" },
     { name: "SASORI_PROBE_CER", meant: "SASORI_PROBE_CERT" },
+    { name: "SASORI_NEW_MASTERS_PORT", meant: "SASORI_NEW_MASTER_PORT" },
     { name: "SASORI_PUPETDB_CERT", meant: "SASORI_PUPPETDB_CERT" },
     { name: "SASORI_MASTER_ALIAS", meant: "SASORI_MASTER_ALIASES" },
   ])("refuses $name, which is nearly $meant", ({ name, meant }) => {
@@ -138,12 +139,14 @@ describe("the configuration", () => {
     ]);
   });
 
-  test("ignores what Kubernetes makes of a Service named sasori, and other names that are like none of its own", () => {
+  test("ignores what Kubernetes makes of Services named sasori or sasori-haproxy, and other names that are like none of its own", () => {
     const foreign = {
       SASORI_SERVICE_HOST: "10.0.0.1",
       SASORI_PORT: "tcp://10.0.0.1:9180",
       SASORI_PORT_9180_TCP_ADDR: "10.0.0.1",
       SASORI_SERVICE_PORT_HTTP: "9180",
+      SASORI_HAPROXY_PORT: "tcp://10.0.0.2:8080",
+      SASORI_STATE_PORT: "tcp://[fd00::1]:5432",
       SASORI_HOME: "/opt/sasori",
     };
     expect(readConfig({ ...REQUIRED, ...foreign })).toEqual({
