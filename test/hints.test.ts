@@ -236,7 +236,7 @@ describe("a hint", () => {
       ...{ map, resolver: { look }, resolve: () => (name) => masterOf[name], counts },
       onHint: (kind) => read.push(kind),
     });
-    return { hints, asked, read };
+    return { hints, asked, read, map };
   }
 
   test("of the node's own master asks nobody anything", async () => {
@@ -262,6 +262,16 @@ describe("a hint", () => {
     });
     await hints.take("report", NODE, ["puppet2.example.com"]);
     expect(asked).toEqual([NODE, NODE, NODE]);
+  });
+
+  test("asks no more once a poll has brought the move into the map", async () => {
+    const { hints, asked, map } = hintsFor(() => {
+      if (asked.length === 2)
+        map.observe({ certname: NODE, master: "master2" as Master, at: 2, source: "facts" });
+      return false;
+    });
+    await hints.take("report", NODE, ["puppet2.example.com"]);
+    expect(asked).toEqual([NODE, NODE]);
   });
 
   test("that comes again while the node is asked about is the same hint, and a flood is bounded", async () => {

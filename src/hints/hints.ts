@@ -63,13 +63,11 @@ export class Hints {
     this.#parts.onHint?.(kind);
     const masters = this.#mastersOf(producers);
     for (const master of masters) if (this.#parts.counts.has(master)) this.#heardAt.set(master, Date.now());
-    const known = this.#parts.map.get(certname)?.master;
-    // It is where it was. Of a line with the names of two masters nobody knows.
-    if (masters.length > 0 && masters.every((master) => master === known)) return;
+    if (this.#isKnown(certname, masters)) return;
     if (this.#pending.has(certname) || this.#pending.size >= MAX_PENDING || !this.#nodes.take()) return;
     this.#pending.add(certname);
     try {
-      await this.#ask(certname);
+      await this.#ask(certname, masters);
     } finally {
       this.#pending.delete(certname);
     }
@@ -89,11 +87,18 @@ export class Hints {
     return producers.flatMap((producer) => resolve(producer) ?? []);
   }
 
-  async #ask(certname: Certname): Promise<void> {
+  /** It is where the map has it. Of a line with the names of two masters nobody knows. */
+  #isKnown(certname: Certname, masters: readonly Master[]): boolean {
+    const known = this.#parts.map.get(certname)?.master;
+    return masters.length > 0 && masters.every((master) => master === known);
+  }
+
+  async #ask(certname: Certname, masters: readonly Master[]): Promise<void> {
     let waited = 0;
     for (const after of ASK_AFTER_MS) {
       await sleep(after - waited, undefined, { ref: false });
       waited = after;
+      if (this.#isKnown(certname, masters)) return; // A poll, or a question of HAProxy's, has found it meanwhile.
       // That PuppetDB cannot be asked is what the passes tell.
       if (await this.#parts.resolver.look(certname).catch(() => false)) return;
     }
