@@ -86,8 +86,8 @@ export class RuntimeSession {
   readonly #waiting: Waiting[] = [];
   #received = "";
   #ended: SasoriError | undefined;
-  /** What a command takes that is no work. */
-  #roundTripMs = 0;
+  /** What a command takes that is no work: the least that one took. Both ends may have been busy with something else. */
+  #roundTripMs = Number.POSITIVE_INFINITY;
 
   private constructor(endpoint: Endpoint, socket: net.Socket) {
     this.#endpoint = endpoint;
@@ -123,9 +123,7 @@ export class RuntimeSession {
     try {
       // The reply to "prompt" must be here before the next command: without it HAProxy runs one line only.
       await session.ask("prompt");
-      const began = performance.now();
       await session.ask("set severity-output number");
-      session.#roundTripMs = performance.now() - began;
     } catch (error) {
       session.close();
       throw error;
@@ -149,7 +147,10 @@ export class RuntimeSession {
 
   /** The text of the reply, without its severity. Throws `HAPROXY_REPLY` when HAProxy refused the command. */
   async ask(command: string): Promise<string> {
-    return this.#checked(command, await this.#send(command));
+    const began = performance.now();
+    const reply = await this.#send(command);
+    this.#roundTripMs = Math.min(this.#roundTripMs, performance.now() - began);
+    return this.#checked(command, reply);
   }
 
   /** For commands whose success is silence (set, add, del, clear, commit): any text is a refusal. */
