@@ -226,6 +226,37 @@ describe("alternatives", () => {
     );
   });
 
+  test("a first one that is silent when it is tried again keeps nobody waiting", async () => {
+    vi.useRealTimers();
+    vi.useFakeTimers({ toFake: ["performance", "setTimeout", "clearTimeout"] });
+    let tried = 0;
+    const replica = (isFirst: boolean) =>
+      ({
+        isWell: (signal: AbortSignal) =>
+          new Promise<boolean>((resolve) => {
+            tried += 1;
+            signal.addEventListener("abort", () => resolve(false));
+          }),
+        async read() {
+          if (isFirst) throw new SasoriError("PUPPETDB_TIMEOUT", "silent");
+          return {};
+        },
+      }) as unknown as Replica;
+    const both = new Alternatives([replica(true), replica(false)]);
+    const read = () =>
+      both.read("full", new AbortController().signal, {} as Parameters<Alternatives["read"]>[2]);
+    await read();
+    vi.advanceTimersByTime(MINUTE);
+    let answered: unknown;
+    const reading = read().then((found) => {
+      answered = found;
+    });
+    await vi.advanceTimersByTimeAsync(3_000);
+    expect(answered).toMatchObject({ isStandby: true });
+    expect(tried).toBe(1);
+    await reading;
+  });
+
   test("a first one that never ends a full reading is tried half as often each time, and as before once it has", async () => {
     const full = new AbortController().signal;
     let [fails, tried] = [true, 0];

@@ -77,8 +77,7 @@ export class Alternatives implements Source {
   async #isFirstWell(signal: AbortSignal): Promise<boolean> {
     if (this.#asked === 0 || performance.now() - this.#triedFirstAt < this.#tryFirstEveryMs) return false;
     this.#triedFirstAt = performance.now();
-    const soon = AbortSignal.any([signal, AbortSignal.timeout(TRY_FIRST_MS)]);
-    return this.#at(0).isWell(soon);
+    return within(TRY_FIRST_MS, signal, SILENT, (inTime) => this.#at(0).isWell(inTime));
   }
 
   took(lateMs: number): void {
