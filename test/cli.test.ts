@@ -168,7 +168,7 @@ describe("help", () => {
       "--approve <plan-id>",
       "SASORI_MASTER_ALIASES",
       "default: 100",
-      "the guard holds removals",
+      "the guard holds changes",
     ])
       expect(text).toContain(words);
     const requests = new Set(lines(stdout).flatMap((line) => /^[.'](\w*)/.exec(line)?.[1] ?? []));

@@ -6,5 +6,5 @@ export const EXIT_CODES: readonly (readonly [code: string, meaning: string])[] =
   ["0", "success"],
   ["1", "something failed"],
   ["2", "wrong configuration or usage"],
-  ["3", "the guard holds removals until you approve them"],
+  ["3", "the guard holds changes until you approve them"],
 ];

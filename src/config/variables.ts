@@ -192,7 +192,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "CA of the masters' certificates, PEM. Masters are then asked over TLS. A master's certificate must name its host, its HAProxy server, or its alias",
+        "CA of the masters' certificates, PEM. Masters are then asked over TLS. A master's certificate must name its host, its HAProxy server, or its certname in SASORI_MASTER_ALIASES",
         "/etc/puppetlabs/puppet/ssl/certs/ca.pem",
       ),
     ),

@@ -75,7 +75,7 @@ export class Metrics {
     [],
   );
   readonly #refused = this.#gauge("sasori_refused_names", "Certnames that cannot be map keys.", []);
-  readonly #held = this.#gauge("sasori_held_removals", "Removals that wait for approval.", []);
+  readonly #held = this.#gauge("sasori_held_removals", "Removals and steps back that wait for approval.", []);
   readonly #lastGood = this.#gauge(
     "sasori_last_good_poll_timestamp_seconds",
     "When PuppetDB was last read; 0: never.",

@@ -72,9 +72,10 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
       "sasori goes on with a new state file. Look at the file that was set aside, register its routes again, then remove it",
   },
   STATE_DATABASE: {
-    meaning: "the PostgreSQL where replicas agree is away, refuses, or holds rows that cannot be used",
+    meaning:
+      "the PostgreSQL database that replicas share is down, refuses sasori, or has rows that cannot be used",
     remedy:
-      "start PostgreSQL, or correct SASORI_STATE_URL; every replica goes on from its own file, and they agree again when it is back",
+      "start PostgreSQL, or correct SASORI_STATE_URL. Meanwhile every replica uses its own file; they agree again when it is back",
   },
   HAPROXY_UNREACHABLE: {
     meaning: "nothing answers at an HAProxy's Runtime API",
@@ -108,7 +109,8 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
   },
   HAPROXY_SERVER: {
     meaning: "a server cannot be added or used at run time",
-    remedy: "the message quotes HAProxy's answer. Or add the server line to HAProxy's configuration",
+    remedy:
+      "follow the message, which quotes HAProxy's answer, or add the server line to HAProxy's configuration",
   },
   BUSY: { meaning: "too many requests at once", remedy: "try again in a moment" },
   PROBE_TIMEOUT: {
@@ -135,7 +137,7 @@ export const UNROUTABLE_REMEDY =
 /** Commands in PuppetDB's queue: with fewer the map is seconds late, because busy masters submit hundreds a second. */
 export const LONG_QUEUE = 1_000;
 export const longQueue = (depth: number) =>
-  `PuppetDB has ${counted(depth, "command")} in its queue: what masters submitted comes into the map when it has stored it`;
+  `PuppetDB has ${counted(depth, "command")} in its queue: moves reach the map only when it has stored them`;
 export const LONG_QUEUE_REMEDY =
   "look at the load of PuppetDB and PostgreSQL: more command-processing threads, a vacuum, or faster disks; after a restart or an outage the queue shrinks by itself";
 
@@ -149,9 +151,9 @@ export const isErrorCode = (text: unknown): text is ErrorCode =>
 
 /** Each trouble that is no error: what it means. docs/reference.md lists them. */
 export const TROUBLES = {
-  stalled: "sasori has not finished a look at PuppetDB for too long",
+  stalled: "no pass has finished reading PuppetDB for too long",
   held: "the guard holds removals or steps back until they are approved",
-  queue: "PuppetDB has much in its queue that it has not stored yet",
+  queue: "PuppetDB has many commands in its queue that it has not stored yet",
   standby: "a PuppetDB is asked in place of the first one with the same nodes, which does not answer",
   clock:
     "PuppetDB's clock and this machine's differ by more than a minute, or PostgreSQL's by more than 5 seconds",

@@ -90,7 +90,7 @@ export function addDrain(program: Command): void {
         .command("drain")
         .summary("move all nodes of a master to the others, before its maintenance")
         .description(
-          "Move all nodes of a master evenly to the others that are up. Agents that use the gateway follow with their next run. Drain the master in HAProxy first: then it gets no new nodes, and `sasori rebalance` can move these back afterwards.",
+          "Move all nodes of a master evenly to the others that are up. Agents that use the gateway follow with their next run. Drain the master in HAProxy first: then it gets no new nodes, and `sasori rebalance` can move its nodes back afterwards.",
         )
         .argument("<master>", "a server name; a short name is enough if it is unique")
         .option("--dry-run", "list the moves, move no node")

@@ -17,14 +17,17 @@ export function addSetup(program: Command): void {
       .command("setup")
       .summary("look at this host, propose the settings, and on yes write them and start sasori")
       .description(
-        "look at this host (Puppet's certificate, puppetdb.conf, HAProxy's configuration, the producers in PuppetDB), propose the settings, show them, and on yes write /etc/sasori and start sasori. A SASORI_ variable that is set counts more than what was found",
+        "look at this host (Puppet's certificate, puppetdb.conf, HAProxy's configuration, the producers in PuppetDB), propose the settings, show them, and on yes write /etc/sasori and start sasori. A SASORI_ variable that is set overrides what was found",
       )
       .option("--yes", "write without a question")
       .addOption(new Option("--print", "print the files only").conflicts("yes")),
     [
       ["sasori setup", "after the installation of the package, as root"],
-      ["sasori setup --print", "for those who manage files otherwise"],
-      ["SASORI_PUPPETDB_URL=https://puppetdb2.example.com:8081 sasori setup", "something is to be otherwise"],
+      ["sasori setup --print", "print the files only, for another tool to manage"],
+      [
+        "SASORI_PUPPETDB_URL=https://puppetdb2.example.com:8081 sasori setup",
+        "another PuppetDB than the one found",
+      ],
     ],
   ).action(async (options: { yes?: true; print?: true }) => {
     const { setUp } = await import("../setup.js");
