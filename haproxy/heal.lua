@@ -1,35 +1,36 @@
--- Asks sasori where a node is, when its route turned out wrong: the master that the map named said "not mine",
--- could not be reached, or there is no route. Used by haproxy.cfg, and by pools.cfg, where a master is a backend. A request
--- whose route is right never comes here.
+-- Asks sasori where a node is if its route was wrong: the master in the map said "not mine" or could not be reached, or the
+-- map does not hold the node. Used by haproxy.cfg, and by pools.cfg, where a master is a backend. A request whose route is
+-- right never comes here.
 --
 -- The rule: a master that the map does not name gets a request only if sasori knows that the node has moved there, or if
--- the node's own master cannot be reached. With GATEWAY_REPLAY=all the masters check that themselves.
+-- the node's own master cannot be reached. With GATEWAY_REPLAY=all each master checks by itself whether it has the node.
 --
 -- In:  txn.node    the certname, already checked by the gateway
 --      txn.tried   the masters that were tried for this request, separated by commas
 -- Out: txn.first   the master that the map named; empty when it named none
 --      txn.master  the master to try now; unset when there is none
---      txn.server  its server, of a pool whose servers are all drained
---      txn.route   learned: sasori says that the node is there; redispatched: another master stands in
---      txn.final   set when an answer of this server is to be believed, whatever its status
+--      txn.server  only for a pool whose servers are all drained: the server of it to try
+--      txn.route   learned: sasori says that the node is there; redispatched: another master answers in place of its own
+--      txn.final   set if this master's answer goes to the client whatever its status: no other one is tried after it
 
--- Set with pools.cfg and refused by haproxy.cfg.
+-- POOLS is set with pools.cfg. haproxy.cfg refuses to start with it.
 local POOLS = {}
 for name in (os.getenv("POOLS") or ""):gmatch("%S+") do POOLS[#POOLS + 1] = name end
 local BACKEND = "puppet"
--- The gateway's own way to sasori: HAProxy resolves the name, checks its health, and fails at once when it is down.
+-- sasori is asked through the proxy "sasori" of haproxy.cfg: HAProxy resolves its name, checks its health, and fails at once
+-- while it is down.
 local SOCKET = os.getenv("HAPROXY_SOCKET")
 local SASORI = "unix@" .. SOCKET .. ".sasori"
 local FALLBACK = os.getenv("GATEWAY_FALLBACK") ~= "off"
 local REPLAY_ALL = os.getenv("GATEWAY_REPLAY") == "all"
 
--- sasori may have to ask PuppetDB; a client is waiting meanwhile.
+-- sasori may have to ask PuppetDB, and a client waits for the answer.
 local DEADLINE_SECONDS = 2
 
--- Where masters are tried one after the other, never more than this.
+-- With GATEWAY_REPLAY=all masters are tried one after the other, but for one request no more than this.
 local MAX_TRIES = 4
 
--- Questions after answers that have gone to their clients: what comes beyond is not asked.
+-- How many questions of "ask_later" (below) may be under way. Further ones are left out.
 local MAX_LATER = 100
 
 -- "up", "drained" (it serves the nodes that the map names, and gets no others), or nil.
@@ -57,8 +58,8 @@ local servers = {
   end,
 }
 
--- The same of pools. A pool is up while its balancer has a server; one whose servers have no weight left, or are drained, still
--- has its nodes, at a server that must be named (the second value).
+-- The same for pools. A pool is up while it has a server that is up and has a weight. If all of its servers are drained, or have
+-- weight 0, it still serves its own nodes, but HAProxy does not choose such a server by itself: the second value names one.
 local pools = {
   names = function() return { table.unpack(POOLS) } end,
   state = function(name)
@@ -78,8 +79,8 @@ local pools = {
 
 local masters = #POOLS > 0 and pools or servers
 
--- One of the masters that are up and not in `tried`, by chance, and whether there is another. The healers would only lead
--- back here. No server is asked how it is (a page of statistics) beyond the two that answer this.
+-- Returns a random master that is up and not in `tried`, and whether there is one more. It stops at the second, because each
+-- question for a state makes HAProxy collect all statistics of a server.
 local function another(tried)
   local names, found = {}, nil
   for _, name in ipairs(masters.names()) do
@@ -104,8 +105,8 @@ local function to_set(list)
   return names, count
 end
 
--- "known" and the owner, by evidence newer than the route; "unknown": nobody knows better than the route; "silent" when
--- sasori gives no answer, or none that is certain.
+-- Returns "known" and the owner, if sasori knows something newer than the route; "unknown", if it does not; "silent", if sasori
+-- does not answer, or cannot be certain.
 local function ask_sasori(node, wrong)
   local socket = core.tcp()
   socket:settimeout(DEADLINE_SECONDS)
@@ -135,7 +136,7 @@ core.register_action("heal", { "http-req" }, function(txn)
     txn:set_var("txn.route", route)
     if is_final then txn:set_var("txn.final", "yes") end
   end
-  -- It may be there and just not have been reached: it is tried twice.
+  -- The node may be at a master that could not be reached at the first try, so a master is tried up to twice.
   local function may_try(name)
     return (tried[name] or 0) < 2 and masters.state(name) ~= nil
   end
@@ -146,19 +147,20 @@ core.register_action("heal", { "http-req" }, function(txn)
   local name, has_more
   if FALLBACK and count < MAX_TRIES then name, has_more = another(tried) end
   local is_last = not is_silent or not has_more or count + 1 == MAX_TRIES
-  -- Masters that check ownership: where it succeeds, there the node is, and if nowhere its own has the last word. A node
-  -- that is not in the map is never looked for in this way: anybody can make up such names.
+  -- The masters check ownership, so others may be tried: the one that succeeds has the node. If none does, the node's own
+  -- master is asked last, and its answer counts. A node that is not in the map is never looked for in this way, because
+  -- anybody can make up such names.
   if REPLAY_ALL and is_silent and first and name then
     return go(name, "redispatched", is_last and not may_try(first))
   end
-  -- Nobody knows better than the map: its master is asked once more, and what it says then is the answer.
+  -- sasori knows nothing newer than the map. The map's master is asked once more, and the client gets its answer.
   if not owner and first and may_try(first) then return go(first, "mapped", true) end
   -- The node's own master cannot be reached.
   if (owner or first) and name then return go(name, "redispatched", is_last) end
 end)
 
--- The answer "not mine" has gone to the client, because its request must not be executed twice. sasori finds out
--- meanwhile and pushes what it found, so that the next request is right.
+-- The client got the answer "not mine", because its request must not be executed twice. Afterwards this asks sasori all the
+-- same. sasori pushes what it finds, so that the next request is right.
 local later, count_later = {}, 0
 
 core.register_action("ask_later", { "http-res" }, function(txn)
@@ -173,9 +175,9 @@ core.register_action("ask_later", { "http-res" }, function(txn)
   end)
 end)
 
--- HAProxy makes its own sockets as "....new". They get their names here, once after each start and in the process that
--- serves, because one that could not start (a reload that fails, with -sf) must not take away those of the one that goes
--- on. A process that took over the sockets of the one before has none to rename, so what another one left is removed first.
+-- HAProxy makes its own sockets with ".new" at the end. They get their final names here, when the new process serves. If a
+-- reload fails, the new process never comes this far, and so it does not take the sockets of the running process away.
+-- A process that inherits the sockets of the one before it has nothing to rename. So leftovers of others are removed first.
 local OWN = { SOCKET .. ".heal", SOCKET .. ".sasori" }
 if masters == pools then OWN[#OWN + 1] = SOCKET .. ".pools" end
 for _, file in ipairs(OWN) do os.remove((os.getenv("HAPROXY_CHROOT") or "") .. file .. ".new") end
