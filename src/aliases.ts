@@ -1,6 +1,6 @@
-// What people write of names in the configuration: lists of plain names and regular expressions, and the aliases of
-// producers. Plain names are what is made of the characters of names only; all else is a regular expression for the whole
-// name, as RE2 does it: in time that grows with the name alone, where what JavaScript's own engine may try has no end.
+// Names in the configuration: lists of plain names and regular expressions, and the aliases of producers. A text with only
+// characters of names is a plain name. Every other text is a regular expression for the whole name. RE2 matches it, because
+// its running time is bounded, and that of JavaScript's own engine is not.
 
 import { RE2JS } from "re2js";
 import { isMaster, type Master } from "./node-map.js";

@@ -1,15 +1,15 @@
-// What this machine's clock may be believed. One without a battery begins in 1970, or where it was switched off, until it is
-// set from the network; and sasori may be there first.
+// When this machine's clock can be trusted. Without a battery it begins in 1970, or at the time when it was switched off, until
+// it is set from the network. sasori may start before that.
 
 /** sasori was made after this: a clock that shows less has not been set yet. */
 const EARLIEST = Date.UTC(2026, 0);
 
 const isSet = (now: number): boolean => now >= EARLIEST;
 
-/** What is dated later than this is of a clock that was ahead. A clock that is not set says nothing of that. */
+/** A later time comes from a clock that was ahead. While our own clock is not set, no time counts as too late. */
 export const latestTime = (now = Date.now()): number => (isSet(now) ? now : Number.POSITIVE_INFINITY);
 
-/** When something happens that happens now: by a clock that is not set, not before the newest that is `known`. */
+/** The time for something that happens now. If the clock is not set, it is not before the newest `known` time. */
 export function timeOfNow(known: () => Iterable<{ at: number }>, now = Date.now()): number {
   if (isSet(now)) return now;
   let newest = now;

@@ -22,7 +22,7 @@ export interface Endpoint {
   tls?: { certname: string; files: PemFiles };
 }
 
-/** HAProxys behind one DNS name: one for each of its addresses, which come and go. */
+/** A DNS name for several HAProxys: one for each of its addresses, which may change. */
 export interface EndpointName {
   /** As it is configured. */
   name: string;
@@ -34,7 +34,7 @@ export interface EndpointName {
 /** One PuppetDB, and how to reach it. */
 export interface PuppetdbServer {
   url: string;
-  /** Where several are configured: what names it beside a node that it told. */
+  /** Its name beside nodes that came from it, if several PuppetDBs are configured. */
   from?: string | undefined;
   certFile?: string | undefined;
   keyFile?: string | undefined;
@@ -64,9 +64,9 @@ export interface Config {
   haproxy: readonly Endpoint[];
   /** More HAProxys, as DNS names them. */
   haproxyNames?: readonly EndpointName[] | undefined;
-  /** Whose servers are the masters. With pools it is only what people wrote of those. */
+  /** The backend whose servers are the masters. With `pools` it is only their text, for messages. */
   backend: string;
-  /** The map's values name backends, each a pool of servers: those that it matches. */
+  /** If set, the map's values are backends, each a pool of servers: the backends that this pattern matches. */
   pools?: Pattern | undefined;
   mapFile: string;
   mapName?: string | undefined;
@@ -81,16 +81,16 @@ export interface Config {
   priorityFile?: string | undefined;
   listen: ListenAddress;
   apiTokenFile?: string | undefined;
-  /** Where hints are taken that a node may have moved. */
+  /** Addresses for hints that a node may have moved. */
   syslogListen?: ListenAddress | undefined;
   reports?: (ListenAddress & { tls: PemPaths }) | undefined;
   stateFile: string;
-  /** Where replicas agree. */
+  /** The database that replicas share. */
   stateDatabase?: StateDatabase | undefined;
   /** What other replicas call this one. */
   replica: string;
   logLevel: (typeof LOG_LEVELS)[number];
-  /** What is set and begins as sasori's variables do, but is none of them: Kubernetes and scripts make such names. */
+  /** Variables that begin with SASORI_ and are not sasori's: Kubernetes and scripts make such names. */
   foreignNames?: readonly string[] | undefined;
 }
 
@@ -119,9 +119,9 @@ const invalid = (problems: readonly string[]): SasoriError =>
 const REQUIRED = ["SASORI_PUPPETDB_URL", "SASORI_HAPROXY", "SASORI_MAP_FILE"];
 
 /**
- * What it takes to ask the running daemon. The rest concerns the daemon only: an operator's shell often has none of it.
- * Throws `CONFIG_INVALID` for a wrong SASORI_LISTEN and for misspelt names. Then it names all other problems too, but not
- * what is missing where nothing of it is set.
+ * Reads only what is needed to ask the running daemon. An operator's shell often has no other variable. Throws
+ * `CONFIG_INVALID` for a wrong SASORI_LISTEN and for misspelt names. Then it also names all other problems, except missing
+ * variables if none of the others is set.
  */
 export function readAddress(
   environment: Readonly<Record<string, string | undefined>>,
@@ -216,7 +216,7 @@ function toEndpoints(env: z.output<typeof Env>): Pick<Config, "haproxy" | "hapro
   return { haproxy, haproxyNames };
 }
 
-/** Who writes aliases to backends need not name those again. */
+/** Without SASORI_BACKEND, pools are the backends that the aliases name. */
 function backendOf(env: z.output<typeof Env>, given: Environment): Pick<Config, "backend" | "pools"> {
   if (env.SASORI_ROUTE_TO === "servers") return { backend: env.SASORI_BACKEND };
   const named = env.SASORI_MASTER_ALIASES?.pairs.map(([, backend]) => backend) ?? [];
@@ -260,11 +260,11 @@ function tidy(environment: Readonly<Record<string, string | undefined>>) {
 const foreignNames = (env: Environment): string[] =>
   Object.keys(env).filter((name) => name.startsWith("SASORI_") && !(name in Env.shape));
 
-/** What Kubernetes sets for a Service, `sasori-haproxy` for one. The other names that it makes are like none of ours. */
+/** What Kubernetes sets for a Service such as `sasori-haproxy`. Other names that it makes are not similar to ours. */
 const isOfKubernetes = (name: string, value = ""): boolean =>
   name.endsWith("_PORT") && /^(tcp|udp|sctp):\/\/\S+:\d+$/.test(value);
 
-// A misspelt variable would silently leave its default in force. A name that is like none of ours is somebody else's.
+// A misspelt variable would silently leave its default in force, so it is refused. Names that are not similar to ours are ignored.
 function misspeltNames(env: Environment): string[] {
   return foreignNames(env).flatMap((name) => {
     if (isOfKubernetes(name, env[name])) return [];

@@ -31,13 +31,13 @@ import { Watchdog } from "./watchdog.js";
 /** What a pass under way may take to finish on SIGTERM; with the rest of the shutdown it stays below 10 s. */
 const STOP_GRACE_MS = 7_000;
 
-/** Whatever hangs after all, a pass or a connection. */
+/** After this long the process ends on SIGTERM even if something hangs. */
 const STOP_MS = 9_000;
 
-/** When all is done, for the last lines of the log. */
+/** After a stop, time for the last lines of the log. */
 const LOG_GRACE_MS = 1_000;
 
-/** A burst of more is not told one by one: whoever shows the map reads it again. */
+/** If more nodes move at once, the page and other listeners are told to read everything again, and not each move. */
 const MAX_MOVES_TOLD = 1_000;
 
 /** Runs until SIGTERM or SIGINT. Throws only when it cannot start. */
@@ -55,15 +55,17 @@ export async function serve(config: Config): Promise<void> {
     formatters: { level: (label) => ({ level: label }) },
   });
   let daemon: Daemon | undefined;
-  // From the first moment to the last: without a listener it ends the process. The first pass is a full one anyway.
+  // Listen from the first moment to the last, because without a listener SIGHUP ends the process. Before the daemon is up
+  // nothing needs to be done: its first pass is a full one.
   process.on("SIGHUP", () => daemon?.sync({ full: true }));
   // Without a listener Node opens its debugger on port 9229, to every program of this machine.
   process.on("SIGUSR1", () => log.warn("ignored SIGUSR1"));
   daemon = await startDaemon(config, log);
   const [signal] = (await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")])) as [string];
   log.info({ signal }, "stopping");
-  // It ends by itself, with exit code 0, unless a file system or whoever reads the log does not answer. That holds a thread
-  // of Node, for which `process.exit()` would wait too: then only the signal ends it, which nobody catches any more.
+  // The process ends by itself with exit code 0, unless a file system, or the reader of the log, hangs and blocks a thread of
+  // Node. `process.exit()` would wait for that thread. So the process then sends itself the signal, which nothing catches any
+  // more.
   const end = () => process.kill(process.pid, signal);
   const late = setTimeout(end, STOP_MS);
   await daemon.stop();
@@ -184,7 +186,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   };
 }
 
-/** Returns the URL. To `localhost` IPv6 leads as well, where the machine has it. */
+/** Listens, and returns the URL. For `localhost` it also listens on IPv6, if the machine has it. */
 async function listen(api: FastifyInstance, { host, port }: Config["listen"]): Promise<string> {
   if (host !== "localhost") return api.listen({ host, port });
   const url = await api.listen({ host: "127.0.0.1", port });
@@ -196,8 +198,8 @@ async function listen(api: FastifyInstance, { host, port }: Config["listen"]): P
 }
 
 /**
- * Tells those who listen, and the log, what happens: each trouble when it comes and when it has gone. What is returned
- * looks for troubles between passes.
+ * Tells listeners, and the log, what happens: each trouble when it appears and when it is over. Returns a function that looks
+ * for troubles between passes.
  */
 function tellEvents(history: History, events: EventStream, overview: Overview, log: Logger): () => void {
   let told: Pick<Status, "state" | "summary" | "troubles"> = { state: "starting", summary: "", troubles: [] };
@@ -208,7 +210,7 @@ function tellEvents(history: History, events: EventStream, overview: Overview, l
     events.publish("status", status);
     const isIn = (list: Status["troubles"]) => (one: Status["troubles"][number]) =>
       list.some(({ code, where }) => code === one.code && where === one.where);
-    // One whose remedy has changed is another: a master down for one HAProxy, then for all; a plan with another id.
+    // A trouble with another remedy is a new one: a master that was down for one HAProxy and now for all, or another plan id.
     const isTold = ({ code, where, remedy }: Status["troubles"][number]) =>
       told.troubles.some((one) => one.code === code && one.where === where && one.remedy === remedy);
     for (const { severity, ...trouble } of troubles.filter((one) => !isTold(one)))

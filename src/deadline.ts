@@ -6,9 +6,8 @@ import { setMaxListeners } from "node:events";
 import { reason, type SasoriError } from "./errors.js";
 
 /**
- * Runs `use` with a signal that ends after `ms` with `late`, or with `stop`, whatever comes first. What is still under
- * way when `use` is done is ended as well. Work that may be of any size calls `again` whenever it has come on: then the time
- * begins anew.
+ * Runs `use` with a signal that aborts after `ms` with `late`, or together with `stop`. When `use` is done, the signal aborts too,
+ * so that nothing is left running. Work of any size calls `again` after each step: then `ms` begins anew.
  */
 export async function within<T>(
   ms: number,
@@ -32,8 +31,8 @@ export async function within<T>(
 }
 
 /**
- * For work that knows no signal and may never end, such as that of a file system on a network: its end is not waited for
- * once the signal has ended, and nothing more is begun before it, because each would take a thread of Node for good.
+ * For work that takes no signal and may never end, such as that on a network file system. When the signal aborts, the caller stops
+ * waiting. No further work begins until the hanging one ends, because each would block one more thread of Node.
  */
 export class Patience {
   #isLost = false;
@@ -62,7 +61,7 @@ export class Patience {
   }
 }
 
-/** Lets so many works go on at once; the others wait in line, in the order in which they came. */
+/** Lets a number of works run at once. Others wait in line, in the order in which they came. */
 export class Line {
   #free: number;
   readonly #waiting: (() => void)[] = [];
@@ -71,7 +70,7 @@ export class Line {
     this.#free = places;
   }
 
-  /** Begins `work` when there is a place for it, or at once when its signal ends: the work says by itself that it did. */
+  /** Begins `work` when there is a place for it. If the signal aborts before, it begins at once, and fails by that signal. */
   async join<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T> {
     const hasPlace = await this.#place(signal);
     try {
@@ -101,7 +100,7 @@ export class Line {
     });
   }
 
-  /** A place goes to the next in line, never to one who comes later. */
+  /** Gives the place to the next in line, and not to one that comes later. */
   #leave(): void {
     const next = this.#waiting.shift();
     if (next === undefined) this.#free += 1;
@@ -109,7 +108,7 @@ export class Line {
   }
 }
 
-/** One work at a time, for all who asked before it began. Whoever asks while it is under way has the next one. */
+/** One work at a time, shared by all who asked before it began. Those who ask while it runs share the next one. */
 export class Shared<T> {
   readonly #work: () => Promise<T>;
   #running: Promise<T> | undefined;

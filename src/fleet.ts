@@ -21,7 +21,7 @@ import { type Change, type Kind, keyOf } from "./state/rows.js";
 import type { Contents, Server } from "./target/target.js";
 import { type Tombstone, Tombstones } from "./tombstones.js";
 
-/** Finds the master of a producer, as HAProxy names it; undefined for a producer that is no master of this HAProxy. */
+/** Finds the HAProxy server of a producer; undefined if HAProxy has none. */
 export type Resolve = (producer: string) => Master | undefined;
 
 /**
@@ -36,7 +36,7 @@ const FRESH_MS = 10 * 60_000;
  */
 const INHERITED_ALLOWANCE_MS = 5 * 60_000;
 
-/** One change that is held. `from` is null for an entry that is no route of sasori's, `to` where the entry would go. */
+/** One change that is held. `from` is null for a foreign entry, `to` is null if the entry would be removed. */
 export interface HeldChange {
   certname: string;
   from: Master | null;
@@ -49,14 +49,14 @@ export class Fleet {
   readonly unroutable: Map<Certname, Submission>;
   /** Registrations and learned routes in force: what PuppetDB does not know yet, and must not be lost. */
   readonly own: Map<Certname, Observation>;
-  /** Displaced nodes, and where they were at home: they left a master while it was down, or by hand while it was drained. */
+  /** Displaced nodes with their home: the master that they left while it was down, or by hand while it was drained. */
   readonly homes: Map<Certname, Master>;
   /** Nodes that were removed, and registrations and learned routes that were ended. */
   readonly tombstones: Tombstones;
   readonly ended: Tombstones;
   readonly flapping: Flapping;
   readonly guard: Guard;
-  /** The rows of `own`, `homes`, `tombstones`, `ended` and `guard.approvals` that have changed. */
+  /** Which rows of `own`, `homes`, `tombstones`, `ended` and `guard.approvals` have changed since the last `takeUnsaved`. */
   #unsaved = new Map<string, { kind: Exclude<Kind, "sizes">; key: string }>();
   verdict: Verdict;
   /** Removals of a held verdict that are still held, and whether what is held has changed since. */
@@ -65,7 +65,7 @@ export class Fleet {
   /** What PuppetDB said in the last full reading that is older than the route it would replace. */
   readonly #stepsBack: Map<Certname, StepBack>;
   /**
-   * The map was made by somebody else, and has entries that cannot be routes of sasori's; each with its node, if its key is a
+   * Set if somebody else made the map: its entries that cannot be routes of sasori's, each with its node if its key is a
    * certname. Undefined: the map is our own.
    */
   foreign: Map<string, Certname | undefined> | undefined;
@@ -76,7 +76,7 @@ export class Fleet {
   readonly ahead: Map<Certname, Ahead>;
   /** Everything was read at least once: only then is a node that PuppetDB does not list gone. */
   complete: boolean;
-  /** When the node that was longest unseen was last seen (ms), as of the last full reading; 0 when nobody knows. */
+  /** The time of the oldest observation in the map (ms), as of the last full reading; 0: unknown. */
   oldestAt = 0;
 
   /** Empty, or a copy to try something out on: see `copy`. */
@@ -106,8 +106,9 @@ export class Fleet {
   }
 
   /**
-   * Takes over what a target holds, for nodes that are not known otherwise: a sasori that starts while PuppetDB is
-   * down serves, and guards, the last good map. From a file that sasori wrote until some time nothing older moves a node.
+   * Takes over the routes of a target, for nodes that are not known yet. So a sasori that starts while PuppetDB is down serves
+   * and guards the last good map. If sasori wrote the file, its routes get a time shortly before `writtenUntil`, so nothing
+   * older than that moves a node.
    */
   *inherit({ routes, writtenUntil = 0, origin, strays }: Contents): Generator<void> {
     if (origin === "others" && !this.complete) this.foreign ??= new Map();
@@ -139,8 +140,9 @@ export class Fleet {
   }
 
   /**
-   * A route that an HAProxy holds and sasori did not put there. That of a removed node is a leftover, and no news. Over a
-   * registration it is an order too, and where another sasori has ended one it is what that sasori put there.
+   * Takes a route that an HAProxy holds and sasori did not put there. Three exceptions: for a removed node it is a leftover
+   * and does not count. For a registered node a person has set it, so it counts as a registration. If another sasori has ended
+   * the node's registration, it is the route that this other sasori put there.
    */
   learn(route: Observation): boolean {
     const { certname, master } = route;
@@ -176,7 +178,7 @@ export class Fleet {
   /** Ends this registration or learned route. What PuppetDB says (undefined: nothing) takes its place. */
   withdraw(ended: Observation, observation: Observation | undefined): void {
     const { certname } = ended;
-    // Another order was given, or PuppetDB has spoken, since this was ordered.
+    // Meanwhile there is another registration, or PuppetDB had something newer.
     if (this.own.get(certname) !== ended) return;
     this.#remove(certname, ended.at, ended.at);
     this.ended.set(certname, { at: ended.at, since: ended.at });
@@ -187,8 +189,8 @@ export class Fleet {
   }
 
   /**
-   * Another sasori ended it. False if it is not in force here. Until PuppetDB says again what it said before, or something
-   * newer, the node keeps its route.
+   * Takes over that another sasori ended a registration or learned route. False if it is not in force here. The node keeps its
+   * route until PuppetDB is read again.
    */
   takeEnd(certname: Certname, end: Tombstone): boolean {
     this.ended.set(certname, end);
@@ -201,9 +203,9 @@ export class Fleet {
   }
 
   /**
-   * What another sasori was told or found out. Over what is our own the row that won counts, whatever the clocks say, unless our
-   * own was not saved yet when it won: then the newer one counts. Over what PuppetDB says only what is newer. False for what is
-   * over by that.
+   * Takes a registration or learned route of another sasori. If ours is a registration or learned route too, theirs replaces
+   * it, because it has won already where rows are merged. But if ours was not saved yet at that time, the newer one counts. A
+   * route from PuppetDB is replaced only if theirs is newer. False if it does not count.
    */
   takeOwn(observation: Observation): boolean {
     const { certname } = observation;
@@ -227,7 +229,7 @@ export class Fleet {
     if (this.verdict.kind === "held" && this.verdict.id === id) this.#heldChanged = true;
   }
 
-  /** What changed since the last call of all that must be saved. */
+  /** The changes since the last call that must be saved. */
   *takeUnsaved(): Generator<void, Change[]> {
     const unsaved = this.#unsaved;
     this.#unsaved = new Map();
@@ -268,7 +270,7 @@ export class Fleet {
     this.#unsaved.set(keyOf({ kind, key }), { kind, key });
   }
 
-  /** Its removal, or its move back, waits for approval. */
+  /** The node's removal, or its step back, waits for approval. */
   isHeld(certname: Certname): boolean {
     return this.#held.has(certname) || this.#stepsBack.has(certname);
   }
@@ -280,7 +282,7 @@ export class Fleet {
     return { certname, from, to: step?.observation?.master ?? null };
   }
 
-  /** What was held is another plan then: the next look at PuppetDB gives it another id. */
+  /** The node is no longer held. That makes another plan of what remains, and the next reading gives it another id. */
   #unhold(certname: Certname): void {
     if (this.#held.delete(certname)) this.#heldChanged = true;
   }
@@ -290,9 +292,9 @@ export class Fleet {
   }
 
   /**
-   * Remembers where nodes were at home that leave a master while it is down, or that somebody moves away from one that is
-   * drained: nothing brings them back by itself, because the producer follows the route. A node that leaves a living
-   * master has a new home.
+   * Remembers the master (the home) of nodes that leave it while it is down, or that a person moves away while it is drained.
+   * They do not return by themselves, because a node runs where its route leads. If a node leaves a master that is up, the
+   * master that it goes to is its new home.
    */
   *noteMoves(changes: Before, stateOf: (master: Master) => Server["state"]): Generator<void> {
     yield* eachInPieces(changes, ([certname, from]) => {
@@ -317,9 +319,9 @@ export class Fleet {
   }
 
   /**
-   * Takes over a reading of PuppetDB, and removes what is gone if the guard lets it. Returns how long before the reading
-   * that this one goes on from a submission, new to us, had been received (ms): PuppetDB stamps a command when it arrives
-   * and stores it when its queue gets there. 0 when nothing came late.
+   * Takes over a reading of PuppetDB, and removes what is gone if the guard allows it. Returns how late a submission became
+   * visible (ms): PuppetDB notes the time when it receives a submission, but stores it only when its queue gets there. So
+   * one that was received before the previous reading may show only in this one. 0: nothing came late.
    */
   *merge(reading: Reading, resolve: Resolve, rules: GuardRules): Generator<void, number> {
     let lateMs = 0;
@@ -355,7 +357,7 @@ export class Fleet {
   }
 
   *#judge(gone: Certname[] | "as held", reading: Reading, rules: GuardRules): Generator<void> {
-    // As many may be held as the fleet has nodes: nothing new costs nothing.
+    // All nodes of the fleet may be held. If nothing about them has changed, they are not judged again.
     if (gone === "as held" && rules.approved === undefined && !this.#heldChanged) return;
     const nodes = gone === "as held" ? [...this.#held] : gone;
     const stepsBack = [...this.#stepsBack.values()];
@@ -381,11 +383,11 @@ export class Fleet {
       const voidUntil = Math.min(reading.inactive.get(certname) ?? 0, reading.asOf);
       this.#remove(certname, voidUntil, reading.asOf);
     });
-    // What a standby does not list is not judged: then it is too early to call the map our own.
+    // What a standby does not list is not judged. So after reading one, foreign entries stay foreign.
     if (mayRemove && reading.active !== undefined && reading.isStandby !== true) this.foreign = undefined;
   }
 
-  /** What each estate lost. A node of which nobody knows whose it was may have been anyone's. */
+  /** What each estate lost. A node whose estate is unknown counts for every estate. */
   #lossesOfEstates(gone: readonly Certname[], { estates }: Reading): Losses["estates"] {
     return estates?.map(({ puppetdbs, size }) => {
       const ofIt = gone.filter((certname) => {
@@ -400,7 +402,7 @@ export class Fleet {
     });
   }
 
-  /** Entries of nodes that PuppetDB knows are changed and not lost. */
+  /** The foreign entries that would be lost. If PuppetDB knows the node, its entry is changed and not lost. */
   #foreignEntries(): string[] | undefined {
     if (this.foreign === undefined) return undefined;
     return [...this.foreign].flatMap(([entry, certname]) =>
@@ -439,10 +441,10 @@ export class Fleet {
     const known = this.map.get(certname);
     if ((this.unroutable.get(certname)?.at ?? Number.POSITIVE_INFINITY) <= at)
       this.unroutable.delete(certname);
-    // Seen before, but HAProxy may have other servers since.
+    // The same submission as before. But its producer may lead to another server now.
     if (known?.at === at && known.source === source) {
       if (isOfOther(observation, known) && known.master !== master && resolve(known.master) !== undefined)
-        return false; // Two estates have it: the one is no newer than the other.
+        return false; // Two estates have the node with the same time: the map stays as it is.
       if (from !== undefined) this.map.credit(certname, from);
       return this.map.reassign(certname, master);
     }
@@ -462,7 +464,7 @@ export class Fleet {
     return true;
   }
 
-  /** False if it is older than what is known. When an inherited route was made nobody knows. */
+  /** False if it is older than what is known. The age of an inherited route is unknown, so everything is newer. */
   #takeUnroutable(submission: Submission): boolean {
     const { certname, at, source } = submission;
     const known = this.map.get(certname);
@@ -549,8 +551,8 @@ const reportedOf = (known: Assignment): number | undefined =>
   isOfPuppetdb(known) ? known.at : known.reported;
 
 /**
- * PuppetDB says what is older than what the route rests on: it was restored from a backup. Not where that route leads
- * nowhere, because its server is gone or has another name.
+ * PuppetDB says something older than the route: it was restored from a backup. It is no step back if HAProxy no longer has the
+ * route's server: then any route is better.
  */
 const isStepBack = (observation: Observation, known: Assignment, resolve: Resolve): boolean =>
   observation.at < known.at &&
@@ -559,13 +561,14 @@ const isStepBack = (observation: Observation, known: Assignment, resolve: Resolv
   (isOfPuppetdb(known) || known.source === "inherited") &&
   resolve(known.master) !== undefined;
 
-/** Two PuppetDBs said it: the one that is behind the other has not gone back. */
+/** The two come from different PuppetDBs. If one is behind the other, it has not gone back in time. */
 const isOfOther = (one: Pick<Observation, "from">, other: Pick<Observation, "from">): boolean =>
   one.from !== undefined && other.from !== undefined && one.from !== other.from;
 
 /**
- * What one PuppetDB has told another one's silence does not take away, nor a deactivation that is older: it may be behind.
- * Where nobody knows who told it, the silence of a standby does not.
+ * Another PuppetDB told this route. Then the node stays although this PuppetDB does not list it, or lists a deactivation that
+ * is older, because this PuppetDB may be behind. If it is unknown which PuppetDB told the route, the node stays if a standby
+ * does not list it.
  */
 function isToldByOther(known: Assignment, { told, isStandby }: Reading, inactiveSince?: number): boolean {
   if (told === undefined) return false;
@@ -591,7 +594,7 @@ export function resolver(aliases: Aliases, servers: readonly Server[] | undefine
   };
 }
 
-/** The pool of each server, by the server's name and by its host; undefined for what stands in several pools. */
+/** The pool of each server, by the server's name and by its host; undefined for a server that is in several pools. */
 function poolsByServer(pools: readonly Server[]): Map<string, Master | undefined> {
   const found = new Map<string, Master | undefined>();
   for (const { name: pool, members = [] } of pools)

@@ -1,7 +1,7 @@
-// The guard: what may go from the map, and what waits until a person approves exactly that.
-// It holds removals that are too many, all removals from a map that somebody else made, and moves back to what PuppetDB
-// said before. Promises: a fresh or restored PuppetDB, whose answer `[]` is valid, empties no map; a fleet that vanishes
-// little by little is noticed as well; an approval counts for the plan that it names and no other.
+// The guard decides what may be removed from the map, and what waits until a person approves exactly that.
+// It holds too many removals, all removals from a map that somebody else made, and steps back in time of PuppetDB.
+// Promises: a new or restored PuppetDB, whose answer `[]` is valid, empties no map; many removals are noticed even if they
+// come little by little; an approval counts only for the plan that it names.
 // Pure state: no I/O, no clock.
 
 import { createHash } from "node:crypto";
@@ -9,7 +9,7 @@ import type { RemovalLimit } from "./config.js";
 import type { Certname, Observation } from "./node-map.js";
 import { eachInPieces, sortInPieces } from "./pieces.js";
 
-/** How one pass is judged: the limit, the plan id that a person approved for it, and a time (ms) on a clock that nobody sets. */
+/** How one pass is judged: the limit, the plan id that a person approved, and the time (ms) of the monotonic clock. */
 export interface GuardRules {
   limit: RemovalLimit;
   approved?: string | undefined;
@@ -17,8 +17,8 @@ export interface GuardRules {
 }
 
 /**
- * What the guard says. `byApproval`: the plan that was approved. `id` names exactly what is held: `certnames`, and entries
- * that belong to no node, as they are.
+ * The guard's decision. `byApproval`: the plan that was approved. `id` is a checksum of exactly what is held. `certnames` are the
+ * nodes that are held, and foreign entries that belong to no node, as they are in the map.
  */
 export type Verdict =
   | { kind: "allowed"; byApproval?: string }
@@ -32,9 +32,9 @@ export interface Losses {
   foreign: readonly string[] | undefined;
   /** What PuppetDB says that is older than the route it would replace. */
   stepsBack: readonly StepBack[];
-  /** The time of the newest route that would go or be replaced: an approval that is older was not given for it. */
+  /** The time of the newest route that would be removed or replaced. An approval that is older was not given for it. */
   newestAt: number;
-  /** Of several estates: what each would lose. Then each is judged by itself. */
+  /** With several estates: what each would lose. Then each is judged by itself. */
   estates?: readonly EstateLosses[] | undefined;
 }
 
@@ -50,9 +50,9 @@ export interface StepBack {
   certname: Certname;
   /** What would take the place of the route; undefined: PuppetDB has an old deactivation. */
   observation: Observation | undefined;
-  /** When PuppetDB's word is from (ms). */
+  /** The time of what PuppetDB says now (ms). */
   at: number;
-  /** The time of what the route rests on. */
+  /** The time of the route (ms). */
   from: number;
 }
 
@@ -62,27 +62,27 @@ export interface Judgement {
   held: readonly Certname[];
 }
 
-/** A share of a small map is soon reached: below this many entries only an empty result is held. */
+/** In a small map a few removals are a large share. So up to this many are allowed, unless they empty the map. */
 const FEW_ENTRIES = 10;
 
 /** The guard compares with the largest map of this time: fleets grow and shrink, but not by much within a month. */
 const DAY_MS = 24 * 60 * 60_000;
 const MEMORY_MS = 30 * DAY_MS;
 
-/** How large the map was, at times (ms) as those of GuardRules. */
+/** How large the map was at a time (ms) of the monotonic clock. */
 export interface SizeThen {
   at: number;
   size: number;
 }
 
 export class Guard {
-  /** The largest of each day, the oldest first, and only those that no later one exceeds. */
+  /** The largest size of each day, the oldest first. A size that a later one exceeds is left out. */
   readonly sizes: SizeThen[];
-  /** What was larger before counts no longer: an approval was given then. Minus infinity: none was. */
+  /** When removals were last approved: larger sizes before that no longer count. Minus infinity: never. */
   forgottenAt: number;
   /** Plans that a person approved, here or at another replica, and when (ms since the epoch). */
   readonly approvals: Map<string, number>;
-  /** The memory of each estate, where there are several. */
+  /** A guard for each estate, if there are several. */
   readonly estates: Map<string, Guard>;
 
   constructor(like?: Guard) {
@@ -93,8 +93,8 @@ export class Guard {
   }
 
   /**
-   * Returns the verdict, whether nodes may be removed (steps back are held alone), and which of those that are gone may not:
-   * some, where one estate of several lost too many.
+   * Returns the verdict, whether nodes may be removed (yes, if only steps back are held), and which nodes may not be removed:
+   * with several estates, only those of estates that lost too many.
    */
   *judge(losses: Losses, size: number, rules: GuardRules): Generator<void, Judgement> {
     this.#remember(size, rules.now);
@@ -114,7 +114,10 @@ export class Guard {
     return { verdict: { kind: "held", id, reason, certnames }, mayRemove: removals === undefined, held };
   }
 
-  /** Why removals are held, which, and of which estates; a node that may have been of several estates is held if one of them holds it. */
+  /**
+   * Which removals are held, why, and of which estates. A node that may be of several estates is held if one of them holds
+   * it.
+   */
   #removals(losses: Losses, size: number, { limit, now }: GuardRules) {
     const { gone, foreign, estates } = losses;
     if (estates === undefined || foreign !== undefined) {
@@ -192,7 +195,7 @@ export class Guard {
     this.sizes.splice(0, this.sizes.length, ...kept.reverse());
   }
 
-  /** After an approval the smaller map is what others are compared with. */
+  /** After an approval later maps are compared with the smaller one. */
   #forget(size: number, now: number): void {
     this.forgottenAt = now;
     this.sizes.splice(0, this.sizes.length, ...(size > 0 ? [{ at: now, size }] : []));

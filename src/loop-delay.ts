@@ -1,4 +1,4 @@
-// For how long sasori answered nobody: all of it runs on one thread, and HAProxy waits two seconds for an owner.
+// Measures for how long sasori answered no request. It runs on one thread, and HAProxy waits only two seconds for an answer.
 
 import { type IntervalHistogram, monitorEventLoopDelay } from "node:perf_hooks";
 

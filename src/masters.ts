@@ -1,5 +1,5 @@
-// Masters that come and go: a producer that appears in PuppetDB gets an HAProxy server at run time, where the
-// operator's pattern allows it, again after each reload, and loses it when no node is left there.
+// Masters that come and go: a producer that appears in PuppetDB gets an HAProxy server at run time, if the operator's pattern
+// allows it. It gets the server again after each reload of HAProxy, and loses it when no node is left there.
 // Promises: only names that the pattern matches, and no more servers than the limit; servers of HAProxy's own
 // configuration are never touched; one HAProxy's failure never stops another; a silent resolver holds up no pass.
 // HAProxy does not tell which of its servers were added at run time. So those that an earlier run of sasori has added are
@@ -13,9 +13,9 @@ import type { Fleet } from "./fleet.js";
 import { isMaster, type Master } from "./node-map.js";
 import type { Server } from "./target/target.js";
 
-/** For all names of a pass together. */
+/** Deadline for looking up all names of a pass together. */
 const LOOKUP_MS = 2_000;
-/** A name that had no address is not looked up again so soon. */
+/** For this long a name without an address is not looked up again. */
 const REMEMBERED_MS = 60_000;
 
 /** Throws when the name has no address. */
@@ -23,7 +23,7 @@ type LookUp = (name: string) => Promise<{ address: string; family: number }>;
 
 /** A name that is looked up. */
 interface Question {
-  /** The answer, as HAProxy writes the host of an address. */
+  /** The address that was found, in the form that HAProxy takes; undefined: none. */
   host: string | undefined;
   /** Why there is none. */
   why: string;
@@ -51,7 +51,7 @@ export interface MasterChange {
 export class NewMasters {
   readonly #options: NonNullable<Config["newMasters"]>;
   readonly #lookUp: LookUp;
-  /** The servers that are to exist beside those of the configuration, with the host of their addresses. */
+  /** The servers that should exist in addition to those of the configuration, each with its address. */
   readonly #wanted = new Map<Master, string>();
   /** Names that were asked for and not yet answered, or had no address lately. */
   readonly #questions = new Map<Master, Question>();
@@ -62,9 +62,9 @@ export class NewMasters {
   }
 
   /**
-   * Decides which producers should have servers, by what PuppetDB said. Whether one is still needed is only asked
-   * after a full reading, because that looks at the whole fleet, and while one of those that were `added` is still there
-   * that was not needed any more. Returns why a producer gets none.
+   * Decides which producers should have servers. Whether a server is still needed is checked only after a full reading, because
+   * that takes a walk through all nodes, and as long as an `added` server is there that should be removed. Returns the failures
+   * of producers that get no server.
    */
   async consider(
     fleet: Pick<Fleet, "map" | "unroutable" | "homes">,
@@ -93,7 +93,7 @@ export class NewMasters {
     return lacking.flatMap((name) => this.#want(name) ?? []);
   }
 
-  /** HAProxy does not let a server go that still serves a request; meanwhile nodes may have come back to it. */
+  /** HAProxy does not remove a server that still serves requests. If nodes came back to it meanwhile, the server is kept. */
   #takeBack(
     leaving: readonly Master[],
     masters: ReadonlySet<Master>,
@@ -112,8 +112,9 @@ export class NewMasters {
   }
 
   /**
-   * HAProxy does not resolve the name of a server that is added at run time. All are looked up side by side, those that
-   * had a server too, because a master that was built anew has another address. An answer that is late is for the next pass.
+   * HAProxy does not resolve the name of a server that is added at run time, so sasori does. All names are looked up in parallel,
+   * also those that had a server before, because a rebuilt master may have another address. A late answer is used in the next
+   * pass.
    */
   async #findAddresses(lacking: readonly Master[], stop: AbortSignal): Promise<void> {
     for (const [name, { until }] of this.#questions)
@@ -195,7 +196,7 @@ export class NewMasters {
     for (const [name, process] of added) {
       if (this.#wanted.has(name)) continue;
       if (has.has(name)) await attempt(name, "removed", () => host.removeServer(name, process, signal));
-      else added.delete(name); // By the removal of an earlier pass.
+      else added.delete(name); // An earlier pass has removed it.
     }
     return changes;
   }

@@ -47,17 +47,21 @@ export function parseMaster(text: string): Master {
 }
 
 /**
- * Where an observation comes from. `inherited` stands for what the map file or a live map held when sasori started. Its
- * time is that until which sasori had written the file (see map-file.ts), or 0: then every real observation replaces it.
+ * Where an observation comes from. `inherited`: the map file or a live map had the route when sasori started. Its time is the
+ * one in the last line of the file (see map-file.ts), less an allowance. Without that it is 0, and every other observation
+ * replaces it.
  */
 export const SOURCES = ["facts", "catalog", "report", "registration", "learned", "inherited"] as const;
 export type Source = (typeof SOURCES)[number];
 
-/** PuppetDB said so: a registration, a learned and an inherited route are our own. */
+/** Whether it comes from PuppetDB. A registration, a learned route and an inherited route do not. */
 export const isOfPuppetdb = ({ source }: Pick<Observation, "source">): boolean =>
   source === "facts" || source === "report" || source === "catalog";
 
-/** No clock says so, though PuppetDB takes years up to 9999: what comes after those has no ISO 8601 text of four digits. */
+/**
+ * Later times are refused. PuppetDB takes years up to 9999, but no real clock shows them, and later ones have no four-digit
+ * year.
+ */
 export const LATEST_TIME = Date.UTC(9000, 0);
 
 /** One node seen at one master. `at` is in milliseconds since the epoch, on the clock of whoever saw it. */
@@ -68,21 +72,23 @@ export interface Observation {
   source: Source;
   /** Which PuppetDB told it, where several are configured. */
   from?: string;
-  /** Of a registration or learned route: the time of what PuppetDB knew of the node then; missing if it knew nothing. */
+  /**
+   * For a registration or learned route: the time of the PuppetDB observation that it replaced; missing if there was none.
+   */
   reported?: number | undefined;
-  /** Of an inherited route: PuppetDB was read and says nothing newer. */
+  /** For an inherited route: PuppetDB was read and says nothing newer. */
   confirmed?: true;
-  /** Of a registration: what it is for, and who says to have ordered it; each one line. */
+  /** For a registration: its reason, and who made it by their own word; one line each. */
   reason?: string | undefined;
   by?: string | undefined;
 }
 
-/** A reason, or who gave an order, as people write it: one line. */
+/** Maximum length of a reason, or of the name of who gave it: one line. */
 export const MAX_REMARK = 200;
 // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is refused.
 export const isRemark = (text: string): boolean => !/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/.test(text);
 
-/** What a registration is for, and who says to have ordered it, as far as that was said. */
+/** The reason of a registration, and who made it, if that was given. */
 export const remarksOf = ({ reason, by }: Pick<Observation, "reason" | "by">) => ({
   ...(reason !== undefined && { reason }),
   ...(by !== undefined && { by }),
@@ -97,7 +103,7 @@ export type Before = Map<Certname, Master | undefined>;
 export class NodeMap {
   #assignments = new Map<Certname, Assignment>();
   #before: Before = new Map();
-  /** The time of PuppetDB's newest observation that was ever taken, also of a node that is gone. 0 until then. */
+  /** The time of the newest PuppetDB observation ever taken, even if its node was removed since. 0: none yet. */
   newestAt = 0;
 
   /** A map that holds the same. */
@@ -116,7 +122,9 @@ export class NodeMap {
     return this.#assignments.get(certname);
   }
 
-  /** The time of something seen or ordered at `now`: newer than what is known, even from a master whose clock is ahead. */
+  /**
+   * A time for something that happens `now`. It is later than that of the known assignment, even if that is in the future.
+   */
   timeAfterKnown(certname: Certname, now: number): number {
     return Math.max(now, (this.get(certname)?.at ?? 0) + 1);
   }
@@ -138,7 +146,7 @@ export class NodeMap {
     return true;
   }
 
-  /** The same observation, whose producer is another server now: the time stays. */
+  /** The observation's producer has another server now. The observation keeps its time. */
   reassign(certname: Certname, master: Master): boolean {
     const known = this.#assignments.get(certname);
     if (known === undefined || known.master === master) return false;
@@ -147,13 +155,13 @@ export class NodeMap {
     return true;
   }
 
-  /** Another PuppetDB tells the same observation now. */
+  /** Notes that another PuppetDB tells the same observation now. */
   credit(certname: Certname, from: string): void {
     const known = this.#assignments.get(certname);
     if (known !== undefined && known.from !== from) this.#assignments.set(certname, { ...known, from });
   }
 
-  /** Takes the observation though it is older than what is known: that was inherited, or a person approved it. */
+  /** Takes the observation even if it is older: the known one was inherited, or a person approved the step back. */
   replace(observation: Observation): void {
     const known = this.#assignments.get(observation.certname);
     if (known?.master !== observation.master) this.#remember(observation.certname, known?.master);

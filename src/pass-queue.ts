@@ -1,9 +1,9 @@
-// One pass at a time. Who asks during a pass joins the next one, because the pass under way may have read too
-// early for them; a dry run never joins a real pass, nor the other way round.
+// One pass at a time. A request during a pass joins the next one, because the pass under way may have read too early for it.
+// A dry run never joins a real pass, nor the other way round.
 
 import { SasoriError } from "./errors.js";
 
-/** A pass that was abandoned ends at once, unless it waits for something that knows no end. */
+/** How long an abandoned pass is waited for. It ends at once, unless it waits for something that cannot be aborted. */
 const ABANDON_MS = 1_000;
 
 export interface SyncRequest {

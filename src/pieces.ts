@@ -1,18 +1,20 @@
-// Long work in pieces, so that whoever asks meanwhile is answered: HAProxy waits two seconds for the owner of a node, and
-// gives up on healing then. Work says where it may be interrupted (`yield`); here is decided whether it is.
-// And not in a thread of its own: threads of Node share no objects, so the fleet would be there twice, copied whenever it
-// changes. A copy of a million nodes takes a second at the receiver's end, which is the thread that is to be free.
+// Long work in pieces, so that requests are answered meanwhile: HAProxy waits two seconds for the owner of a node, and then
+// gives up healing. Work says by `yield` where it may be interrupted. This file decides whether it is.
+// Why not a thread: threads of Node share no objects. The fleet would be there twice, and would be copied after each change.
+// Receiving a copy of a million nodes takes a second in the very thread that should stay free.
 
-/** The rest of what may pass without an answer, 50 ms with 100,000 nodes, is V8's: it collects memory. */
+/**
+ * Length of a piece. The goal is to answer within 50 ms with 100,000 nodes. The rest of that is for V8's memory collection.
+ */
 const PIECE_MS = 10;
 
-/** When others were last let in. One time for all, because works that go on side by side take turns in one go. */
+/** When others last got a turn. There is one such time for all work, because several works may run in the same turn. */
 let began = 0;
 let next: Promise<void> | undefined;
 
 const isTime = () => performance.now() - began > PIECE_MS;
 
-/** Lets in whoever waits, if it is time. Nothing that the work reads or changes may be changed by others meanwhile. */
+/** Lets other work run, if a piece is over. That must not change anything that the caller's work reads or changes. */
 export async function letOthersIn(): Promise<void> {
   if (isTime()) await breathe();
 }

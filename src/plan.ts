@@ -27,9 +27,9 @@ export interface Plan {
   del: Change[];
   /** The target must be replaced whole, see Contents. */
   rebuild: boolean;
-  /** It must not be: it has entries of somebody else's that are to stay. */
+  /** The target must not be replaced whole, because it has entries of somebody else that stay. */
   keepsOthers?: true;
-  /** What stays as the target holds it until PuppetDB has decided: it waits to be pushed. */
+  /** Nodes that keep the target's entry until PuppetDB has decided. Then they are pushed. */
   undecided: Before;
 }
 
@@ -39,7 +39,7 @@ export function* planFromContents(desired: NodeMap, actual: Contents): Generator
   yield* eachInPieces(desired.assignments(), (assignment) =>
     planOne(plan, assignment.certname, actual.routes.get(assignment.certname), assignment),
   );
-  // As many entries as the two have in common means that the target has nothing else.
+  // If the target has only entries that are in both, there is nothing to remove.
   if (actual.routes.size > desired.size - plan.add.length) {
     yield* eachInPieces(actual.routes, ([certname, from]) => {
       if (desired.get(certname) === undefined) planOne(plan, certname, from, undefined);
@@ -56,8 +56,8 @@ export function* planFromChanges(desired: NodeMap, pending: Before): Generator<v
 }
 
 /**
- * As `planFromChanges`, for as long as neither `desired` nor what is pending changes: targets that lack the same get the
- * same plan, made once. For the file and one HAProxy that is half of the time and memory, 75 MiB with a million nodes.
+ * As `planFromChanges`, but targets that lack the same share one plan. It must be used before `desired` or the pending changes
+ * change. For the file and one HAProxy it saves half of the time and memory: 75 MiB with a million nodes.
  */
 export function plansFromChanges(desired: NodeMap): (pending: Before) => Promise<Plan> {
   const plans = new Map<Before, Promise<Plan>>();
@@ -77,7 +77,7 @@ const emptyPlan = (): Plan => ({
   undecided: new Map(),
 });
 
-/** What has to become of one entry: `from` is what the target holds. */
+/** Adds the change of one entry to the plan. `from` is what the target holds. */
 function planOne(plan: Plan, certname: Certname, from: string | undefined, wanted: Observation | undefined) {
   const to = wanted?.master;
   if (from === to) return;
@@ -91,8 +91,8 @@ function planOne(plan: Plan, certname: Certname, from: string | undefined, wante
 const isUndecided = ({ source, confirmed }: Observation) => source === "inherited" && confirmed !== true;
 
 /**
- * The same without what would lose an entry. `capitals`: nodes whose key has capitals, which no command can name; an entry
- * beside it is what HAProxy finds for a name in small letters.
+ * The plan without changes that would remove somebody else's entry. `capitals`: nodes whose key in the map has capital letters.
+ * sasori cannot change such an entry, so it adds one in small letters, which HAProxy's lookup finds.
  */
 export function* keepingOthers(plan: Plan, capitals: ReadonlySet<Certname>): Generator<void, Plan> {
   const set: Change[] = [];
@@ -115,10 +115,10 @@ function settled(plan: Plan): Plan {
 export const countOf = ({ add, set, del }: Plan): number => add.length + set.length + del.length;
 
 /**
- * Finds the routes that HAProxy learned by itself (a redispatched request found the node elsewhere) or that
- * a person set by hand: the same process holds another value than sasori left there, and nothing newer for
- * that node waits to be pushed (`pending`). They become observations; everything else that differs is drift
- * and is corrected. What is undecided waits as well, and is no news while it is as it was.
+ * Finds the routes that HAProxy learned by itself (a request healed to another master) or that a person set by hand: the same
+ * process holds another value than sasori last wrote, and no change of that node waits to be pushed (`pending`). They become
+ * observations. All other differences are drift, and are corrected. An undecided node also waits in `pending`. It counts as
+ * learned only if its value has changed since.
  */
 export function* learnedRoutes(
   desired: NodeMap,

@@ -1,5 +1,5 @@
-// "Do you have this node?", asked of one master. Promises: with SASORI_PROBE_CA by TLS alone, with the master's certificate
-// and its name checked whatever Node was told; certificates that are renewed in place are read again.
+// Asks a master "Do you have this node?". Promises: with SASORI_PROBE_CA only over TLS, and the master's certificate and its
+// name are always checked, even if Node's variables say otherwise; certificates that are renewed in place are read again.
 
 import { checkServerIdentity, type PeerCertificate } from "node:tls";
 import { isDeepStrictEqual } from "node:util";

@@ -1,9 +1,10 @@
-// "Who has this node now?", asked by HAProxy when a route turned out wrong, with a client waiting for the answer.
-// Answers from what sasori knows newer than that route, else from PuppetDB, for this one node, else by asking the
-// masters themselves. Promises: an answer is evidence that is newer than what the route rests on, or there is none; that
-// nobody knows better is never remembered, so a node that moves now is found now; what is asked at once is one question to
-// PuppetDB, one at a time, and that and the questions to the masters are bounded, so that bogus or dying nodes can flood
-// neither. What was never asked is no answer.
+// "Who has this node now?" HAProxy asks this when a route was wrong, while a client waits for the answer.
+// sasori answers from what it knows, if that is newer than the route. Otherwise it asks PuppetDB about this one node, and
+// then the masters themselves.
+// Promises: an answer rests on evidence that is newer than the route, or there is no answer; "nothing newer is known" is not
+// remembered, so a node that moves right afterwards is found; PuppetDB gets one question at a time, for all nodes that wait,
+// and the questions to it and to the masters are bounded, so that bogus or dying nodes cannot flood them. If PuppetDB or a
+// master was not asked, that does not count as a "no".
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { within } from "./deadline.js";
@@ -15,7 +16,7 @@ import type { HasServer, Submission } from "./source/reading.js";
 import { PartlyRead, type Source } from "./source/source.js";
 import type { Server } from "./target/target.js";
 
-/** HAProxy waits 2 s. */
+/** Less than the 2 s that HAProxy waits (heal.lua). */
 const DEADLINE_MS = 1_800;
 const PROBE_DEADLINE_MS = 800;
 const PUPPETDB_DEADLINE_MS = DEADLINE_MS - PROBE_DEADLINE_MS;
@@ -23,19 +24,22 @@ const PUPPETDB_DEADLINE_MS = DEADLINE_MS - PROBE_DEADLINE_MS;
 /** A person can wait longer. */
 const PATIENT_MS = 15_000;
 
-/** A moved node's requests come in bursts; a route that was right a moment ago may be wrong soon. */
+/** How long an answer is remembered: a moved node's requests come in bursts, but a right route may soon be wrong. */
 const REMEMBERED_MS = 3_000;
 const MAX_REMEMBERED = 10_000;
 
-/** A probe asks every master, so a flood of bogus names must not become one of probes: what comes beyond waits, not for long. */
+/**
+ * A probe asks every master, so a flood of bogus names must not cause a flood of probes. Further probes wait, for a short
+ * time.
+ */
 const PROBES_PER_SECOND = 100;
 const MAX_PROBE_WAIT_MS = 400;
-/** A second in which nothing was asked may be made up for at once. */
+/** After a quiet time the probes of up to this long may come at once. */
 const PROBE_BURST_MS = 1_000;
 
 /**
- * Nodes asked about at once. What comes beyond is refused. Names that the map does not hold may take no more than this share
- * of it, and of the probes: anybody can make up such names, however many.
+ * How many nodes may be asked about at once. Further ones are refused. Names that the map does not hold get only a share of
+ * that, and of the probes, because anybody can make up any number of them.
  */
 const MAX_UNDERWAY = 1_000;
 const STRANGERS_SHARE = 0.5;
@@ -54,19 +58,19 @@ export interface ResolverParts {
   /** Path of a master that answers 200 for a node that it has, with `{certname}` in it. */
   probePath: string | undefined;
   hasNode: HasNode;
-  /** Told what was found out; it must reach the map. */
+  /** Gets what was found out, and must bring it into the map. */
   onObservation: (observation: Observation) => void;
 }
 
-/** What was found out; the map does not say it yet. */
+/** An owner that was found out, and is not in the map yet. */
 interface Answer {
   owner: Master;
-  /** What the map said then: with news of the node the answer is forgotten. */
+  /** The node's assignment at that time. If it has changed since, the answer is forgotten. */
   known: Assignment | undefined;
   until: number;
 }
 
-/** A question to PuppetDB that was not sent yet: whoever asks about the same node shares it. */
+/** A question to PuppetDB that was not sent yet. All who ask about the same node share it. */
 interface Waiting {
   askers: number;
   found: Promise<Submission | undefined>;
@@ -89,14 +93,14 @@ export class Resolver {
   }
 
   /**
-   * The node's master, never `wrong`, whose answer raised the question; undefined when nobody knows better than the map, or
-   * at all. That PuppetDB, or a master, cannot be asked says nothing against a route that the map confirms. Throws otherwise:
-   * `BUSY` when too much is asked at once, `PUPPETDB_...` if PuppetDB could not be asked, or `PROBE_TIMEOUT` if a master
-   * did not say whether it has the node.
+   * The node's master. It is never `wrong`, the master that said that it does not have the node. Undefined if nothing newer
+   * than the map is known. Throws `BUSY` if too much is asked at once, `PUPPETDB_...` if PuppetDB could not be asked, and
+   * `PROBE_TIMEOUT` if a master did not say whether it has the node. The last two are not thrown for a route that the map
+   * confirms.
    */
   async owner(certname: Certname, wrong: string | undefined): Promise<Master | undefined> {
     const known = this.#parts.fleet.map.get(certname);
-    // The map already says otherwise than the route that was tried: that HAProxy has not got it yet.
+    // The map already has another master than the one that was tried. That HAProxy has not got the change yet.
     if (known !== undefined && known.source !== "inherited" && known.master !== wrong) return known.master;
     const answer = this.#remembered.get(certname);
     if (answer?.known === known && answer !== undefined && performance.now() < answer.until)
@@ -113,8 +117,8 @@ export class Resolver {
   }
 
   /**
-   * Whether PuppetDB knows that the node has moved from where the map has it; if so, that reaches the map. Never asks the
-   * masters. Throws `PUPPETDB_...`.
+   * Asks PuppetDB whether the node has moved away from its master in the map. If so, the move is brought into the map. Never
+   * asks the masters. Throws `PUPPETDB_...`.
    */
   async look(certname: Certname): Promise<boolean> {
     const known = this.#parts.fleet.map.get(certname);
@@ -124,7 +128,7 @@ export class Resolver {
     return observation.master !== known?.master;
   }
 
-  /** Where the node is by evidence that is newer than what is known, or undefined. */
+  /** The node's master by evidence that is newer than what is known, or undefined. */
   async #find(certname: Certname, known: Assignment | undefined, isConfirmed: boolean) {
     const observation = await this.#observed(certname).catch((error: Error) => error);
     if (!(observation instanceof Error) && observation !== undefined && this.#isNews(observation, known)) {
@@ -162,7 +166,7 @@ export class Resolver {
       Promise.race([waiting.found, rejection(signal)]),
     ).finally(() => {
       waiting.askers -= 1;
-      // Its turn may not have come, behind a question that PuppetDB is slow to answer.
+      // The question may still wait behind one that PuppetDB is slow to answer.
       const isUnsent = this.#waiting.get(certname) === waiting;
       if (isUnsent && waiting.askers === 0) this.#waiting.delete(certname);
     });
@@ -175,16 +179,16 @@ export class Resolver {
   #enqueue(certname: Certname): Waiting {
     const waiting = { askers: 0 } as Waiting;
     waiting.found = new Promise((resolve, reject) => Object.assign(waiting, { resolve, reject }));
-    waiting.found.catch(() => undefined); // Nobody may wait for it any more.
+    waiting.found.catch(() => undefined); // If nobody waits for it any more, a failure is not "unhandled".
     this.#waiting.set(certname, waiting);
     if (!this.#asking) void this.#askWaiting();
     return waiting;
   }
 
   /**
-   * What takes the place of a registration that ends: PuppetDB's newest observation, undefined for a node that it does not
-   * know. A node whose producer has no server keeps its route. Throws `PUPPETDB_...`, also where one of several PuppetDBs does
-   * not answer and the others know only what is older than what the registration took the place of.
+   * What replaces a registration that ends: PuppetDB's newest observation, or undefined for a node that PuppetDB does not know.
+   * A node whose producer has no server keeps its route. Throws `PUPPETDB_...`, also if one of several PuppetDBs does not
+   * answer and the others know only routes that are older than the one that the registration replaced.
    */
   async withoutRegistration({ certname, reported }: Observation): Promise<Observation | undefined> {
     const resolve = this.#parts.resolve();
@@ -205,8 +209,8 @@ export class Resolver {
     return master && { certname, master, at, source, ...(from !== undefined && { from }) };
   }
 
-  // One question at a time, for all nodes that wait by then: thousands of stale routes are few queries. Whoever asks about
-  // a node after its question was sent waits for the next one: the node may have moved meanwhile.
+  // One question at a time, for all nodes that wait by then. So thousands of stale routes are few queries. A caller that asks
+  // about a node whose question was already sent waits for the next one, because the node may have moved meanwhile.
   async #askWaiting(): Promise<void> {
     this.#asking = true;
     while (this.#waiting.size > 0) {
@@ -242,8 +246,8 @@ export class Resolver {
   }
 
   /**
-   * Asks all masters that are up, at once. The one that the map names is believed before the others, else the first that
-   * has the node. Throws `BUSY` or `PROBE_TIMEOUT`.
+   * Asks all masters that are up, in parallel. If several have the node, the one in the map wins, otherwise the first to
+   * answer. Throws `BUSY` or `PROBE_TIMEOUT`.
    */
   async #probe(certname: Certname, known: Assignment | undefined): Promise<Master | undefined> {
     const { probePath, servers, fleet, hasNode } = this.#parts;

@@ -1,7 +1,7 @@
 // One pass: look at the targets, read PuppetDB, merge, plan each target, write the file, then push to every
 // HAProxy in parallel. Its result is one SyncReport.
-// Promises: while PuppetDB takes its time, what is known goes to targets that lack it; one target's failure never
-// stops another; what was learned is in the state file before it is anywhere else.
+// Promises: while PuppetDB answers slowly, targets still get what is known already; one target's failure never stops
+// another; what was learned is saved in the state file first, before it goes anywhere else.
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { latestTime, timeOfNow } from "./clock.js";
@@ -28,33 +28,36 @@ import { MapFile } from "./target/map-file.js";
 import type { Contents, Server } from "./target/target.js";
 import { type TargetDetail, type TargetState, TrackedTarget } from "./target/tracked-target.js";
 
-/** A look, or what the state file holds, is a handful of lines: HAProxy or the disk answers in milliseconds or not at all. */
+/** Deadline for a look at a target, and for the state file. Both are a few lines, which take milliseconds. */
 const LOOK_MS = 15_000;
-/** While PuppetDB is read the targets are looked at this often: an HAProxy that is restarted does not wait for PuppetDB. */
+/** While PuppetDB is read, the targets are looked at this often, so that a restarted HAProxy need not wait for PuppetDB. */
 const LOOK_AGAIN_MS = 5_000;
-/** A million entries are read within seconds. To push them takes longer where HAProxy is far away. */
+/** Deadline for reading a target: a million entries take seconds. A push gets more time, because HAProxy may be far away. */
 const TARGET_MS = 2 * 60_000;
 const PUSH_MS_PER_ENTRY = 0.2;
-/** The file is read or written within two seconds at most, or its file system hangs; and every HAProxy waits for it. */
+/**
+ * Deadline for the map file, because every HAProxy waits for it. It takes two seconds at most, unless its file system
+ * hangs.
+ */
 const FILE_MS = 15_000;
 
 /**
- * Each pass that looks for changes compares a few entries of each live map, so that all are seen between two full passes,
- * whatever the schedules are. Of all HAProxys together no more than MAX_SAMPLE, which take 0.2 s of a core: of a hundred
- * HAProxys only a full pass sees all.
+ * Each changes pass compares a sample of the entries of each live map. It is as large as needed to compare all entries
+ * between two full passes, but all HAProxys together get no more than MAX_SAMPLE, which takes 0.2 s of a core. So with a
+ * hundred HAProxys only a full pass compares all.
  */
 const FIRST_CHANGES_PER_FULL = 180;
 const SAMPLE_ALLOWANCE = 0.8;
 const MIN_SAMPLE = 100;
 const MAX_SAMPLE = 10_000;
 
-/** Two clocks of one machine differ by less, unless somebody sets one. */
+/** If the wall clock and the monotonic clock drift apart by more, somebody has set the wall clock. */
 const CLOCK_SET_MS = 1_000;
 
-/** Two sasoris write at the same time only when something changes. */
+/** How long the status says that another sasori writes here. It writes only when something changes, so this is long. */
 const OTHERS_REMEMBERED_MS = 30 * 60_000;
 
-/** In this order: what is over stands before what began later. */
+/** The order in which rows are taken over: first what ended, then what began later. */
 const ORDER: readonly Kind[] = ["ended", "removed", "route", "home", "sizes", "approval"];
 
 const NO_MASTERS: SyncReport["masters"] = { changes: [], failures: [] };
@@ -63,16 +66,16 @@ export interface SyncParts {
   config: Pick<Config, "haproxy" | "masterAliases" | "maxRemoved">;
   puppetdb: Source;
   file: MapFile;
-  /** Those that are configured, and behind them those that DNS names lead to, which come and go. */
+  /** First those that are configured, then those found through DNS names, which come and go. */
   instances: HaproxyInstance[];
   names?: { dns: DnsNames; make: (endpoint: Endpoint) => HaproxyInstance } | undefined;
   state: State;
-  /** The same, where replicas share it. */
+  /** The same object as `state`, if replicas share it. */
   shared?: SharedState | undefined;
   newMasters?: NewMasters | undefined;
 }
 
-/** All parts as the configuration wants them. */
+/** Makes all parts of a Sync from the configuration. */
 export function assemble(config: Config): SyncParts {
   const journal = new Journal(config.stateFile);
   const shared = config.stateDatabase && new SharedState(journal, config.stateDatabase);
@@ -90,7 +93,10 @@ export function assemble(config: Config): SyncParts {
   };
 }
 
-/** What makes a route of a submission: with other rules the map file says nothing of what is older. */
+/**
+ * The settings that turn a submission into a route. If they have changed since the map file was written, its routes cannot be
+ * compared with submissions by age.
+ */
 const rulesOf = ({ masterAliases, puppetdb, backend, pools }: Config): string =>
   JSON.stringify([
     masterAliases.pairs,
@@ -99,11 +105,14 @@ const rulesOf = ({ masterAliases, puppetdb, backend, pools }: Config): string =>
     ...(pools ? ["backends"] : []),
   ]);
 
-/** Who wants to know what a Sync does, as it does it. */
+/** Is told what a Sync does, at the moment when it does it. */
 export interface SyncWatcher {
-  /** What changed in the map, each node with what it had before; told before anything else changes, and by then every target is to get it. */
+  /**
+   * Which nodes changed in the map, each with its master before. Called when every target waits for it, before the next
+   * change.
+   */
   changed?(changes: Before, fleet: Fleet): Generator<void>;
-  /** The report of each pass, before those get it who asked for the pass. */
+  /** The report of each pass. Called before the callers of `request` get it. */
   passed?(report: SyncReport): void;
 }
 
@@ -115,30 +124,30 @@ export class Sync {
    * HAProxy goes on with what it has, and one that starts anew finds it in the file.
    */
   served = false;
-  /** How many nodes the map had that was last brought to an HAProxy. While one is being pushed, that of before. */
+  /** How many nodes the map had that an HAProxy last got. It changes only when a push is done. */
   servedNodes = 0;
   /** The step of the pass under way, for whoever shows progress. */
   phase: Phase | undefined;
   /** When another sasori last wrote the map file or the state file (ms since the epoch). */
   #othersWroteAt = 0;
-  /** Why what was learned or ordered is not in the state file, while it is not: a restart would lose it. */
+  /** Set while learned routes or registrations could not be saved, so that a restart would lose them: the reason. */
   unsaved: Failure | undefined;
   #began = Date.now() - performance.now();
   readonly #parts: SyncParts;
   readonly #watcher: SyncWatcher;
   readonly #file: TrackedTarget;
   #instances: readonly TrackedTarget[];
-  /** Those that are configured: what DNS names lead to stands behind them. */
+  /** How many of the instances are configured. Those found through DNS names come after them. */
   readonly #configured: number;
   readonly #queue = new PassQueue<SyncReport>((request, stop) => this.#pass(request, stop));
-  /** What was found out or ordered outside of a pass, and who waits for it to be in every target. */
+  /** Changes made outside of a pass, such as registrations, and the callers that wait until every target has them. */
   #submitted: { change: (fleet: Fleet) => void | Promise<void>; done: () => void }[] = [];
   #onSubmission = () => {};
-  /** Only PuppetDB can say what takes the place of a registration that another sasori has ended. */
+  /** The next pass must be a full one: another sasori ended a registration, and only PuppetDB knows the route instead. */
   #mustReadAll = false;
   #origin: Contents["origin"];
   #serverNames = "";
-  /** Passes that looked for changes since the last full one, and between the two before. */
+  /** How many changes passes ran since the last full pass, and how many between the two full passes before. */
   #changesSinceFull = 0;
   #changesPerFull = FIRST_CHANGES_PER_FULL;
 
@@ -198,21 +207,24 @@ export class Sync {
     if (state.trouble !== undefined) throw state.trouble;
   }
 
-  /** What another replica was told is in every live map here as soon as if it had been told us. */
+  /** Takes what another replica shares, and pushes it at once, as if it had been ordered here. */
   #takeNews(rows: readonly Row[]): void {
-    // That a pass fails is in its report; after the end of sasori nobody needs it.
+    // A failed pass says so in its report. During the shutdown of sasori a rejection does not matter.
     this.#submit(() => this.#takeMoves(rows)).catch(() => undefined);
     if (rows.some(({ kind }) => kind === "approval")) this.request({}).catch(() => undefined);
   }
 
-  /** Which nodes lost their home by these moves, the replica that made them has said: our HAProxy may see a master otherwise. */
+  /**
+   * Takes rows of another replica. Which nodes these moves displaced is in the rows. It is not decided here again, because our
+   * HAProxy may see another state of a master.
+   */
   async #takeMoves(rows: readonly Row[]): Promise<void> {
     await this.#remember("with homes"); // What we found out before.
     await inPieces(this.#take(rows));
     await this.#remember();
   }
 
-  /** Takes what an earlier run, or another sasori, has found out or was told. */
+  /** Takes rows that an earlier run or another sasori has saved. */
   *#take(rows: readonly Row[]): Generator<void> {
     for (const kind of ORDER)
       yield* eachInPieces(rows, (row) => {
@@ -228,7 +240,7 @@ export class Sync {
         if (fleet.takeEnd(row.key, { at: row.at, since: row.value.since })) this.#mustReadAll = true;
         break;
       case "removed":
-        // What is void is never later than its receipt: no row keeps a node away that runs again.
+        // Never in the future, so that a wrong row cannot keep away a node that runs again.
         if (row.value !== null && fleet.map.get(row.key) === undefined)
           fleet.tombstones.set(row.key, { ...row.value, at: Math.min(row.value.at, latestTime()) });
         break;
@@ -241,7 +253,7 @@ export class Sync {
         break;
       case "sizes": {
         const { sizes, forgottenAt } = row.value;
-        // A clock that was set back since made these times future ones: they count as now.
+        // If the clock was set back since, these times are in the future. They count as now.
         const [startedAt, now] = [this.#startedAt, performance.now()];
         const then = (at: number) => Math.min(at - startedAt, now);
         const known = sizes.map(({ at, size }) => ({ at: then(at), size }));
@@ -261,8 +273,8 @@ export class Sync {
   }
 
   /**
-   * Takes observations made outside of a pass; one without a time is newer than all that is known when it is taken.
-   * Resolves when every reachable target has them.
+   * Takes observations made outside of a pass. An observation without a time gets one that is newer than all that is known at
+   * that moment. Resolves when every reachable target has them.
    */
   submit(...observations: readonly (Omit<Observation, "at"> & { at?: number })[]): Promise<void> {
     return this.#submit((fleet) => {
@@ -290,7 +302,10 @@ export class Sync {
     return this.#queue.stop(graceMs);
   }
 
-  /** When the clock that nobody sets was 0 (ms since the epoch), as the other one says: the same until somebody sets that. */
+  /**
+   * The wall-clock time at which the monotonic clock was 0 (ms since the epoch). It changes only when somebody sets the
+   * wall clock.
+   */
   get #startedAt(): number {
     const now = Date.now() - performance.now();
     if (Math.abs(now - this.#began) > CLOCK_SET_MS) this.#began = now;
@@ -351,7 +366,7 @@ export class Sync {
     clock: Phases,
     stop: AbortSignal,
   ) {
-    // As far as can be told: PuppetDB may not have been read.
+    // The approval counts as unmatched until a held plan with its id is found. PuppetDB may not have been read at all.
     let approvalUnmatched = approve !== undefined;
     if (isReading(reading)) {
       const lateMs = await this.#merge(this.fleet, reading, approve);
@@ -373,7 +388,7 @@ export class Sync {
     return { fleet: this.fleet, approvalUnmatched, masters, journal };
   }
 
-  /** Plans the same with a copy of the fleet, of which nothing stays: a dry run. */
+  /** A dry run: does the same with a copy of the fleet, which is thrown away. */
   async #tryOut(reading: Reading | Failure | undefined) {
     const fleet = await inPieces(Fleet.copy(this.fleet));
     for (const { contents } of this.#targets)
@@ -392,7 +407,7 @@ export class Sync {
   /** What another sasori that shares the state file was told, or found out. */
   async #takeOthers(stop: AbortSignal): Promise<void> {
     const late = new SasoriError("FILE_READ", `gave up after ${LOOK_MS / 1000} s`);
-    // Why it cannot be read is told when it is written.
+    // If the file cannot be read, the next write reports why.
     const read = (signal: AbortSignal, again: () => void) =>
       this.#parts.state.readOthers(signal, again).catch(() => undefined);
     const others = await within(LOOK_MS, stop, late, read).catch(() => undefined);
@@ -421,7 +436,7 @@ export class Sync {
     return known && live.some(({ settled }) => settled);
   }
 
-  /** The same step for every target at once; one that fails reports it and drops out of the pass. */
+  /** Runs a step for all targets in parallel. A target that fails reports that, and is left out for the rest of the pass. */
   async #each(
     ms: number,
     stop: AbortSignal,
@@ -462,7 +477,7 @@ export class Sync {
   }
 
   async #fetch(kind: SyncReport["kind"], stop: AbortSignal): Promise<Reading | Failure | undefined> {
-    // Before any HAProxy has told its servers, every producer would look like a stranger.
+    // Until an HAProxy has told its servers, every producer would look unroutable.
     const isTold =
       this.#instances.length === 0 || this.#instances.some(({ servers }) => servers !== undefined);
     if (kind === "known" || !isTold) return undefined;
@@ -475,10 +490,13 @@ export class Sync {
     }
   }
 
-  /** Repairs what differs from what is known, while PuppetDB is asked. A dry run only reads it. */
+  /**
+   * While PuppetDB is asked: pushes what is known already to targets that differ from it. A dry run only reads the targets.
+   */
   async #settleKnown(request: SyncRequest, kind: SyncReport["kind"], stop: AbortSignal): Promise<void> {
     const { map } = this.fleet;
-    // Who has written the file, another sasori for one, has written to HAProxy too, where a changed value leaves no trace.
+    // If somebody else wrote the file, such as another sasori, then probably to HAProxy too. A changed value does not show in
+    // HAProxy's fingerprint, so the live maps are read whole.
     const isFull = request.full === true || this.#file.touched;
     await this.#each(TARGET_MS, stop, (target, signal) => target.readIfChanged(isFull, map, signal));
     const isOfSasori = this.#file.contents?.origin === "sasori";
@@ -489,7 +507,7 @@ export class Sync {
     if (!request.dryRun) await this.#settle(stop);
   }
 
-  /** Looks for what others have set unseen: in a part of each live map, and the next time in the next one. */
+  /** Compares the next part of each live map, because a value that others set does not show in the fingerprint. */
   #sample(stop: AbortSignal): Promise<void> {
     const { map } = this.fleet;
     const share = Math.ceil(map.size / (this.#changesPerFull * SAMPLE_ALLOWANCE));
@@ -499,8 +517,8 @@ export class Sync {
   }
 
   /**
-   * Neither a registration nor an HAProxy that lacks something waits for PuppetDB's answer, which may take minutes, not even
-   * for that of a dry run.
+   * Waits for PuppetDB's answer, which may take minutes. Meanwhile it serves registrations, and HAProxys that lack something, also
+   * during a dry run.
    */
   async #whileFetching<T>(fetching: Promise<T>, stop: AbortSignal): Promise<T> {
     let fetched = false;
@@ -532,7 +550,7 @@ export class Sync {
     );
   }
 
-  /** Takes what was submitted into the fleet, and remembers what changed by that and by the reading before. */
+  /** Takes what was submitted into the fleet, and tells the targets what changed by that and by the reading before. */
   async #takeSubmitted() {
     const submitted = this.#submitted.splice(0);
     for (const { change } of submitted) await change(this.fleet);
@@ -540,7 +558,7 @@ export class Sync {
     return submitted;
   }
 
-  /** What a target held before sasori first wrote to it, and until PuppetDB was read, is part of the map. */
+  /** Until sasori has written to a target, and PuppetDB was read, the routes that the target holds are taken into the map. */
   async #inherit(target: TrackedTarget): Promise<void> {
     const { contents } = target;
     if (contents === undefined || (target.inherited && this.fleet.complete)) return;
@@ -560,7 +578,7 @@ export class Sync {
     return inPieces(fleet.merge(reading, this.resolver(), guard));
   }
 
-  /** What somebody else has put into the map stays for as long as it waits for approval. */
+  /** If somebody else made the map, the targets keep its entries until a person approves their removal. */
   #keepOthers({ foreign }: Fleet): void {
     for (const target of this.#targets) target.keepsOthers = foreign !== undefined;
   }
@@ -568,7 +586,8 @@ export class Sync {
   /** Routes that a HAProxy learned since it was last in sync become observations for all others. */
   async #learn(fleet: Fleet): Promise<void> {
     const names = new Set(this.servers()?.map(({ name }) => name));
-    // All are asked first: beside what one learned, the old route of another would look like news.
+    // All are asked before anything is learned. Otherwise, after one has learned a route, the old route of another HAProxy
+    // would look newer.
     const learned: Observation[][] = [];
     for (const target of this.#instances)
       learned.push(await target.learned(fleet.map, (name) => names.has(name)));
@@ -576,7 +595,7 @@ export class Sync {
       report.learned += (learned[index] ?? []).filter((route) => fleet.learn(route)).length;
   }
 
-  /** Tells every target what changed in the fleet, and the fleet which nodes lost their home by it. */
+  /** Tells every target what changed in the fleet, and notes in the fleet which nodes were displaced by that. */
   async #remember(homes?: "with homes"): Promise<void> {
     const changes = this.fleet.map.takeChanges();
     if (changes.size === 0) return;
@@ -586,7 +605,7 @@ export class Sync {
     if (told !== undefined) await inPieces(told);
   }
 
-  /** As they are now: asked once for each master, however many nodes it has. */
+  /** The masters' states now. Each master is looked up only once, however many nodes it has. */
   #states(): (master: Master) => Server["state"] {
     const states = new Map<Master, Server["state"]>();
     return (master) => {
@@ -596,7 +615,9 @@ export class Sync {
     };
   }
 
-  /** As the HAProxy sees it that sees it best. With none to ask, nobody can say that it is down. */
+  /**
+   * The best state that any HAProxy reports. If none has the master, it counts as up, because nothing says that it is down.
+   */
   #stateOf(master: Master): Server["state"] {
     const states = (this.servers() ?? []).flatMap(({ name, state }) => (name === master ? [state] : []));
     if (states.length === 0) return "up";
@@ -651,7 +672,7 @@ export class Sync {
 
   async #saveState(stop: AbortSignal): Promise<Failure | undefined> {
     const changes = await inPieces(this.fleet.takeUnsaved());
-    // How large the map was is worth a file only once something was removed from it.
+    // The guard's sizes alone are no reason to write the file. They are saved together with other changes.
     const { guard } = this.fleet;
     if (changes.length > 0)
       changes.push(this.#sizes(GUARD, guard), ...[...guard.estates].map((one) => this.#sizes(...one)));
@@ -675,7 +696,7 @@ export class Sync {
   }
 }
 
-/** It is used up, and the pass goes on for a while: of a million nodes it holds 170 MiB. */
+/** Frees a reading that is used up, because the pass goes on for a while: with a million nodes it holds 170 MiB. */
 function forget({ submissions, unroutable, inactive }: Reading): void {
   for (const map of [submissions, unroutable, inactive]) map?.clear();
 }

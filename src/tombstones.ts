@@ -1,17 +1,19 @@
-// Nodes that were removed from the map, and until when evidence of them is void: a removal is remembered as an
-// observation is. Without that an HAProxy that comes back with its old map, or a second sasori that is a pass behind,
-// would bring them back for good.
+// Nodes that were removed from the map, and the time up to which evidence of them does not count. Without this record an
+// HAProxy that comes back with its old map, or a second sasori that is a pass behind, would bring them back for good.
 // Promises: bounded, and kept for longer than PuppetDB keeps deactivated nodes by default (14 days).
 // Pure state: no I/O, no clock.
 
 import type { Certname } from "./node-map.js";
 
 export interface Tombstone {
-  /** What PuppetDB says is void if it is not newer than this (ms on its clock): when the node was deactivated. 0: nothing is. */
+  /**
+   * PuppetDB's observations count only if they are newer than this: when the node was deactivated (ms, PuppetDB's clock).
+   * 0: all count.
+   */
   at: number;
   /** When the node was removed (ms). */
   since: number;
-  /** Of several PuppetDBs: which had told the route, of when. From another one what is not newer than that is void too. */
+  /** With several PuppetDBs: which one the route came from, and its time. From another one only newer observations count. */
   told?: { from: string; at: number } | undefined;
 }
 

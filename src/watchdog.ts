@@ -1,14 +1,14 @@
-// Whether PuppetDB is still being looked at. A pass that never ends, whatever holds it, tells nobody anything: so this is
-// judged by the schedules and a clock alone, beside the passes and without asking them.
+// Notices if PuppetDB is no longer being read. A pass that never ends reports nothing. So this looks only at the schedules and a
+// clock, and not at the passes.
 // Promises: no state but a few numbers; it never stops or starts anything.
 
 import type { SyncReport } from "./sync-report.js";
 
-/** So often the schedules may have asked in vain, */
+/** PuppetDB counts as not read if the schedules came round this many times without a good pass, */
 const MISSED_TICKS = 3;
-/** and so long, beside twice what a full pass takes: while it runs the other schedule asks in vain. */
+/** and if that has lasted for this long plus twice the length of a full pass, because no other pass can run meanwhile. */
 const PATIENCE_MS = 60_000;
-/** How long the first pass takes nobody knows: longer than a full reading may. */
+/** For the first pass, whose length is unknown. This is longer than the deadline of a full reading. */
 const FIRST_MS = 11 * 60_000;
 
 export class Watchdog {
@@ -17,13 +17,13 @@ export class Watchdog {
   #goodAt: number;
   #allowedMs = FIRST_MS;
 
-  /** `now`: a clock that nobody sets, in milliseconds. */
+  /** `now`: a monotonic clock, in milliseconds. */
   constructor(now: () => number = () => performance.now()) {
     this.#now = now;
     this.#goodAt = now();
   }
 
-  /** It is time for a look at PuppetDB. */
+  /** A schedule says that PuppetDB should be read now. */
   tick(): void {
     this.#ticks += 1;
   }
@@ -40,7 +40,7 @@ export class Watchdog {
     if (kind === "full") this.#allowedMs = PATIENCE_MS + 2 * durationMs;
   }
 
-  /** The last good look at PuppetDB is older than a few schedules. */
+  /** The last good reading of PuppetDB is too old. */
   get isLate(): boolean {
     return this.#ticks >= MISSED_TICKS && this.#now() - this.#goodAt > this.#allowedMs;
   }

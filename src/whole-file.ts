@@ -1,7 +1,7 @@
-// Files that are read from their beginning to their end: secrets, the state file, the map file. Whoever may write their folder may put anything
-// in their place, and whoever keeps them may be a file server that no longer answers.
-// Promises: nothing but a file is read, no more than it says to have, and never more than a bound: a pipe, a device or
-// /proc is neither waited for nor read for ever. A file system that hangs holds one thread of Node.
+// Files that are read whole: secrets, the state file, the map file. A user who can write to their folder can put anything in
+// their place, and they may be on a file server that no longer answers.
+// Promises: only regular files are read, never more than their size or a bound, so that a pipe, a device or a file in /proc
+// neither blocks nor fills the memory. A file system that hangs blocks one thread of Node and no more.
 
 import {
   closeSync,
@@ -17,23 +17,23 @@ import { type FileHandle, open, stat } from "node:fs/promises";
 import path from "node:path";
 import { Line, within } from "./deadline.js";
 
-/** A map of five million nodes. */
+/** Maximum size of a file: enough for a map of five million nodes. */
 const MAX_BYTES = 256 * 1024 * 1024;
 /** What is done with a piece of it takes some milliseconds. */
 const PIECE_BYTES = 64 * 1024;
-/** All certificates that a machine comes with are 300 kB. */
+/** Maximum size of a secret or PEM file. All CA certificates that come with a system have 300 kB. */
 const MAX_SECRET_BYTES = 1024 * 1024;
 
-/** Opening a pipe would wait for its other end, and a terminal might become ours; a file does not know the difference. */
+/** These flags keep a pipe from blocking, and a terminal from becoming ours. For a file they change nothing. */
 const READ_ONLY = constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY;
 
 /** A small file takes a millisecond. */
 const SECRET_MS = 5_000;
 
-/** What is at this path is no file, or too large to be the one that is meant; the message says what it is. */
+/** There is no regular file at this path, or it is too large. The message says what it is. */
 export class UnusableFile extends Error {}
 
-/** The file system does not answer. What was asked of it may still come to an end. */
+/** The file system does not answer. The operation may still end later. */
 export class SilentFile extends Error {}
 
 /** The whole text. Throws `UnusableFile`, or as Node does. */
@@ -86,7 +86,7 @@ export function readSecretFile(file: string, signal?: AbortSignal): Promise<stri
   return inLine(file, SECRET_MS, signal, () => readWhole(file, "latin1", MAX_SECRET_BYTES));
 }
 
-/** The same at once, for a program that has nothing else to do yet. */
+/** The same, but synchronous, for a program that has nothing else to do yet. */
 export function readSecretFileSync(file: string): string {
   let descriptor: number | undefined;
   try {
@@ -99,13 +99,13 @@ export function readSecretFileSync(file: string): string {
   }
 }
 
-/** One for each folder: what hangs is a file system, and not a file of it. */
+/** One line for each folder, because a whole file system hangs and not a single file. */
 const lines = new Map<string, Line>();
 
 /**
- * Node has four threads for files and names. Work on the files of a folder, the map aside, waits for each other here, so that
- * a file system that hangs holds one of them; whoever waits for it, or behind it, is told so after `ms`. Work that goes on for
- * longer calls `again` whenever it has come on.
+ * Node has four threads for files and DNS names. Work on the files of one folder, except the map, runs one after the other here. So a
+ * file system that hangs blocks only one thread. Callers that wait get an error after `ms`. Longer work calls `again` after each
+ * step.
  */
 export function inLine<T>(
   file: string,

@@ -1,6 +1,6 @@
-// The running daemon, as the command line asks it: one call, one answer; or its events, for as long as one likes.
-// Promises: every call has a deadline; the token goes only with calls that change something; nobody listening is
-// no error, but `undefined`, so that a command can do the work itself.
+// How the command line asks the running daemon: one call, one answer; or the stream of its events.
+// Promises: every call has a deadline; the token goes only with calls that change something; if no daemon listens, that is
+// no error but `undefined`, so that a command can do the work itself.
 
 import http from "node:http";
 import { text as textOf } from "node:stream/consumers";
@@ -22,7 +22,7 @@ const NO_DAEMON = "start it with `sasori serve`, or set SASORI_LISTEN to the add
 export type Method = "GET" | "POST" | "PUT" | "DELETE";
 export type Address = Pick<Config, "listen" | "apiTokenFile">;
 
-/** Where the daemon is asked: one that listens everywhere listens on loopback too. */
+/** The URL for asking the daemon. If it listens on all addresses, loopback is used. */
 export function daemonUrl({ host, port }: Config["listen"]): string {
   const everywhere: Record<string, string> = { "0.0.0.0": "127.0.0.1", "::": "[::1]" };
   return `http://${everywhere[host] ?? (host.includes(":") ? `[${host}]` : host)}:${port}`;
@@ -32,15 +32,15 @@ interface Request {
   method?: Method;
   headers?: http.OutgoingHttpHeaders;
   body?: string | undefined;
-  /** Rejects with its reason; what comes after the head of the answer then breaks off. */
+  /** Aborts the call with the signal's reason. If the head of the answer has come already, its body breaks off. */
   signal?: AbortSignal;
-  /** For how long nothing may come. */
+  /** Maximum time without a byte. */
   silenceMs?: number;
 }
 
 /**
- * By Node's own client: undici takes longer to load than most commands take. Each call has a connection of its own: one that
- * was kept may have been closed at the other end, and Node does not ask again.
+ * Uses Node's own client, because loading undici takes longer than most commands. Each call has a connection of its own: the
+ * other end may have closed one that was kept, and Node does not ask again.
  */
 function send(url: string, { body, silenceMs = 0, ...request }: Request): Promise<http.IncomingMessage> {
   return new Promise((resolve, reject) => {
@@ -51,7 +51,7 @@ function send(url: string, { body, silenceMs = 0, ...request }: Request): Promis
   });
 }
 
-/** A supervisor asks again in seconds. */
+/** Short, because whoever checks the health asks again after some seconds. */
 const READY_DEADLINE_MS = 3_000;
 
 /** Whether the daemon serves a map. Throws `DAEMON` when there is none, or it does not answer. */
@@ -108,14 +108,14 @@ async function readToken(file: string): Promise<string> {
   }
 }
 
-/** The daemon understood the question and refuses this one: another may be taken. */
+/** The daemon understood the question and refused it. It may accept another one. */
 export const isRefused = (error: unknown): error is SasoriError =>
   error instanceof SasoriError && (error as { statusCode?: unknown }).statusCode === 400;
 
 /**
- * The answer's JSON: of a 200, or of a change that is in force and not yet in every target, which is a 502 with the
- * node's story, or with how many were registered. Throws what every other answer says, with its `statusCode`, and `DAEMON`
- * for an answer that is not sasori's.
+ * The JSON of a 200, or of a 502 for a change that was accepted and is not in every target yet: that has the node's story, or
+ * how many nodes were registered. Throws for every other answer: what it says, with its `statusCode`, or `DAEMON` if it is
+ * not sasori's.
  */
 async function answerOf(url: string, response: http.IncomingMessage, hasToken = false): Promise<unknown> {
   const { statusCode = 0, headers } = response;
@@ -130,7 +130,7 @@ async function answerOf(url: string, response: http.IncomingMessage, hasToken = 
   if (typeof answer?.detail !== "string") throw noSasori(url, `${statusCode} ${quote(text)}`);
   const hint = hasToken ? "the token here differs from the daemon's" : "set SASORI_API_TOKEN_FILE here too";
   const why = statusCode === 401 ? `${answer.detail}: ${hint}` : answer.detail;
-  // What is wrong with the request needs no more words; what is wrong with the daemon or the token needs its place.
+  // A message about the request is clear by itself. A message about the daemon or the token gets the URL in front.
   const isAboutRequest = statusCode === 400 || statusCode === 404;
   const message = isAboutRequest ? why : `the daemon on ${url} answered ${statusCode}: ${why}`;
   throw Object.assign(new SasoriError(codeOf(statusCode, answer.title), message), { statusCode });
@@ -141,7 +141,7 @@ function codeOf(statusCode: number, title: unknown): ErrorCode {
   return isErrorCode(title) && (statusCode < 500 || title !== "USAGE") ? title : "DAEMON";
 }
 
-/** What listens there is another program, which is to be told from a sasori that hangs or is busy. */
+/** Another program listens there. This is not the same as a sasori that hangs or is busy. */
 export class NoSasori extends SasoriError {}
 
 function noSasori(url: string, answered: string): NoSasori {
@@ -186,7 +186,7 @@ export async function* daemonEvents(
         accept: "text/event-stream",
         ...(lastId !== undefined && { "last-event-id": lastId }),
       };
-      // The daemon sends a sign of life now and then; a connection without any is dead.
+      // The daemon sends a comment line now and then. Without any byte for a minute the connection is dead.
       const response = await send(url, { headers, silenceMs: 60_000 });
       if (response.statusCode !== 200) await answerOf(daemonUrl(address.listen), response);
       const type = String(response.headers["content-type"]);

@@ -1,6 +1,7 @@
-// Many nodes moved by hand, one after the other, at a pace. `sasori rebalance`: displaced nodes go back to the master that
-// they left. `sasori drain`: all nodes of a master go to the others. Promises: no node is sent to a master that no HAProxy
-// sees up (a drained one gets none); a node that cannot be moved stops no other; a node that has left meanwhile stays there.
+// Moves many nodes, one after the other, at a given rate. `sasori rebalance` moves displaced nodes back to the master that they
+// left. `sasori drain` moves all nodes of a master to the others. Promises: a master gets nodes only if an HAProxy sees it up
+// (so a drained one gets none); a node that cannot be moved does not stop the others; a node that has moved by itself
+// meanwhile stays where it is.
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { SasoriError } from "../errors.js";
@@ -12,7 +13,7 @@ import { query } from "./listing.js";
 import { noSuchMaster } from "./names.js";
 import { lacksInWords } from "./report-text.js";
 
-/** So many nodes of a master are listed at once. */
+/** How many nodes are read at once. */
 const PAGE = 1_000;
 
 type Tell = (line: string) => void;
@@ -74,7 +75,7 @@ class Mover {
   }
 }
 
-/** All that are not at home, or that left this master. */
+/** All displaced nodes, or those that left this master. */
 export async function displacedNodes(address: Address, home: string | undefined): Promise<Displaced[]> {
   const nodes: Displaced[] = [];
   for (let cursor: string | null | undefined; cursor !== null; ) {
@@ -86,7 +87,7 @@ export async function displacedNodes(address: Address, home: string | undefined)
   return nodes;
 }
 
-/** Tells each node that goes home, and at the end what did not go well. Returns whether everything did. */
+/** Moves nodes back. Prints each move, and at the end what failed. True if nothing did. */
 export async function bringHome(
   address: Address,
   nodes: readonly Displaced[],
@@ -167,7 +168,7 @@ export async function drain(
   return { moves, isDone: isWell && left === 0 };
 }
 
-/** New nodes may still get there, and those that are moved do not count as away from home. */
+/** A warning for a master that is not drained: new nodes may still come to it, and moved nodes do not count as displaced. */
 const notDrained = (master: string, kind: MasterRow["kind"]) =>
   `${master} is not drained in HAProxy: it still gets new nodes, and \`sasori rebalance\` will not move these back. ` +
   `Drain it first, at the socket of each HAProxy: set server ${kind === "pool" ? `${master}/<each server>` : `<backend>/${master}`} state drain`;

@@ -43,7 +43,7 @@ export function localTime(iso: string): string {
   return `${day} ${[at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":")}`;
 }
 
-/** A sentence of sasori's with such times in it. Names of files have theirs without colons, and keep them. */
+/** Converts such times within a sentence. Times in file names have no colons, and stay as they are. */
 export const prose = (text: string) => text.replaceAll(/\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z/g, localTime);
 
 /** `12 s ago`, `5 min ago`, `3 h ago`, `2 days ago`. */
@@ -132,7 +132,7 @@ function troubleLines(troubles: readonly Trouble[], style: Style): string[] {
   });
 }
 
-/** What is no trouble, and still to be known. */
+/** Remarks: no troubles, but worth knowing. */
 function remarks(
   { masters, withoutProducer }: Pick<Pass, "masters" | "withoutProducer">,
   style: Style,
@@ -163,17 +163,17 @@ export function renderDiff(report: SyncReport, style: Style): string {
   return lines.join("\n");
 }
 
-/** What became of an approval that no plan took. */
+/** For an approval that matched no held plan. */
 const UNMATCHED = "nothing was applied: no held plan has this id, or PuppetDB could not be read";
 
-/** What a change that is in force still lacks: `1 target could not be written yet ...`. Empty when it lacks nothing. */
+/** What is still missing after a change was accepted: `1 target could not be written yet ...`. Empty if nothing is. */
 export function lacksInWords(story: Story): string {
   const untold = lacking(story);
   const targets = `${counted(untold, "target")} could not be written yet; the next pass writes it`;
   return [untold > 0 ? targets : "", story.unsaved?.message ?? ""].filter((text) => text !== "").join("; ");
 }
 
-/** `, "disk of master1" by ana@host`: what a registration is for, and who ordered it, as far as that is known. */
+/** `, "disk of master1" by ana@host`: the reason of a registration and who made it, if known. */
 export const remarksInWords = ({ reason, by }: Pick<Move, "reason" | "by">): string =>
   `${reason === undefined ? "" : `, ${quote(reason, reason.length)}`}${by === undefined ? "" : ` by ${shown(by)}`}`;
 

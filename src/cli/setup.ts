@@ -1,8 +1,8 @@
 // `sasori setup`: looks at this host, proposes the settings, shows them, and on yes writes them, restarts HAProxy if it
 // gets the gateway, starts the daemon, and lets the doctor judge.
-// Promises: nothing is changed before yes; a file that is replaced stays beside it as `.before-setup`, and what was
-// changed in settings that setup has written stays; a HAProxy that would refuse its configuration is not restarted, and gets
-// the settings back that it had.
+// Promises: nothing is changed before yes; the previous version of a replaced file stays beside it as `.before-setup`;
+// changes that a person made to the settings files stay; if HAProxy would refuse its configuration, it is not restarted, and
+// its previous settings are put back.
 
 import { execFile, spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
@@ -27,7 +27,7 @@ import type { Style } from "./report-text.js";
 
 const run = promisify(execFile);
 
-/** For all nodes of a big fleet. */
+/** Deadline for PuppetDB's list of producers, enough for a big fleet. */
 const PUPPETDB_MS = 60_000;
 
 const DAEMON_FILE = "/etc/sasori/sasori.env";
@@ -35,7 +35,7 @@ const GATEWAY_FILE = "/etc/sasori/gateway.env";
 
 type Environment = Readonly<Record<string, string | undefined>>;
 
-/** Whether all is well in the end. Throws `USAGE` where it cannot be done here. */
+/** Runs the setup. True if the doctor finds no failure at the end. Throws `USAGE` if it cannot be done on this host. */
 export async function setUp(
   environment: Environment,
   { print, yes }: { print?: boolean | undefined; yes?: boolean | undefined },
@@ -77,7 +77,7 @@ const readOwn = async (file: string) => parseEnvFile(await readFile(file, "utf8"
 /** Remarks, beside what `--print` prints. */
 const tell = (line: string): unknown => process.stderr.write(`${line}\n`);
 
-/** Who has nodes in PuppetDB, the one with the most first. A node that applies its own catalogs is no puppetserver. */
+/** The producers in PuppetDB, the one with the most nodes first. Nodes that apply their own catalogs are left out. */
 async function askProducers(
   settings: readonly Setting[],
   puppet: { certFile: string; keyFile: string; caFile: string } | undefined,
@@ -148,7 +148,7 @@ async function put(file: string, content: Buffer, gid: number, mode: number) {
   return put;
 }
 
-/** At its next start HAProxy would read it. */
+/** Puts the previous gateway.env back, because HAProxy would read the new one at its next start. */
 async function takeGatewayBack(before: string | undefined): Promise<void> {
   const refused = await freeName(`${GATEWAY_FILE}.refused`);
   await rename(GATEWAY_FILE, refused);
@@ -165,7 +165,7 @@ async function groupOf(user: string): Promise<number> {
   }
 }
 
-/** Starts what the settings are for. Without systemd they are all that there is to do. */
+/** Restarts HAProxy and starts the daemon. Without systemd there is nothing to start. */
 async function start(
   { gateway }: Proposal,
   written: { before: string | undefined } | undefined,
@@ -195,7 +195,7 @@ async function start(
   return spawnSync("sasori", ["doctor"], { stdio: "inherit" }).status === 0;
 }
 
-/** The doctor asks a daemon that has made its first pass. */
+/** Waits for the daemon's first pass, before the doctor asks it. */
 async function untilReady(): Promise<void> {
   for (let waited = 0; waited < 30; waited += 1) {
     if (spawnSync("sasori", ["healthy"], { stdio: "ignore" }).status === 0) return;

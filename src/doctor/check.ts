@@ -1,5 +1,5 @@
-// One check of `sasori doctor`, and how many of them are run: what a check may say, and what happens to those that
-// wait for it. Promises: a check's failure or hang never stops another; checks that do not need each other run at once.
+// A check of `sasori doctor`: what it can report, and how checks are run that need each other.
+// Promises: a check that fails or hangs never stops another; checks that do not need each other run in parallel.
 
 import { toFailure } from "../errors.js";
 import { remedyFor } from "../http/troubles.js";

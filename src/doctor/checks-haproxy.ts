@@ -1,5 +1,5 @@
-// What the doctor looks at in each HAProxy: the socket and its level, the map, the servers, the way of healing; and
-// whether the servers fit the producers that PuppetDB has. It only asks: nothing here changes anything in HAProxy.
+// What the doctor checks in each HAProxy: the socket and its level, the map, the servers, whether wrong routes can heal, and
+// whether the servers match PuppetDB's producers. Nothing here changes anything in HAProxy.
 
 import { readFile, stat } from "node:fs/promises";
 import { dirname } from "node:path";
@@ -24,7 +24,7 @@ const SOCKET_MS = 5_000;
 /** A map of a million entries is read in a second. */
 const READ_MAP_MS = 60_000;
 
-/** Before 2.9 a change by key scans the list of entries: from here on it is felt. */
+/** Before HAProxy 2.9 a change by key scans all entries. From this many on that is noticeable. */
 const BIG_MAP = 20_000;
 const CLOCK_MS = 30_000;
 const DAY_MS = 24 * 60 * 60_000;
@@ -62,8 +62,8 @@ const names = (all: readonly string[]): string =>
   all.length > MAX_NAMES ? `${all.slice(0, MAX_NAMES).join(", ")}, … (${all.length})` : all.join(", ");
 
 /**
- * Asked without `prompt`: the master CLI and whatever else may listen there answer that otherwise than HAProxy's
- * worker does. The value is `show info`.
+ * Asks without `prompt`, because HAProxy's master process, or another program that listens there, answers that differently from
+ * a worker. The value is the answer to `show info`.
  */
 function socketCheck(endpoint: Endpoint): Check<string> {
   return {
@@ -211,7 +211,7 @@ function sessionError(endpoint: Endpoint, error: SasoriError): CheckError {
   return new CheckError(what ?? message, remedy ?? "HAProxy's log says why");
 }
 
-/** The last day on which HAProxy's makers mend a release, as its own `haproxy -v` says: "around Q2 2027". */
+/** The last day on which the HAProxy project fixes a release, by the release's own `haproxy -v`: "around Q2 2027". */
 const MENDED_UNTIL: Record<string, string> = {
   "2.4": "2026-06-30",
   "2.5": "2023-03-31",
@@ -282,7 +282,7 @@ function versionCheck(endpoint: Endpoint, socket: Check<string>, map: Check<MapS
   };
 }
 
-/** Its start and its uptime are the only clock that HAProxy shows. */
+/** HAProxy shows its clock only by its start time and its uptime. */
 function clockCheck(endpoint: Endpoint, socket: Check<string>): Check {
   return {
     name: "clock",
@@ -325,7 +325,7 @@ function mapCheck(endpoint: Endpoint, config: Config, socket: Check<string>): Ch
 /** HAProxy 2.4 does not say how many. */
 const entriesOf = ({ entries }: MapState) => (entries === undefined ? "" : `, ${entries} entries`);
 
-/** HAProxy loads its own file when it starts. Elsewhere, or in another container, the path says nothing. */
+/** Checks that HAProxy loads the same file when it starts. On another host or in another container the path says nothing. */
 async function otherFile(name: string, mapFile: string): Promise<Problem | undefined> {
   const [theirs, ours] = await Promise.all([name, mapFile].map((file) => stat(file).catch(() => undefined)));
   if (theirs === undefined || (theirs.ino === ours?.ino && theirs.dev === ours.dev)) return undefined;
@@ -477,7 +477,7 @@ function serversCheck(endpoint: Endpoint, config: Config, socket: Check<string>)
 
 const START = "start the daemon: sasori serve";
 
-/** HAProxy's own way to sasori in haproxy.cfg is a proxy `sasori` with one server, and to that `heal1` and `heal2`. */
+/** In haproxy.cfg healing needs three servers: `sasori` in the proxy of that name, and `heal1` and `heal2`. */
 function healingCheck(endpoint: Endpoint, { listen, backend, pools }: Config, socket: Check<string>): Check {
   return {
     name: "healing",
@@ -526,7 +526,7 @@ function parseStat(text: string): Record<string, string>[] {
   );
 }
 
-/** Servers against producers: which of them have no counterpart, and what is written wrong. */
+/** Compares servers with producers: which have no counterpart, and which aliases are wrong. */
 export function mastersCheck(
   config: Config,
   nodes: readonly NodesCheck[],
@@ -535,7 +535,7 @@ export function mastersCheck(
   return {
     name: "masters",
     where: "PuppetDB and HAProxy",
-    // Of several PuppetDBs one may be down.
+    // With several PuppetDBs one may be down, so this check does not need all of them.
     ...(nodes.length === 1 && { needs: nodes }),
     follows: [...nodes, ...haproxys.map(({ servers }) => servers)],
     look(_, known) {
@@ -566,11 +566,11 @@ export function mastersCheck(
   };
 }
 
-/** A node that nobody has. */
+/** The name of a node that no master has. */
 const NO_NODE = "sasori-doctor.invalid";
 const PROBE_MS = 5_000;
 
-/** Each master that is up is asked for a node as a wrong route would have it asked: does it answer, and is it believed? */
+/** Asks each master that is up about a node, as for a wrong route: does it answer, and is its certificate valid? */
 export function probeCheck(config: Config, haproxys: readonly HaproxyChecks[]): Check {
   const { probePath = "", probeTls } = config;
   const ask = masterAsker(config);

@@ -21,10 +21,10 @@ import { type Check, CheckError, type Problem, verdict } from "./check.js";
 /** package.json's `engines`. */
 const OLDEST_NODE = [20, 18, 1];
 
-/** The old and the new map are on the disk at once, and a small map becomes a big one. */
+/** Free space to ask for: the old and the new map are on the disk at the same time, and the map may grow. */
 const FREE_BYTES = 16 * 1024 * 1024;
 
-/** Node, the programs' common ground. */
+/** The version of Node.js, and that the doctor does not run as root. */
 export function nodeCheck(): Check {
   return {
     name: "Node.js",
@@ -49,7 +49,7 @@ export function nodeCheck(): Check {
   };
 }
 
-/** As the alert SasoriSlowToAnswer. */
+/** The same limit as the alert SasoriSlowToAnswer. */
 const LONG_DELAY_MS = 500;
 
 /** A daemon that runs answers at once. */
@@ -124,13 +124,13 @@ function cannotRead(file: string, error: unknown): CheckError {
   );
 }
 
-/** A file is written there as the map is: a temporary one, renamed, and then removed. */
+/** Writes a file there in the same way as the map: a temporary file, which is renamed. Then it is removed. */
 function folderCheck(folder: string, mapFile: string): Check {
   return {
     name: "folder",
     where: folder,
     async look() {
-      // The name is one that sasori's next start clears away, should we be killed right here.
+      // If the doctor is killed here, sasori's next start removes a file of this name.
       const own = path.join(
         folder,
         `.${path.basename(mapFile)}.doctor-${randomBytes(6).toString("hex")}.tmp`,
@@ -247,7 +247,7 @@ function priorityFileCheck(file: string): Check {
   };
 }
 
-/** That it can be read, and that a token is one, was checked with the configuration. */
+/** Checks who can read the file. Its content was checked with the configuration. */
 function secretCheck(name: string, file: string): Check {
   return {
     name,
@@ -314,7 +314,7 @@ export function daemonCheck({ listen, apiTokenFile }: Config, version: string): 
   };
 }
 
-/** Masters that could tell sasori of their nodes' moves, and do not. */
+/** Masters that have nodes and send no hints. */
 function silentMasters(hints: Status["hints"]): Problem | undefined {
   if (hints === undefined || hints.masters >= hints.of) return undefined;
   const more = hints.of - hints.masters - hints.silent.length;
@@ -327,7 +327,10 @@ function silentMasters(hints: Status["hints"]): Problem | undefined {
 
 const CHOOSE_ANOTHER = "stop that program, or choose another address in SASORI_LISTEN";
 
-/** Only what answers as another program is no sasori: one that hangs or is busy gives no usable answer either. */
+/**
+ * Another program listens there only if its answer shows that. A sasori that hangs or is busy gives no usable answer
+ * either.
+ */
 function takenBy(error: unknown): CheckError {
   if (error instanceof NoSasori)
     return new CheckError(`another program listens there, not sasori (${reason(error)})`, CHOOSE_ANOTHER);
@@ -335,7 +338,7 @@ function takenBy(error: unknown): CheckError {
   return new CheckError(what, "check the daemon's log; restart it if it hangs");
 }
 
-/** Listens for a moment, where nobody should. `taken` says what is there if somebody does. */
+/** Listens on the address for a moment. Throws `taken` if another program already does. */
 async function mustBeFree({ host, port }: ListenAddress, taken: CheckError): Promise<void> {
   await new Promise<void>((resolve, reject) => {
     const server = createServer();

@@ -13,7 +13,7 @@ import { readSecretFile } from "../whole-file.js";
 import { type Check, CheckError, type Problem, type Verdict, verdict } from "./check.js";
 
 const CONNECT_MS = 5_000;
-/** As a pass waits for changes. */
+/** As long as a changes pass waits. */
 const ANSWER_MS = 15_000;
 /** A full reading of a million nodes takes a minute. */
 const READ_ALL_MS = 5 * 60_000;
@@ -61,7 +61,7 @@ function certificateChecks({ certFile, keyFile, caFile }: Puppetdb, files: Map<s
 
 const placeOf = ({ from }: Puppetdb): string => from ?? "PuppetDB";
 
-/** Ours: it is valid, and the key is its own. */
+/** Our certificate: it is valid, and the key belongs to it. */
 function certificateCheck(certFile: string, keyFile: string): Check {
   return {
     name: "client certificate",
@@ -110,7 +110,7 @@ function authorityCheck(caFile: string): Check {
       const problems = certificates.map((one) =>
         expiry(commonName(one.subject), one, "renew Puppet's CA and distribute it"),
       );
-      // Beside one that is good an old one does no harm; whether PuppetDB's chain is trusted, the connection tells.
+      // One good CA is enough: an expired one beside it does no harm. Whether PuppetDB's chain is trusted, the connection shows.
       const isUsable = problems.some((problem) => problem?.outcome !== "failed");
       return verdict(
         certificates.map(about).join("; "),
@@ -161,7 +161,7 @@ function tcpCheck({ url }: Puppetdb): Check {
   };
 }
 
-/** Whoever answers is looked at, and told nothing: so an expired certificate can be named with its date. */
+/** Connects without checking the certificate, and sends nothing. So an expired certificate can be shown with its date. */
 function tlsCheck(config: Puppetdb, certificates: readonly Check[]): Check {
   const { url } = config;
   return {
@@ -327,7 +327,7 @@ async function withPuppetdb<T>(config: Puppetdb, use: (puppetdb: PuppetDb) => Pr
   } catch (error) {
     throw error instanceof SasoriError ? withRemedy(error) : error;
   } finally {
-    puppetdb.close().catch(() => undefined); // One that hangs would keep us waiting.
+    puppetdb.close().catch(() => undefined); // Not awaited, because a PuppetDB that hangs would make us wait.
   }
 }
 
@@ -406,7 +406,7 @@ function* nodeProblems({ refused, withoutProducer }: Reading, active: number): G
   }
 }
 
-/** A master whose clock is ahead wins over all others until their clocks get there. */
+/** Finds masters whose clocks are ahead of PuppetDB's. */
 function mastersClockCheck({ from }: Puppetdb, nodes: NodesCheck): Check {
   return {
     name: "clock",

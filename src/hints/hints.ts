@@ -11,9 +11,9 @@ import type { Resolver } from "../resolve.js";
 export type HintKind = "syslog" | "report";
 
 /**
- * When PuppetDB is asked after a hint (ms). The hint comes with the submission, which PuppetDB puts into a queue first: for 10 ms,
- * or for a second. The first question opens the connections, and often finds it. The others come less and less often. What PuppetDB
- * has not taken by then is for the next poll.
+ * When PuppetDB is asked after a hint (ms). The hint comes together with the submission, which waits in PuppetDB's queue for 10 ms to
+ * a second. The first question opens the connections, and often finds the submission already. Further questions come less and
+ * less often. If PuppetDB has not stored it after the last one, the next poll finds it.
  */
 const ASK_AFTER_MS = [0, 20, 50, 100, 170, 260, 400, 600, 900, 1_300, 2_000, 3_000];
 
@@ -87,7 +87,7 @@ export class Hints {
     return producers.flatMap((producer) => resolve(producer) ?? []);
   }
 
-  /** It is where the map has it. Of a line with the names of two masters nobody knows. */
+  /** The node has not moved. If a line names two masters, it is unclear which one is meant, so PuppetDB is asked. */
   #isKnown(certname: Certname, masters: readonly Master[]): boolean {
     const known = this.#parts.map.get(certname)?.master;
     return masters.length > 0 && masters.every((master) => master === known);
@@ -99,13 +99,13 @@ export class Hints {
       await sleep(after - waited, undefined, { ref: false });
       waited = after;
       if (this.#isKnown(certname, masters)) return; // A poll, or a question of HAProxy's, has found it meanwhile.
-      // That PuppetDB cannot be asked is what the passes tell.
+      // If PuppetDB cannot be asked, the passes report that.
       if (await this.#parts.resolver.look(certname).catch(() => false)) return;
     }
   }
 }
 
-/** So many in each second; what was not used in the last one may be made up for at once. */
+/** Allows a number of things per second. What was not used in the last second may be used at once. */
 class Allowance {
   readonly #perSecond: number;
   #left: number;

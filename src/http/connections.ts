@@ -1,24 +1,24 @@
-// Who may be connected to the HTTP API, and how much may be asked at once: an address of our own is open to every program
-// of this host, and maybe to a network. Promises: the number of connections is bounded, and a new one takes the place of
-// the one that has waited longest without a whole question, or for whom the answer lies ready and is not read; a
-// connection's questions are answered one after the other, so that ten thousand sent at once hold up nobody else's.
+// Bounds for connections to the HTTP API, because every program of this host can reach it, and maybe a network.
+// Promises: the number of connections is bounded. A new one replaces the connection to which sasori has owed nothing for the
+// longest time: it has not sent a whole request, or does not read its answer. The requests of one connection are answered one
+// after the other, so that ten thousand sent at once do not delay those of others.
 
 import type { RequestListener, Server } from "node:http";
 import type { Socket } from "node:net";
 import type { FastifyReply, FastifyRequest, HookHandlerDoneFunction } from "fastify";
 import { MAX_OPEN_FILES } from "../open-files.js";
 
-/** Half of the files that sasori may have open, for HAProxys, PuppetDB and files need some too. */
+/** At most half of the files that sasori may have open. The others are for HAProxys, PuppetDB and files. */
 export const MAX_CONNECTIONS = Math.min(512, Math.floor(MAX_OPEN_FILES / 2));
 
-/** No client that we know sends a question before the last one is answered. */
+/** Requests that a connection may send before the first is answered. No client that we know sends even two. */
 export const MAX_AHEAD = 32;
 
 export class Connections {
   readonly #all = new Set<Socket>();
-  /** Those that sasori owes nothing, the longest first. */
+  /** Connections to which sasori owes no answer; first the one that has been so for the longest time. */
   readonly #waiting = new Set<Socket>();
-  /** Of each connection the question that came last: when its answer has gone, and how many wait for theirs. */
+  /** For each connection its latest request: `gone` resolves when its answer was sent; `ahead`: how many requests wait. */
   readonly #last = new WeakMap<Socket, { gone: Promise<void>; ahead: number }>();
 
   /** A connection was made. */
@@ -34,7 +34,7 @@ export class Connections {
     longest.destroy();
   };
 
-  /** The rest of what came in one piece on a connection that was ended meanwhile is not looked at: thousands of questions. */
+  /** Ignores what is left of a piece of data, maybe thousands of requests, on a connection that was ended meanwhile. */
   skipEnded(server: Server): void {
     const [answer] = server.listeners("request") as RequestListener[];
     if (answer === undefined) return;

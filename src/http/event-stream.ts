@@ -1,24 +1,24 @@
-// What happens, told as it happens (Server-Sent Events): to the page, to scripts, to whoever shows it.
-// Promises: who comes back with `Last-Event-ID` gets what was missed, or is told by `reset` that it is no longer kept;
-// the number of clients is bounded, and a slow one is dropped, so that nobody's memory grows for another's sake.
+// Live events (Server-Sent Events), for the page and for scripts.
+// Promises: a client that comes back with `Last-Event-ID` gets the events that it missed, or `reset` if they are no longer kept;
+// the number of clients is bounded, and a slow one is dropped, so that sasori's memory stays bounded.
 
 import type { ServerResponse } from "node:http";
 import type { EventName } from "./api-shapes.js";
 
 export const MAX_CLIENTS = 100;
-/** All users of a page behind one proxy have one address, and so have all programs of this host. */
+/** Clients of one address. All users behind one proxy share an address, and so do all programs of this host. */
 export const MAX_CLIENTS_OF_ONE = 60;
 
-/** What is kept for those who come back. */
+/** How many events are kept for clients that come back. */
 const MAX_EVENTS = 1_000;
 const MAX_KEPT_BYTES = 1024 * 1024;
 
-/** What a client may leave unread. It must have room for all that is kept. */
+/** How much a client may leave unread before it is dropped. All kept events must fit. */
 const MAX_UNREAD_BYTES = 4 * 1024 * 1024;
 
-/** Shorter than the time-outs of the proxies in between (HAProxy's client time-out is a minute in most places). */
+/** A comment is sent this often. It must be shorter than the time-outs of proxies (mostly a minute in HAProxy). */
 const HEARTBEAT_MS = 15_000;
-/** What a client waits before it comes back. */
+/** How long a client waits before it connects again. */
 const RETRY_MS = 2_000;
 
 interface Kept {

@@ -1,5 +1,5 @@
-// What happened lately: the last moves, the last passes that changed something or failed, and since when PuppetDB fails.
-// Promises: bounded, whatever happens; the first filling of the map is no move, what changed while sasori was away is.
+// Recent history: the last moves, the last passes that changed something or failed, and since when PuppetDB fails.
+// Promises: bounded; the first filling of the map does not count as moves, but changes while sasori was stopped do.
 // Pure state: no I/O, no clock.
 
 import type { Failure } from "../errors.js";
@@ -27,7 +27,7 @@ export class History {
   lastPass: Pass | undefined;
   /** PuppetDB's failure, while there is one, and when it began. */
   puppetdb: { failure: Failure; since: string } | undefined;
-  /** The oldest first. Trimmed when it is twice as long as it may be: a shift for each would move all the others. */
+  /** The oldest first. It is cut only when it is twice as long as allowed, because removing the first of an array is slow. */
   #moves: Move[] = [];
   readonly #passes: Pass[] = [];
   readonly #watchers = new Set<HistoryWatcher>();
@@ -87,7 +87,7 @@ export class History {
     } else if (source.failure !== undefined) {
       this.puppetdb = { failure: source.failure, since: this.puppetdb?.since ?? startedAt };
     }
-    // A failure that lasts is one thing that happened, not one for each pass.
+    // A failure that lasts is one event, not one for each pass.
     const sign = signOf(report);
     const pass = toPass(report, changedAnything(report) || sign !== this.#lastSign);
     this.#lastSign = sign;
@@ -131,7 +131,7 @@ function toPass({ targets, ...report }: SyncReport, listed: boolean): Pass {
   return { listed, ...report, targets: shown };
 }
 
-/** What went wrong in a pass; the next one with the same is no news. */
+/** Identifies what went wrong in a pass. A further pass with the same text is not kept. */
 function signOf({ outcome, held, source, journal, masters, targets }: SyncReport): string {
   const failures = [source, journal && { failure: journal }, ...targets, ...masters.changes];
   const codes = [...failures.map((one) => one?.failure), ...masters.failures].map((failure) => failure?.code);

@@ -51,15 +51,18 @@ import type { Overview } from "./overview.js";
 import { servePage } from "./page-files.js";
 import { type Servers, toRegistration, toRegistrations } from "./registrations.js";
 
-/** A registration with its reason; nothing but many of them needs more. */
+/** Enough for a registration with its reason. Only the call for many registrations needs more. */
 const MAX_BODY_BYTES = 16 * 1024;
-/** As many as may be, with names as long as they may be, and a reason for each. */
+/** Enough for the largest number of registrations with the longest names and a reason for each. */
 const MAX_REGISTRATIONS_BYTES = 8 * 1024 * 1024;
 
-/** To send one, headers and body. */
+/** How long a client may take to send a request, headers and body. */
 const REQUEST_MS = 10_000;
 
-/** For each client, of each kind: those that read, and those that change something. A page that is looked at asks a few times a second, a script that registers nodes some more. */
+/**
+ * Per client address, separately for reads and for changes. An open page asks a few times a second, a script that registers
+ * nodes more often.
+ */
 const MAX_REQUESTS = 2_000;
 const REQUESTS_WINDOW_MS = 10_000;
 
@@ -93,7 +96,7 @@ export async function buildApi(parts: ApiParts): Promise<FastifyInstance> {
   await api.register(rateLimit, {
     max: MAX_REQUESTS,
     timeWindow: REQUESTS_WINDOW_MS,
-    // Whoever shows the fleet to many does not keep the one beside it from registering a node.
+    // Reads and changes have separate limits: many reads must not keep another user of this address from registering a node.
     keyGenerator: ({ ip, method }) => `${["GET", "HEAD"].includes(method) ? "reads" : "writes"} ${ip}`,
     addHeaders: { "x-ratelimit-limit": false, "x-ratelimit-remaining": false, "x-ratelimit-reset": false },
     addHeadersOnExceeding: {
@@ -153,7 +156,7 @@ function newServer() {
 
 function addMachineRoutes(api: Api, { sync, overview, resolver, metrics }: ApiParts): void {
   const tags = ["machines"];
-  // HAProxy, Prometheus and supervisors must never be told to come back later; resolve has a bound of its own.
+  // HAProxy, Prometheus and supervisors are not rate-limited. resolve has a bound of its own.
   const config = { rateLimit: false as const };
   const Alive = z.strictObject({ status: z.literal("ok") });
   api.get(
@@ -294,7 +297,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
       const { master, reason, by = request.ip } = request.body;
       const registration = toRegistration(request.params.certname, master, { reason, by }, serversOf(sync));
       const { certname } = registration;
-      // Its time is taken with it: of two registrations under way at once, the later one is newer.
+      // It gets its time when the fleet takes it. So of two registrations at once, the one taken later is newer.
       await sync.submit(registration);
       const { code, story } = await afterChange(certname);
       return reply.code(code).send(story);
@@ -392,7 +395,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
   );
 }
 
-/** The servers that a node may be registered with. Throws a 503 before an HAProxy has told its own. */
+/** The servers that a node may be registered with. Throws a 503 until an HAProxy has told its servers. */
 function serversOf(sync: Sync): Servers {
   const servers = sync.servers();
   const resolve = sync.resolver();
@@ -561,10 +564,10 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
 // ---- who may ask
 
 /**
- * Without a token only programs of this machine may ask, and no web page in somebody's browser on this machine but ours,
- * even if its host name leads here, or it is another program's on another port. A browser says so: in `Host`, in `Origin`
- * whenever something might be changed, and in `Sec-Fetch-Site`, also of a mere image. Whoever follows a link is no page.
- * HAProxy's health check says none of it; heal.lua names `localhost`, a name that no DNS can lead elsewhere.
+ * Without a token only programs of this machine may ask. A web page in a browser on this machine may not, except ours: not if
+ * its host name was made to lead here, and not if another program serves it on another port. A browser tells where a request
+ * comes from: in `Host`; in `Origin`, if it might change something; and in `Sec-Fetch-Site`, even for an image. Following
+ * a link is allowed. HAProxy's health check sends none of these headers. heal.lua sends `localhost`, which DNS cannot change.
  */
 async function refuseForeignPages({ headers, method }: FastifyRequest): Promise<void> {
   const { host = "localhost", origin } = headers;
@@ -598,11 +601,11 @@ async function authorize({ headers }: FastifyRequest, tokenFile: string | undefi
 
 // ---- errors
 
-/** Tells which methods a path has: fastify itself says 404 where 405 is meant. */
+/** Returns a function that tells the methods of a path. Without it fastify answers 404 where 405 is right. */
 function rememberRoutes(api: Api): (url: string) => string[] {
   const routes: { method: string; path: RegExp }[] = [];
   api.addHook("onRoute", ({ method, url, schema }) => {
-    // A misspelt parameter is told, not ignored.
+    // A misspelt parameter is refused, not ignored.
     if (schema && url.startsWith("/api/")) schema.querystring ??= z.strictObject({});
     const path = new RegExp(`^${url.replaceAll(".", "\\.").replace(/:\w+/g, "[^/]+")}$`);
     for (const one of [method].flat()) routes.push({ method: one, path });
@@ -672,7 +675,7 @@ function problemText(status: number, title: ErrorCode, detail: string): string {
   return JSON.stringify({ type: "about:blank", status, title, detail });
 }
 
-/** What Node's parser refuses never becomes a request: too many headers, no HTTP at all, too slow. */
+/** Answers what Node's parser refuses before it becomes a request: too many headers, no HTTP at all, too slow. */
 function refuseUnparsed(error: Error & { code?: string }, socket: Socket): void {
   if (error.code === "ECONNRESET" || !socket.writable) return void socket.destroy();
   const tooMuch = error.code === "HPE_HEADER_OVERFLOW";
@@ -682,5 +685,5 @@ function refuseUnparsed(error: Error & { code?: string }, socket: Socket): void 
   socket.end(
     `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\ncontent-type: application/problem+json\r\ncontent-length: ${Buffer.byteLength(text)}\r\nconnection: close\r\n\r\n${text}`,
   );
-  socket.destroySoon(); // Whoever goes on sending, byte by byte, would keep it open.
+  socket.destroySoon(); // Otherwise a client that goes on sending, byte by byte, would keep it open.
 }

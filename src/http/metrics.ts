@@ -1,5 +1,5 @@
-// Prometheus metrics. What happens in passes is read off the SyncReport of each pass, how things stand is asked when
-// Prometheus does: nothing else in sasori counts for it, and a quiet pass costs the same whatever the fleet's size.
+// Prometheus metrics. Counters come from the SyncReport of each pass. Gauges are computed when Prometheus asks. So no other part
+// of sasori counts anything for metrics, and the cost of a quiet pass does not grow with the fleet.
 // Labels are bounded: kinds, outcomes, phases, error codes, the configured targets, and HAProxy's servers.
 
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
@@ -23,7 +23,7 @@ export interface MetricsParts {
   version: string;
 }
 
-/** However often they are asked for, the metrics are made so often: that takes milliseconds, in which nobody is answered. */
+/** Metrics are computed at most this often, because that takes milliseconds in which sasori answers nothing else. */
 const FRESH_MS = 500;
 
 export class Metrics {
@@ -90,7 +90,7 @@ export class Metrics {
   constructor(parts: MetricsParts) {
     this.#parts = parts;
     collectDefaultMetrics({ register: this.registry });
-    // Gauges with a counter's name. Each has a fellow by type, of which it is the sum.
+    // These are gauges with names of counters. Each is the sum of another gauge, which has a label `type`.
     for (const what of ["handles", "requests", "resources"])
       this.registry.removeSingleMetric(`nodejs_active_${what}_total`);
     this.#askedGauges(parts);
@@ -228,7 +228,7 @@ export class Metrics {
     return this.#own(new Gauge({ name, help, labelNames, registers: [] }));
   }
 
-  /** A gauge whose values are looked up for each scrape; what `tell` does not set is gone. */
+  /** A gauge whose values are looked up for each scrape. A label that `tell` does not set disappears. */
   #asked<Label extends string>(
     name: string,
     help: string,

@@ -1,15 +1,15 @@
-// The nodes in the order of their names, page by page, and how many each master has: for people who look for one.
-// Promises: no request sorts the fleet, nothing is sorted before somebody asks, and no step takes so long that
-// HAProxy's questions have to wait. A walk from page to page meets every node once that is there all the while.
+// The nodes by name, page by page, and how many each master has.
+// Promises: names are sorted only after somebody has asked, and then kept sorted; no step takes so long that HAProxy's questions
+// have to wait; reading page by page gives every node once that is there all the time.
 
 import type { Assignment, Before, Certname, Master, NodeMap, Source } from "../node-map.js";
 import { eachInPieces, inPieces, letOthersIn, sortInPieces } from "../pieces.js";
 import { lowerBound } from "../sorted.js";
 
-/** How many names are looked at before it is asked whether others wait. */
+/** After this many names other work gets a turn. */
 const STEP = 1_000;
 
-/** More news than this since the last request: the order is made anew when somebody asks. */
+/** After more changes than this since the last request, the names are sorted anew when somebody asks. */
 const MAX_NEWS = 100_000;
 
 export interface PageRequest {

@@ -1,6 +1,6 @@
 // What a running sasori knows, in the shapes of the HTTP API: the nodes, where one goes and why, the masters and their
-// load, the targets, the state of everything. Promises: nothing here changes anything; what an HAProxy does not tell is
-// told as its failure, in its place.
+// load, the targets, the state of everything. Promises: nothing here changes anything; if an HAProxy does not answer, its
+// failure is shown in the place of its values.
 
 import { toFailure } from "../errors.js";
 import type { Fleet } from "../fleet.js";
@@ -204,7 +204,7 @@ export class Overview {
     };
     const { nodes, next } = await this.#parts.nodes.page({ isWanted, limit, cursor });
     const rows = nodes.flatMap(({ certname, master }) => {
-      const home = homes.get(certname); // It may have come home while others were looked at.
+      const home = homes.get(certname); // The node may have returned meanwhile.
       return home === undefined ? [] : { certname, home, master };
     });
     return { nodes: rows, next };
@@ -254,7 +254,7 @@ export class Overview {
   }
 }
 
-/** Nodes without a route whose names have this in them, and whose producer has no server. */
+/** Nodes without a route, because their producer has no server, whose names contain this text. */
 function* withoutRoute(
   { map, unroutable }: Pick<Fleet, "map" | "unroutable">,
   q: string,
@@ -272,7 +272,7 @@ function* withoutRoute(
   return found;
 }
 
-/** Undefined for what no sasori of this version says. */
+/** Undefined for a word that this version of sasori does not understand. */
 function parseWord(text: string): Word | undefined {
   try {
     return WordShape.parse(JSON.parse(text));

@@ -134,7 +134,10 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
 export const UNROUTABLE_REMEDY =
   "add an HAProxy server with that name or host, or map the producer to a server in SASORI_MASTER_ALIASES";
 
-/** Commands in PuppetDB's queue: with fewer the map is seconds late, because busy masters submit hundreds a second. */
+/**
+ * From this many commands in PuppetDB's queue on it is a trouble. With fewer the map is only seconds late, because busy
+ * masters submit hundreds a second.
+ */
 export const LONG_QUEUE = 1_000;
 export const longQueue = (depth: number) =>
   `PuppetDB has ${counted(depth, "command")} in its queue: moves reach the map only when it has stored them`;
@@ -177,14 +180,14 @@ export const number = (value: number) => value.toLocaleString("en-US");
 export const counted = (value: number, one: string, many = `${one}s`) =>
   `${number(value)} ${value === 1 ? one : many}`;
 
-/** A name from PuppetDB or HAProxy: as it is, unless it could do something to a terminal. */
+/** A name from PuppetDB or HAProxy, quoted if it has characters that could affect a terminal. */
 export const shown = (name: string) => (/^[!-~]+$/.test(name) ? name : quote(name));
 
-/** A failure's message where the place is told already: `/run/haproxy.sock: nobody listens there`. */
+/** A failure's message without its place in front, such as `/run/haproxy.sock: `, where the place is shown already. */
 export const withoutPlace = (message: string, where: string) =>
   message.startsWith(`${where}: `) ? message.slice(where.length + 2) : message;
 
-/** What there is to judge. A report of a single pass, or what a daemon knows besides. */
+/** What troubles are found in: the report of a pass, and what a daemon knows in addition. */
 export interface Situation {
   pass: Omit<SyncReport, "targets"> | undefined;
   targets: readonly Pick<TargetState, "target" | "failure" | "servers">[];
@@ -240,7 +243,7 @@ export function troublesOf(situation: Situation): Trouble[] {
   };
   failed("puppetdb", puppetdb?.failure, puppetdb?.since);
   for (const { target, failure } of targets) failed(target, failure);
-  // Where another failure is told, it is the reason; here nothing is known but the time.
+  // If there is another failure, that is the reason, and is shown instead. Here only the time is known.
   if (notLookedSince !== undefined && troubles.length === 0) troubles.push(stalled(notLookedSince));
   failed("state file", pass?.journal ?? stateFile);
   failed("state database", shared?.failure);
@@ -322,7 +325,7 @@ function wrongClock(aheadMs: number, place: string): Trouble {
 
 /** A replica says something every few seconds. */
 const SILENT_MS = MINUTE_MS;
-/** Of two orders given within so long in two places, the wrong one may count as the later. */
+/** With a larger difference between clocks, of two registrations at two replicas the earlier one may count as the later. */
 const REPLICAS_CLOCK_MS = 5_000;
 
 function replicaTroubles({ failure, clockAheadMs, heard }: NonNullable<Situation["shared"]>): Trouble[] {
@@ -334,7 +337,7 @@ function replicaTroubles({ failure, clockAheadMs, heard }: NonNullable<Situation
       warning("clock", "state database", what, "set the clocks of all replicas and of PostgreSQL right"),
     );
   }
-  if (failure !== undefined) return troubles; // Then nobody is heard.
+  if (failure !== undefined) return troubles; // Without the database no replica can be heard.
   for (const { name, silentMs } of heard) {
     if (silentMs < SILENT_MS) continue;
     const what = `it has said nothing for ${counted(Math.round(silentMs / MINUTE_MS), "minute")}`;
@@ -374,7 +377,7 @@ function downTroubles(targets: Situation["targets"]): Trouble[] {
   });
 }
 
-/** Each server that is so, and the HAProxys where it is. */
+/** Each server for which this is true, with the HAProxys where it is. */
 function serversThat(
   targets: Situation["targets"],
   isSo: (server: Server) => boolean,
@@ -438,7 +441,7 @@ function fleetTroubles(
   return troubles;
 }
 
-/** Where what PuppetDB says is not what its producers meant. */
+/** Troubles with PuppetDB's data: clocks that are ahead, and facts and reports that name different masters. */
 function evidenceTroubles({ clocksAhead, flapping }: Omit<SyncReport, "targets">): Trouble[] {
   const troubles = Object.entries(clocksAhead).map(([producer, { nodes, until }]) => {
     const what = `the clock of ${shown(producer)} was ahead: submissions of ${counted(nodes, "node")} are dated up to ${until}. sasori uses the time at which PuppetDB received them`;
@@ -484,7 +487,7 @@ export function summarize(
 }
 
 function headline({ where, what, severity }: Trouble): string {
-  // A long message is cut, between two words where there are some, and the time behind it is not: half a time is none.
+  // A long message is cut, between two words if possible. The time behind it is kept whole.
   const [, message = what, since = ""] = /^(.*?)( \(since [^()]*\))?$/s.exec(what) ?? [];
   const cut = message.slice(0, 200).replace(/\s+\S{0,40}$/, "");
   const text = (message.length > 200 ? `${cut}…` : message) + since;

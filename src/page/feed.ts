@@ -1,6 +1,6 @@
-// Keeps the state true: the stream of events, and reads of what does not come by it.
-// Promises: after a loss everything is read again; a loss is known within seconds, also when the connection merely went
-// silent; a burst of events is one round of reads. While the tab is hidden, only the stream goes on.
+// Keeps the page's state up to date: by the stream of events, and by reading what the stream does not have.
+// Promises: after a lost connection everything is read again; a loss is noticed within seconds, even if the connection is only
+// silent; a burst of events causes one round of reads. While the tab is hidden, only the stream goes on.
 
 import type {
   Instances,

@@ -1,4 +1,4 @@
-// Where the keyboard goes when the control that had it is gone.
+// Where the keyboard focus goes when the control that had it disappears.
 
 const CONTROLS = "a[href], button, input, select, summary";
 

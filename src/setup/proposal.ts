@@ -1,5 +1,5 @@
-// From what was found on a host to the settings of sasori and, where HAProxy routes by no map of nodes yet, of the gateway.
-// Pure: nothing is read, asked or written. Each setting says where it comes from.
+// Proposes settings from what was found on a host: for sasori, and for the gateway, unless HAProxy already routes by a map of
+// nodes. Pure: nothing is read, asked or written. Each setting says where it comes from.
 
 import path from "node:path";
 import type { HaproxyFiles, Host } from "./host.js";
@@ -34,18 +34,18 @@ const SSL = "/etc/sasori/ssl";
 const MAP = "/var/lib/sasori/node-master.map";
 const GATEWAY_SOCKET = "/run/haproxy/sasori.sock";
 
-/** haproxy.cfg has as many. */
+/** As many server lines as haproxy.cfg has. */
 const MAX_MASTERS = 32;
 
-/** What stands in the files that an earlier setup has written, and a person may have changed since. */
+/** The settings in the files that an earlier setup wrote, and that a person may have changed since. */
 export interface Kept {
   daemon: Readonly<Record<string, string>>;
   gateway: Readonly<Record<string, string>>;
 }
 
 /**
- * `producers` are those of PuppetDB's nodes, the one with the most nodes first; undefined if it could not be asked.
- * `given` are variables that whoever runs this has set: they count more than what is kept, and that more than what was found.
+ * `producers` are those of PuppetDB's nodes, the one with the most nodes first; undefined if PuppetDB could not be asked.
+ * `given` are the variables in the environment of this command. They override kept settings, and those override what was found.
  */
 export function propose(
   host: Host,
@@ -91,7 +91,7 @@ export function propose(
   const map = own?.map ?? MAP;
   say("SASORI_MAP_FILE", map, own === undefined ? "as in gateway.env" : "haproxy.cfg");
   say("SASORI_STATE_FILE", `${path.dirname(map)}/state.json`, "beside the map");
-  // Of https, and now it is http.
+  // Settings for https that are no longer needed, because the URL is now http.
   const isOver = (name: string) => !given[name] && /^SASORI_PUPPETDB_(CERT|KEY|CA)$/.test(name);
   for (const name of Object.keys({ ...kept.daemon, ...given }))
     if (
@@ -127,7 +127,7 @@ function certify(
     );
 }
 
-/** Of the backends those with a server of a producer's name or host, as sasori itself finds a producer's pool. */
+/** The backends that have a server with a producer's name or host. sasori itself finds a producer's pool in the same way. */
 function proposePools(
   backends: HaproxyFiles["backends"],
   producers: readonly string[] | undefined,
@@ -146,7 +146,7 @@ function proposePools(
     );
 }
 
-/** Settings without a PuppetDB that has moved: it does not answer any more, and puppetdb.conf names another one. */
+/** Kept settings without the PuppetDB URL, if that PuppetDB no longer answers and puppetdb.conf names another one. */
 export function withoutMoved(host: Host, kept: Kept): Kept | undefined {
   const { SASORI_PUPPETDB_URL: url, ...daemon } = kept.daemon;
   const isMoved = url !== undefined && host.puppetdbUrl !== undefined && host.puppetdbUrl !== url;
@@ -219,7 +219,7 @@ function gateway(
     if (!certificates.some(({ file }) => file === `${SSL}/ca.pem`))
       certificates.push({ file: `${SSL}/ca.pem`, from: [host.puppet.caFile], reader: "sasori" });
   }
-  // HAProxy 2.6 answers nobody while it gives the memory of a replaced map back to the system; with this it does not.
+  // HAProxy 2.6 stops while it gives the memory of a replaced map back to the system. With this variable the stop is shorter.
   settings.push({ name: "GLIBC_TUNABLES", value: "glibc.malloc.mxfast=0", why: "HAProxy 2.6 pauses less" });
   const why = "as it was in gateway.env";
   const isNew = (name: string) => name !== "STATS_PASSWORD" && !settings.some((one) => one.name === name);
@@ -235,7 +235,9 @@ function gateway(
 
 const BY_SETUP = "written by `sasori setup`";
 
-/** What stands in such a file; nothing of one that setup has not written: the package's own has names that only show how. */
+/**
+ * The settings in such a file. Empty for a file that setup has not written: the package's own file has only example names.
+ */
 export function parseEnvFile(text: string): Record<string, string> {
   if (!text.split("\n", 1)[0]?.includes(BY_SETUP)) return {};
   const written = text.matchAll(/^(\w+)=(?:"((?:[^"\\]|\\[\s\S])*)"|'([^']*)'|(.*))$/gm);

@@ -1,6 +1,6 @@
-// Several PuppetDBs with the same nodes: one is asked, the next one when it fails, and the first again when it is well.
-// Promises: after a change of server everything is read; a server that is behind the other one is believed as far as it is
-// newer (Fleet sees by `from` who said what, and `isStandby` that the first was not asked).
+// Several PuppetDBs with the same nodes: one is asked, if it fails the next one, and the first again when it answers.
+// Promises: after a change from one to another everything is read. From a PuppetDB that is behind the other one, only newer
+// observations count: Fleet sees by `from` which one said what, and by `isStandby` that the first was not asked.
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { within } from "../deadline.js";
@@ -17,8 +17,8 @@ import {
 } from "./source.js";
 
 /**
- * While another one is asked, the first is tried this often, and must answer a small question within this time. One that
- * answers it, and then fails while all is read, keeps everybody waiting for minutes: it is tried half as often each time.
+ * While a standby is asked, the first PuppetDB is tried this often, and must answer a small question within this time. If it
+ * answers that and then fails to be read as a whole, everybody waits for minutes. So each time it is tried half as often.
  */
 const TRY_FIRST_EVERY_MS = 30_000;
 const MAX_TRY_FIRST_EVERY_MS = 30 * 60_000;
@@ -26,7 +26,7 @@ const TRY_FIRST_MS = 3_000;
 
 export class Alternatives implements Source {
   readonly #replicas: readonly Replica[];
-  /** The one that is asked, and the one whose reading was last taken over. */
+  /** The indexes of the one that is asked, and of the one whose reading was last taken over. */
   #asked = 0;
   #taken: number | undefined;
   /** Whose reading may be taken over next. */
@@ -86,9 +86,9 @@ export class Alternatives implements Source {
   }
 
   /**
-   * Whoever waits for the answer cannot wait long: while one does not answer, the next one is asked too. What that one knows is
-   * evidence; that it does not know a node counts only once those before it have failed: it may be behind them. Throws
-   * `PartlyRead` where they are silent.
+   * The caller cannot wait long. So if one does not answer soon, the next one is asked too. What that one knows counts as
+   * evidence. If it does not know a node, that counts only when those before it have failed, because it may be behind them.
+   * Throws `PartlyRead` if they do not answer.
    */
   async readNodes(
     certnames: readonly Certname[],
@@ -154,9 +154,9 @@ export class Alternatives implements Source {
   }
 }
 
-/** A few nodes are told in milliseconds. */
+/** After this long without an answer about a few nodes, which takes milliseconds, the next PuppetDB is asked too. */
 const NEXT_AFTER_MS = 300;
-/** Whoever asks patiently waits so long for each. */
+/** How long a patient caller waits for each PuppetDB. */
 const FIRST_MS = 5_000;
 
 const SILENT = new SasoriError(

@@ -1,6 +1,6 @@
-// Several estates, each with PuppetDBs of its own: one reading of all.
-// Promises: the newest submission of a node counts, whoever has it; a node is active as long as one estate has it; an
-// estate that cannot be read keeps the nodes that it had, and until each was read once none is gone.
+// Several estates, each with PuppetDBs of its own: makes one reading of all.
+// Promises: the newest submission of a node counts, whichever estate has it; a node is active as long as one estate has it;
+// an estate that cannot be read keeps the nodes that it had; until every estate was read once, no node counts as gone.
 
 import { type Failure, SasoriError, toFailure } from "../errors.js";
 import type { Certname } from "../node-map.js";
@@ -11,7 +11,7 @@ import { keepNewer, PartlyRead, type PuppetdbState, type Source, type Wanted } f
 /** Whoever asks about a few nodes waits a second at most. */
 const OTHERS_MS = 500;
 
-/** What is remembered of one estate. */
+/** What is remembered about one estate. */
 interface Estate {
   source: Source;
   /** Its active nodes, as of the last reading that was taken over; undefined until it was read. */
@@ -20,7 +20,7 @@ interface Estate {
   withoutProducer: ReadonlySet<Certname>;
 }
 
-/** What one reading makes of it. */
+/** An estate after one reading. */
 type Update = Omit<Estate, "source"> & { reading: Reading | undefined; failure: Failure | undefined };
 
 export class Estates implements Source {
@@ -36,7 +36,7 @@ export class Estates implements Source {
     }));
   }
 
-  /** One that is down at the start does not make the others be read as a whole every few seconds. */
+  /** True even if an estate was down at the start. Otherwise all others would be read as a whole every few seconds. */
   get canGoOn(): boolean {
     return this.#estates.some(({ source }) => source.canGoOn);
   }
@@ -66,14 +66,14 @@ export class Estates implements Source {
     this.#updates = [];
   }
 
-  /** Each by the PuppetDBs that tell its nodes. */
+  /** The names of the PuppetDBs of each estate. */
   #names(): string[][] {
     return this.#estates.map(({ source }) => source.states().map(({ url }) => url));
   }
 
   /**
-   * What one estate knows is evidence, whatever another one would say; that nobody knows a node, and `patiently` what is the
-   * newest, all must have said. Throws `PartlyRead` where only some did.
+   * If one estate knows a node, that counts as evidence without the others. But "no estate knows it" needs an answer of all, and
+   * so does, if `patiently`, which observation is the newest. Throws `PartlyRead` if only some have answered.
    */
   async readNodes(
     certnames: readonly Certname[],
@@ -139,7 +139,7 @@ function* updateOf(
   };
 }
 
-/** Not copied while they are the same: there may be a million, every few seconds. */
+/** The set is copied only if it changes, because it may have a million nodes, and this runs every few seconds. */
 function* membersAfter(reading: Reading, members: Set<Certname>): Generator<void, Set<Certname>> {
   const { submissions, unroutable, inactive } = reading;
   const told = [...submissions.keys(), ...(unroutable?.keys() ?? [])];

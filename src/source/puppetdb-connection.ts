@@ -1,6 +1,7 @@
-// The way to PuppetDB: its certificates and token, the connections that are made with them, and what their failures mean.
-// Promises: certificates are always checked, whatever Node was told; files that are renewed in place are read again; an
-// answer is only handed on after its status and content type were checked; every failure is a SasoriError with a remedy.
+// Connections to PuppetDB: certificates, token, and what failures mean.
+// Promises: certificates are always checked, even if Node's variables say otherwise; files that are renewed in place are
+// read again; an answer is used only after its status and content type were checked; every failure is a SasoriError with a
+// remedy.
 
 import dns from "node:dns";
 import type { LookupFunction } from "node:net";
@@ -61,12 +62,12 @@ export class Connector {
   }
 }
 
-/** Said outright, because variables of Node (`NODE_TLS_REJECT_UNAUTHORIZED`, `NODE_OPTIONS`) would loosen the defaults. */
+/** Set explicitly, because variables of Node (`NODE_TLS_REJECT_UNAUTHORIZED`, `NODE_OPTIONS`) can weaken the defaults. */
 export const STRICT_TLS = {
   rejectUnauthorized: true,
   minVersion: "TLSv1.2",
   timeout: CONNECT_MS,
-  // Puppet's CA has two levels: whoever names the one that signed trusts it, as with curl, also without the root above it.
+  // Puppet's CA has two levels. A file with only the intermediate CA, without the root, is enough, as with curl.
   allowPartialTrustChain: true,
 } as const;
 
@@ -74,15 +75,15 @@ export const STRICT_TLS = {
 interface TlsAgent {
   dispatcher: Agent;
   pem: Pem;
-  /** What a connection of it last failed with. */
+  /** The error with which one of its connections last failed. */
   alert: Error | undefined;
   /** How many connections wait for the name to be looked up. */
   lookups: number;
 }
 
 /**
- * With TLS 1.3 a server refuses our certificate only after we believe to be connected. undici then reports
- * "other side closed" and drops the alert that came just before, "certificate required": it is kept here.
+ * With TLS 1.3 a server refuses our certificate only after the connection looks ready. undici then reports "other side
+ * closed", and drops the alert that came just before it, such as "certificate required". The alert is kept here.
  */
 function newAgent(pem: Pem): TlsAgent {
   const lookup: LookupFunction = (host, options, done) => {
@@ -148,7 +149,7 @@ export async function checkAnswer(url: string, response: Dispatcher.ResponseData
   throw new SasoriError("PUPPETDB_STATUS", `${url} answered ${statusCode}: ${text}; ${remedy}`);
 }
 
-/** The beginning of a body, for a message; the rest is not read. The status says more than its failure. */
+/** The beginning of a body, for a message; the rest is not read. If reading it fails, the status alone must do. */
 async function firstText(body: Dispatcher.ResponseData["body"]): Promise<string> {
   try {
     for await (const chunk of body) return String(chunk).slice(0, 400); // Leaving the loop ends the connection.
@@ -198,7 +199,10 @@ export function queryError(url: string, thrown: unknown, signal: AbortSignal, ag
   );
 }
 
-/** What to do, by what went wrong: PuppetDB's certificate is not believed, or ours is not, or nobody speaks TLS. */
+/**
+ * The remedy: for a PuppetDB certificate that we do not trust, for one of ours that PuppetDB refuses, or if there is no
+ * TLS.
+ */
 function tlsRemedy(code: string, what: string): string {
   if (/SELF_SIGNED|DEPTH_ZERO|UNABLE_TO/.test(code))
     return "set SASORI_PUPPETDB_CA to the CA that signed PuppetDB's certificate";

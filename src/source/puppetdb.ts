@@ -37,10 +37,13 @@ const CLOCK_MS = 5_000;
 const MASTER_CLOCK_ALLOWANCE_MS = 5 * MINUTE_MS;
 
 /**
- * Before PuppetDB 8.7 a full reading asks for the reports of the last hour, if many nodes have none for those of the last day, then for
- * the few that are left by name. Only if they are many PuppetDB looks for the latest reports itself (`latest_report?`),
- * which scans the reports of all days. A window is grouped to the newest report of each node and producer: a row
- * costs PuppetDB 10 µs whatever it is, the grouping of a report costs PostgreSQL 1 µs.
+ * How a full reading finds the newest report of each node before PuppetDB 8.7:
+ * 1. It asks for the reports of the last hour.
+ * 2. If many nodes have none, it asks for those of the last day.
+ * 3. It asks for the few nodes that are left by name. If many are left, it asks PuppetDB for all latest reports
+ *    (`latest_report?`), which scans the reports of all days.
+ * PuppetDB groups the reports of such a window to the newest of each node and producer, because a row of an answer costs
+ * PuppetDB 10 µs, and grouping a report costs PostgreSQL 1 µs.
  * Measured with 100,000 nodes and a million reports, alone on two cores: `latest_report?` 3.0 s (and it grows with the
  * reports that are kept, a usual fleet has 60 times as many), an hour's window 0.9 s, one of 20 hours with three
  * reports each 4.0 s, grouped 1.4 s. Names: 0.3 to 0.5 ms each in batches of up to 1,000; 5,000 at once take 6 s,
@@ -51,13 +54,13 @@ const DAY_MS = 24 * 60 * MINUTE_MS;
 const FEW_LEFT = 0.05;
 const NAMES_AT_ONCE = 500;
 
-/** So few nodes are asked about by name, however many inactive ones there are: 0.2 s. */
+/** Up to this many nodes are asked about by name (0.2 s) whether they are inactive. */
 const FEW_NAMES = 1_000;
-/** Of the latest deactivations so many are listed at once, and the list is followed back so far. */
+/** With more nodes the latest deactivations are listed: this many at once, and back to this long ago. */
 const INACTIVE_PAGE = 500;
 const INACTIVE_LOOK_BACK_MS = 60 * MINUTE_MS;
 
-/** Its version and its queue are told at once, or not at all; the queue is asked for so often. */
+/** Deadline for PuppetDB's version and queue, and how often the queue is asked for. */
 const LOOK_MS = 2_000;
 const LOOK_EVERY_MS = 60_000;
 
@@ -95,8 +98,8 @@ const LATEST = ["=", "latest_report?", true];
 const ACTIVE = ["=", "node_state", "active"];
 const INACTIVE = ["=", "node_state", "inactive"];
 /**
- * Said outright for a few named nodes: where nothing or "active" is said, PuppetDB looks for these among all nodes (18 ms
- * with 100,000, 100 ms with a million), otherwise in the index (0.05 ms, 15 ms with its own work).
+ * For queries about a few named nodes. With "any" PuppetDB finds them by its index: 15 ms, of which PostgreSQL takes 0.05 ms.
+ * Without a `node_state`, or with "active", it scans all nodes: 18 ms with 100,000, 100 ms with a million.
  */
 const IN_ANY_STATE = ["=", "node_state", "any"];
 const inactiveNodes = (where: Query): Query => ["extract", ["certname", "deactivated", "expired"], where];
@@ -122,17 +125,17 @@ export class PuppetDb {
   readonly #config: PuppetdbServer;
   readonly #connector: Connector;
   readonly #counts: ReadonlySet<"facts" | "reports">;
-  /** How far the clock by which the last reading was dated is ahead of this machine's (ms). */
+  /** How far the clock that dated the last reading is ahead of this machine's (ms). */
   clockAheadMs = 0;
   /**
-   * That clock may be a proxy's, because PuppetDB did not tell its own. What PuppetDB receives meanwhile is dated earlier if
-   * it is ahead, so a reading of changes looks back as much further.
+   * PuppetDB did not tell its own clock, so that clock may be a proxy's. If the proxy's is ahead, PuppetDB dates what it
+   * receives earlier than that. So a reading of changes looks back further by as much.
    */
   #isDoubtful = true;
   readonly #teller: Teller;
-  /** The last full reading has found nodes for which only a catalog can tell. */
+  /** The last full reading found nodes that have neither facts nor a report, so that only a catalog tells their master. */
   #hasLoneNodes = true;
-  /** As of the last full reading; undefined when it was not told. */
+  /** PuppetDB's version, as of the last full reading; undefined if PuppetDB did not tell. */
   #version: string | undefined;
   /** How many commands PuppetDB had received and not stored yet, when it last told; undefined when it does not tell. */
   queueDepth: number | undefined;
@@ -163,7 +166,7 @@ export class PuppetDb {
     ]);
     this.#date(found, await clock, now);
     let activeCount = -1;
-    // Behind the submissions: who has been deactivated since is in the one and not in the other.
+    // Asked after the submissions: a node that was deactivated in between is in both answers, and then counts as inactive.
     await this.#readTogether(found, signal, (ask) => [
       ask("nodes", INACTIVE_NODES, InactiveRow, (row) => {
         found.inactiveCount += 1;
@@ -173,8 +176,8 @@ export class PuppetDb {
         activeCount = count;
       }),
     ]);
-    // In most fleets each node has facts or a report, and so has been told already: if as many were as there are, the
-    // list of all, a third of all rows, is left out.
+    // In most fleets each node has facts or a report, so all names are known already. If their number is that of the active
+    // nodes, the list of all nodes, which is a third of all rows, need not be read.
     await inPieces(found.dropInactive());
     const told = await inPieces(found.told());
     const isComplete = told.size + found.refused.size === activeCount;
@@ -195,8 +198,8 @@ export class PuppetDb {
   }
 
   /**
-   * The newest report of each node and producer. Those that are dated after `now` come one by one, with when they were
-   * received: a group of them shows the time that is furthest ahead, whatever came since.
+   * The newest report of each node and producer. Reports that are dated after `now`, by a clock that is ahead, are not grouped:
+   * the maximum of a group would be the most wrong time. They come one by one, with the time when PuppetDB received them.
    */
   #askNewestReports(ask: Ask, found: Gathering, where: Query, now: number): Promise<number>[] {
     if (!this.#counts.has("reports")) return [];
@@ -229,7 +232,7 @@ export class PuppetDb {
     return active;
   }
 
-  /** What helps, and what PuppetDB may refuse to tell or an older one does not know. */
+  /** PuppetDB's version and queue. They are useful but not needed: PuppetDB may refuse to tell, or not know them. */
   async #lookAtPuppetdb(signal: AbortSignal): Promise<void> {
     const soon = AbortSignal.any([signal, AbortSignal.timeout(LOOK_MS)]);
     const [version, queueDepth] = await Promise.allSettled([
@@ -242,8 +245,8 @@ export class PuppetDb {
   }
 
   /**
-   * The newest reports of nodes that have submitted nothing within the last hour: others have no older news. `haveLatest`:
-   * the latest of each node is there already.
+   * The newest reports of nodes that have submitted nothing within the last hour. For all others the newest one is known.
+   * `haveLatest`: the latest report of each node was read already.
    */
   async #readOlderReports(
     found: Gathering,
@@ -264,7 +267,8 @@ export class PuppetDb {
       silent = await silentFor(DAY_MS);
     }
     if (silent.length > few) await read(LATEST);
-    // The latest report of a node may be of a producer without a server, or from a clock ahead: it hides the one that counts.
+    // `latest_report?` gives one report per node. If that is of a producer without a server, or of a clock that is ahead, it
+    // hides the one that counts.
     const isHidden = (name: Certname) => found.unroutable.has(name) || found.ahead.has(name);
     if (haveLatest) silent = await inPieces(filter(active, isHidden));
     const names = silent.length > few ? silent.filter(isHidden) : silent;
@@ -325,14 +329,14 @@ export class PuppetDb {
       }),
     ]);
     this.#date(found, await clock, now);
-    // The slowest of all (0.25 s in a million nodes), and most fleets have no such node. The first one is found by the
-    // next full reading.
+    // This is the slowest query (0.25 s with a million nodes), and most fleets have no such node. If one appears, the next
+    // full reading finds it.
     if (this.#hasLoneNodes) {
       const newCatalogs = ["and", ACTIVE, [">", "catalog_timestamp", from], NEITHER_FACTS_NOR_REPORT];
       await this.#readCatalogs(found, newCatalogs, signal);
     }
     if (performance.now() - this.#askedQueueAt > LOOK_EVERY_MS) await this.#lookAtPuppetdb(signal);
-    // What two changes at once hide is found by the full read.
+    // If one node was deactivated and another one came back, the number is the same. The next full reading finds that.
     if (found.inactiveCount === inactiveBefore) return inPieces(found.reading());
     if (known !== undefined && known.size <= FEW_NAMES)
       await this.#readInactiveAmong(found, [...known.certnames()], signal);
@@ -348,8 +352,8 @@ export class PuppetDb {
   }
 
   /**
-   * PuppetDB cannot compare `deactivated` with a time, but it can sort by it: the list of all, which a fleet of short-lived
-   * nodes makes long, is not read.
+   * PuppetDB cannot compare `deactivated` with a time, but it can sort by it. So only the latest ones are read: in a fleet of
+   * short-lived nodes the list of all is long.
    */
   async #readLatestInactive(found: Gathering, since: number, signal: AbortSignal): Promise<void> {
     for (const field of ["deactivated", "expired"] as const) {
@@ -417,8 +421,8 @@ export class PuppetDb {
   }
 
   /**
-   * PuppetDB's own clock (ms), whatever is in front of it: not later than when it was asked. Undefined if it does not tell:
-   * of what keeps it from that, the queries tell.
+   * PuppetDB's own clock (ms), even behind a proxy; not later than the moment when it was asked. Undefined if PuppetDB does not
+   * tell: if something is wrong, the queries fail and say what.
    */
   async #readClock(signal: AbortSignal): Promise<number | undefined> {
     const began = performance.now();
@@ -520,7 +524,7 @@ export class PuppetDb {
       if (this.#isDoubtful) this.#compare(clock, began);
       const decoder = new TextDecoder("utf-8", { fatal: true });
       for await (const chunk of response.body) {
-        await letOthersIn(); // A fast PuppetDB leaves no gap: the next chunk is there already.
+        await letOthersIn(); // With a fast PuppetDB the next chunk is there already, and nothing else would get a turn.
         rows.push(decoder.decode(chunk as Buffer, { stream: true }));
       }
       rows.push(decoder.decode());
@@ -533,8 +537,8 @@ export class PuppetDb {
 }
 
 /**
- * From 8.7 PuppetDB has a table of the latest reports: the question for them takes 1.9 s with 100,000 nodes and 5 reports
- * each, as long as that for an hour's reports; before it took 6.2 s.
+ * PuppetDB 8.7 and newer have a table of the latest reports. Asking for all of them takes 1.9 s with 100,000 nodes and 5
+ * reports each, as long as asking for an hour's reports. Before 8.7 it took 6.2 s.
  */
 function hasTableOfLatest(version: string | undefined): boolean {
   const [major = 0, minor = 0] = (version ?? "").split(".").map(Number);

@@ -1,25 +1,25 @@
-// What PuppetDB said, taken in row by row: per node the newest submission that counts.
+// A reading of PuppetDB, collected row by row: for each node the newest submission that counts.
 // Promises: a time is never later than PuppetDB's receipt of it, so a master whose clock is ahead cannot keep a node;
-// the newest submission of a producer that HAProxy has a server for decides, and a newer one of another producer hides
-// nothing; memory is bounded by one entry per node.
+// the newest submission of a producer with an HAProxy server decides, and a newer one of a producer without a server does
+// not hide it; memory is bounded by one entry per node.
 // Pure: no I/O, no clock.
 
 import type { Failure } from "../errors.js";
 import { type Certname, isCertname, LATEST_TIME } from "../node-map.js";
 import { eachInPieces } from "../pieces.js";
 
-/** Enough to see what is wrong; a flood of illegal names must not fill the memory. */
+/** How many refused names are kept: enough to see what is wrong. A flood of illegal names must not fill the memory. */
 export const MAX_REFUSED = 1_000;
-/** Enough to know it by; Puppet's own names are shorter. */
+/** A longer name is cut: this is enough to recognise it. Puppet's own names are shorter. */
 const MAX_NAME_CHARACTERS = 300;
 
-/** With `puppet apply` each node is one. */
+/** How many producers' names are shared between rows. With `puppet apply` each node is a producer, so there is a bound. */
 const MAX_PRODUCERS = 1_000;
 
-/** Clocks differ by seconds. A time that lies further ahead of its receipt is that of a wrong clock. */
+/** Clocks may differ by seconds. A time that is this much later than its receipt comes from a wrong clock. */
 const AHEAD_MS = 5 * 60_000;
 
-/** Of a time from such a clock only this is known: it was before its receipt. What is of about that time is believed rather. */
+/** A time from such a clock counts as this long before its receipt, so that a submission of about the same time wins. */
 const DOUBT_MS = 1_000;
 
 /** The newest thing that a master submitted for a node. Times are milliseconds since the epoch. */
@@ -33,9 +33,9 @@ export interface Submission {
   receivedAt: number;
   /** Which PuppetDB told it, where several are configured. */
   from?: string;
-  /** In a reading of changes: how long before the reading that it goes on from PuppetDB had received it (ms). */
+  /** In a reading of changes: how long before the previous reading PuppetDB had received it (ms). */
   lateMs?: number;
-  /** The newest of the other kind (facts or report), where another producer submitted it. */
+  /** The newest submission of the other kind (facts or report), if it is of another producer. */
   rival?: Rival;
 }
 
@@ -61,9 +61,12 @@ export interface Reading {
   kind: "full" | "changes";
   /** PuppetDB's clock before the first query ran. */
   asOf: number;
-  /** The newest of a producer that HAProxy has a server for; in a full reading of active nodes only. */
+  /** The newest submissions of producers with an HAProxy server; in a full reading only those of active nodes. */
   submissions: Map<Certname, Submission>;
-  /** The newest of another producer, where that is newer still, or the only one. */
+  /**
+   * The newest submission of a producer without a server, if it is newer than that in `submissions`, or there is none
+   * there.
+   */
   unroutable?: Map<Certname, Submission>;
   /** Nodes with a submission from a clock that was ahead. */
   ahead?: Map<Certname, Ahead>;
@@ -71,17 +74,17 @@ export interface Reading {
   active: Names | undefined;
   /** Nodes deactivated or expired, and when; in a reading of changes only the latest, when their number changed. */
   inactive: Map<Certname, number>;
-  /** How many PuppetDB has of them. */
+  /** How many inactive nodes PuppetDB has. */
   inactiveCount: number;
   /** Certnames of active nodes that cannot be map keys, as they came, or their beginning. At most MAX_REFUSED of them. */
   refused: Set<string>;
-  /** Nodes with nothing but rows that name no producer or no time that a clock may show. */
+  /** Nodes whose rows all lack a producer, or a possible time. */
   withoutProducer: Set<Certname>;
-  /** Of several PuppetDBs: those that told this. In a full reading only those that were read as a whole. */
+  /** With several PuppetDBs: those that this reading comes from. In a full reading only those that were read as a whole. */
   told?: ReadonlySet<string>;
   /** A PuppetDB was asked in place of the first one with the same nodes. */
   isStandby?: boolean;
-  /** Of several estates: the PuppetDBs of each, and how many active nodes it has. */
+  /** With several estates: the PuppetDBs of each, and how many active nodes it has. */
   estates?: readonly { puppetdbs: readonly string[]; size: number }[];
   /** Why estates could not be read: they keep the nodes that they had. */
   failures?: readonly Failure[];
@@ -161,7 +164,7 @@ export class Gathering {
     return this.unroutable;
   }
 
-  /** Who was deactivated between two answers is in the one and not in the other. */
+  /** Drops nodes that were deactivated between two answers: they have submissions and are inactive. */
   *dropInactive(): Generator<void> {
     yield* eachInPieces(this.inactive.keys(), (certname) => {
       this.submissions.delete(certname);
@@ -170,7 +173,7 @@ export class Gathering {
     });
   }
 
-  /** The nodes of which anything was told. Their names are not copied: there may be a million. */
+  /** All nodes for which PuppetDB gave a row. The names are not copied, because there may be a million. */
   *told(): Generator<void, Names> {
     const { submissions, withoutProducer, unroutable } = this;
     const others = new Set(withoutProducer);
@@ -189,11 +192,11 @@ export class Gathering {
     return this.#told;
   }
 
-  /** Those of the active nodes that have submitted nothing since (ms), as far as was told. */
+  /** The active nodes without a known submission since then (ms). */
   *silentSince(active: Names, since: number): Generator<void, Certname[]> {
     const silent: Certname[] = [];
     const isTold = active === this.#told;
-    // Looking each name up takes four times as long as to go through what there is.
+    // Going through all submissions is four times as fast as looking up each name.
     yield* eachInPieces(this.submissions.values(), ({ certname, at }) => {
       if (at <= since && (isTold || active.has(certname))) silent.push(certname);
     });
@@ -214,7 +217,7 @@ export class Gathering {
     this.name(row.certname, (certname) => {
       const { producer } = row;
       const receipt = this.#receipt(received);
-      // Both have one form, so that their order is that of their texts.
+      // Both texts have the same form, so they can be compared as texts.
       const isAhead = dated != null && receipt != null && receipt < dated;
       const at = Date.parse((isAhead ? receipt : dated) ?? "");
       if (producer === null || !(at < LATEST_TIME)) {
@@ -239,7 +242,7 @@ export class Gathering {
     });
   }
 
-  /** The same few producers again and again: one text of each is kept. */
+  /** A few producers come again and again. All rows share one text for each. */
   #sole(producer: string): string {
     const known = this.#producers.get(producer);
     if (known !== undefined) return known;
@@ -248,7 +251,9 @@ export class Gathering {
     return sole;
   }
 
-  /** On our clock: beside a PuppetDB whose clock is right the word of one that is behind would look old. */
+  /**
+   * Converts a time to our clock. Otherwise submissions from a PuppetDB whose clock is behind would look older than others.
+   */
   #receipt(received: string | null | undefined): string | null | undefined {
     const { behindMs } = this.#teller;
     const at = Date.parse(received ?? "");
@@ -270,7 +275,7 @@ function keepNewest(map: Map<Certname, Submission>, found: Submission): void {
   if (newer === found) map.set(found.certname, found);
 }
 
-/** What the older of two leaves beside the newer one. */
+/** The rival to keep with the newer of two submissions. */
 function rivalOf(newer: Submission, older: Submission | undefined): Rival | undefined {
   if (older === undefined) return newer.rival;
   if (older.source === newer.source) return newer.rival ?? older.rival;

@@ -1,4 +1,4 @@
-// Where readings come from: one PuppetDB, several with the same nodes, or several estates, which all look the same to whoever asks.
+// Where readings come from: one PuppetDB, several with the same nodes, or several estates. All have the same interface.
 // Promises: each PuppetDB has its own watermark and its own deadline; a reading counts for the next one only after it was
 // taken over (`took`).
 
@@ -168,13 +168,13 @@ export class Replica implements Source {
   }
 }
 
-/** The newer submission of each node wins; of two as old the one that is there stays. */
+/** The newer submission of each node wins. If both have the same time, the one that is there stays. */
 export function keepNewer(into: Map<Certname, Submission>, submission: Submission): void {
   const known = into.get(submission.certname);
   if (known === undefined || known.at < submission.at) into.set(submission.certname, submission);
 }
 
-/** Of several PuppetDBs some could not be asked about nodes; the others know these. */
+/** Some of several PuppetDBs could not be asked about nodes. `found` is what the others know. */
 export class PartlyRead extends SasoriError {
   readonly found: Reading["submissions"];
 

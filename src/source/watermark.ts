@@ -1,10 +1,12 @@
-// How far a reading of changes looks back behind the one before it: PuppetDB stamps a submission when it arrives and
-// stores it when its queue gets there, so what is stored now may have been received a while ago.
+// How far a reading of changes looks back before the previous reading. PuppetDB notes the time when it receives a submission,
+// but stores it only when its queue gets there. So a submission that is stored now may have been received a while ago.
 // Pure: no I/O, no clock.
 
 import type { Reading } from "./reading.js";
 
-/** What the last good reading has seen, and how far the next one looks back behind it. Times are PuppetDB's clock, ms. */
+/**
+ * What the last good reading has seen, and how far before it the next one looks back. Times are in ms on PuppetDB's clock.
+ */
 export interface Watermark {
   asOf: number;
   overlapMs: number;
@@ -15,7 +17,10 @@ export interface Watermark {
 
 const MIN_OVERLAP_MS = 15_000;
 const MAX_OVERLAP_MS = 15 * 60_000;
-/** Until it is known how late PuppetDB is: a full reading does not ask when its submissions were received. */
+/**
+ * How far the first reading of changes looks back. How late PuppetDB is, is unknown then: a full reading does not ask for
+ * it.
+ */
 const FIRST_OVERLAP_MS = 5 * 60_000;
 /** PuppetDB works on several submissions at once: those of about the same time are stored in any order. */
 const DISORDER_MS = 2_000;

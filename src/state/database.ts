@@ -1,7 +1,8 @@
-// PostgreSQL, where replicas agree: one table of the rows of rows.ts, one of each replica's last word, made and migrated here.
-// Promises: a row that one replica has written is told to all others at once (NOTIFY); whatever a notification misses is found
-// by asking what is newer, every few seconds and after each break; no row is overtaken by a later one that was committed
-// sooner; a database that is away or hangs keeps nobody waiting for more than SEND_MS once.
+// PostgreSQL, where replicas agree. It has two tables, which are made and migrated here: one of the rows of rows.ts, and one
+// of what each replica last said about itself (its word).
+// Promises: a row that one replica writes is told to all others at once (NOTIFY); rows whose notification was missed are
+// found by asking for newer ones, every few seconds and after each lost connection; no row is missed because a later one was
+// committed before it; if the database is away or hangs, a caller waits for SEND_MS at most, and the next ones not at all.
 
 import type { Client, ClientConfig, QueryResultRow } from "pg";
 import type { StateDatabase } from "../config.js";
@@ -11,33 +12,33 @@ import { eachInPieces, inPieces } from "../pieces.js";
 import { readSecretFile } from "../whole-file.js";
 import { beats, keyOf, parseRow, type Row, Rows } from "./rows.js";
 
-/** From the first packet to the last row. */
+/** Deadlines for a connection and for a query. */
 const CONNECT_MS = 5_000;
 const QUERY_MS = 10_000;
-/** All rows of a million nodes. */
+/** Deadline for exchanging all rows, enough for those of a million nodes. */
 const EXCHANGE_MS = 60_000;
-/** Nothing is served before sasori has started. */
+/** How long the start of sasori waits for the database. Until then sasori serves nothing. */
 const START_MS = 8_000;
-/** Whoever ordered something waits so long for PostgreSQL, and then no more until it is back. */
+/** How long a registration waits for PostgreSQL. After one such wait nobody waits again until PostgreSQL is back. */
 const SEND_MS = 2_000;
-/** What a notification missed is found so late, and a replica's last word is so old. */
+/** How often rows whose notification was missed are looked for, and how often each replica says its word. */
 const LOOK_MS = 5_000;
 const RETRY_MS = [200, 500, 1_000, 2_000, 5_000];
 
-/** In one statement. */
+/** Rows in one statement. */
 const MAX_SENT = 5_000;
 
-/** Of a replica that said nothing for so long nothing is shown any more. */
+/** A replica that was silent for this long is no longer shown. */
 const FORGOTTEN = "1 day";
 
-/** "sasori": nobody else takes this lock of the database by chance. */
+/** The number of an advisory lock: "sasori" as bytes, so that no other program uses the same by chance. */
 const LOCK = Number.parseInt(Buffer.from("sasori").toString("hex"), 16);
 
 const CHANNEL = "sasori_state";
 
 /**
- * Each brings the schema one version on. A row is newer than what was read before if its transaction was not yet over then:
- * `xid` says which wrote it, see PULL.
+ * Each statement brings the schema to the next version. `xid` is the transaction that wrote a row. A row is newer than the last
+ * reading if that transaction had not ended at the time of the reading: see PULL.
  */
 const MIGRATIONS = [
   `CREATE TABLE sasori_state (
@@ -47,7 +48,7 @@ const MIGRATIONS = [
    CREATE TABLE sasori_replicas (name text PRIMARY KEY, at timestamptz NOT NULL, word text NOT NULL)`,
 ] as const;
 
-/** The newest wins, and of two with one time that which `beats` chooses; whatever else was written meanwhile. */
+/** Writes rows. The newest wins; of two with the same time the one that `beats` (rows.ts) chooses. */
 const SEND = `
   WITH written AS (
     INSERT INTO sasori_state AS known (kind, key, at, value, replica, xid)
@@ -60,13 +61,13 @@ const SEND = `
     RETURNING 1)
   SELECT pg_notify('${CHANNEL}', '') FROM (SELECT count(*) FROM written) AS all_written (count) WHERE count > 0`;
 
-/** All rows of transactions that were not over when `next` was asked for before; \`0\`: all. */
+/** All rows of transactions that had not ended when the last `next` was returned. 0: all rows. */
 const PULL = `
   SELECT txid_snapshot_xmin(txid_current_snapshot())::text AS next, kind, key,
          round(extract(epoch FROM at) * 1000)::text AS at, value
   FROM (SELECT 1) AS always LEFT JOIN sasori_state ON xid >= $1::bigint`;
 
-/** What is in these rows now. */
+/** Reads these rows again. */
 const READ_AGAIN = `
   SELECT kind, key, round(extract(epoch FROM at) * 1000)::text AS at, value
   FROM sasori_state JOIN unnest($1::text[], $2::text[]) AS asked (kind, key) USING (kind, key)`;
@@ -80,7 +81,7 @@ const HEAR = `
          round(extract(epoch FROM clock_timestamp()) * 1000)::text AS now
   FROM sasori_replicas WHERE at > clock_timestamp() - interval '${FORGOTTEN}'`;
 
-/** What a replica said last, as it said it; `silentMs` ago by PostgreSQL's clock. */
+/** A replica's last word, which it said `silentMs` ago by PostgreSQL's clock. */
 export interface Heard {
   name: string;
   word: string;
@@ -88,11 +89,11 @@ export interface Heard {
 }
 
 export interface DatabaseOwner {
-  /** All that this sasori knows: after a break it is compared with what PostgreSQL has. */
+  /** All rows of this sasori. After each new connection they are compared with PostgreSQL's. */
   known(): Iterable<Row>;
-  /** What others have written; also what is known already. */
+  /** Takes rows that others have written. Some may be known already. */
   takeRows(rows: Row[]): Promise<void>;
-  /** What this replica has to say of itself. */
+  /** What this replica says about itself to the others. */
   word(): string | undefined;
 }
 
@@ -109,11 +110,11 @@ interface Session {
   client: Client;
   /** One question at a time. */
   line: Line;
-  /** What comes after it has not been read. */
+  /** The parameter of the next PULL: rows of earlier transactions were read. */
   next: string;
   /** Tells that it is over, and why. */
   end(error: unknown): void;
-  /** A reading is under way, and whether it may have been too early. */
+  /** `pulling`: a PULL is under way. `pullAgain`: a notification came meanwhile, so one more is needed. */
   pulling: boolean;
   pullAgain: boolean;
 }
@@ -126,7 +127,7 @@ export class Database {
   #running: Promise<void> | undefined;
   #onFirst: (() => void) | undefined;
   #failure: SasoriError | undefined;
-  /** Rows that cannot be used, by their keys: somebody else has written them. */
+  /** Rows that cannot be used, by their keys. Another program has written them. */
   #unusable = new Map<string, Pick<Found, "kind" | "key">>();
   #heard: Heard[] = [];
   #heardAt = 0;
@@ -138,7 +139,7 @@ export class Database {
     this.#owner = owner;
   }
 
-  /** Why it is not in use, or what is wrong in it. */
+  /** Why the database is not in use, or which rows in it cannot be used. */
   get failure(): SasoriError | undefined {
     if (this.#session === undefined || this.#unusable.size === 0) return this.#failure;
     const some = [...this.#unusable.values()]
@@ -158,7 +159,10 @@ export class Database {
     return this.#heard.map(({ silentMs, ...said }) => ({ ...said, silentMs: Math.round(silentMs + since) }));
   }
 
-  /** Goes on for as long as it is not closed. Resolves when the rows were exchanged, or once it has failed. */
+  /**
+   * Connects, and connects again after each failure, until `close`. Resolves after the first exchange of rows or the first
+   * failure.
+   */
   open(): Promise<void> {
     const first = new Promise<void>((resolve) => {
       this.#onFirst = resolve;
@@ -167,7 +171,7 @@ export class Database {
     return Promise.race([first, pause(START_MS, this.#closing.signal)]);
   }
 
-  /** Whether PostgreSQL has them. If not, they are compared when it is back. */
+  /** Sends rows. False if PostgreSQL did not take them: then they are sent when it is back. */
   async send(rows: readonly Row[]): Promise<boolean> {
     const session = this.#session;
     if (session === undefined) return false;
@@ -184,7 +188,7 @@ export class Database {
     }
   }
 
-  /** Ends it, and takes this replica's word back: it was stopped, and is not lost. */
+  /** Disconnects, and deletes this replica's word, so that the others do not report a stopped replica as lost. */
   async close(): Promise<void> {
     const session = this.#session;
     if (session !== undefined) {
@@ -243,7 +247,7 @@ export class Database {
     } finally {
       this.#session = undefined;
       this.#closing.signal.removeEventListener("abort", onClose);
-      // With a query under way this is no farewell: the connection is cut.
+      // If a query is under way, the connection is cut without a goodbye.
       client.end().catch(() => undefined);
     }
   }
@@ -257,7 +261,7 @@ export class Database {
     await this.#exchange(session);
   }
 
-  /** Everything is compared: either side may have been away, or have been restored from a backup. */
+  /** Compares all rows, because either side may have been away, or restored from a backup. */
   async #exchange(session: Session): Promise<void> {
     this.#unusable.clear();
     const theirs = new Rows();
@@ -287,7 +291,7 @@ export class Database {
     }
   }
 
-  /** Reads what is newer, now or once the reading under way is over: that may have been too early. */
+  /** Reads newer rows: now, or once more after the reading that is under way, which may have begun too early to see them. */
   #pull(session: Session): void {
     if (session !== this.#session) return;
     session.pullAgain = session.pulling;
@@ -331,7 +335,7 @@ export class Database {
     }
   }
 
-  /** Somebody may have deleted or mended them: no transaction number tells of the one, and maybe not of the other. */
+  /** Reads unusable rows again, because PULL may not show that somebody has deleted or corrected them. */
   async #lookAgain(session: Session): Promise<void> {
     const asked = [...this.#unusable.values()].slice(0, MAX_SENT);
     if (asked.length === 0) return;
@@ -341,7 +345,7 @@ export class Database {
     await this.#owner.takeRows(found.flatMap((row) => this.#parse(row)));
   }
 
-  /** Says what this replica has to say, and hears what all have said. */
+  /** Writes this replica's word, and reads those of all replicas. */
   async #look(session: Session): Promise<void> {
     await this.#lookAgain(session);
     const word = this.#owner.word();
@@ -420,7 +424,7 @@ export async function newClient(options: StateDatabase): Promise<Client> {
   return new pg.Client(config);
 }
 
-/** Makes the tables, or brings them to this version; of several that start at once one does. */
+/** Makes the tables, or migrates them to this version. If several replicas start at once, only one does it. */
 async function migrate(client: Client): Promise<void> {
   if ((await schemaVersion(client)) === MIGRATIONS.length) return;
   await client.query("BEGIN");

@@ -1,8 +1,8 @@
-// The state file: the rows of rows.ts, one a line. What changes is added at the end, so that an order costs what it is and
-// not what all others are; now and then the file is written anew without the lines that are no longer true.
-// Promises: a file that cannot be read is set aside, never overwritten, and never keeps sasori from starting; one bad line
-// costs that line, and a last line that was cut off by a kill nothing that was answered. Two sasoris may share the file: what
-// the other one wrote is read and merged, the newest wins.
+// The state file: the rows of rows.ts, one per line. A change is added at the end, so its cost does not grow with the file.
+// Now and then the file is rewritten without outdated lines.
+// Promises: a file that cannot be read is set aside, never overwritten, and never keeps sasori from starting; a bad line
+// costs only that line; a last line that a kill cut off belongs to a change that was not confirmed yet. Two sasoris may
+// share the file: each reads and merges what the other one wrote, and the newest wins.
 
 import { type BigIntStats, constants } from "node:fs";
 import { type FileHandle, link, open, realpath, rename, stat } from "node:fs/promises";
@@ -17,43 +17,43 @@ import { inLine, readInPieces, readWhole, SilentFile } from "../whole-file.js";
 import { type Change, checksum, GUARD, keyOf, parseLine, parseRow, type Row, Rows, toLine } from "./rows.js";
 import type { State } from "./state.js";
 
-/** What the first line says. A file of an earlier sasori is one JSON object. */
+/** The first line. The file of an earlier sasori is one JSON object instead. */
 const HEADER = "sasori-state 2\n";
 
-/** The file is written anew when so many of its lines are no longer true, and these are more than half. */
+/** The file is rewritten when more than half of its lines, and more than this many, are outdated. */
 const MANY_LINES = 1_000;
-/** Lines that are written in one go. */
+/** How many lines one write has. */
 const CHUNK = 500;
 
-/** More is neither written nor read: ten million rows. */
+/** A larger file is neither written nor read. This is enough for ten million rows. */
 const MAX_BYTES = 2 * 1024 * 1024 * 1024;
-/** The longest line of ours has 10 kB. What is behind this does not count, so that such a line has a wrong checksum. */
+/** Longer lines are cut here, and then their checksum is wrong. sasori's own longest line has 10 kB. */
 const MAX_LINE_BYTES = 64 * 1024;
 
-/** So long the file system may take for a piece of it; sasori does not start before all is read. */
+/** Deadline for each piece of the file. sasori does not start before it has read all of it. */
 const LOAD_MS = 15_000;
 
-/** The file holds names of nodes and masters only; still nobody else needs it. */
+/** The file has no secrets, only names of nodes and masters. But no other user needs to read it. */
 const STATE_FILE_MODE = 0o640;
 
-/** Opening a pipe would wait for its other end. */
+/** O_NONBLOCK, because opening a pipe would otherwise wait for its other end. */
 const APPEND = constants.O_WRONLY | constants.O_APPEND | constants.O_NONBLOCK | constants.O_NOCTTY;
 
 const MISSING = "missing";
 
 export interface Found {
   rows: Row[];
-  /** What is left out, each with its place and what is wrong. */
+  /** Entries that cannot be used: for each its place and what is wrong with it. */
   unusable: string[];
   /** How many lines it has. */
   lines: number;
-  /** It must be written anew before a line can be added. */
+  /** The file must be rewritten before a line can be added. */
   isOld: boolean;
   /** Of the whole file. */
   checksum: string;
 }
 
-/** In pieces. `again` is called after each. Throws as Node does, or what `stateProblem` puts into words. */
+/** Reads the file in pieces, and calls `again` after each. Throws Node's errors, or what `stateProblem` explains. */
 export async function readState(file: string, again = () => {}): Promise<Found> {
   const found: Found = { rows: [], unusable: [], lines: 0, isOld: false, checksum: "" };
   let [sum, isBegun, rest] = [0, false, Buffer.alloc(0)];
@@ -72,7 +72,7 @@ export async function readState(file: string, again = () => {}): Promise<Found> 
     await letOthersIn();
   }
   if (!isBegun) throw new Error(`its first line is not ${JSON.stringify(HEADER.trim())}`);
-  // The writer of half a line was killed, and never said that it was written.
+  // Half a line: its writer was killed before it could confirm the change.
   return { ...found, isOld: rest.length > 0, checksum: checksum("", sum) };
 }
 
@@ -89,7 +89,7 @@ function takeLines(found: Found, lines: readonly string[]): void {
 
 const Time = z.iso.datetime().transform((text) => Date.parse(text));
 const Stone1 = z.object({ certname: z.string(), at: Time, since: Time });
-/** What each list of a file of version 1 holds, as rows. What has no time is older than all that has. */
+/** Turns each list of a version 1 file into rows. Entries without a time count as older than all others. */
 const LISTS = {
   observations: z
     .looseObject({ certname: z.string(), master: z.string(), at: Time, reported: Time.optional() })
@@ -153,29 +153,29 @@ export class Journal implements State {
   readonly #patience = new Patience();
   /** What is not in the file yet. */
   readonly #unwritten = new Map<string, Row>();
-  /** The file must be written as a whole: it is not there, or not as it should be. */
+  /** The file must be written as a whole, because it is missing or damaged. */
   #isAnew = true;
   #lines = 0;
   /** The file as it was left, see #fingerprint. */
   #left = MISSING;
   #blocked: SasoriError | undefined;
   #aside: { file: string; error: SasoriError } | undefined;
-  /** What is to be said when the file, which somebody else has changed, is set aside: it cannot be understood as a whole. */
+  /** Set if somebody else changed the file and it can no longer be used as a whole: the message for when it is set aside. */
   #strange: ((aside: string) => string) | undefined;
 
   constructor(file: string) {
     this.#file = file;
   }
 
-  /** What `load` or `readOthers` met, for as long as the file that it set aside is still there, as of the last pass. */
+  /** The problem that `load` or `readOthers` found. It goes away when the file that was set aside is removed. */
   get trouble(): SasoriError | undefined {
     return this.#aside?.error ?? this.#blocked;
   }
 
   /**
-   * What the file holds. One that cannot be read or understood is set aside under another name, or, if even that fails or
-   * nothing is to be touched, left alone for good. Lines that cannot be used are left out, and a copy with them is set aside.
-   * `trouble` tells of both.
+   * Reads the file. A file that cannot be read or understood is set aside under another name. If that fails, or if `untouched`,
+   * the file is left alone and never written. Lines that cannot be used are left out, and a copy of the file with them is set
+   * aside. `trouble` tells of both.
    */
   async load(untouched = false): Promise<Row[]> {
     try {
@@ -183,7 +183,7 @@ export class Journal implements State {
         this.#file,
         LOAD_MS,
         undefined,
-        // Before it is read: what somebody adds meanwhile is found by the next look.
+        // The fingerprint is taken before reading, so that lines that somebody adds meanwhile are noticed next time.
         async (again) => [await this.#fingerprint(), await readState(this.#file, again)] as const,
       );
       const { rows, unusable, lines, isOld } = found;
@@ -194,7 +194,7 @@ export class Journal implements State {
       if (unusable.length > 0) await this.#keepCopy(found, untouched);
     } catch (error) {
       if (systemCode(error) === "ENOENT") return [];
-      // Where the file system does not answer, it is no use to touch it.
+      // If the file system does not answer, renaming would hang too.
       if (untouched || error instanceof SilentFile) this.#block(error);
       else await this.#setAside(error);
     }
@@ -202,8 +202,8 @@ export class Journal implements State {
   }
 
   /**
-   * A clock that was set back since made these times future ones: they count as now, each a millisecond before the next, so
-   * that a registration is still newer than the end of an earlier one. Returns whether there were any.
+   * If the clock was set back, some times are in the future. They are changed to now, and keep their order, a millisecond apart,
+   * so that a registration stays newer than the end of an earlier one. Returns whether there were any.
    */
   #notLaterThan(now: number): boolean {
     const future = [...this.rows].filter(({ at }) => at > now);
@@ -226,10 +226,12 @@ export class Journal implements State {
     return removeLeftovers(this.#file);
   }
 
-  /** Nothing is open between two writes. */
+  /** Nothing to close: the file is open only during a write. */
   async close(): Promise<void> {}
 
-  /** One for each content, however often sasori starts with it. */
+  /**
+   * Sets a copy aside. Its name has the checksum, so sasori makes only one copy of the same file, however often it starts.
+   */
   async #keepCopy({ unusable, checksum }: Found, untouched: boolean): Promise<void> {
     const what = `${unusableEntries(unusable)} of the state file ${this.#file} cannot be used; the others are in force`;
     try {
@@ -326,9 +328,9 @@ export class Journal implements State {
     });
   }
 
-  /** False if it must be written anew. */
+  /** Adds lines at the end. False if the file must be rewritten instead. */
   async #append(batch: readonly Row[], again: () => void): Promise<boolean> {
-    this.#isAnew = true; // Half a line may be there, until all is known to be.
+    this.#isAnew = true; // Until all is written, there may be half a line.
     let handle: FileHandle | undefined;
     try {
       const before = await this.#fingerprint();
@@ -369,13 +371,15 @@ export class Journal implements State {
     this.#left = fingerprintOf(written);
   }
 
-  /** The file stays in its place until it is replaced: there may be no room for a new one. */
+  /**
+   * Sets a copy of an unusable file aside by a link. The file keeps its name until the new one replaces it, which may fail.
+   */
   async #keepStrange(): Promise<void> {
     if (this.#strange === undefined) return;
     const aside = this.#asideName();
     const file = await realpath(this.#file).catch(() => this.#file);
     try {
-      // Not each file system has links.
+      // Some file systems have no links.
       await link(file, aside).catch(() => rename(this.#file, aside));
       this.#aside = { file: aside, error: new SasoriError("STATE_FILE", this.#strange(aside)) };
     } catch (error) {
@@ -385,9 +389,9 @@ export class Journal implements State {
   }
 
   /**
-   * What somebody else has put into the file since, or undefined when it is as it was left. What sasori has and the file
-   * lacks is written by the next `write`; of what cannot be understood nothing is taken, and `write` sets it aside. Not before:
-   * whoever puts a backup there may still be writing it.
+   * Returns the rows that somebody else has put into the file, or undefined if the file has not changed. Rows that the file
+   * lacks are written by the next `write`. A file that cannot be understood is set aside by `write` and not here, because
+   * somebody may still be writing it, for example from a backup.
    */
   async readOthers(signal: AbortSignal, again?: () => void): Promise<Row[] | undefined> {
     if (this.#blocked !== undefined) return undefined;

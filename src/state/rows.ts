@@ -1,7 +1,7 @@
-// What neither PuppetDB nor the map file can give back, as rows: registrations and learned routes and their ends, removed
-// nodes, homes, the guard's memory, approvals. The rules of merging are here, for the state file and for PostgreSQL alike:
-// of two rows of one key the newest wins, a deletion is a row as well, and of two with one time all sasoris choose the same.
-// Pure: no I/O, no clock. Whoever reads rows from outside parses them here.
+// The state that neither PuppetDB nor the map file can give back, as rows: registrations, learned routes and their ends, removed
+// nodes, homes, the guard's memory, approvals. The rules for merging are here, for the state file and for PostgreSQL: of two
+// rows with the same key the newest wins; a deletion is a row too; of two with the same time all sasoris choose the same one.
+// Pure: no I/O, no clock. Rows from outside are parsed here.
 
 import { crc32 } from "node:zlib";
 import { z } from "zod";
@@ -55,10 +55,13 @@ const row = <Kind extends string, Key extends z.ZodType<string>, Value extends z
 export const GUARD = "guard";
 
 /**
- * `route`: a registration or learned route in force, of the time `at`; null: that one is over. `ended`: what was ordered or
- * learned until `at` was ended by a person. `removed`: the node was removed, see Tombstone; null: it is back. `home`: where a
- * displaced node was at home; null: it is no longer displaced. `sizes`: the guard's memory of the whole map (GUARD), or of the
- * estate with this PuppetDB. `approval`: of the plan `key`.
+ * The kinds of rows:
+ * - `route`: a registration or learned route, made at `at`; null: it no longer counts.
+ * - `ended`: a person ended the registrations and learned routes that were made until `at`.
+ * - `removed`: the node was removed, see Tombstone; null: it is back.
+ * - `home`: the master that a displaced node left; null: it is no longer displaced.
+ * - `sizes`: the guard's memory of the whole map (GUARD), or of the estate whose first PuppetDB has this URL.
+ * - `approval`: the plan `key` was approved.
  */
 const RowShape = z.discriminatedUnion("kind", [
   row("route", CertnameShape, Route.nullable()),
@@ -72,7 +75,7 @@ const RowShape = z.discriminatedUnion("kind", [
 export type Row = z.output<typeof RowShape>;
 export type Kind = Row["kind"];
 
-/** A row that is to be saved: where it has no time of its own, it is newer than what was known. */
+/** A row that will be saved. Without a time it gets one that is newer than the known row's. */
 export type Change = Row extends infer One
   ? One extends Row
     ? Omit<One, "at"> & { at?: number }
@@ -84,19 +87,19 @@ export const keyOf = ({ kind, key }: Pick<Row, "kind" | "key">): string => `${ki
 /** Throws a ZodError. The keys of its value are in the order of the shape, so equal values have one text. */
 export const parseRow = (found: unknown): Row => RowShape.parse(found);
 
-/** Whether it takes the place of the other one. Every sasori, and the database, must decide alike. */
+/** Whether `row` replaces `known`. Every sasori must decide this in the same way, and so must the SQL in database.ts. */
 export function beats(row: Row, known: Row): boolean {
   return row.at > known.at || (row.at === known.at && Buffer.compare(rank(row), rank(known)) > 0);
 }
 
-/** A deletion stands over what it deletes. */
+/** With the same time a deletion ranks above a value. */
 const rank = ({ value }: Row): Buffer => Buffer.from(value === null ? "~" : JSON.stringify(value));
 
-/** A deletion is remembered for longer than a tombstone is kept (see tombstones.ts), and no more of them. */
+/** Deletions are kept longer than tombstones (see tombstones.ts), and as many of them. */
 const KEPT_MS = 31 * 24 * 60 * 60_000;
 const MAX_KEPT = 20_000;
 
-/** It says only that something is over. */
+/** Whether the row only says that something ended, so that it may be forgotten one day. */
 const isPast = ({ kind, value }: Row): boolean =>
   value === null || kind === "ended" || kind === "removed" || kind === "approval";
 
@@ -116,7 +119,7 @@ export class Rows {
     return this.#rows.get(key);
   }
 
-  /** Whether it is news: newer than what was known. */
+  /** Takes the row if it beats the known one. True if it does. */
   take(row: Row): boolean {
     const key = keyOf(row);
     const known = this.#rows.get(key);
@@ -126,14 +129,14 @@ export class Rows {
     return true;
   }
 
-  /** Puts it in place of whatever is known. */
+  /** Replaces the known row in any case. */
   replace(row: Row): void {
     this.#rows.set(keyOf(row), row);
   }
 
   /**
-   * The change as a row, or undefined if it changes nothing. A route that is over takes its place and no other's: an order
-   * that was given elsewhere in the same moment stands.
+   * The change as a row, or undefined if it changes nothing. The end of a route gets that route's own time, so that it does not
+   * beat a registration that was made elsewhere in the meantime.
    */
   toRow({ at, ...change }: Change, now: number): Row | undefined {
     const known = this.#rows.get(keyOf(change));
@@ -145,7 +148,7 @@ export class Rows {
     return parseRow({ ...change, at: time });
   }
 
-  /** Forgets what has been over for a month, and the oldest of what is too much. */
+  /** Forgets rows of things that ended more than a month ago, and the oldest ones if there are too many. */
   *prune(now: number): Generator<void> {
     const past: Row[] = [];
     yield* eachInPieces(this.#rows.values(), (row) => {

@@ -1,6 +1,6 @@
-// The state file and PostgreSQL together: each sasori goes on from its own file, and the database is where they agree.
-// Promises: what was ordered is in the file, and in the database unless that is away; what others ordered is told as it comes,
-// and is in the file too, so that a start without the database knows it.
+// The state file and PostgreSQL together. Each sasori can work with its own file alone; the database brings replicas together.
+// Promises: a registration is in the file, and in the database unless that is away; registrations of others are told as they
+// come, and are in the file too, so that a start without the database knows them.
 
 import type { StateDatabase } from "../config.js";
 import type { SasoriError } from "../errors.js";
@@ -13,10 +13,10 @@ export class SharedState implements State {
   readonly #journal: Journal;
   readonly #database: Database;
   #take: ((rows: Row[]) => void) | undefined;
-  /** What came before anybody asked. */
+  /** Rows that came before `watch` was called. */
   #untold: Row[] = [];
   #word: (() => string) | undefined;
-  /** Why the file was not written, if the database has what it lacks. */
+  /** Why the file could not be written, while the database has the rows that it lacks. */
   #unwritten: SasoriError | undefined;
 
   constructor(journal: Journal, options: StateDatabase) {
@@ -46,7 +46,7 @@ export class SharedState implements State {
     return this.#database.heard;
   }
 
-  /** For a dry run the database is not asked: to ask it is to tell it. */
+  /** A dry run does not use the database, because exchanging rows would write ours there. */
   async load(untouched = false): Promise<Row[]> {
     await this.#journal.load(untouched);
     if (!untouched) await this.#database.open();

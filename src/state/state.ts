@@ -9,8 +9,8 @@ export interface State {
   /** What is there; `untouched`: for a dry run. What cannot be used is left out, and `trouble` tells of it. */
   load(untouched?: boolean): Promise<Row[]>;
   /**
-   * Saves these changes, and all that could not be saved before. Throws why a restart would lose some of it; that waits for the
-   * next time. `again`: see `within`.
+   * Saves these changes, and all that could not be saved before. Throws if some could not be saved, so that a restart would lose
+   * them; they wait for the next call. `again`: see `within`.
    */
   save(changes: readonly Change[], signal?: AbortSignal, again?: () => void): Promise<void>;
   /** What somebody else has written since, as far as it is newer; undefined when nobody has. */

@@ -1,7 +1,7 @@
-// One running HAProxy as a target: what it is, what its map holds, and how a plan gets in there.
+// One running HAProxy as a target: its process and servers, what its map holds, and how a plan is pushed to it.
 // Promises: the live process is asked, never remembered; a version is committed only after it was read back
-// entry by entry; an unfinished version is dropped; the map is never cleared and refilled. What HAProxy learns while a
-// version is filled may go with the old one: sasori, which it asked, knows that route and pushes it next.
+// entry by entry; an unfinished version is dropped; the map is never cleared and refilled. A route that HAProxy learns while
+// a version is filled may get lost with the old version. But HAProxy learned it from sasori, which pushes it again next.
 
 import path from "node:path";
 import type { Pattern } from "../aliases.js";
@@ -26,9 +26,9 @@ import {
 } from "./target.js";
 
 /**
- * The map as `show map` lists it. `entries` counts those of unfinished versions too. HAProxy 2.4 does not tell them: that
- * somebody else writes to the map, that HAProxy learns new nodes, and versions left unfinished are then noticed only when
- * the whole map is read, by full passes.
+ * The map as `show map` lists it. `entries` also counts those of unfinished versions. HAProxy 2.4 does not tell the number.
+ * There, only a full pass, which reads the whole map, notices three things: that somebody else writes to the map, that HAProxy
+ * learns new nodes, and that an unfinished version was left behind.
  */
 export interface MapState {
   id: string;
@@ -36,22 +36,22 @@ export interface MapState {
   entries: number | undefined;
 }
 
-/** Of the connections that HAProxy lets in (`stats maxconn`, 10 unless it is set), for what people and the page ask. */
+/** How many connections questions of people and of the page may take. HAProxy allows 10 in all (`stats maxconn`). */
 const QUESTIONS_AT_ONCE = 2;
 
-/** So that a sample of some thousand entries neither fills buffers nor keeps a request of a client waiting. */
+/** More at once would fill HAProxy's buffers and make requests of clients wait. */
 const LOOKUPS_AT_ONCE = 50;
 
 interface Look extends Sighting {
   map: MapState;
 }
 
-/** To drop a version that was not finished: HAProxy does it in pieces, some tenths of a second for 100,000 entries. */
+/** Deadline for dropping an unfinished version. HAProxy does it in pieces: some tenths of a second for 100,000 entries. */
 const DROP_MS = 5_000;
 
 export interface HaproxyOptions {
   backend: string;
-  /** The backends that are masters; then `backend` is only what people wrote of them. */
+  /** If set, the masters are the backends that it matches, and `backend` is only its text, for messages. */
   pools?: Pattern | undefined;
   mapFile: string;
   mapName?: string | undefined;
@@ -63,13 +63,13 @@ export class HaproxyInstance implements Target {
   readonly #endpoint: Endpoint;
   readonly #options: HaproxyOptions;
   readonly #questions = new Line(QUESTIONS_AT_ONCE);
-  /** Nobody, not even this sasori, has left an unfinished version there that the next swap must drop. */
+  /** The map has no unfinished version, of sasori or of anybody else, that the next swap to a new version must drop. */
   #tidy = false;
-  /** Its map was when it was last looked at. */
+  /** The map was empty when it was last looked at. */
   #isEmpty = false;
   /** The process in which a push in large commands failed. */
   #narrow: string | undefined;
-  /** Of the version that was last seen. */
+  /** The push cost of the HAProxy version that was last seen. */
   #cost: { version: string; of: PushCost } | undefined;
 
   constructor(endpoint: Endpoint, options: HaproxyOptions) {
@@ -87,10 +87,10 @@ export class HaproxyInstance implements Target {
     return RuntimeSession.with(this.#endpoint, signal, async (session) => {
       const { map: before } = await this.#look(session);
       const { all, capitals, strays, lines } = await readMap(session, `#${before.id}`, "gently", desired);
-      // Looked at last: what changes after this look changes the fingerprint too.
+      // The fingerprint is taken after the dump: what changes later then changes the fingerprint too, and is noticed.
       const { fingerprint, map } = await this.#look(session);
-      // Entries of versions that were never committed count as well. A swap drops them; those that appear later
-      // are somebody's work in progress.
+      // HAProxy also counts entries of versions that were never committed. sasori's next swap drops those that it finds at
+      // first. Those that appear later belong to a version that somebody is just filling, and are left alone.
       const unfinished = Math.min(before.entries ?? lines, map.entries ?? lines) > lines;
       if (!unfinished) this.#tidy = true;
       const isPlain = strays.length + capitals.size === 0;
@@ -120,10 +120,10 @@ export class HaproxyInstance implements Target {
   }
 
   replaces(changes: number, desired: NodeMap): boolean {
-    // What came into an empty map since is noticed by the look before the push.
+    // If entries came into the empty map since then, the look before the push notices that.
     if (changes === 0 || this.#isEmpty) return false;
     const entries = desired.size;
-    // Whatever they turn out to be, the cost lies between that of these two.
+    // How many of the changes are additions is not known yet. The cost lies between these two extremes.
     const pushes = [
       { keyed: changes, added: 0, entries },
       { keyed: 0, added: changes, entries },
@@ -173,7 +173,7 @@ export class HaproxyInstance implements Target {
       entries: desired.size,
     };
     const method = plan.rebuild ? "swap" : plan.keepsOthers ? "incremental" : cost.cheaper(push);
-    // Most requests do not find their route in a map that is mostly empty: the sooner it is filled the better.
+    // While the map is mostly empty, most requests find no route. Then it is filled as fast as possible.
     const isUrgent =
       (map.entries ?? desired.size) < desired.size / 2 && this.#narrow !== look.fingerprint.process;
     const pace = isUrgent ? "at once" : "gently";
@@ -221,8 +221,9 @@ export class HaproxyInstance implements Target {
   }
 
   /**
-   * On a connection of its own, because that of the swap may have ended: what nobody drops stays in HAProxy's memory. 3.4
-   * does nothing here while the map has an older version: the next pass then sees entries that are too many, and swaps.
+   * Drops an unfinished version, which would otherwise stay in HAProxy's memory. This takes a connection of its own, because
+   * that of the swap may have ended. HAProxy 3.4 drops nothing while the map has an older version. The next pass then sees
+   * too many entries, and swaps to a new version.
    */
   async #dropVersion(version: number, { id }: MapState, process: string): Promise<void> {
     await RuntimeSession.with(this.#endpoint, AbortSignal.timeout(DROP_MS), async (session) => {
@@ -236,7 +237,7 @@ export class HaproxyInstance implements Target {
     return this.#cost.of;
   }
 
-  /** What its statistics say of the masters now. */
+  /** The masters' state and load, from HAProxy's statistics. */
   loads(signal: AbortSignal): Promise<ServerLoad[]> {
     return this.#ask(signal, async (session) => {
       const { backend, pools } = this.#options;
@@ -273,8 +274,8 @@ export class HaproxyInstance implements Target {
   }
 
   /**
-   * Removes a server that was added to this process. HAProxy refuses while it has connections. It would remove one of
-   * its configuration as well (2.6, 3.0 and 3.2 do): that is what a server of this name is in any other process.
+   * Removes a server that was added to this process. HAProxy refuses while the server has connections. `process` must still
+   * run: in another process a server of this name is one of the configuration, and HAProxy (2.6, 3.0, 3.2) would remove it too.
    */
   removeServer(name: Master, process: string, signal: AbortSignal): Promise<void> {
     const server = `${this.#options.backend}/${name}`;
@@ -289,7 +290,7 @@ export class HaproxyInstance implements Target {
     });
   }
 
-  /** However many ask at once, a pass finds a connection free: it never waits in this line. */
+  /** Questions wait for each other here, so that a pass, which does not, always finds a free connection. */
   #ask<T>(signal: AbortSignal, question: (session: RuntimeSession) => Promise<T>): Promise<T> {
     return this.#questions.join(signal, () => RuntimeSession.with(this.#endpoint, signal, question));
   }
@@ -349,9 +350,9 @@ async function lookUp(session: RuntimeSession, map: MapState, certname: Certname
 }
 
 /**
- * What a server with TLS needs besides, unless the operator says otherwise: a health check that speaks it, and the name in
- * its certificate, which for a Puppet master is the producer's. From 3.3 on HAProxy would take the client's Host header for
- * that name, in the connection (SNI) and in the certificate.
+ * More options for a server with TLS, unless the operator has set them: a health check over TLS, and the name that its
+ * certificate must have, which for a Puppet master is the producer's. HAProxy 3.3 and newer would otherwise send the client's
+ * Host header as SNI, and expect that name in the certificate.
  */
 function tlsOptions(name: Master, options: readonly string[], version: string): string[] {
   const says = (pattern: RegExp) => options.some((word) => pattern.test(word));
@@ -481,7 +482,7 @@ export function parseServers(state: string): Server[] {
   });
 }
 
-/** The same of all backends: those that are masters, each a pool of the servers that have an address. */
+/** The same for pools: each backend that `pools` matches is a master, with those of its servers that have an address. */
 function parsePools(state: string, pools: Pattern): Server[] {
   const found = new Map<string, Member[]>();
   for (const row of stateRows(state)) {
@@ -514,7 +515,7 @@ function stateRows(state: string): StateRow[] {
     .map((line) => Object.fromEntries(line.split(" ").map((word, index) => [columns[index] ?? "", word])));
 }
 
-/** Undefined for a server without an address of its own: a socket inside this HAProxy, such as the gateway's healer. */
+/** Undefined for a server that is a socket inside this HAProxy, such as the gateway's healers. */
 function serverOf(row: StateRow): Member | undefined {
   const { srv_name: name = "", srv_fqdn: fqdn = "-", srv_addr: ip = "-", srv_port: port = "" } = row;
   if (!isMaster(name) || (ip === "-" && fqdn === "-")) return undefined;
@@ -593,7 +594,7 @@ function parseLoads(stats: string, servers: readonly Server[]): ServerLoad[] {
   });
 }
 
-/** What waits for any server of a pool waits at the backend itself. */
+/** A request that waits for any server of a pool is in the queue of the backend, not of a server. */
 function poolLoads(stats: string, pools: readonly Server[]): ServerLoad[] {
   const rows = loadRows(stats);
   return pools.map(({ name, state, up, members = [] }) => {
@@ -656,7 +657,7 @@ function* changeCommands(
   yield* additions(`add map #${map.id}`, lines(), pace);
 }
 
-/** As large as one burst may be. */
+/** `add map` commands for these lines, each at most as large as one burst may be. */
 function* additions(command: string, lines: Iterable<string>, pace: Pace): Generator<Command> {
   for (const payload of payloads(lines, command.length, pace)) yield { command, payload, workMs: BURST_MS };
 }
@@ -670,8 +671,9 @@ async function prepareVersion(session: RuntimeSession, map: MapState): Promise<n
 }
 
 /**
- * Fills a version, reads it back and commits it. Returns for how long HAProxy worked (ms): reading back is not counted,
- * because others are served meanwhile. Until 3.0 HAProxy learns a route in all versions, also in this one (`learned`).
+ * Fills a version, reads it back and commits it. Returns for how long HAProxy worked on it (ms), without the reading back,
+ * because HAProxy serves requests meanwhile. Up to 3.0 HAProxy writes a route that it learns into all versions, so this one
+ * may have it too (`learned`).
  */
 async function fillVersion(
   session: RuntimeSession,
@@ -709,7 +711,7 @@ const notAsSent = (version: number, entries: number, sent: number) =>
     `version ${version} of the map holds other entries (${entries}) than the ${sent} that were sent: it is not committed; is there another writer?`,
   );
 
-/** Entries came, and nothing else is seen to have changed. */
+/** The map has more entries than before, and nothing else in its fingerprint changed. */
 function hasGrown(before: Fingerprint, now: Fingerprint): boolean {
   const [version, entries] = before.content.split(":");
   const [versionNow, entriesNow] = now.content.split(":");

@@ -1,8 +1,9 @@
 // The map file as a target: what HAProxy loads when it starts, and sasori's own last good map.
 // Promises: the file is always whole (see atomic-file.ts), sorted, and not touched when nothing changed.
 // Format, from HAProxy: "#" in column 1 is a comment; the key ends at the first blank; the rest is the value.
-// The last line says until when PuppetDB's word is in it, with a checksum: a sasori that starts later takes no step back
-// behind that. A file that somebody else has made has neither that nor the first line until sasori may replace it.
+// The last line has the time of PuppetDB's newest submission in the file, and a checksum. A sasori that starts later takes no
+// step back behind that time. The first line says that sasori wrote the file. A file of somebody else has neither, until
+// sasori may replace it.
 
 import { stat } from "node:fs/promises";
 import { crc32 } from "node:zlib";
@@ -20,14 +21,14 @@ import type { Applied, Contents, Fingerprint, Sighting, Target } from "./target.
 export const HEADER =
   "# node (certname) and its Puppet master (HAProxy server). Written by sasori: edits are replaced.\n";
 
-/** Large enough to make few writes of a big map, small enough to cost no memory. */
+/** Bytes of one write: few writes for a big map, little memory. */
 const CHUNK_BYTES = 256 * 1024;
 
-/** A page that changes is searched line by line: some microseconds. */
+/** Entries of a page when it is made. A page that changes is searched line by line, which takes some microseconds. */
 const PAGE_ENTRIES = 100;
-/** For some nodes that come or get a longer name of a master. */
+/** Free bytes in a new page, for nodes that are added or get a master with a longer name. */
 const PAGE_ROOM = 256;
-/** More than any page has when it is made: a line has at most 383. */
+/** Upper bound of a page. A new one is always smaller: a line has at most 383 bytes. */
 const MAX_PAGE_BYTES = 64 * 1024;
 
 export class MapFile implements Target {
@@ -37,20 +38,20 @@ export class MapFile implements Target {
   // Shared by all who ask at the same time: the text of a big map is large, and a file system that hangs takes threads.
   readonly #looks = new Shared(() => this.#fingerprint());
   readonly #texts = new Shared(async () => `\n${(await this.#text()) ?? ""}\n`);
-  /** The text as it was written last, and the file's fingerprint then. */
+  /** The text of the last write, and the file's fingerprint after it. */
   #written: { text: MapText; content: string } | undefined;
   /** Lines of somebody else's file that are to stay; undefined when the file is our own. */
   #others: string[] | undefined;
   #isAdopted = false;
   readonly #seed: number;
 
-  /** `rules`: the settings by which submissions become routes. With other ones no route of the file is older or newer. */
+  /** `rules`: the settings that turn submissions into routes. If they have changed, the times in the file do not count. */
   constructor(file: string, rules = "") {
     this.name = file;
     this.#seed = crc32(rules);
   }
 
-  /** From now on it is sasori's own, whoever has made it. */
+  /** From now on the file is sasori's own, even if somebody else made it. */
   adopt(): void {
     this.#isAdopted = true;
     this.#others = undefined;
@@ -117,8 +118,8 @@ export class MapFile implements Target {
   }
 
   /**
-   * Where a certname leads in the file, or undefined. `known` is where it led when the file looked like that: if it still
-   * does, it is not read, however often it is asked. Throws `FILE_READ`.
+   * Where a certname leads in the file, or undefined. `known` is an earlier answer, with the file's fingerprint then. If the
+   * file has not changed since, it is not read again. Throws `FILE_READ`.
    */
   async lookUp(
     certname: Certname,
@@ -219,19 +220,19 @@ function parseLine(line: string): { key: string; value: string } | undefined {
   return key === undefined ? undefined : { key, value };
 }
 
-/** Some neighbouring lines of the file: the first `length` bytes. */
+/** Some neighbouring lines of the file: the first `length` bytes of a buffer. */
 interface Page {
-  /** No certname of the page sorts before it, but for the first page, which takes what is left of all. */
+  /** The page's first certname when it was made. The first page also takes those that sort before it. */
   from: string;
   bytes: Buffer;
   length: number;
 }
 
 /**
- * The file's text, sorted by certname so that two versions of it can be compared with `diff`. It is kept in pages
- * because agents move all the time: to make the text of a million nodes takes 0.7 s of processor time, to change 1,000
- * of them 5 ms. Pages are bytes because those are written as they are (30 ms for a million instead of 60), and are
- * changed in place: with new ones for each change V8 went through all of its memory in every fourth pass, 0.3 s.
+ * The file's text, sorted by certname, so that `diff` can compare two versions of it. It is kept in pages, because nodes move
+ * all the time: changing 1,000 of a million lines takes 5 ms of processor time, making the whole text 0.7 s. Pages are bytes,
+ * because bytes are written as they are (30 ms for a million lines instead of 60). They are changed in place: with new pages
+ * for each change, V8 collected all of its memory in every fourth pass, which took 0.3 s.
  */
 export class MapText {
   readonly #pages: Page[] = [];
@@ -242,7 +243,7 @@ export class MapText {
 
   static *#inPieces(map: NodeMap): Generator<void, MapText> {
     const text = new MapText();
-    // Not their names alone: to look each of them up again takes longer than to compare them here.
+    // Sorts the assignments and not only the names: looking up each name again would take longer.
     const sorted = yield* sortInPieces(map.assignments(), (a, b) => (a.certname < b.certname ? -1 : 1));
     for (let from = 0; from < sorted.length; from += PAGE_ENTRIES) {
       const entries = sorted.slice(from, from + PAGE_ENTRIES);
@@ -253,7 +254,7 @@ export class MapText {
     return text;
   }
 
-  /** Takes over how these nodes stand in the map now. False if the text must be made anew. */
+  /** Writes the current lines of these nodes into the pages. False if the text must be made anew. */
   *update({ add, set, del }: Pick<Plan, "add" | "set" | "del">, map: NodeMap): Generator<void, boolean> {
     let isCrowded = this.#pages.length === 0;
     for (const changes of [add, set, del])
@@ -267,7 +268,10 @@ export class MapText {
     return !isCrowded;
   }
 
-  /** In pieces, each of which holds until the next is asked for: 29 MB of new ones made V8 clean up a large heap. */
+  /**
+   * The text in pieces, all in one buffer: each is valid until the next one is asked for. Separate buffers of 29 MB in all
+   * made V8 collect a large heap.
+   */
   *chunks(header: string): Generator<Buffer> {
     const chunk = Buffer.allocUnsafe(CHUNK_BYTES + MAX_PAGE_BYTES);
     let end = chunk.write(header, "latin1");
@@ -285,7 +289,7 @@ const lineOf = (certname: Certname, master: Master | undefined) =>
   master === undefined ? "" : `${certname} ${master}\n`;
 
 function newPage(text: string): { bytes: Buffer; length: number } {
-  // Not of Node's pool, where one page that stays keeps the memory of those beside it.
+  // Not from Node's buffer pool, where one page that lives on would keep the memory of its neighbours.
   const bytes = Buffer.allocUnsafeSlow(text.length + PAGE_ROOM);
   return { bytes, length: bytes.write(text, "latin1") };
 }

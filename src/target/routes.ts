@@ -1,5 +1,5 @@
-// Collects what a target holds, line by line, in as little memory as that takes: a piece cut out of a dump keeps the
-// whole text of the dump in memory, so every string that is known already is used instead, and others are copied.
+// Collects the entries of a target, line by line, with little memory. A string that is cut out of a dump keeps the dump's whole
+// text in memory. So known strings are used instead, and others are copied.
 // Keys that differ in letter case only are the same node.
 
 import { type Certname, isCertname, type NodeMap } from "../node-map.js";

@@ -14,45 +14,55 @@ import { letOthersIn } from "../pieces.js";
 import { STRICT_TLS } from "../source/puppetdb-connection.js";
 import { isMountPoint } from "../whole-file.js";
 
-/** A reply longer than this is not believed. Dumps of maps are read line by line and are not bound by it. */
+/** A longer reply is an error. Dumps of maps are read line by line, and have no such bound. */
 const MAX_REPLY_BYTES = 4 * 1024 * 1024;
 const MAX_LINE_BYTES = 64 * 1024;
 
-/** HAProxy closes an idle connection after `stats timeout` (10 s by default); silence is as long for us. */
+/**
+ * HAProxy is given up after this long without a byte. It closes an idle connection after as long (`stats timeout`, by
+ * default 10 s).
+ */
 const STALL_MS = 10_000;
 
-/** Commands that may wait for a reply at once. Enough to hide the round trip, few enough to stay fair. */
+/** Commands that may wait for a reply at once: enough to hide the round trip, few enough to leave HAProxy time for others. */
 const PIPELINE_DEPTH = 32;
 
-/** Whether requests wait until a long work is done, or are served between its pieces. */
+/** "at once": HAProxy does all the work while requests wait. "gently": it serves requests between pieces of the work. */
 export type Pace = "at once" | "gently";
 
 /**
- * HAProxy runs commands on the thread that also serves requests, which wait meanwhile. A gentle push sends bursts of at most
- * about this much work, each when the one before is answered. HAProxy then has served everybody else who waited: its event
- * loop comes back to us once in each turn, and a turn takes the longer the more requests there are. So the push slows down
- * by itself under load, and needs no timer, which in Node takes a millisecond at least.
+ * HAProxy runs commands on a thread that also serves requests, and these wait meanwhile. A gentle push sends bursts of about
+ * this much work, each after the reply to the one before. Between two bursts HAProxy serves all requests that wait, because
+ * its event loop comes back to our connection only once per turn. With many requests a turn takes longer, so the push slows
+ * down by itself under load. It needs no timer, which in Node would take at least a millisecond.
  */
 export const BURST_MS = 0.2;
 /**
- * A single command that takes longer (`set map` with 2.6, 2 to 6 ms) holds up whoever comes meanwhile. After it HAProxy is
- * left alone for so many times as long. A push must end all the same: these pauses have a bound in all.
+ * A single command that takes longer (`set map` on 2.6: 2 to 6 ms) makes requests wait. After it the push pauses for this many
+ * times as long. The pauses of one push are bounded, one by one and in all, so that it ends.
  */
 const PAUSE_COMMANDS = 6;
 const MAX_PAUSE_MS = 40;
 const MAX_PAUSED_MS = 40_000;
-/** A burst waits for the reply to the one before, unless HAProxy is far away: one more is under way for each of these. */
+/**
+ * A burst waits for the reply to the one before. But for each so many milliseconds of round trip, one more burst may be
+ * under way.
+ */
 const FAR_MS = 5;
 
 /**
- * Upper bounds of a command with its payload. 1 kB is a burst: 0.05 to 0.14 ms of HAProxy's time, which a request waits
- * at most. With 2 kB the p99 of requests to 2.6 was 1.6 to 3.6 times the idle one during swaps without a rest. At 4 kB most of
- * what each command costs beside its lines is saved. It must be smaller than `tune.bufsize` (16384 by default, some have 4096):
- * 3.0 refuses a larger one, 2.6 closes the connection, and at exactly that size 2.6 never answers.
+ * Upper bounds of a command with its payload.
+ * "gently": 1 kB is one burst. It takes 0.05 to 0.14 ms of HAProxy's time, and a request waits no longer than that. With 2 kB,
+ * and one push after the other, the p99 of requests to 2.6 was 1.6 to 3.6 times that without pushes.
+ * "at once": with 4 kB the fixed cost of each command hardly counts. It must be smaller than `tune.bufsize` (16384 by default,
+ * at some sites 4096): 3.0 refuses a larger command, 2.6 closes the connection, and at exactly that size 2.6 never answers.
  */
 export const COMMAND_BYTES: Record<Pace, number> = { "at once": 4 * 1024 - 1, gently: 1024 };
 
-/** A dump comes in pieces of 64 kB, 0.3 ms of HAProxy's time each; it goes on when there is room for the next. */
+/**
+ * Pause between pieces of a dump. A piece has 64 kB and takes 0.3 ms of HAProxy's time. HAProxy sends the next when we have
+ * read one.
+ */
 const DUMP_PAUSE_MS = 1;
 
 // In prompt mode an answer ends with an empty line and the prompt: "[3]: entry not found.\n\n> ". An answer
@@ -60,8 +70,8 @@ const DUMP_PAUSE_MS = 1;
 const END_OF_REPLY = "\n> ";
 const PAYLOAD_PROMPTS = /^(?:\+ )+/;
 
-// HAProxy's master process (option -S) has a command line of its own, whose prompt comes before any answer and never
-// as ours: "master> Unknown command, but maybe one of the following ...". It waits for more, and so would we.
+// HAProxy's master process (option -S) has a command line of its own. Its prompt comes before an answer and not behind:
+// "master> Unknown command, but maybe one of the following ...". Both sides would wait for each other, so this is detected.
 const MASTER_PROMPT = /^\n?master> /;
 
 /** A line, and for `add map` what follows it. */
@@ -86,7 +96,10 @@ export class RuntimeSession {
   readonly #waiting: Waiting[] = [];
   #received = "";
   #ended: SasoriError | undefined;
-  /** What a command takes that is no work: the least that one took. Both ends may have been busy with something else. */
+  /**
+   * The time that a command takes without any work: the way to HAProxy and back. It is the shortest that was seen, because both
+   * ends may have been busy during the others.
+   */
   #roundTripMs = Number.POSITIVE_INFINITY;
 
   private constructor(endpoint: Endpoint, socket: net.Socket) {
@@ -115,13 +128,13 @@ export class RuntimeSession {
     if (signal.aborted) throw abortError(endpoint, signal);
     const pem = endpoint.tls && (await pemOf(endpoint));
     if (signal.aborted) throw abortError(endpoint, signal);
-    // At once: an address that the system refuses is an event before anything else could be awaited.
+    // Made before anything is awaited: if the system refuses the address, the error event comes at once and would be missed.
     const session = new RuntimeSession(endpoint, dial(endpoint, pem));
     const onAbort = () => session.#end(abortError(endpoint, signal));
     signal.addEventListener("abort", onAbort, { once: true });
     session.#socket.once("close", () => signal.removeEventListener("abort", onAbort));
     try {
-      // The reply to "prompt" must be here before the next command: without it HAProxy runs one line only.
+      // Wait for the reply to "prompt" before the next command: without the prompt HAProxy runs only one line.
       await session.ask("prompt");
       await session.ask("set severity-output number");
     } catch (error) {
@@ -181,7 +194,7 @@ export class RuntimeSession {
       while (underway.length > 0) await underway.shift();
       return Math.max(0, performance.now() - began - this.#roundTripMs);
     } finally {
-      // What was sent has been or will be executed: have all replies before anybody closes the connection.
+      // HAProxy executes what was sent in any case. So wait for all replies before the connection is closed.
       await Promise.allSettled(underway);
     }
   }
@@ -247,7 +260,7 @@ export class RuntimeSession {
     });
   }
 
-  /** Read as fast as it comes, the dump of 100,000 entries stops requests for 30 ms, and whoever asks sasori. */
+  /** Without pauses the dump of 100,000 entries would delay requests to HAProxy, and to sasori, by 30 ms. */
   async #pauseReading(pace: Pace): Promise<void> {
     this.#socket.pause();
     await (pace === "gently" ? sleep(DUMP_PAUSE_MS) : letOthersIn());
@@ -308,7 +321,7 @@ export class RuntimeSession {
     return this.#error("HAPROXY_REPLY", `answered ${quote(command)} with ${quote(text, 200)}`);
   }
 
-  /** Not even the first command is answered: whatever came is no answer of HAProxy's. */
+  /** Not even the first command has been answered. Then what came is not an answer of HAProxy's Runtime API. */
   get #isOpening(): boolean {
     return this.#waiting[0]?.command === "prompt";
   }
@@ -372,7 +385,10 @@ export async function pemOf({ name, tls }: Endpoint): Promise<Pem | undefined> {
   });
 }
 
-/** A connection that is being made: whoever calls this listens at once. Throws `HAPROXY_UNREACHABLE` for a key of another certificate. */
+/**
+ * Begins a connection. The caller must listen to its events at once. Throws `HAPROXY_UNREACHABLE` for a key of another
+ * certificate.
+ */
 export function dial(
   endpoint: Endpoint,
   pem: Pem | undefined,
@@ -457,7 +473,7 @@ function tlsFailure(code: string, error: Error): [isRefused?: boolean, remedy?: 
   return [];
 }
 
-/** So many that they are a burst of work, and no more than may be under way at once. */
+/** Groups commands into bursts of BURST_MS of work, with at most PIPELINE_DEPTH commands. */
 function* bursts(commands: Iterable<Command>): Generator<Command[]> {
   let burst: Command[] = [];
   let workMs = 0;

@@ -1,11 +1,11 @@
-// What holds the map: the contract that the map file and every HAProxy fulfil.
+// A target holds the map. This is the interface of the map file and of each HAProxy.
 
 import type { Assignment, Certname, Master, NodeMap } from "../node-map.js";
 import type { Plan } from "../plan.js";
 
 /**
- * What tells cheaply whether a target is as it was left. `process` changes when another process holds the
- * map; `content` changes when its entries do, but may miss a value that somebody else replaced.
+ * Tells cheaply whether a target has changed since sasori's last write. `process` changes if another process holds the map.
+ * `content` changes if the number of entries or the version does. It misses a value that somebody else replaced.
  */
 export interface Fingerprint {
   process: string;
@@ -19,16 +19,16 @@ export interface Contents {
   fingerprint: Fingerprint;
   routes: ReadonlyMap<Certname, string>;
   /**
-   * It must be replaced whole: it holds lines that no command may name (duplicates, illegal keys), or a version that
-   * somebody left unfinished, or the file is missing.
+   * The map must be replaced whole, because it has entries that no command can change (duplicates, illegal keys), or an
+   * unfinished version that somebody left, or because the file is missing.
    */
   rebuild: boolean;
-  /** Nodes whose key has capitals, and entries that no command may name, as they are. */
+  /** `capitals`: nodes whose key has capital letters. `strays`: entries that no command can change, as they are. */
   capitals?: ReadonlySet<Certname>;
   strays?: readonly string[];
-  /** Of the file: who wrote it. A missing or empty one has nobody's entries. */
+  /** For the file: who wrote it. "nobody": it is missing or empty. */
   origin?: "sasori" | "others" | "nobody";
-  /** Of a file that sasori wrote: the time of PuppetDB's newest observation that it rests on (ms). */
+  /** For a file that sasori wrote: the time of PuppetDB's newest observation in it (ms). */
   writtenUntil?: number;
 }
 
@@ -42,15 +42,18 @@ export interface Server {
   /** `host:port`. */
   address: string;
   /**
-   * HAProxy serves it; `drained`: only those requests that name it, as the map does for its nodes. A pool is up while any
-   * of its servers is, and drained when those that serve are all drained.
+   * "up": HAProxy sends it requests. "drained": only those that name it, as the map does for its nodes. A pool is up while any
+   * of its servers is up, and drained if all of its servers that serve are drained.
    */
   state: "up" | "drained" | "down";
   /** It is not `down`. */
   up: boolean;
-  /** It has this weight beside a healer (haproxy.cfg), where masters must have 0: HAProxy sends it other masters' nodes. */
+  /**
+   * Set if it has a weight other than 0 beside a healer (haproxy.cfg). HAProxy then sends it requests for other masters'
+   * nodes.
+   */
   strayWeight?: number;
-  /** It was added at run time and never got out of the maintenance that HAProxy adds servers in. */
+  /** It was added at run time, and is still in the maintenance state in which HAProxy adds servers. */
   halfAdded?: true;
   /** The servers of a pool. */
   members?: Member[];
@@ -66,7 +69,7 @@ export interface Sighting {
 }
 
 export interface Applied {
-  /** How it was done; undefined when nothing was, because the target was not as the plan had seen it. */
+  /** How the plan was applied. Undefined if it was not, because the target had changed since the plan was made. */
   method: "file" | "incremental" | "swap" | undefined;
   fingerprint: Fingerprint;
   /** The target was changed by somebody else meanwhile, or is another process now: read it again. */
@@ -78,15 +81,18 @@ export interface Target {
   readonly name: string;
   readonly kind: "file" | "haproxy";
   look(signal: AbortSignal): Promise<Sighting>;
-  /** Names that `desired` has as well are not held twice: a dump's names keep all of its text in memory. */
+  /**
+   * Reads the map. Names that are in `desired` are taken from there, because those of a dump would keep its whole text in
+   * memory.
+   */
   read(signal: AbortSignal, desired?: NodeMap): Promise<Contents>;
   /** Whether these nodes lead there right now: one lookup each, not a dump. A file is read whole or not at all. */
   holds?(routes: readonly Assignment[], signal: AbortSignal): Promise<boolean>;
   /** Whether a push of so many changes would replace what it holds whole, whatever others wrote to it meanwhile. */
   replaces(changes: number, desired: NodeMap): boolean;
   /**
-   * Afterwards the target holds `desired`, in one way or another, or the call has failed. Nothing is done where the target
-   * is not as it was `seen`, but for entries that came meanwhile if `insist`.
+   * Applies the plan. Afterwards the target holds `desired`, or the call has failed. Nothing is done if the target has changed
+   * since it was `seen`. With `insist`, entries that were only added meanwhile are allowed.
    */
   apply(
     plan: Plan,

@@ -1,6 +1,6 @@
 // One target through the passes: how it was left, what it still lacks, and how it is brought to the desired map.
-// Promises: a target that failed or was disturbed is read again; what others wrote to it is offered to be learned
-// before it is overwritten; its failure is its own.
+// Promises: a target that failed or was disturbed is read again; routes that others wrote to it can be learned before they
+// are overwritten; its failure does not stop other targets.
 
 import { type Failure, SasoriError, toFailure } from "../errors.js";
 import {
@@ -50,9 +50,9 @@ export interface TargetReport {
   changes: Change[];
   /** Routes that this HAProxy had learned by itself. */
   learned: number;
-  /** Entries that were otherwise than sasori had left them, for no reason that it knows. */
+  /** Entries that differed from what sasori last wrote, for no known reason. */
   drift: number;
-  /** Something came, went or changed since the last pass, or during this one, and not by us: another sasori, a person. */
+  /** Somebody else, such as another sasori or a person, changed entries since the last pass or during this one. */
   changedByOthers?: true;
   method?: string;
   durationMs: number;
@@ -100,7 +100,7 @@ export class TrackedTarget {
   readonly added = new Map<Master, string>();
   /** As last seen; undefined until then. */
   servers: readonly Server[] | undefined;
-  /** What it held before sasori first wrote to it has been taken into account. */
+  /** The routes that it held before sasori first wrote to it have been taken over. */
   inherited = false;
   /** What was read in this pass and not yet acted upon. */
   contents: Contents | undefined;
@@ -111,14 +111,14 @@ export class TrackedTarget {
   /** When that reading began (ms since the epoch). */
   #readAt = 0;
   #sighting: Sighting | undefined;
-  /** As it was left; undefined when it must be read: never seen, failed, or disturbed. */
+  /** Its fingerprint after sasori's last write. Undefined if it must be read: it was never seen, failed, or was disturbed. */
   #left: Fingerprint | undefined;
-  /** The process that was last in sync, and as of when it was last compared entry by entry (ms since the epoch). */
+  /** The process that was last in sync; `#comparedAt`: since when all entries have been compared (ms since the epoch). */
   #process: string | undefined;
   #comparedAt = 0;
   /** Entries came or went since it was left. */
   #touched = false;
-  /** Nodes that changed since, with what the target still has; shared with the other targets while all have the same. */
+  /** Nodes that changed and are not pushed yet, with what the target has. Targets that lack the same share one map. */
   #pending: Before = new Map();
   #pendingIsShared = false;
   #failure: Failure | undefined;
@@ -131,7 +131,7 @@ export class TrackedTarget {
     this.report = this.#newReport();
   }
 
-  /** It has entries of somebody else's that are to stay until a person lets them go. Then it must be read again. */
+  /** It keeps entries of somebody else until a person approves their removal. After that it must be read again. */
   set keepsOthers(keeps: boolean) {
     if (this.#keepsOthers && !keeps) this.#left = undefined;
     this.#keepsOthers = keeps;
@@ -141,7 +141,7 @@ export class TrackedTarget {
     return this.#sighting !== undefined;
   }
 
-  /** It holds all that is known, though PuppetDB may have to decide on some of it. */
+  /** It holds all that is known. For some nodes PuppetDB may have to decide first. */
   get settled(): boolean {
     return this.#left !== undefined;
   }
@@ -172,7 +172,10 @@ export class TrackedTarget {
     await this.#attempt(() => this.#see(insist, signal));
   }
 
-  /** As `look`, in a pass that takes long: what it has done so far stays in its report, and one that failed may be back. */
+  /**
+   * As `look`, once more within a long pass. The report keeps what was done so far. A target that failed gets another
+   * chance.
+   */
   async lookAgain(signal: AbortSignal): Promise<void> {
     if (this.contents !== undefined) return;
     const { failure, ...report } = this.report;
@@ -182,14 +185,14 @@ export class TrackedTarget {
 
   async #see(insist: boolean, signal: AbortSignal): Promise<void> {
     const failure = this.#failure;
-    // Otherwise every pass would be as slow as this target's time-out, for all the others too.
+    // Otherwise every pass would take as long as this target's time-out, and delay all other targets.
     if (failure?.code === "HAPROXY_TIMEOUT" && performance.now() < this.#retryAt && !insist) {
       throw new SasoriError(failure.code, failure.message);
     }
     this.#sighting = await this.target.look(signal);
     this.servers = this.#sighting.servers;
     const { process, content } = this.#sighting.fingerprint;
-    // They went with their process: a server of that name in the next one is the configuration's.
+    // Servers added at run time end with their process. In the next one a server of that name is from the configuration.
     for (const [name, of] of this.added) if (of !== process) this.added.delete(name);
     this.#touched = process === this.#left?.process && content !== this.#left.content;
   }
@@ -205,12 +208,12 @@ export class TrackedTarget {
   }
 
   /**
-   * Reads an HAProxy whose whole map the push will replace, and with it what HAProxy learned unseen, and a target that is
-   * not known to be right although this pass has settled it before.
+   * Reads a target in two cases: the push will replace its whole map, and would lose what HAProxy has learned since; or its
+   * state is unknown, because the pass has settled it before and was disturbed.
    */
   readBeforeReplacing(desired: NodeMap, signal: AbortSignal): Promise<void> {
     const replaces = (changes: number) => this.target.replaces(changes, desired);
-    // To count exactly takes as long as to plan; mostly it is plain without.
+    // An exact count costs as much as the plan. So it is made only if the rough count says that the map would be replaced.
     const willReplace = async () =>
       replaces(this.#pending.size) &&
       replaces(countOf(await inPieces(planFromChanges(desired, this.#pending))));
@@ -231,8 +234,8 @@ export class TrackedTarget {
   }
 
   /**
-   * Compares the next `count` entries of an HAProxy that seems to be as it was left: a value that somebody else replaced
-   * leaves no trace in the fingerprint. Where one differs it is read.
+   * Compares the next `count` entries of an HAProxy whose fingerprint has not changed, because a value that somebody else
+   * replaced does not change the fingerprint. If one differs, the whole map is read.
    */
   sample(count: number, desired: NodeMap, signal: AbortSignal): Promise<void> {
     const { target } = this;
@@ -262,7 +265,7 @@ export class TrackedTarget {
     return this.#touched;
   }
 
-  /** Remembers what this target does not have yet: what it has already again need not be remembered. */
+  /** Remembers changes that this target does not have yet. A change back to what it has is forgotten again. */
   *expect(changes: Before, desired: NodeMap): Generator<void> {
     if (changes.size === 0) return;
     if (this.#pending.size === 0) {
@@ -279,8 +282,8 @@ export class TrackedTarget {
   }
 
   /**
-   * What HAProxy learned since it was last in sync. Nobody knows when, only since when: an observation that
-   * PuppetDB has made meanwhile is believed rather, and if that is wrong the route heals again.
+   * The routes that HAProxy learned since it was last in sync. The exact time is unknown, so a learned route counts as old as
+   * the last comparison. An observation of PuppetDB since then wins. If that is wrong, the route heals once more.
    */
   async learned(desired: NodeMap, isServer: (master: Master) => boolean): Promise<Observation[]> {
     const { contents } = this;
@@ -319,15 +322,15 @@ export class TrackedTarget {
         : await planOf(this.#pending);
       let plan = await inPieces(this.#kept(found));
       if (contents !== undefined && plan.kind === "changes") await inPieces(this.#countDrift(plan, contents));
-      // An HAProxy that finds nodes which its map does not hold adds them itself.
+      // If routes were learned, HAProxy itself may have added the new entries. Otherwise somebody else did.
       if (this.report.drift > 0 || (this.#touched && this.report.learned === 0))
         this.report.changedByOthers = true;
       let wanted = desired;
       for (let round = 1; plan.kind === "changes"; round += 1) {
         if (round > MAX_ROUNDS) throw this.#disturbed();
-        this.#left = undefined; // Whatever happens below, until it is known to be right.
+        this.#left = undefined; // If anything below fails, the target must be read again.
         const began = performance.now();
-        // An HAProxy that learns new nodes all the time would never be as it was seen.
+        // From the second round on, new entries are allowed: an HAProxy that keeps learning nodes would never look unchanged.
         const applied = await this.target.apply(plan, wanted, seen, signal, round > 1);
         if (applied.method !== undefined) this.#applied(plan, applied.method, performance.now() - began);
         if (!applied.disturbed) return this.#inSync(applied.fingerprint, plan, wanted === desired);
@@ -350,7 +353,10 @@ export class TrackedTarget {
     );
   }
 
-  /** The desired map with what this HAProxy learned during the push, which it keeps for the next pass to learn. */
+  /**
+   * The desired map, with the routes that this HAProxy learned during the push. They stay there, and the next pass learns
+   * them.
+   */
   async #withNews(desired: NodeMap): Promise<NodeMap> {
     const names = new Set(this.servers?.map(({ name }) => name));
     const news = await this.learned(desired, (name) => names.has(name));
@@ -360,7 +366,10 @@ export class TrackedTarget {
     return taken.length === 0 ? desired : wanted;
   }
 
-  /** `complete`: it holds nothing that is still to be learned. What is undecided stays pending. */
+  /**
+   * Notes that the target is in sync. `complete`: it holds no route that must still be learned. Undecided nodes stay
+   * pending.
+   */
   #inSync(fingerprint: Fingerprint, { undecided }: Plan, complete: boolean): void {
     this.#left = complete ? fingerprint : undefined;
     this.#process = fingerprint.process;
@@ -382,7 +391,7 @@ export class TrackedTarget {
     };
   }
 
-  /** In the process that was left in sync, what differs and does not wait to be pushed was changed by somebody else. */
+  /** Counts entries that differ and do not wait to be pushed. If the process is the same, somebody else changed them. */
   *#countDrift({ add, set, del }: Plan, { fingerprint }: Contents): Generator<void> {
     if (fingerprint.process !== this.#process) return;
     for (const changes of [add, set, del])
@@ -402,7 +411,7 @@ export class TrackedTarget {
     if (method !== undefined) report.method = method;
   }
 
-  /** One step of a pass. After a failure the others are left out, and the next pass reads the target again. */
+  /** Runs one step of a pass. After a failure the further steps are left out, and the next pass reads the target again. */
   async #attempt(step: () => Promise<void>): Promise<void> {
     if (this.report.failure !== undefined) return;
     const began = performance.now();
@@ -412,7 +421,7 @@ export class TrackedTarget {
     } catch (error) {
       this.report.outcome = "failed";
       this.report.failure = this.#failure = toFailure(error);
-      // Not anew while it is left alone.
+      // The pause begins at the first time-out, and is not extended while it lasts.
       if (this.#failure.code === "HAPROXY_TIMEOUT" && performance.now() >= this.#retryAt)
         this.#retryAt = performance.now() + STALLED_PAUSE_MS;
       this.#left = this.#sighting = this.contents = undefined;
