@@ -1055,7 +1055,7 @@ describe("drain", () => {
     nodesOf(master: string): Promise<string[]>;
   }
 
-  test("moves a drained master's nodes to the others evenly; it gets none until it is ready, then they come home", () =>
+  test("moves a drained master's nodes to the others evenly; it gets none until it is ready, then they move back", () =>
     withServers(12, async ({ sasori, server, nodesOf, lab }) => {
       for (const index of [1, 4]) await lab.run(node(index), "master3"); // Now master3 has 6, master2 has 2.
       await server("master1", "drain");

@@ -1,4 +1,4 @@
-# @summary Nothing of sasori
+# @summary Removes sasori
 # @api private
 class sasori::absent {
   assert_private()

@@ -14,44 +14,44 @@
 # @param ensure
 #   `absent` removes everything: service, package, settings, user, and with `gateway` the map.
 # @param puppetdb_url
-#   PuppetDB's address. With https the agent's own certificate is shown to it.
+#   PuppetDB's address. With https, sasori uses the certificate of the host's Puppet agent.
 # @param package_ensure
-#   A version, `installed` or `latest`. With `package_source` the file decides: then it is `latest`.
+#   A version, `installed` or `latest`. Without effect if `package_source` is set: then the file's version is installed.
 # @param package_source
 #   A deb or rpm on the host. Without it the package comes from a repository.
 # @param package_file_provider
-#   What installs such a file.
+#   The package provider that installs `package_source`.
 # @param settings
-#   More variables of sasori, and others than this class would set.
+#   More variables of sasori. They override those that this class sets.
 # @param service_ensure
 #   Whether the daemon runs.
 # @param service_enable
 #   Whether the daemon starts with the host.
 # @param gateway
-#   Whether HAProxy gets sasori's gateway as a second configuration file. Without it say in `settings` which socket and
-#   which map file your own configuration has.
+#   Whether HAProxy gets sasori's gateway as a second configuration file. If not, name the socket and the map file of your
+#   own configuration in `settings`.
 # @param manage_haproxy
-#   Whether this class installs and runs HAProxy. `false` where another module does, puppetlabs-haproxy for one.
+#   Whether this class installs and runs HAProxy. `false` if another module does, for example puppetlabs-haproxy.
 # @param masters
-#   The puppetservers by the name that they have in PuppetDB.
+#   The puppetservers, by their names (certnames) in PuppetDB.
 # @param collect_masters
-#   Whether puppetservers with the class `sasori::master` are added. They are asked for in PuppetDB, by `puppetdb_query`.
+#   Whether puppetservers with the class `sasori::master` are added. `puppetdb_query` finds them in PuppetDB.
 # @param stats_password
-#   Of the gateway's stats page and metrics.
+#   Password for the gateway's stats page and metrics. The gateway needs it.
 # @param gateway_settings
-#   More variables of the gateway: the head of haproxy.cfg lists them.
+#   More variables of the gateway. The head of haproxy.cfg lists them.
 # @param api_token
 #   Bearer token for calls of the HTTP API that change something.
 # @param certname
 #   The name of the host's Puppet certificate.
 # @param ssldir
-#   Where the agent keeps it. Debian's own puppet-agent has it elsewhere than Puppet's and OpenVox's packages.
+#   Where the agent keeps its certificate. Debian's own puppet-agent uses another folder than Puppet's and OpenVox's packages.
 # @param export_allowlist
-#   Whether a line for PuppetDB's certificate allowlist is exported, for the class `sasori::puppetdb`.
+#   Whether to export this host's line for PuppetDB's certificate allowlist. The class `sasori::puppetdb` collects it.
 # @param haproxy_options_variable
-#   The variable by which HAProxy's unit takes more arguments.
+#   The variable from which HAProxy's systemd unit takes more arguments.
 # @param haproxy_options
-#   What the gateway needs there.
+#   The arguments that load the gateway.
 class sasori (
   Stdlib::HTTPUrl                  $puppetdb_url,
   String[1]                        $haproxy_options_variable,
@@ -86,7 +86,7 @@ class sasori (
 
     if $gateway {
       contain sasori::gateway
-      # HAProxy and sasori wait for nothing of each other; the user comes with the package.
+      # HAProxy and sasori do not need each other to start. The package brings sasori's user.
       Class['sasori::config'] -> Class['sasori::gateway']
     }
 

@@ -1,9 +1,9 @@
 # @summary For PuppetDB's host: lets the gateways with `export_allowlist` ask it
 #
-# PuppetDB reads its allowlist at the start, so notify its service by the parameter.
+# PuppetDB reads its allowlist only when it starts. Set `service`, so that a change restarts it.
 #
 # @param service
-#   PuppetDB's service, which another module manages; undef tells nobody.
+#   The title of PuppetDB's service, which another module manages. With undef nothing is restarted.
 class sasori::puppetdb (
   Optional[String[1]] $service = undef,
 ) {

@@ -1,4 +1,4 @@
-# Where a puppetserver is reached, and its name in its certificate if that is another than its name in PuppetDB.
+# The address of a puppetserver, and the name in its certificate if that differs from its name in PuppetDB.
 type Sasori::Master = Struct[{
   address            => Stdlib::Host,
   Optional[port]     => Stdlib::Port,
