@@ -184,6 +184,20 @@ test("pools.cfg is haproxy.cfg where the two do the same", () => {
   );
 });
 
+/**
+ * A request at each server of the pool, where it stays. One after the other: two that come at once, on two threads of HAProxy,
+ * may both find the first server free.
+ */
+async function occupy<T>(ask: (index: number) => T, master: Lab["master"]): Promise<T[]> {
+  const asked: T[] = [];
+  for (const index of POOLS.fra.keys()) {
+    asked.push(ask(index));
+    const busy = () => POOLS.fra.filter((name) => master(name).requests === 1).length;
+    await expect.poll(busy).toBe(index + 1);
+  }
+  return asked;
+}
+
 describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin, version }) => {
   test("sasori finds the pool of a producer by its servers, by patterns, and by plain names before those", () =>
     withPools(
@@ -379,8 +393,7 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin, version })
       async ({ ask, master, each }) => {
         await each("fra", "set maxconn server SERVER 1");
         const releases = POOLS.fra.map((name) => hold(master(name)));
-        const held = [ask(NODE), ask(NODE)];
-        await expect.poll(() => POOLS.fra.map((name) => master(name).requests)).toEqual([1, 1]);
+        const held = await occupy(() => ask(NODE), master);
         expect(await ask(NODE)).toMatchObject({ status: 503, body: expect.stringContaining("queue_full") });
         for (const release of releases) release();
         expect(await Promise.all(held)).toMatchObject([{ status: 200 }, { status: 200 }]);
@@ -440,8 +453,7 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin, version })
       await withPools({ bin, map, variables: { PRIORITY_MAP: file } }, async ({ ask, each, master, get }) => {
         await each("fra", "set maxconn server SERVER 1");
         const releases = POOLS.fra.map((name) => hold(master(name)));
-        const asked = [ask("node1.example.com"), ask("node2.example.com")];
-        await expect.poll(() => POOLS.fra.map((name) => master(name).requests)).toEqual([1, 1]);
+        const asked = await occupy((index) => ask(`node${index + 1}.example.com`), master);
         for (const [index, name] of ["node3.example.com", "node4.example.com"].entries()) {
           asked.push(ask(name));
           const queued = { masters: [{ master: "fra", servers: [{ queue: index + 1, sessions: 2 }] }, {}] };
