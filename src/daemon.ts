@@ -118,6 +118,7 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     fleet: sync.fleet,
     puppetdb: parts.puppetdb,
     resolve: () => sync.resolver(),
+    knowsServers: () => sync.knowsServers,
     servers: () => sync.servers() ?? [],
     probePath: config.probePath,
     hasNode: hasNode(masterAsker(config)),

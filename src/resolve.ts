@@ -54,6 +54,8 @@ export interface ResolverParts {
   puppetdb: Pick<Source, "readNodes">;
   /** Producer to server, by the servers that HAProxy has now. */
   resolve: () => Resolve;
+  /** False after a start, until the first HAProxy was looked at. */
+  knowsServers: () => boolean;
   servers: () => readonly Server[];
   /** Path of a master that answers 200 for a node that it has, with `{certname}` in it. */
   probePath: string | undefined;
@@ -94,7 +96,7 @@ export class Resolver {
 
   /**
    * The node's master. It is never `wrong`, the master that said that it does not have the node. Undefined if nothing newer
-   * than the map is known. Throws `BUSY` if too much is asked at once, `PUPPETDB_...` if PuppetDB could not be asked, and
+   * than the map is known. Throws `BUSY` if too much is asked at once or too soon after the start, `PUPPETDB_...` if PuppetDB could not be asked, and
    * `PROBE_TIMEOUT` if a master did not say whether it has the node. The last two are not thrown for a route that the map
    * confirms.
    */
@@ -105,6 +107,8 @@ export class Resolver {
     const answer = this.#remembered.get(certname);
     if (answer?.known === known && answer !== undefined && performance.now() < answer.until)
       return answer.owner === wrong ? undefined : answer.owner;
+    // Every producer would be one without a server, and "nobody knows better" would be said of a move that PuppetDB knows.
+    if (!this.#parts.knowsServers()) throw busy("no HAProxy has told its servers yet");
     const share = known === undefined ? STRANGERS_SHARE : 1;
     if (this.#underway >= MAX_UNDERWAY * share) throw busy(`${this.#underway} nodes are being looked for`);
     this.#underway += 1;

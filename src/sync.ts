@@ -190,6 +190,11 @@ export class Sync {
     return this.#instances.flatMap(({ servers }) => servers ?? []);
   }
 
+  /** An HAProxy has told its servers, or there is none to ask. */
+  get knowsServers(): boolean {
+    return this.#instances.length === 0 || this.#instances.some(({ servers }) => servers !== undefined);
+  }
+
   /** Finds the server of a producer, by the servers that are there now. */
   resolver(): Resolve {
     return resolver(this.#parts.config.masterAliases, this.servers());
@@ -477,10 +482,8 @@ export class Sync {
   }
 
   async #fetch(kind: SyncReport["kind"], stop: AbortSignal): Promise<Reading | Failure | undefined> {
-    // Until an HAProxy has told its servers, every producer would look unroutable.
-    const isTold =
-      this.#instances.length === 0 || this.#instances.some(({ servers }) => servers !== undefined);
-    if (kind === "known" || !isTold) return undefined;
+    // Until then every producer would look unroutable.
+    if (kind === "known" || !this.knowsServers) return undefined;
     const resolve = this.resolver();
     const hasServer = (producer: string) => resolve(producer) !== undefined;
     try {

@@ -537,6 +537,7 @@ describe("estates", () => {
         fleet: sync.fleet,
         puppetdb: parts.puppetdb,
         resolve: () => sync.resolver(),
+        knowsServers: () => sync.knowsServers,
         servers: () => [],
         probePath: undefined,
         hasNode: () => Promise.reject(new Error("no master has it")),

@@ -45,6 +45,7 @@ async function idleDaemon() {
     fleet: sync.fleet,
     puppetdb: parts.puppetdb,
     resolve: () => sync.resolver(),
+    knowsServers: () => sync.knowsServers,
     servers: () => [],
     probePath: undefined,
     hasNode: hasNode(masterAsker(config)),

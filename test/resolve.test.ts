@@ -28,6 +28,7 @@ function resolverOf(
     fleet,
     puppetdb: { readNodes },
     resolve: () => (producer) => (producer === "stranger" ? undefined : (producer as Master)),
+    knowsServers: () => true,
     servers: () => [],
     probePath: undefined,
     hasNode: hasNode(masterAsker({ masterAliases: new Aliases() })),
@@ -60,6 +61,17 @@ describe("a question behind one that PuppetDB does not answer", () => {
     ]);
     expect(gaveUpOn).toEqual([[A]]);
   });
+});
+
+test("a question after a start waits for HAProxy's servers: nobody says that nobody knows better", async () => {
+  let knowsServers = false;
+  const resolver = resolverOf(async () => answerOf(A, "master2"), new Fleet(), {
+    knowsServers: () => knowsServers,
+    resolve: () => (producer) => (knowsServers ? (producer as Master) : undefined),
+  });
+  await expect(resolver.owner(A, "master1")).rejects.toMatchObject({ code: "BUSY" });
+  knowsServers = true;
+  expect(await resolver.owner(A, "master1")).toBe("master2");
 });
 
 describe("a question of which one estate knows a part while another one is silent", () => {
