@@ -3,7 +3,6 @@ import { X509Certificate } from "node:crypto";
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { type ConnectionOptions, connect as tlsConnect } from "node:tls";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
@@ -11,6 +10,8 @@ import {
   type AgentsGateway,
   agentsVariables,
   type Certificate,
+  commitCrl,
+  establish,
   GATEWAY_NAME,
   LEG_NAME,
   type MasterCertificates,
@@ -331,15 +332,11 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
     (version) =>
       withGateway(async ({ ask, haproxy }) => {
         const tls = { minVersion: version, maxVersion: version };
-        const session = await establish(haproxy.ports.frontend, node1, tls);
+        const session = await establish(ca, { port: haproxy.ports.frontend, tls }, node1);
         expect((await ask(node1, { tls: { ...tls, ...session } })).status).toBe(200);
         const { pid } = haproxy;
 
-        const crl = (await ca.crlsWith([node1])).replaceAll(/^\s*\n/gm, "");
-        const set = await runtimeCommand(haproxy.socketPath, `set ssl crl-file ${ca.emptyCrls} <<\n${crl}\n`);
-        expect(set).toContain("transaction created");
-        const commit = await runtimeCommand(haproxy.socketPath, `commit ssl crl-file ${ca.emptyCrls}`);
-        expect(commit).toContain("Success!");
+        await commitCrl(haproxy, ca.emptyCrls, await ca.crlsWith([node1]));
 
         await expect(ask(node1, { tls })).rejects.toThrow(/certificate revoked/);
         await expect(ask(node1, { tls: { ...tls, ...session } })).rejects.toThrow(/certificate revoked/);
@@ -482,30 +479,6 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
       { certificates: { ...certificates, master2: node2 } },
     ));
 });
-
-/** What is needed to resume a TLS session that the gateway has given to this client; nothing if it gave none. */
-async function establish(
-  port: number,
-  certificate: Certificate,
-  tls: ConnectionOptions,
-): Promise<{ session?: Buffer }> {
-  const sessions: Buffer[] = [];
-  await new Promise<void>((resolve, reject) => {
-    const socket = tlsConnect({
-      ...{ host: "127.0.0.1", port, servername: GATEWAY_NAME, ca: readFileSync(ca.caBundle), ...tls },
-      ...{ cert: readFileSync(certificate.cert), key: readFileSync(certificate.key) },
-    });
-    socket.on("session", (session) => sessions.push(session));
-    socket.on("secureConnect", () =>
-      socket.write(`GET / HTTP/1.1\r\nHost: ${GATEWAY_NAME}\r\nConnection: close\r\n\r\n`),
-    );
-    socket.on("error", reject);
-    socket.resume();
-    socket.on("close", () => resolve());
-  });
-  const session = sessions.at(-1);
-  return session === undefined ? {} : { session };
-}
 
 /** The matches in what HAProxy has logged, once there are so many. */
 async function logged(haproxy: { output(): string }, pattern: RegExp, count = 1): Promise<string[]> {

@@ -11,6 +11,7 @@ import { promisify } from "node:util";
 import { Agent, request } from "undici";
 import { describe, expect, test } from "vitest";
 import { PriorityMap } from "../src/target/priority.js";
+import { ask as askWith, commitCrl, establish, makePuppetCa } from "./support/agents-gateway.js";
 import { type Gateway, hold, startMaster, withGateway } from "./support/gateway.js";
 import { runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries, isFrom, puppetdbParts } from "./support/parts.js";
@@ -597,6 +598,47 @@ frontend classes
         },
       ),
     ));
+
+  test.each(["TLSv1.2", "TLSv1.3"] as const)(
+    "refuses a revoked certificate from the next connection on, resumed %s sessions too",
+    async (tlsVersion) => {
+      const ca = await makePuppetCa();
+      const node1 = await ca.issue("/CN=node1.example.com");
+      const node2 = await ca.issue("/CN=node2.example.com");
+      const variables = {
+        GATEWAY_CERT: ca.gateway.both,
+        GATEWAY_CLIENT_CA: ca.caBundle,
+        GATEWAY_CLIENT_CRL: ca.emptyCrls,
+      };
+      const map: [string, string][] = [
+        ["node1.example.com", "master1"],
+        ["node2.example.com", "master1"],
+      ];
+      try {
+        await withGateway({ bin, map, variables }, async ({ haproxy }) => {
+          const at = {
+            port: haproxy.ports.frontend,
+            tls: { minVersion: tlsVersion, maxVersion: tlsVersion },
+          };
+          const session = await establish(ca, at, node1);
+          const resumed = { ...at, tls: { ...at.tls, ...session } };
+          expect((await askWith(ca, resumed, node1)).status).toBe(200);
+          await commitCrl(haproxy, ca.emptyCrls, await ca.crlsWith([node1]));
+          for (const request of [at, resumed])
+            await expect(askWith(ca, request, node1)).rejects.toThrow(/certificate revoked/);
+          expect((await askWith(ca, at, node2)).status).toBe(200);
+        });
+      } finally {
+        await ca.remove();
+      }
+    },
+  );
+
+  test("does not start with a revocation list that would revoke nothing", () => {
+    const { status, text } = check(bin, { more: { GATEWAY_CLIENT_CRL: "/etc/crl.pem" } });
+    expect(status).not.toBe(0);
+    expect(text).toMatch(/GATEWAY_CLIENT_CA is not set/);
+  });
 
   test("takes a certificate for nobody when its name is not exactly a certname", () =>
     withCertificates(({ ca, server, broken, blanks, twice }) =>

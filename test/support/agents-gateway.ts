@@ -2,18 +2,20 @@
  * The project's own agents.cfg on a real HAProxy, between clients with certificates of a small Puppet CA and
  * masters that accept HAProxy's certificate alone, for tests of agents through the gateway.
  */
+import { once } from "node:events";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import https from "node:https";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { PeerCertificate, TLSSocket } from "node:tls";
+import { type ConnectionOptions, connect, type PeerCertificate, type TLSSocket } from "node:tls";
 import { fileURLToPath } from "node:url";
 import { run } from "./child.js";
 import {
   type HaproxyOptions,
   type HaproxyPlaces,
   type HaproxyServer,
+  runtimeCommand,
   startHaproxy,
 } from "./haproxy-server.js";
 import { puppetdbParts } from "./parts.js";
@@ -219,7 +221,7 @@ export interface Request {
   body?: Buffer;
   /** Default: that of the gateway. */
   port?: number;
-  tls?: https.RequestOptions;
+  tls?: ConnectionOptions;
 }
 
 export interface AgentsGateway {
@@ -325,20 +327,32 @@ export function agentsVariables(
   };
 }
 
-async function ask(
+/** Where and how to connect to the gateway, with this client's certificate. */
+async function connectionOf(
   ca: PuppetCa,
-  { port, path = "/puppet/v3/catalog/any", headers = [], body, tls = {} }: Request,
+  { port, tls }: Request,
   certificate: Certificate | undefined,
-): Promise<Answer> {
+): Promise<ConnectionOptions> {
   const identity = certificate && {
     cert: await readFile(certificate.cert),
     key: await readFile(certificate.key),
   };
+  const server = { host: "127.0.0.1", servername: GATEWAY_NAME, ca: await readFile(ca.caBundle) };
+  return { ...server, ...(port !== undefined && { port }), ...identity, ...tls };
+}
+
+/** A request as an agent makes it, on a connection of its own. Rejects when the handshake fails. */
+export async function ask(
+  ca: PuppetCa,
+  request: Request,
+  certificate: Certificate | undefined,
+): Promise<Answer> {
+  const { path = "/puppet/v3/catalog/any", headers = [], body } = request;
   const length = body === undefined ? [] : ["Content-Length", String(body.length)];
   const options: https.RequestOptions = {
-    ...{ host: "127.0.0.1", port, path, method: body === undefined ? "GET" : "POST", agent: false },
+    ...{ path, method: body === undefined ? "GET" : "POST", agent: false },
     headers: ["Host", `${GATEWAY_NAME}:8140`, ...length, ...headers],
-    ...{ ca: await readFile(ca.caBundle), servername: GATEWAY_NAME, ...identity, ...tls },
+    ...(await connectionOf(ca, request, certificate)),
   };
   return new Promise((resolve, reject) => {
     const request = https.request(options, (response) => {
@@ -359,4 +373,30 @@ async function ask(
     request.on("error", reject);
     request.end(body);
   });
+}
+
+/** What is needed to resume a TLS session that the gateway has given to this client; nothing if it gave none. */
+export async function establish(
+  ca: PuppetCa,
+  request: Request,
+  certificate: Certificate,
+): Promise<{ session?: Buffer }> {
+  const socket = connect(await connectionOf(ca, request, certificate));
+  const sessions: Buffer[] = [];
+  socket.on("session", (session) => sessions.push(session));
+  socket.on("secureConnect", () =>
+    socket.write(`GET / HTTP/1.1\r\nHost: ${GATEWAY_NAME}\r\nConnection: close\r\n\r\n`),
+  );
+  await once(socket.resume(), "close");
+  const session = sessions.at(-1);
+  return session === undefined ? {} : { session };
+}
+
+/** Gives a running HAProxy new revocation lists in the place of `file`, as docs/agents.md does it. */
+export async function commitCrl({ socketPath }: HaproxyServer, file: string, lists: string): Promise<void> {
+  const lines = lists.replaceAll(/^\s*\n/gm, "");
+  const commands = [`set ssl crl-file ${file} <<\n${lines}\n`, `commit ssl crl-file ${file}`];
+  const answers: string[] = [];
+  for (const command of commands) answers.push(await runtimeCommand(socketPath, command));
+  if (!/transaction created[\s\S]*Success!/.test(answers.join(""))) throw new Error(answers.join(""));
 }
