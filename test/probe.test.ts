@@ -13,7 +13,7 @@ import { hasNode, masterAsker } from "../src/probe.js";
 import { HaproxyInstance } from "../src/target/haproxy.js";
 import type { Server } from "../src/target/target.js";
 import { makeTlsFiles } from "./support/certificates.js";
-import { type HaproxyPlaces, type HaproxyServer, withHaproxy } from "./support/haproxy-server.js";
+import { type HaproxyServer, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 import { patient } from "./support/patience.js";
 
@@ -153,26 +153,10 @@ test("variables that make no sense together are refused", () => {
 
 describe.each(haproxyBinaries())("a master that HAProxy $version gets at run time, with TLS", ({ bin }) => {
   /** HAProxy takes a CA file at run time only if its configuration has loaded it. */
-  const config = (spot: HaproxyPlaces) => `global
-  stats socket ${spot.socketPath} level admin
-
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 5s
-  timeout server 5s
-
-frontend nodes
-  bind 127.0.0.1:${spot.ports.frontend}
-  http-request set-var(txn.master) req.hdr(X-Node-Name),lower,map_str(${spot.mapPath})
-  default_backend puppet
-
-backend puppet
-  option httpchk GET /status/v1/simple
-  use-server %[var(txn.master)] if { var(txn.master) -m found }
-  http-response set-header X-Server %s
-  server static 127.0.0.1:1 weight 0 check ssl verify required ca-file ${at("ca.pem")}
-`;
+  const backendLines = () => [
+    "option httpchk GET /status/v1/simple",
+    `server static 127.0.0.1:1 weight 0 check ssl verify required ca-file ${at("ca.pem")}`,
+  ];
   const OPTIONS = () => `check inter 200ms weight 0 ssl verify required ca-file ${at("ca.pem")}`;
 
   const askThrough = async ({ ports }: HaproxyServer) => {
@@ -193,7 +177,7 @@ backend puppet
     },
   ])("$what", async ({ name, state, status }) => {
     const port = await startTlsMaster("elsewhere");
-    await withHaproxy({ bin, config, map: [["node1", name]] }, async (haproxy) => {
+    await withHaproxy({ bin, backendLines: backendLines(), map: [["node1", name]] }, async (haproxy) => {
       const endpoint = { name: "it", connect: { path: haproxy.socketPath } };
       const instance = new HaproxyInstance(endpoint, { backend: "puppet", mapFile: haproxy.mapPath });
       await instance.addServer(name as Master, `127.0.0.1:${port}`, OPTIONS(), signal());

@@ -10,7 +10,7 @@ import { assemble, Sync } from "../src/sync.js";
 import type { SyncReport } from "../src/sync-report.js";
 import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
 import { startMaster } from "./support/gateway.js";
-import { type HaproxyPlaces, runtimeCommand } from "./support/haproxy-server.js";
+import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 import { freeze } from "./support/slow-disk.js";
 
@@ -196,24 +196,12 @@ describe.each(haproxyBinaries())("a pass with HAProxy $version", ({ bin }) => {
 
 const bin = haproxyBinaries()[0]?.bin ?? "";
 
-/** Two masters whose health is checked quickly. */
-const checkedConfig = (ports: readonly number[]) => (at: HaproxyPlaces) =>
-  `global
-  stats socket ${at.socketPath} level admin mode 600
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 5s
-  timeout server 5s
-frontend nodes
-  bind 127.0.0.1:${at.ports.frontend}
-  http-request set-var(txn.master) req.hdr(X-Node-Name),lower,map_str(${at.mapPath})
-  default_backend puppet
-backend puppet
-  option httpchk GET /status/v1/simple
-  default-server check inter 100ms fall 1 rise 1
-  ${ports.map((port, index) => `server master${index + 1} 127.0.0.1:${port}`).join("\n  ")}
-`;
+/** Masters whose health is checked quickly. */
+const checked = (ports: readonly number[]) => [
+  "option httpchk GET /status/v1/simple",
+  "default-server check inter 100ms fall 1 rise 1",
+  ...ports.map((port, index) => `server master${index + 1} 127.0.0.1:${port}`),
+];
 
 describe("a pass", () => {
   test("keeps everything when PuppetDB is down, and says so", () =>
@@ -599,7 +587,7 @@ describe("a pass", () => {
 
   test("remembers where the nodes of a dead master were at home, until they are back or it is their choice", async () => {
     const masters = await Promise.all(["master1", "master2"].map((name) => startMaster(name)));
-    await withFleetLab([{ bin, config: checkedConfig(masters.map(({ port }) => port)) }], async (lab) => {
+    await withFleetLab([{ bin, backendLines: checked(masters.map(({ port }) => port)) }], async (lab) => {
       const sync = await lab.newSync();
       const up = async () => (await sync.request({})) && sync.servers()?.map((server) => server.up);
       await expect.poll(up).toEqual([true, true]);

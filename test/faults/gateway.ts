@@ -234,28 +234,10 @@ async function losesServers(bin: string): Promise<void> {
     addresses: Object.fromEntries(names.map((name) => [name, "127.0.0.1"])),
     services: { "_puppet._tcp.example.com": services },
   });
-  const config = (at: { mapPath: string; socketPath: string }) => `global
-  stats socket ${at.socketPath} level admin
-
-resolvers dns
-  nameserver it 127.0.0.1:${nameserver.port}
-  hold valid 200ms
-  hold nx 200ms
-  hold obsolete 200ms
-  timeout resolve 200ms
-
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 5s
-  timeout server 5s
-
-backend puppet
-  http-request set-var(txn.master) req.hdr(X-Node-Name),lower,map_str(${at.mapPath})
-  server-template m 1-2 _puppet._tcp.example.com resolvers dns resolve-opts allow-dup-ip init-addr none
-`;
+  const template = "server-template m 1-2 _puppet._tcp.example.com";
+  const backendLines = [`${template} resolvers dns resolve-opts allow-dup-ip init-addr none`];
   try {
-    await withFleetLab([{ bin, config }], async (lab) => {
+    await withFleetLab([{ bin, nameserverPort: nameserver.port, backendLines }], async (lab) => {
       const sync = await lab.newSync();
       const states = async () => {
         await sync.request({});

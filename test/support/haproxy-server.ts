@@ -25,6 +25,10 @@ export interface HaproxyOptions {
   masterWorker?: boolean;
   /** Lines for the config's `global` section, such as "tune.bufsize 32768". */
   globalLines?: readonly string[];
+  /** Lines for backend `puppet`, in place of `servers`. */
+  backendLines?: readonly string[];
+  /** Adds a section `resolvers dns` that asks this port and forgets within 200 ms. */
+  nameserverPort?: number;
   /** Replaces the whole config. It must keep the map and the stats socket where `places` says. */
   config?: (places: HaproxyPlaces) => string;
 }
@@ -182,8 +186,13 @@ function defaultConfig(at: HaproxyPlaces, options: HaproxyOptions): string {
     ...(options.globalLines ?? []),
   ];
   const servers = (options.servers ?? []).map(({ name, port }) => `server ${name} 127.0.0.1:${port}`);
+  const { backendLines = servers, nameserverPort } = options;
+  const short = ["hold valid", "hold nx", "hold obsolete", "timeout resolve"].map((what) => `${what} 200ms`);
+  const resolvers = ["resolvers dns", `nameserver it 127.0.0.1:${nameserverPort}`, ...short];
   return `global
   ${global.join("\n  ")}
+
+${nameserverPort === undefined ? "" : resolvers.join("\n  ")}
 
 defaults
   mode http
@@ -199,7 +208,7 @@ frontend nodes
 backend puppet
   http-response set-header X-Server %s
   use-server %[var(txn.master)] if { var(txn.master) -m found }
-  ${servers.join("\n  ")}
+  ${backendLines.join("\n  ")}
 `;
 }
 
