@@ -14,12 +14,13 @@ import {
   type Master,
   NodeMap,
   type Observation,
+  placeOf,
 } from "./node-map.js";
 import { copyInPieces, eachInPieces } from "./pieces.js";
 import { type Ahead, MAX_REFUSED, type Names, type Reading, type Submission } from "./source/reading.js";
-import { type Change, type Kind, keyOf } from "./state/rows.js";
+import { beats, type Change, type Kind, keyOf } from "./state/rows.js";
 import type { Contents, Server } from "./target/target.js";
-import { type Tombstone, Tombstones } from "./tombstones.js";
+import { type End, Tombstones } from "./tombstones.js";
 
 /** Finds the HAProxy server of a producer; undefined if HAProxy has none. */
 export type Resolve = (producer: string) => Master | undefined;
@@ -53,7 +54,7 @@ export class Fleet {
   readonly homes: Map<Certname, Master>;
   /** Nodes that were removed, and registrations and learned routes that were ended. */
   readonly tombstones: Tombstones;
-  readonly ended: Tombstones;
+  readonly ended: Tombstones<End>;
   readonly flapping: Flapping;
   readonly guard: Guard;
   /** Which rows of `own`, `homes`, `tombstones`, `ended` and `guard.approvals` have changed since the last `takeUnsaved`. */
@@ -108,28 +109,44 @@ export class Fleet {
   /**
    * Takes over the routes of a target, for nodes that are not known yet. So a sasori that starts while PuppetDB is down serves
    * and guards the last good map. If sasori wrote the file, its routes get a time shortly before `writtenUntil`, so nothing
-   * older than that moves a node.
+   * older than that moves a node. If PuppetDB was not read since a registration ended, the node may still have that route.
    */
   *inherit({ routes, writtenUntil = 0, origin, strays }: Contents): Generator<void> {
     if (origin === "others" && !this.complete) this.foreign ??= new Map();
     const at = Math.max(0, writtenUntil - INHERITED_ALLOWANCE_MS);
     yield* eachInPieces(routes, ([certname, master]) => {
       if (this.map.get(certname) !== undefined || this.tombstones.has(certname)) return;
-      if (isMaster(master)) this.map.observe({ certname, master, at, source: "inherited" });
+      const end = this.ended.get(certname);
+      const isOpen = end !== undefined && end.since > at;
+      const since = isOpen ? Math.min(at, timeBefore(end)) : at;
+      if (isMaster(master)) this.map.observe({ certname, master, at: since, source: "inherited" });
       else this.foreign?.set(`${certname} ${master}`, certname);
     });
     for (const stray of strays ?? []) this.foreign?.set(stray, undefined);
   }
 
-  /** False if something newer is known. A registration or a learned route becomes one of our own. */
+  /** False if something newer is known. A registration or a learned route becomes one of our own, behind all others of the node. */
   observe(observation: Observation): boolean {
+    const { certname, at } = observation;
+    if (isOfPuppetdb(observation)) return this.#take(observation);
+    if (at <= this.#overUntil(certname)) return false;
+    const own = this.own.get(certname);
+    const last = Math.max(own === undefined ? -1 : placeOf(own), this.ended.get(certname)?.at ?? -1);
+    return this.#take(last < at ? observation : { ...observation, place: last + 1 });
+  }
+
+  /** What was seen until then is over (ms). The clock that had dated it may have been ahead. */
+  #overUntil(certname: Certname): number {
+    const { at = -1, since = -1 } = this.ended.get(certname) ?? {};
+    return Math.min(at, since);
+  }
+
+  #take(observation: Observation): boolean {
     const { certname, source } = observation;
     const stone = this.tombstones.get(certname);
     const isOldWord = stone?.told !== undefined && isOfOther(observation, stone.told);
     const voidUntil = Math.max(stone?.at ?? -1, isOldWord ? (stone?.told?.at ?? -1) : -1);
-    const endedUntil = this.ended.get(certname)?.at ?? -1;
     if (source !== "registration" && observation.at <= voidUntil) return false;
-    if (!isOfPuppetdb(observation) && observation.at <= endedUntil) return false;
     const known = this.map.get(certname);
     const isOwn = source === "learned" || source === "registration";
     const reported = isOwn && known !== undefined ? reportedOf(known) : undefined;
@@ -153,13 +170,28 @@ export class Fleet {
     return this.observe(isOrder ? { ...route, source: "registration" } : route);
   }
 
-  /**
-   * The time of something seen or ordered at `now`: newer than what is known, and than what was ended, whose times may be
-   * those of a clock that was ahead.
-   */
+  /** The time of something seen or ordered at `now`: newer than what is known, and than what was ended. */
   timeAfterKnown(certname: Certname, now: number): number {
-    const endedUntil = this.ended.get(certname)?.at ?? -1;
-    return Math.max(this.map.timeAfterKnown(certname, now), endedUntil + 1);
+    return Math.max(this.map.timeAfterKnown(certname, now), this.#overUntil(certname) + 1);
+  }
+
+  /**
+   * Our clock was ahead, and was set back by so much (ms). What it had dated later than `latest` is dated anew, so that something
+   * newer of PuppetDB's counts. Its place stays as it is.
+   */
+  *setBack(byMs: number, latest: number): Generator<void> {
+    const dated = (at: number) => (at > latest ? Math.min(at - byMs, latest) : at);
+    yield* eachInPieces(this.own.values(), (own) => {
+      const at = believedAt(own, dated(own.at));
+      if (at === own.at) return;
+      const believed = { ...own, at, place: placeOf(own) };
+      this.own.set(own.certname, believed);
+      this.map.replace(believed);
+    });
+    for (const [certname, stone] of [...this.tombstones])
+      this.tombstones.set(certname, { ...stone, at: dated(stone.at) });
+    for (const [certname, end] of [...this.ended])
+      this.ended.set(certname, { ...end, since: dated(end.since) });
   }
 
   #took(observation: Observation): void {
@@ -175,13 +207,14 @@ export class Fleet {
     }
   }
 
-  /** Ends this registration or learned route. What PuppetDB says (undefined: nothing) takes its place. */
-  withdraw(ended: Observation, observation: Observation | undefined): void {
+  /** Ends this registration or learned route at `now` (ms). What PuppetDB says (undefined: nothing) takes its place. */
+  withdraw(ended: Observation, observation: Observation | undefined, now: number): void {
     const { certname } = ended;
+    const own = this.own.get(certname);
     // Meanwhile there is another registration, or PuppetDB had something newer.
-    if (this.own.get(certname) !== ended) return;
-    this.#remove(certname, ended.at, ended.at);
-    this.ended.set(certname, { at: ended.at, since: ended.at });
+    if (own === undefined || placeOf(own) !== placeOf(ended)) return;
+    this.#remove(certname, own.at);
+    this.ended.set(certname, { at: placeOf(own), since: now, reported: own.reported });
     this.#changed("ended", certname);
     if (observation === undefined) return;
     this.tombstones.delete(certname);
@@ -192,33 +225,36 @@ export class Fleet {
    * Takes over that another sasori ended a registration or learned route. False if it is not in force here. The node keeps its
    * route until PuppetDB is read again.
    */
-  takeEnd(certname: Certname, end: Tombstone): boolean {
+  takeEnd(certname: Certname, end: End): boolean {
     this.ended.set(certname, end);
     const own = this.own.get(certname);
-    if (own === undefined || own.at > end.at) return false;
-    const at = Math.max(0, (own.reported ?? 0) - 1);
-    this.map.replace({ certname, master: own.master, at, source: "inherited" });
+    if (own === undefined || placeOf(own) > end.at) return false;
+    this.map.replace({ certname, master: own.master, at: timeBefore(end), source: "inherited" });
     this.#disown(certname);
     return true;
   }
 
   /**
    * Takes a registration or learned route of another sasori. If ours is a registration or learned route too, theirs replaces
-   * it, because it has won already where rows are merged. But if ours was not saved yet at that time, the newer one counts. A
-   * route from PuppetDB is replaced only if theirs is newer. False if it does not count.
+   * it if it wins where rows are merged. A route from PuppetDB is replaced only if theirs is newer. A time later than `latest` is
+   * that of a clock that was ahead. False if it does not count.
    */
-  takeOwn(observation: Observation): boolean {
-    const { certname } = observation;
+  takeOwn(theirs: Observation, latest: number): boolean {
+    const { certname } = theirs;
+    const at = believedAt(theirs, latest);
+    const observation = at === theirs.at ? theirs : { ...theirs, at, place: theirs.at };
     const known = this.map.get(certname);
-    const isOurs = known !== undefined && !isOfPuppetdb(known);
-    const isOlder = (this.own.get(certname)?.at ?? -1) > observation.at;
-    const isOver = observation.at <= (this.ended.get(certname)?.at ?? -1);
-    if (isOurs && !isOver && !isOlder) {
-      this.map.replace(observation);
-      this.#took(observation);
-      return true;
+    const own = this.own.get(certname);
+    const isOver = theirs.at <= (this.ended.get(certname)?.at ?? -1);
+    const isBeaten = own !== undefined && beats(routeOf(own), routeOf(observation));
+    if (!isOver && !isBeaten) {
+      if (known !== undefined && !isOfPuppetdb(known)) {
+        this.map.replace(observation);
+        this.#took(observation);
+        return true;
+      }
+      if (this.#take(observation)) return true;
     }
-    if (this.observe(observation)) return true;
     this.#changed("route", certname);
     return false;
   }
@@ -244,14 +280,11 @@ export class Fleet {
     switch (kind) {
       case "route": {
         const own = this.own.get(key);
-        if (own === undefined) return { kind, key, value: null };
-        const { master, at, reported, reason, by } = own;
-        const source = own.source === "learned" ? own.source : "registration";
-        return { kind, key, at, value: { master, source, reported, reason, by } };
+        return own === undefined ? { kind, key, value: null } : { kind, key, ...routeOf(own) };
       }
       case "ended": {
-        const { at, since } = this.ended.get(key) ?? { at: 0, since: 0 };
-        return { kind, key, at, value: { since } };
+        const { at, ...value } = this.ended.get(key) ?? { at: 0, since: 0 };
+        return { kind, key, at, value };
       }
       case "removed": {
         const stone = this.tombstones.get(key);
@@ -381,7 +414,7 @@ export class Fleet {
     yield* eachInPieces(nodes, (certname) => {
       if (this.#held.has(certname) || (!isApproved && this.#isFresh(certname, reading))) return;
       const voidUntil = Math.min(reading.inactive.get(certname) ?? 0, reading.asOf);
-      this.#remove(certname, voidUntil, reading.asOf);
+      this.#remove(certname, voidUntil);
     });
     // What a standby does not list is not judged. So after reading one, foreign entries stay foreign.
     if (mayRemove && reading.active !== undefined && reading.isStandby !== true) this.foreign = undefined;
@@ -413,7 +446,7 @@ export class Fleet {
   #stepBack({ certname, observation, at }: StepBack): void {
     this.#stepsBack.delete(certname);
     if (observation === undefined) {
-      this.#remove(certname, at, at);
+      this.#remove(certname, at);
     } else {
       this.map.replace(observation);
       this.#took(observation);
@@ -532,8 +565,8 @@ export class Fleet {
     return [...this.#held, ...news];
   }
 
-  /** `voidUntil`: what PuppetDB said until then (ms) does not bring it back. `since`: now, on PuppetDB's clock. */
-  #remove(certname: Certname, voidUntil: number, since: number): void {
+  /** `voidUntil`: what PuppetDB said until then (ms) does not bring it back. */
+  #remove(certname: Certname, voidUntil: number): void {
     this.#unhold(certname);
     const { from, at = 0 } = this.map.get(certname) ?? {};
     const told = from === undefined ? undefined : { from, at };
@@ -541,7 +574,7 @@ export class Fleet {
     this.unroutable.delete(certname);
     this.flapping.delete(certname);
     this.#disown(certname);
-    this.tombstones.set(certname, { at: voidUntil, since, ...(told && { told }) });
+    this.tombstones.set(certname, { at: voidUntil, ...(told && { told }) });
     this.#changed("removed", certname);
   }
 }
@@ -549,6 +582,23 @@ export class Fleet {
 /** The time of what PuppetDB knew of a node when this was observed, or undefined if it knew nothing. */
 const reportedOf = (known: Assignment): number | undefined =>
   isOfPuppetdb(known) ? known.at : known.reported;
+
+/** A registration or learned route as it is saved. */
+function routeOf(own: Observation) {
+  const { master, reported, reason, by } = own;
+  const source = own.source === "learned" ? own.source : ("registration" as const);
+  return { at: placeOf(own), value: { master, source, reported, reason, by } };
+}
+
+/**
+ * When a registration or learned route counts as made: not later than `latest`. But it stays newer than what PuppetDB had said by
+ * then, because our clock may be behind PuppetDB's.
+ */
+const believedAt = ({ at, reported = -1 }: Observation, latest: number): number =>
+  Math.min(at, Math.max(latest, reported + 1));
+
+/** Shortly before what PuppetDB had said when the route that ended was made: so that this, and all that is newer, counts. */
+const timeBefore = ({ reported = 0 }: End): number => Math.max(0, reported - 1);
 
 /**
  * PuppetDB says something older than the route: it was restored from a backup. It is no step back if HAProxy no longer has the

@@ -58,6 +58,9 @@ export type Source = (typeof SOURCES)[number];
 export const isOfPuppetdb = ({ source }: Pick<Observation, "source">): boolean =>
   source === "facts" || source === "report" || source === "catalog";
 
+/** The place of a registration or learned route, see Observation. */
+export const placeOf = ({ place, at }: Pick<Observation, "place" | "at">): number => place ?? at;
+
 /**
  * Later times are refused. PuppetDB takes years up to 9999, but no real clock shows them, and later ones have no four-digit
  * year.
@@ -76,6 +79,11 @@ export interface Observation {
    * For a registration or learned route: the time of the PuppetDB observation that it replaced; missing if there was none.
    */
   reported?: number | undefined;
+  /**
+   * For a registration or learned route: its place among those of the node, if that is later than `at`, because a clock was
+   * ahead when it or an earlier one was dated. `at` says what PuppetDB's observations are compared with.
+   */
+  place?: number;
   /** For an inherited route: PuppetDB was read and says nothing newer. */
   confirmed?: true;
   /** For a registration: its reason, and who made it by their own word; one line each. */

@@ -133,6 +133,8 @@ export class Sync {
   /** Set while learned routes or registrations could not be saved, so that a restart would lose them: the reason. */
   unsaved: Failure | undefined;
   #began = Date.now() - performance.now();
+  /** The same, as of the last pass. */
+  #clock = this.#began;
   readonly #parts: SyncParts;
   readonly #watcher: SyncWatcher;
   readonly #file: TrackedTarget;
@@ -240,17 +242,19 @@ export class Sync {
   #takeRow(row: Row): void {
     const { fleet } = this;
     switch (row.kind) {
-      case "ended":
+      case "ended": {
+        const since = Math.min(row.value.since, latestTime());
         // PuppetDB says what takes its place.
-        if (fleet.takeEnd(row.key, { at: row.at, since: row.value.since })) this.#mustReadAll = true;
+        if (fleet.takeEnd(row.key, { ...row.value, at: row.at, since })) this.#mustReadAll = true;
         break;
+      }
       case "removed":
         // Never in the future, so that a wrong row cannot keep away a node that runs again.
         if (row.value !== null && fleet.map.get(row.key) === undefined)
           fleet.tombstones.set(row.key, { ...row.value, at: Math.min(row.value.at, latestTime()) });
         break;
       case "route":
-        if (row.value !== null) fleet.takeOwn({ certname: row.key, at: row.at, ...row.value });
+        if (row.value !== null) fleet.takeOwn({ certname: row.key, at: row.at, ...row.value }, latestTime());
         break;
       case "home":
         if (row.value === null) fleet.homes.delete(row.key);
@@ -267,7 +271,7 @@ export class Sync {
         break;
       }
       case "approval":
-        fleet.takeApproval(row.key, row.at);
+        fleet.takeApproval(row.key, Math.min(row.at, latestTime()));
         break;
     }
   }
@@ -291,7 +295,10 @@ export class Sync {
 
   /** Ends this registration or learned route; `observation` is what PuppetDB has of the node instead. */
   withdraw(ended: Observation, observation: Observation | undefined): Promise<void> {
-    return this.#submit((fleet) => fleet.withdraw(ended, observation));
+    return this.#submit((fleet) => {
+      const now = timeOfNow(() => fleet.map.assignments());
+      fleet.withdraw(ended, observation, now);
+    });
   }
 
   async #submit(change: (fleet: Fleet) => void | Promise<void>): Promise<void> {
@@ -317,6 +324,14 @@ export class Sync {
     return this.#began;
   }
 
+  /** If somebody has set our clock back, PuppetDB may have something newer than what we had dated. */
+  async #lookAtClock(): Promise<void> {
+    const startedAt = Date.now() - performance.now();
+    const backMs = this.#clock - startedAt;
+    this.#clock = startedAt;
+    if (backMs > CLOCK_SET_MS) await inPieces(this.fleet.setBack(backMs, latestTime()));
+  }
+
   get #targets(): readonly TrackedTarget[] {
     return [this.#file, ...this.#instances];
   }
@@ -327,6 +342,7 @@ export class Sync {
     });
     try {
       clock.begin("look");
+      await this.#lookAtClock();
       await this.#followNames(stop);
       await Promise.all([
         this.#each(LOOK_MS, stop, (target, signal) => target.look(request.full === true, signal)),

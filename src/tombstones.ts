@@ -1,6 +1,6 @@
-// Nodes that were removed from the map, and the time up to which evidence of them does not count. Without this record an
-// HAProxy that comes back with its old map, or a second sasori that is a pass behind, would bring them back for good.
-// Promises: bounded, and kept for longer than PuppetDB keeps deactivated nodes by default (14 days).
+// What is over, by node: nodes that were removed from the map, and registrations and learned routes that were ended. Without
+// this record an HAProxy that comes back with its old map, or a second sasori that is a pass behind, would bring them back.
+// Promises: the newest are kept, and they are bounded by their number alone: no clock can end one.
 // Pure state: no I/O, no clock.
 
 import type { Certname } from "./node-map.js";
@@ -11,20 +11,27 @@ export interface Tombstone {
    * 0: all count.
    */
   at: number;
-  /** When the node was removed (ms). */
-  since: number;
   /** With several PuppetDBs: which one the route came from, and its time. From another one only newer observations count. */
   told?: { from: string; at: number } | undefined;
 }
 
+/** The end of a registration or learned route. */
+export interface End {
+  /** The place (see Observation) of the newest that is over (ms). */
+  at: number;
+  /** When it was ended (ms). */
+  since: number;
+  /** The time of the PuppetDB observation that it had replaced; missing if there was none. */
+  reported?: number | undefined;
+}
+
 const MAX_TOMBSTONES = 20_000;
-const KEPT_MS = 30 * 24 * 60 * 60_000;
 
-export class Tombstones {
+export class Tombstones<Stone = Tombstone> {
   /** The oldest first. */
-  readonly #stones: Map<Certname, Tombstone>;
+  readonly #stones: Map<Certname, Stone>;
 
-  constructor(like?: Tombstones) {
+  constructor(like?: Tombstones<Stone>) {
     this.#stones = new Map(like === undefined ? [] : like.#stones);
   }
 
@@ -32,7 +39,7 @@ export class Tombstones {
     return this.#stones.size;
   }
 
-  [Symbol.iterator](): IterableIterator<[Certname, Tombstone]> {
+  [Symbol.iterator](): IterableIterator<[Certname, Stone]> {
     return this.#stones.entries();
   }
 
@@ -40,17 +47,15 @@ export class Tombstones {
     return this.#stones.has(certname);
   }
 
-  get(certname: Certname): Tombstone | undefined {
+  get(certname: Certname): Stone | undefined {
     return this.#stones.get(certname);
   }
 
-  set(certname: Certname, stone: Tombstone): void {
+  set(certname: Certname, stone: Stone): void {
     this.#stones.delete(certname); // To be the last.
     this.#stones.set(certname, stone);
-    for (const [oldest, { since }] of this.#stones) {
-      if (this.#stones.size <= MAX_TOMBSTONES && since > stone.since - KEPT_MS) break;
-      this.#stones.delete(oldest);
-    }
+    const [oldest] = this.#stones.keys();
+    if (oldest !== undefined && this.#stones.size > MAX_TOMBSTONES) this.#stones.delete(oldest);
   }
 
   delete(certname: Certname): boolean {

@@ -575,9 +575,9 @@ describe("estates", () => {
   test("an end that another replica was told leaves the route until the estate that told it is back", () =>
     withRegistration(async ({ lab, second, sync, full }) => {
       const certname = parseCertname(NODE);
-      const at = sync.fleet.own.get(certname)?.at ?? 0;
+      const { at = 0, reported } = sync.fleet.own.get(certname) ?? {};
       await second.stop();
-      sync.fleet.takeEnd(certname, { at, since: at });
+      sync.fleet.takeEnd(certname, { at, since: at, reported });
       expect(await full()).toMatchObject({ outcome: "failed", held: { count: 1 } });
       expect((await lab.file()).get(NODE)).toBe("master3");
       await second.start();

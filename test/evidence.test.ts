@@ -1,7 +1,7 @@
 // The rules of docs/evidence.md: what moves a route, and what never does. Real HAProxys, the PuppetDB stand-in, real passes.
 
 import { readFile, rename, rm, stat, writeFile } from "node:fs/promises";
-import { describe, expect, test } from "vitest";
+import { afterEach, describe, expect, test, vi } from "vitest";
 import { Fleet } from "../src/fleet.js";
 import type { Certname, Master, Observation } from "../src/node-map.js";
 import type { Sync } from "../src/sync.js";
@@ -273,7 +273,7 @@ describe("an order that was answered", () => {
     order("master1", 10);
     const ended = fleet.own.get(NODE as Certname);
     order("master2", 20);
-    if (ended !== undefined) fleet.withdraw(ended, undefined);
+    if (ended !== undefined) fleet.withdraw(ended, undefined, 30);
     expect(fleet.map.get(NODE as Certname)?.master).toBe("master2");
   });
 });
@@ -296,18 +296,153 @@ describe("an order after the end of another one", () => {
     }));
 });
 
+describe("when the clock was ahead and has been set right", () => {
+  afterEach(() => void vi.useRealTimers());
+  const AHEAD = 400 * 24 * 60 * MINUTE;
+  const own = (sync: Sync, certname = NODE) => sync.fleet.own.get(certname as Certname);
+
+  /** `use` runs more than a year ahead. */
+  async function ahead<T>(use: () => Promise<T>): Promise<T> {
+    vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + AHEAD });
+    try {
+      return await use();
+    } finally {
+      vi.useRealTimers();
+    }
+  }
+
+  async function withOrderOfThen(use: (lab: FleetLab, sync: Sync) => Promise<void>): Promise<void> {
+    await withFleetLab([], async (lab) => {
+      for (const index of [0, 1]) await lab.run(name(index), "master1", -60 * MINUTE);
+      const sync = await lab.newSync();
+      await full(sync);
+      await ahead(() => sync.submit(registration(NODE, "master2")));
+      await use(lab, sync);
+    });
+  }
+
+  test("an order of then gives way to what PuppetDB receives now, and until then it stands", () =>
+    withOrderOfThen(async (lab, sync) => {
+      for (const request of [{}, { full: true }]) await sync.request(request);
+      await everywhere(lab, { [NODE]: "master2", [name(1)]: "master1" });
+      await lab.run(NODE, "master3", 1_000);
+      await sync.request({});
+      await everywhere(lab, { [NODE]: "master3", [name(1)]: "master1" });
+      expect((await lab.newSync()).fleet.own.size).toBe(0);
+    }));
+
+  test("so it does after a restart, and a later order is behind it for every sasori", () =>
+    withOrderOfThen(async (lab, before) => {
+      const sync = await lab.newSync();
+      await full(sync);
+      await everywhere(lab, { [NODE]: "master2", [name(1)]: "master1" });
+      await sync.submit(registration(NODE, "master3"));
+      await before.request({});
+      expect([own(before)?.master, own(await lab.newSync())?.master]).toEqual(["master3", "master3"]);
+      await lab.run(NODE, "master1", 1_000);
+      await sync.request({});
+      await everywhere(lab, { [NODE]: "master1", [name(1)]: "master1" });
+    }));
+
+  test("the end of such an order counts for every sasori that knows the order", () =>
+    withOrderOfThen(async (lab, sync) => {
+      const other = await lab.newSync();
+      await full(other);
+      const ended = own(sync);
+      const submitted = { certname: NODE as Certname, master: "master1" as Master, source: "facts" as const };
+      if (ended !== undefined) await sync.withdraw(ended, { ...submitted, at: Date.now() - 60 * MINUTE });
+      for (const one of [other, sync]) await one.request({});
+      expect([own(sync), own(other), own(await lab.newSync())]).toEqual([undefined, undefined, undefined]);
+      await everywhere(lab, { [NODE]: "master1", [name(1)]: "master1" });
+    }));
+
+  test("a node whose order was ended then is back with its next run", () =>
+    withOrderOfThen(async (lab, sync) => {
+      const NEW = "new.example.com";
+      await sync.submit(registration(NEW, "master2"));
+      await ahead(async () => {
+        await sync.submit(registration(NEW, "master3"));
+        const ended = own(sync, NEW);
+        if (ended !== undefined) await sync.withdraw(ended, undefined);
+      });
+      expect((await lab.file()).has(NEW)).toBe(false);
+      await lab.run(NEW, "master1", 1_000);
+      await sync.request({});
+      expect((await lab.file()).get(NEW)).toBe("master1");
+    }));
+
+  test("what was removed before stays removed, also after a restart", () =>
+    withOrderOfThen(async (lab, sync) => {
+      await lab.puppetdb.deactivateNode(name(1));
+      await full(sync);
+      await ahead(async () => {
+        const ended = own(sync);
+        if (ended !== undefined) await sync.withdraw(ended, undefined);
+        await writeFile(`${lab.mapFile}.state.json`, ""); // So it is written anew.
+        await sync.submit(registration("new.example.com", "master2"));
+      });
+      for (const one of [sync, await lab.newSync()])
+        expect(one.fleet.tombstones.has(name(1) as Certname)).toBe(true);
+    }));
+});
+
+test("an order that was saved stays newer than what PuppetDB had said by then, though our clock is behind now", () => {
+  const fleet = new Fleet();
+  const [now, reported] = [1_000, 9_000];
+  fleet.takeEnd(name(1) as Certname, { at: 9_500, since: now, reported });
+  for (const certname of [NODE, name(1)])
+    fleet.takeOwn({ ...registration(certname, "master2"), at: 9_500, reported }, now);
+  expect([...fleet.own.values()]).toMatchObject([{ certname: NODE, at: reported + 1 }]);
+  fleet.observe({ ...registration(NODE, "master1"), source: "facts", at: reported });
+  expect(fleet.map.get(NODE as Certname)?.master).toBe("master2");
+});
+
+describe("the end of a registration that another sasori was told", () => {
+  test("leaves the route to what PuppetDB has, also if PuppetDB comes back only after a restart", () =>
+    withFleetLab([], async (lab) => {
+      const run = async () => {
+        await lab.run(NODE, "master1", -60 * MINUTE);
+        await lab.run(name(1), "master1", -MINUTE);
+      };
+      await run();
+      const sync = await lab.newSync();
+      await full(sync);
+      await sync.submit(registration(NODE, "master2"));
+      const files = {
+        SASORI_MAP_FILE: `${lab.mapFile}.other`,
+        SASORI_STATE_FILE: `${lab.mapFile}.state.json`,
+      };
+      const other = await lab.newSync(files);
+      await lab.stopPuppetdb();
+      const ended = other.fleet.own.get(NODE as Certname);
+      const submitted = { certname: NODE as Certname, master: "master1" as Master, source: "facts" as const };
+      if (ended !== undefined) await other.withdraw(ended, { ...submitted, at: Date.now() - 60 * MINUTE });
+      await sync.request({}); // It cannot know yet what PuppetDB has.
+      await everywhere(lab, { [NODE]: "master2", [name(1)]: "master1" });
+      const again = await lab.newSync();
+      await lab.startPuppetdb();
+      await run().catch(run);
+      expect(await full(again)).toMatchObject({ outcome: "done" });
+      await everywhere(lab, { [NODE]: "master1", [name(1)]: "master1" });
+    }));
+});
+
 describe("what another sasori was told", () => {
   const taken = (master: string, at: number) => {
     const fleet = new Fleet();
     fleet.observe({ ...registration(NODE, "master2"), at: 20 });
-    fleet.takeOwn({ ...registration(NODE, master), at });
+    fleet.takeOwn({ ...registration(NODE, master), at }, Date.now());
     return { live: fleet.map.get(NODE as Certname)?.master, own: fleet.own.get(NODE as Certname)?.master };
   };
 
   test("does not undo a later order that was not saved yet when it came", () => {
     expect(taken("master3", 10)).toEqual({ live: "master2", own: "master2" });
-    expect(taken("master3", 20)).toEqual({ live: "master3", own: "master3" });
     expect(taken("master3", 30)).toEqual({ live: "master3", own: "master3" });
+  });
+
+  test("of two orders of the same millisecond the one counts that wins where rows are merged", () => {
+    expect(taken("master3", 20)).toEqual({ live: "master3", own: "master3" });
+    expect(taken("master1", 20)).toEqual({ live: "master2", own: "master2" });
   });
 });
 

@@ -172,7 +172,7 @@ describe("evidence", () => {
 
   test("of a removed node is what is newer than its deactivation", async () => {
     const fleet = new Fleet();
-    fleet.tombstones.set(A, { at: 5, since: 6 });
+    fleet.tombstones.set(A, { at: 5 });
     expect(await resolverOf(async () => answerOf(A, "master1"), fleet).owner(A, undefined)).toBeUndefined();
   });
 

@@ -8,7 +8,6 @@ import { type BigIntStats, constants } from "node:fs";
 import { type FileHandle, link, open, realpath, rename, stat } from "node:fs/promises";
 import { crc32 } from "node:zlib";
 import { z } from "zod";
-import { latestTime } from "../clock.js";
 import { Patience } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
 import { eachInPieces, inPieces, letOthersIn } from "../pieces.js";
@@ -101,7 +100,7 @@ const LISTS = {
     kind: "removed",
     key,
     at: since,
-    value: { at, since },
+    value: { at },
   })),
   ended: Stone1.transform(({ certname: key, at, since }) => ({ kind: "ended", key, at, value: { since } })),
 };
@@ -189,7 +188,7 @@ export class Journal implements State {
       const { rows, unusable, lines, isOld } = found;
       await inPieces(eachInPieces(rows, (row) => this.rows.take(row)));
       this.#lines = lines;
-      this.#isAnew = isOld || unusable.length > 0 || this.#notLaterThan(latestTime());
+      this.#isAnew = isOld || unusable.length > 0;
       this.#left = left;
       if (unusable.length > 0) await this.#keepCopy(found, untouched);
     } catch (error) {
@@ -199,27 +198,6 @@ export class Journal implements State {
       else await this.#setAside(error);
     }
     return [...this.rows];
-  }
-
-  /**
-   * If the clock was set back, some times are in the future. They are changed to now, and keep their order, a millisecond apart,
-   * so that a registration stays newer than the end of an earlier one. Returns whether there were any.
-   */
-  #notLaterThan(now: number): boolean {
-    const future = [...this.rows].filter(({ at }) => at > now);
-    const times = [...new Set(future.map(({ at }) => at))].sort((a, b) => b - a);
-    const newTimes = new Map(times.map((at, index) => [at, Math.max(0, now - index)]));
-    const found = future.map((row) => [row, this.#orderedAfter(row)] as const);
-    for (const [row, after] of found)
-      this.rows.replace({ ...row, at: Math.max(newTimes.get(row.at) ?? now, after) });
-    return future.length > 0;
-  }
-
-  /** An order that is in force stays newer than what PuppetDB had said by then: our clock may be behind PuppetDB's. */
-  #orderedAfter({ kind, key, at, value }: Row): number {
-    if (kind !== "route" || value?.reported === undefined) return 0;
-    const ended = this.rows.get(keyOf({ kind: "ended", key }));
-    return ended !== undefined && ended.at >= at ? 0 : Math.min(at, value.reported + 1);
   }
 
   removeLeftovers(): Promise<void> {
@@ -362,7 +340,7 @@ export class Journal implements State {
   }
 
   async #writeAnew(again: () => void): Promise<void> {
-    await inPieces(this.rows.prune(Date.now()));
+    await inPieces(this.rows.prune());
     const rows = [...this.rows];
     await this.#keepStrange();
     const written = await replaceFile(this.#file, contentOf(rows, again), STATE_FILE_MODE);

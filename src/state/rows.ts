@@ -35,9 +35,8 @@ const Route = z.strictObject({
   reason: Remark.optional(),
   by: Remark.optional(),
 });
-const Removed = z.strictObject({
+const Removed = z.object({
   at: Time,
-  since: Time,
   told: z.strictObject({ from: z.string().max(MAX_URL), at: Time }).optional(),
 });
 const Home = z.strictObject({ master: MasterShape });
@@ -56,8 +55,8 @@ export const GUARD = "guard";
 
 /**
  * The kinds of rows:
- * - `route`: a registration or learned route, made at `at`; null: it no longer counts.
- * - `ended`: a person ended the registrations and learned routes that were made until `at`.
+ * - `route`: a registration or learned route, whose place is `at`; null: it no longer counts.
+ * - `ended`: a person ended the registrations and learned routes whose place is not behind `at`, see End.
  * - `removed`: the node was removed, see Tombstone; null: it is back.
  * - `home`: the master that a displaced node left; null: it is no longer displaced.
  * - `sizes`: the guard's memory of the whole map (GUARD), or of the estate whose first PuppetDB has this URL.
@@ -65,7 +64,7 @@ export const GUARD = "guard";
  */
 const RowShape = z.discriminatedUnion("kind", [
   row("route", CertnameShape, Route.nullable()),
-  row("ended", CertnameShape, z.strictObject({ since: Time })),
+  row("ended", CertnameShape, z.strictObject({ since: Time, reported: Time.optional() })),
   row("removed", CertnameShape, Removed.nullable()),
   row("home", CertnameShape, Home.nullable()),
   row("sizes", z.string().min(1).max(MAX_URL), Sizes),
@@ -88,15 +87,15 @@ export const keyOf = ({ kind, key }: Pick<Row, "kind" | "key">): string => `${ki
 export const parseRow = (found: unknown): Row => RowShape.parse(found);
 
 /** Whether `row` replaces `known`. Every sasori must decide this in the same way, and so must the SQL in database.ts. */
-export function beats(row: Row, known: Row): boolean {
+export function beats(row: Pick<Row, "at" | "value">, known: Pick<Row, "at" | "value">): boolean {
   return row.at > known.at || (row.at === known.at && Buffer.compare(rank(row), rank(known)) > 0);
 }
 
 /** With the same time a deletion ranks above a value. */
-const rank = ({ value }: Row): Buffer => Buffer.from(value === null ? "~" : JSON.stringify(value));
+const rank = ({ value }: Pick<Row, "value">): Buffer =>
+  Buffer.from(value === null ? "~" : JSON.stringify(value));
 
-/** Deletions are kept longer than tombstones (see tombstones.ts), and as many of them. */
-const KEPT_MS = 31 * 24 * 60 * 60_000;
+/** As many as tombstones, see tombstones.ts. */
 const MAX_KEPT = 20_000;
 
 /** Whether the row only says that something ended, so that it may be forgotten one day. */
@@ -129,11 +128,6 @@ export class Rows {
     return true;
   }
 
-  /** Replaces the known row in any case. */
-  replace(row: Row): void {
-    this.#rows.set(keyOf(row), row);
-  }
-
   /**
    * The change as a row, or undefined if it changes nothing. The end of a route gets that route's own time, so that it does not
    * beat a registration that was made elsewhere in the meantime.
@@ -148,14 +142,13 @@ export class Rows {
     return parseRow({ ...change, at: time });
   }
 
-  /** Forgets rows of things that ended more than a month ago, and the oldest ones if there are too many. */
-  *prune(now: number): Generator<void> {
+  /** Forgets the oldest rows of things that ended, if there are too many. */
+  *prune(): Generator<void> {
     const past: Row[] = [];
     yield* eachInPieces(this.#rows.values(), (row) => {
       if (isPast(row)) past.push(row);
     });
-    const old = past.filter(({ at }, index) => at < now - KEPT_MS || index < past.length - MAX_KEPT);
-    yield* eachInPieces(old, (row) => {
+    yield* eachInPieces(past.slice(0, -MAX_KEPT), (row) => {
       if (this.get(keyOf(row)) === row) this.#rows.delete(keyOf(row));
     });
   }
