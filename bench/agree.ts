@@ -1,14 +1,17 @@
 // Replicas that share a PostgreSQL: from the order at one of them until every replica's live map has it. And what one
-// registration costs, alone, after thousands of others, and with 999 more in one call. PuppetDB is down: nothing is asked.
+// registration costs, alone, after thousands of others, and with 999 more in one call, also by the command line. PuppetDB is
+// down: nothing is asked.
 
+import { execFile } from "node:child_process";
 import { writeFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { promisify } from "node:util";
 import { HEADER } from "../src/target/map-file.js";
 import { runtimeCommand } from "../test/support/haproxy-server.js";
 import { type PostgresServer, startPostgres } from "../test/support/postgres-server.js";
 import type { Bench, Row } from "./bench.js";
-import { type Daemon, lookupConfig, newestHaproxy, ROUNDS, round, startSasori } from "./daemon.js";
+import { CLI, type Daemon, lookupConfig, newestHaproxy, ROUNDS, round, startSasori } from "./daemon.js";
 import { FLEET, masterOf, nameOf } from "./fleet.js";
 import { type Haproxy, median, preciseCpuMs, quantile, Stage } from "./stage.js";
 
@@ -124,11 +127,27 @@ export const registrations: Bench = {
         return daemon.call("PUT", `/api/v1/nodes/${certname}`, { master });
       };
       const many = () => daemon.call("PUT", "/api/v1/nodes", Object.fromEntries(nodes(MANY)));
-      const timed = async (what: string, work: () => Promise<unknown>) => {
+      const list = path.join(stage.folder, "nodes.txt");
+      const register = (...args: string[]) =>
+        promisify(execFile)(process.execPath, [CLI, "register", ...args], {
+          signal,
+          env: { PATH: process.env.PATH, SASORI_LISTEN: new URL(daemon.url).host },
+        });
+      const typeOne = () => register(...(nodes(1)[0] ?? []));
+      const writeList = () =>
+        writeFile(
+          list,
+          nodes(MANY)
+            .map((node) => `${node.join(" ")}\n`)
+            .join(""),
+        );
+      const typeMany = () => register("--file", list);
+      const timed = async (what: string, work: () => Promise<unknown>, before?: () => Promise<unknown>) => {
         const times: number[] = [];
         const cpu: number[] = [];
         for (let turn = 1; turn <= ROUNDS; turn += 1) {
           progress(`${what}, round ${turn} of ${ROUNDS}`);
+          await before?.();
           const [began, spent] = [performance.now(), preciseCpuMs(daemon.pid)];
           await work();
           times.push(performance.now() - began);
@@ -142,17 +161,21 @@ export const registrations: Bench = {
       for (let done = ROUNDS * MANY; done < BEFORE; done += MANY) await many();
       const before = next;
       const after = await timed(`one after ${before}`, one);
-      const row = (what: string, { ms, cpu }: typeof alone): Row => ({
+      const typed = await timed("one, by the command line", typeOne);
+      const file = await timed(`${MANY}, by the command line`, typeMany, writeList);
+      const row = (what: string, { ms, cpu }: typeof alone, one = alone): Row => ({
         nodes: FLEET,
         registered: what,
         "answered after ms": ms,
-        "of one": round(ms / alone.ms, 2),
+        "of one": round(ms / one.ms, 2),
         "sasori CPU ms": cpu,
       });
       return [
         row("one", alone),
         row(`one, after ${before} others`, after),
         row(`${MANY} in one call`, thousand),
+        row("one: sasori register", typed, typed),
+        row(`${MANY}: sasori register --file`, file, typed),
       ];
     }),
 };
