@@ -6,6 +6,7 @@
 
 import { createHash } from "node:crypto";
 import type { RemovalLimit } from "./config.js";
+import { counted, number } from "./counts.js";
 import type { Certname, Observation } from "./node-map.js";
 import { eachInPieces, sortInPieces } from "./pieces.js";
 
@@ -159,7 +160,8 @@ export class Guard {
     limit: RemovalLimit,
     allOfIt = "empty the map",
   ): string | undefined {
-    const would = (count: number, of: number) => `${count} of ${of} entries would be removed`;
+    const would = (count: number, of: number) =>
+      `${number(count)} of ${counted(of, "entry", "entries")} would be removed`;
     if (foreign !== undefined) {
       const count = gone.length + foreign.length;
       const all = size + foreign.length;
@@ -171,7 +173,7 @@ export class Guard {
     const allowed = "entries" in limit ? limit.entries : Math.max(FEW_ENTRIES, (most * limit.percent) / 100);
     if (gone.length >= size) return `${would(gone.length, size)}: that would ${allOfIt}`;
     if (gone.length + lately <= allowed) return undefined;
-    const before = lately > 0 ? `, after ${lately} in the last 30 days` : "";
+    const before = lately > 0 ? `, after ${number(lately)} in the last 30 days` : "";
     return `${would(gone.length, size)}${before}: more than SASORI_MAX_REMOVED allows (${describe(limit)})`;
   }
 
@@ -207,12 +209,11 @@ function stepsBackReason(stepsBack: readonly StepBack[]): string | undefined {
   const latest = (times: number[]) => new Date(times.reduce((a, b) => Math.max(a, b), 0)).toISOString();
   const from = latest(stepsBack.map((step) => step.from));
   const to = latest(stepsBack.map(({ at }) => at));
-  const nodes = stepsBack.length === 1 ? "1 node" : `${stepsBack.length} nodes`;
-  return `PuppetDB went back from ${from} to ${to}: ${nodes} would move or be removed`;
+  return `PuppetDB went back from ${from} to ${to}: ${counted(stepsBack.length, "node")} would move or be removed`;
 }
 
 function describe(limit: RemovalLimit): string {
-  return "entries" in limit ? `${limit.entries}` : `${limit.percent}%, at least ${FEW_ENTRIES} entries`;
+  return "entries" in limit ? number(limit.entries) : `${limit.percent}%, at least ${FEW_ENTRIES} entries`;
 }
 
 /** The form of a plan id, as a person types it. */

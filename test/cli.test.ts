@@ -305,7 +305,7 @@ describe("with a daemon", () => {
       await startDaemon();
       const well = await sasori("status");
       expect(well.code).toBe(0);
-      expect(lines(well.stdout)[0]).toMatch(/^in sync: 6 nodes in sync, in the map file and in 1 HAProxy\.$/);
+      expect(lines(well.stdout)[0]).toMatch(/^in sync: 6 nodes, in the map file and in 1 HAProxy\.$/);
       await lab.haproxys[0]?.kill();
       expect((await sasori("sync")).code).toBe(1);
       const ill = await sasori("status");

@@ -176,7 +176,7 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
         remedy: expect.stringContaining("sasori diff"),
       });
       const differs = finding(diagnosis, "file and live map");
-      expect(differs?.detail).toContain("3 nodes differ"); // Node1 is node1.
+      expect(differs?.detail).toContain("differ for 3 nodes"); // Node1 is node1.
       expect(differs?.detail).toContain("node2.example.com master3 → master1");
       expect(differs?.detail).toContain("node3.example.com master1 → (missing)");
     }));
@@ -560,7 +560,7 @@ describe("the doctor and this machine", () => {
         await expect.poll(async () => (await fetch(`${daemon.url}/readyz`)).status).toBe(200);
         expect(finding(await examine(), "daemon")).toMatchObject({
           outcome: "ok",
-          detail: expect.stringContaining(`sasori ${VERSION} runs: 30 nodes in sync`),
+          detail: expect.stringContaining(`sasori ${VERSION} runs, in sync: 30 nodes, in the map file`),
         });
         const other = await diagnose(env, "9.9.9");
         expect(finding(other, "daemon")).toMatchObject({ outcome: "warning", remedy: "restart the daemon" });

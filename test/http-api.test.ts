@@ -487,7 +487,7 @@ describe("the status", () => {
         const status = () => get<Status>("/api/v1/status");
         expect(await status()).toMatchObject({
           state: "in sync",
-          summary: "15 nodes in sync, in the map file and in 1 HAProxy.",
+          summary: "15 nodes, in the map file and in 1 HAProxy.",
           troubles: [],
           version: expect.stringMatching(/^\d+\.\d+\.\d+/),
           lastGoodPoll: expect.any(String),

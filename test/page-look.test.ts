@@ -262,6 +262,42 @@ describe.skipIf(chromium === undefined)("the page looks right", { timeout: DEADL
     });
   });
 
+  test("with pools: how many of each pool's servers are up, and which", () => {
+    const pool = (site: string, count: number) =>
+      Array.from({ length: count }, (_, index) => longMaster(index).replace("eu-central-1", site));
+    const masters = { "puppet-fra": pool("fra", 3), "puppet-lon": pool("lon", 4) };
+    const nodes = fleet(3_000, Object.values(masters).flat(), longNode);
+    const env = { SASORI_ROUTE_TO: "backends", SASORI_BACKEND: "puppet-[a-z]+" };
+    return withFleetSite({ masters, nodes, haproxys: 2, env }, async (site) => {
+      const drained = masters["puppet-lon"][1] ?? "";
+      for (const { socketPath } of site.haproxys) {
+        await runtimeCommand(socketPath, `set server puppet-lon/${masters["puppet-lon"][0]} state maint`);
+        await runtimeCommand(socketPath, `set server puppet-lon/${drained} state drain`);
+      }
+      await runtimeCommand(
+        site.haproxys[0]?.socketPath ?? "",
+        `set server puppet-lon/${drained} state ready`,
+      );
+      await withPage(
+        browser,
+        async (page) => {
+          await page.goto(site.url);
+          await says(page, "Everything is in sync");
+          const lon = page.getByRole("listitem").filter({ hasText: "puppet-lon" });
+          await page.getByText("3 of 3 servers up", { exact: true }).waitFor();
+          await lon.getByText("2 of 4 servers up", { exact: true }).waitFor();
+          await lon.getByText("4 servers", { exact: true }).click();
+          await lon.getByText("drained in 1 of 2 HAProxys", { exact: true }).waitFor();
+          for (const width of WIDTHS) {
+            await page.setViewportSize({ width, height: 900 });
+            await look(page, `page-pools-${width}`);
+          }
+        },
+        wide(),
+      );
+    });
+  });
+
   test("with a held plan of 5,000 nodes", () => {
     const masters = Array.from({ length: 12 }, (_, index) => longMaster(index));
     const nodes = [...fleet(20_000, masters, longNode)];

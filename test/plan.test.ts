@@ -186,7 +186,7 @@ describe("the guard", () => {
   test("holds whatever would go from a map that somebody else made", () => {
     expect(judge({ gone: names(1), foreign: ["Printer one"] }, 1_000, { limit })).toMatchObject({
       kind: "held",
-      reason: "2 of 1001 entries would be removed from a map that sasori did not make",
+      reason: "2 of 1,001 entries would be removed from a map that sasori did not make",
       certnames: ["node0", "Printer one"],
     });
     expect(judge({ foreign: [] }, 1_000, { limit }).kind).toBe("allowed");

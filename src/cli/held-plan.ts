@@ -1,7 +1,7 @@
 // `sasori diff --held`: the plan that the guard holds, whole.
 
+import { counted, number } from "../counts.js";
 import type { HeldPlan } from "../http/api-shapes.js";
-import { counted, number } from "../http/troubles.js";
 import { type Address, mustAskDaemon } from "./daemon-client.js";
 import { query } from "./listing.js";
 import { prose } from "./report-text.js";

@@ -1,11 +1,12 @@
 // What the command line prints of lists, for people: nodes, masters, moves, passes, and what the doctor found.
 // Pure: values in, text out.
 
+import { counted, number } from "../counts.js";
 import type { Finding } from "../doctor/check.js";
 import type { Diagnosis } from "../doctor/doctor.js";
 import { quote } from "../errors.js";
 import type { Masters, Move, Node, Pass, Replica, Replicas, ServerLoad } from "../http/api-shapes.js";
-import { counted, number, remedyFor, shown, UNROUTABLE_REMEDY, withoutPlace } from "../http/troubles.js";
+import { remedyFor, shown, UNROUTABLE_REMEDY, withoutPlace } from "../http/troubles.js";
 import { ago, localTime, prose, type Style, seconds, table } from "./report-text.js";
 import type { Column } from "./table.js";
 

@@ -4,10 +4,10 @@
 // meanwhile stays where it is.
 
 import { setTimeout as sleep } from "node:timers/promises";
+import { counted } from "../counts.js";
 import { SasoriError } from "../errors.js";
 import type { Displaced, DisplacedNodes, MasterRow, Masters, Nodes, Story } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
-import { counted } from "../http/troubles.js";
 import { type Address, isRefused, mustAskDaemon } from "./daemon-client.js";
 import { query } from "./listing.js";
 import { noSuchMaster } from "./names.js";

@@ -3,9 +3,10 @@
 import { readFile } from "node:fs/promises";
 import { hostname, userInfo } from "node:os";
 import { text } from "node:stream/consumers";
+import { counted, number } from "../counts.js";
 import { quote, reason, SasoriError } from "../errors.js";
 import type { Registrations } from "../http/api-shapes.js";
-import { counted, withoutPlace } from "../http/troubles.js";
+import { withoutPlace } from "../http/troubles.js";
 
 /** More wrong lines are counted. */
 const MAX_TOLD = 20;
@@ -28,7 +29,7 @@ export async function readRegistrations(file: string): Promise<FileRegistration[
     return [];
   });
   if (problems.length > 0) {
-    const more = problems.length > MAX_TOLD ? `; and ${problems.length - MAX_TOLD} more` : "";
+    const more = problems.length > MAX_TOLD ? `; and ${number(problems.length - MAX_TOLD)} more` : "";
     const told = `${problems.slice(0, MAX_TOLD).join("; ")}${more}`;
     throw new SasoriError(
       "USAGE",

@@ -1,10 +1,11 @@
 // What the command line prints for people: short, aligned, saying what changed and what to do about it.
 // Pure: values in, text out.
 
+import { counted, number } from "../counts.js";
 import { quote } from "../errors.js";
 import type { Lookup, Move, Pass, Status, Story, TargetRow, Trouble } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
-import { counted, number, shown, troublesOfReport, withoutPlace } from "../http/troubles.js";
+import { shown, troublesOfReport, withoutPlace } from "../http/troubles.js";
 import type { Change } from "../plan.js";
 import type { SyncReport } from "../sync-report.js";
 import type { TargetReport } from "../target/tracked-target.js";

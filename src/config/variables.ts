@@ -35,19 +35,14 @@ const about = (meaning: string, example: string, shownDefault?: string) => ({
 export const Env = z.object({
   SASORI_PUPPETDB_URL: puppetdbUrls.meta(
     about(
-      "base URL of PuppetDB, http or https. Several (docs/estates.md): a comma separates PuppetDBs with different nodes, a bar those with the same nodes",
+      "base URL of PuppetDB, http or https; for several see docs/estates.md",
       "https://puppetdb.example.com:8081",
       "required",
     ),
   ),
   SASORI_PUPPETDB_CERT: filesOfEstates(readable)
     .optional()
-    .meta(
-      about(
-        "client certificate for PuppetDB, PEM. sasori notices a renewal by itself. For several estates: one file for all, or one for each",
-        "/etc/puppetlabs/puppet/ssl/certs/sasori.pem",
-      ),
-    ),
+    .meta(about("client certificate for PuppetDB, PEM", "/etc/puppetlabs/puppet/ssl/certs/sasori.pem")),
   SASORI_PUPPETDB_KEY: filesOfEstates(readable)
     .optional()
     .meta(
@@ -58,24 +53,15 @@ export const Env = z.object({
     .meta(about("CA that signed PuppetDB's certificate, PEM", "/etc/puppetlabs/puppet/ssl/certs/ca.pem")),
   SASORI_PUPPETDB_TOKEN_FILE: filesOfEstates(token)
     .optional()
-    .meta(
-      about(
-        "file with an RBAC token for PuppetDB, sent as `X-Authentication`; over https, or to this machine",
-        "/etc/sasori/puppetdb.token",
-      ),
-    ),
+    .meta(about("file with an RBAC token for PuppetDB", "/etc/sasori/puppetdb.token")),
   SASORI_OBSERVATIONS: observations
     .prefault("facts,reports")
     .meta(
-      about(
-        "which submissions show a node's master: `facts`, `reports` or both. Set `facts` if `report_server` is another machine",
-        "facts",
-        "facts,reports",
-      ),
+      about("which submissions show a node's master: `facts`, `reports` or both", "facts", "facts,reports"),
     ),
   SASORI_HAPROXY: endpoints.meta(
     about(
-      "Runtime API endpoints, separated by commas: socket paths, `tls://host:port`, `tcp://host:port`. `tls+dns://` and `tcp+dns://` mean every address of a name. `none`: write the map file only",
+      "Runtime API endpoints, separated by commas: socket paths, `tls://host:port`, `tcp://host:port`; `none` to write only the map file",
       "/run/haproxy/admin.sock",
       "required",
     ),
@@ -112,7 +98,7 @@ export const Env = z.object({
     .default("servers")
     .meta(
       about(
-        "what the map's values name: servers of one backend, or `backends`, where each master is a pool of servers",
+        "what the map's values name: `servers` of one backend, or `backends`, which are pools of servers",
         "backends",
       ),
     ),
@@ -120,7 +106,7 @@ export const Env = z.object({
     .default("puppet")
     .meta(
       about(
-        "HAProxy backend whose servers are the masters. With `SASORI_ROUTE_TO=backends`: names and patterns (RE2) of the backends that are masters; by default those in `SASORI_MASTER_ALIASES`",
+        "HAProxy backend whose servers are the masters; for pools, the backends that are masters (docs/gateway.md)",
         "fra,lon,puppet-[a-z]+",
       ),
     ),
@@ -142,7 +128,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "`certname=server` pairs, for puppetservers whose HAProxy server or backend has another name. The certname may be a pattern (RE2) for whole names; plain names are tried first",
+        "`certname=server` pairs for puppetservers that have another name in HAProxy; the certname may be a pattern (RE2)",
         "puppet1.corp=master1,puppet-fra[0-9]+\\.corp=fra",
       ),
     ),
@@ -150,7 +136,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "regular expression (RE2) for whole certnames. A matching puppetserver without an HAProxy server gets one at run time",
+        "pattern (RE2) for certnames of puppetservers that get an HAProxy server at run time",
         "puppet[0-9]+\\.corp",
       ),
     ),
@@ -174,17 +160,14 @@ export const Env = z.object({
     .default("check inter 2s downinter 2s fall 2 rise 1 maxconn 50 maxqueue 100 weight 0")
     .meta(
       about(
-        "options of `add server`, because `default-server` does not apply at run time. With `ssl`, a server line of the configuration must use the same `ca-file`",
+        "options of the servers that are added at run time (docs/gateway.md)",
         "check maxconn 20 weight 0 ssl verify required ca-file /etc/ca.pem",
       ),
     ),
   SASORI_PROBE_PATH: probePath
     .optional()
     .meta(
-      about(
-        "path at which a master answers 200 for a node it has. Used when a route was wrong and PuppetDB has nothing newer. Plain HTTP without SASORI_PROBE_CA",
-        "/nodes/{certname}",
-      ),
+      about("path at which a master answers 200 for a node it has (docs/gateway.md)", "/nodes/{certname}"),
     ),
   SASORI_PROBE_CA: z
     .string()
@@ -192,7 +175,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "CA of the masters' certificates, PEM. Masters are then asked over TLS. A master's certificate must name its host, its HAProxy server, or its certname in SASORI_MASTER_ALIASES",
+        "CA of the masters' certificates, PEM; with it, SASORI_PROBE_PATH is asked over TLS",
         "/etc/puppetlabs/puppet/ssl/certs/ca.pem",
       ),
     ),
@@ -213,18 +196,10 @@ export const Env = z.object({
     .meta(about("when to look for changes: cron, in local time (`TZ`)", "*/5 * * * * *")),
   SASORI_FULL_SCHEDULE: cron
     .default("*/15 * * * *")
-    .meta(
-      about("when to read everything, and compare it with the file and every live map: cron", "*/15 * * * *"),
-    ),
+    .meta(about("when to read everything and compare every map: cron", "*/15 * * * *")),
   SASORI_MAX_REMOVED: removalLimit
     .prefault("10%")
-    .meta(
-      about(
-        "the guard: more removals than this wait for approval. A share of the map (10 entries always pass), or a number",
-        "10%",
-        "10%",
-      ),
-    ),
+    .meta(about("more removals than this wait for approval: a share of the map, or a number", "10%", "10%")),
   SASORI_PRIORITY_FILE: absolutePath
     .optional()
     .meta(about("the gateway's second map, for `sasori priority`", "/var/lib/sasori/priority.map")),
@@ -235,7 +210,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "file with the bearer token for calls that change something. Required unless SASORI_LISTEN is a loopback address",
+        "file with the bearer token for calls that change something; required beyond loopback",
         "/etc/sasori/api.token",
       ),
     ),
@@ -250,29 +225,16 @@ export const Env = z.object({
     ),
   SASORI_SYSLOG_LISTEN: listenAddress
     .optional()
-    .meta(
-      about(
-        "address, UDP and TCP, where sasori takes log lines of puppetservers, to find moves at once (docs/hints.md)",
-        "127.0.0.1:5514",
-      ),
-    ),
+    .meta(about("address (UDP and TCP) for log lines of puppetservers (docs/hints.md)", "127.0.0.1:5514")),
   SASORI_REPORTS_LISTEN: listenAddress
     .optional()
-    .meta(
-      about(
-        "address, TLS, where sasori takes reports of puppetservers, to find moves at the end of a run (docs/hints.md)",
-        "0.0.0.0:9181",
-      ),
-    ),
+    .meta(about("address (TLS) for reports of puppetservers (docs/hints.md)", "0.0.0.0:9181")),
   SASORI_REPORTS_CA: z
     .string()
     .transform(readable)
     .optional()
     .meta(
-      about(
-        "CA that signed the certificates of the puppetservers that may send reports, PEM",
-        "/etc/puppetlabs/puppet/ssl/certs/ca.pem",
-      ),
+      about("CA of the puppetservers that may send reports, PEM", "/etc/puppetlabs/puppet/ssl/certs/ca.pem"),
     ),
   SASORI_REPORTS_CERT: z
     .string()
@@ -292,7 +254,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "PostgreSQL database through which replicas of sasori share registrations, learned routes, removals and approvals (docs/estates.md). The connection uses TLS, except on this host or with `?sslmode=disable`",
+        "PostgreSQL database that replicas of sasori share (docs/estates.md)",
         "postgres://sasori@pg.example.com/sasori",
       ),
     ),
@@ -301,10 +263,7 @@ export const Env = z.object({
     .transform(readable)
     .optional()
     .meta(
-      about(
-        "file with the database's password. Without it sasori uses `~/.pgpass` or PGPASSFILE",
-        "/etc/sasori/state.password",
-      ),
+      about("file with the database's password", "/etc/sasori/state.password", "`~/.pgpass`, or PGPASSFILE"),
     ),
   SASORI_STATE_CA: z
     .string()
@@ -312,8 +271,9 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "CA that signed PostgreSQL's certificate, PEM. Without it, the CAs that Node.js trusts",
+        "CA that signed PostgreSQL's certificate, PEM",
         "/etc/sasori/postgres-ca.pem",
+        "the CAs that Node.js trusts",
       ),
     ),
   SASORI_STATE_CERT: z

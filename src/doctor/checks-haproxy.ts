@@ -4,9 +4,10 @@
 import { readFile, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import type { Config, Endpoint } from "../config.js";
+import { counted, number } from "../counts.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { resolver } from "../fleet.js";
-import { counted, UNROUTABLE_REMEDY, weightRemedy } from "../http/troubles.js";
+import { UNROUTABLE_REMEDY, weightRemedy } from "../http/troubles.js";
 import { type Certname, isCertname } from "../node-map.js";
 import { masterAsker } from "../probe.js";
 import type { Reading, Submission } from "../source/reading.js";
@@ -59,7 +60,9 @@ export function haproxyChecks(endpoint: Endpoint, config: Config, mapFile: MapFi
 }
 
 const names = (all: readonly string[]): string =>
-  all.length > MAX_NAMES ? `${all.slice(0, MAX_NAMES).join(", ")}, … (${all.length})` : all.join(", ");
+  all.length > MAX_NAMES
+    ? `${all.slice(0, MAX_NAMES).join(", ")}, … (${number(all.length)})`
+    : all.join(", ");
 
 /**
  * Asks without `prompt`, because HAProxy's master process, or another program that listens there, answers that differently from
@@ -266,7 +269,7 @@ function versionCheck(endpoint: Endpoint, socket: Check<string>, map: Check<MapS
         });
       }
       if (!isAtLeast(version, 2, 9) && entries > BIG_MAP) {
-        const what = `each change scans all ${entries} entries, so sasori replaces the whole map for ${Math.ceil(entries * 0.002)} changes or more`;
+        const what = `each change scans all ${number(entries)} entries, so sasori replaces the whole map for ${number(Math.ceil(entries * 0.002))} changes or more`;
         problems.push({
           outcome: "warning",
           what,
@@ -323,7 +326,8 @@ function mapCheck(endpoint: Endpoint, config: Config, socket: Check<string>): Ch
 }
 
 /** HAProxy 2.4 does not say how many. */
-const entriesOf = ({ entries }: MapState) => (entries === undefined ? "" : `, ${entries} entries`);
+const entriesOf = ({ entries }: MapState) =>
+  entries === undefined ? "" : `, ${counted(entries, "entry", "entries")}`;
 
 /** Checks that HAProxy loads the same file when it starts. On another host or in another container the path says nothing. */
 async function otherFile(name: string, mapFile: string): Promise<Problem | undefined> {
@@ -370,7 +374,7 @@ function liveMapCheck(endpoint: Endpoint, map: Check<MapState>): Check<ReadonlyM
             what: `keys that are not certnames: ${names(strange)}`,
             remedy,
           });
-        return verdict(`${routes.size} nodes, each with one entry`, problems, routes);
+        return verdict(`${counted(routes.size, "node")}, each with one entry`, problems, routes);
       }),
   };
 }
@@ -394,7 +398,7 @@ function agreementCheck(
       for (const certname of live.keys())
         if (!file.has(certname)) differ.push(`${certname} (not in the file)`);
       if (differ.length === 0) return verdict("they are equal", []);
-      const what = `${differ.length} nodes differ between the file and the live map: ${names(differ)}`;
+      const what = `the file and the live map differ for ${counted(differ.length, "node")}: ${names(differ)}`;
       const remedy =
         "`sasori diff` shows all of them. The daemon's next full pass corrects them, unless the guard holds changes";
       return verdict("", [{ outcome: "warning", what, remedy }]);

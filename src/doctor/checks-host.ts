@@ -7,6 +7,7 @@ import { userInfo } from "node:os";
 import path from "node:path";
 import { askDaemon, daemonUrl, NoSasori } from "../cli/daemon-client.js";
 import type { Config, ListenAddress } from "../config.js";
+import { counted } from "../counts.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import type { Status } from "../http/api-shapes.js";
 import type { Certname } from "../node-map.js";
@@ -97,7 +98,7 @@ function mapFileCheck(file: string): MapFileCheck {
       const strange = strays.length + (capitals?.size ?? 0);
       const mounted = isMountPoint(file);
       return verdict(
-        `${routes.size} nodes`,
+        counted(routes.size, "node"),
         [
           mounted && {
             outcome: "failed" as const,
@@ -106,7 +107,7 @@ function mapFileCheck(file: string): MapFileCheck {
           },
           strange > 0 && {
             outcome: "warning" as const,
-            what: `${strange} lines are not routes that sasori writes: capitals, illegal names, or a node twice`,
+            what: `${counted(strange, "line")} not as sasori writes them: capitals, illegal names, or a node twice`,
             remedy:
               "`sasori diff` shows what a pass would change. Lines that would be lost wait for your approval",
           },
@@ -227,7 +228,7 @@ function priorityFileCheck(file: string): Check {
       const entries = [...listed];
       const wrong = entries.filter(([, value]) => Math.abs(value) > 2047);
       const names = wrong.map(([key]) => quote(key)).join(", ");
-      return verdict(`${entries.length} entries`, [
+      return verdict(counted(entries.length, "entry", "entries"), [
         isThere
           ? undefined
           : {
@@ -292,8 +293,9 @@ export function daemonCheck({ listen, apiTokenFile }: Config, version: string): 
         ]);
       }
       const state = status.state ?? (status.ready ? "ready" : "not ready");
+      const summary = status.summary === undefined ? "" : `: ${status.summary}`;
       const other = status.version !== undefined && status.version !== version;
-      return verdict(`sasori ${status.version ?? ""} runs: ${status.summary ?? state}`, [
+      return verdict(`sasori ${status.version ?? ""} runs, ${state}${summary}`, [
         other
           ? { outcome: "warning", what: `this is sasori ${version}`, remedy: "restart the daemon" }
           : undefined,

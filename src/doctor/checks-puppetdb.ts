@@ -4,8 +4,9 @@ import { createPrivateKey, X509Certificate } from "node:crypto";
 import net from "node:net";
 import tls from "node:tls";
 import type { Config, PuppetdbServer as Puppetdb } from "../config.js";
+import { counted } from "../counts.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
-import { counted, LONG_QUEUE, LONG_QUEUE_REMEDY, longQueue } from "../http/troubles.js";
+import { LONG_QUEUE, LONG_QUEUE_REMEDY, longQueue } from "../http/troubles.js";
 import { pemProblem } from "../pem-files.js";
 import { PuppetDb } from "../source/puppetdb.js";
 import type { Reading } from "../source/reading.js";
@@ -374,7 +375,7 @@ function nodesCheck(config: Puppetdb, answers: Check): NodesCheck {
         const seconds = ((Date.now() - began) / 1000).toFixed(1);
         const active = reading.active?.size ?? 0;
         return verdict(
-          `${active} active nodes of ${producers.size} producers, read in ${seconds} s`,
+          `${counted(active, "active node")} of ${counted(producers.size, "producer")}, read in ${seconds} s`,
           [...nodeProblems(reading, active)],
           reading,
         );
@@ -393,7 +394,7 @@ function* nodeProblems({ refused, withoutProducer }: Reading, active: number): G
     yield { outcome: "warning", what: "PuppetDB has no active nodes", remedy };
   }
   if (refused.size > 0) {
-    const what = `${refused.size} certnames cannot be map keys: ${some(refused)}`;
+    const what = `${counted(refused.size, "certname")} cannot be in the map: ${some(refused)}`;
     yield {
       outcome: "warning",
       what,
@@ -401,7 +402,7 @@ function* nodeProblems({ refused, withoutProducer }: Reading, active: number): G
     };
   }
   if (withoutProducer.size > 0) {
-    const what = `PuppetDB names no producer for ${withoutProducer.size} nodes: ${some(withoutProducer)}`;
+    const what = `PuppetDB names no producer for ${counted(withoutProducer.size, "node")}: ${some(withoutProducer)}`;
     yield { outcome: "warning", what, remedy: "their next Puppet run adds it" };
   }
 }

@@ -2,11 +2,11 @@
 // by name. Pure: no I/O, no clock.
 
 import type { z } from "zod";
+import { counted, number } from "../counts.js";
 import { quote, reason, SasoriError } from "../errors.js";
 import type { Resolve } from "../fleet.js";
 import { type Certname, type Master, parseCertname, parseMaster } from "../node-map.js";
 import { MAX_REGISTRATIONS, type RegistrationsBody } from "./api-shapes.js";
-import { counted } from "./troubles.js";
 
 /** What is wrong with more nodes is counted. */
 const MAX_TOLD = 20;
@@ -62,8 +62,8 @@ export function toRegistrations(
     : Object.entries(body).map(([certname, master]) => ({ certname, master }) as (typeof body & [])[number]);
   if (asked.length === 0) throw new SasoriError("USAGE", "name at least one node");
   if (asked.length > MAX_REGISTRATIONS) {
-    const what = `${asked.length} nodes are more than the ${MAX_REGISTRATIONS} that one call may name`;
-    throw new SasoriError("USAGE", `${what}: send them in several`);
+    const what = `one call may name at most ${number(MAX_REGISTRATIONS)} nodes, and this one names ${number(asked.length)}`;
+    throw new SasoriError("USAGE", `${what}: use several calls`);
   }
   const registrations = new Map<string, Registration>();
   const problems: string[] = [];
@@ -80,7 +80,7 @@ export function toRegistrations(
   }
   if (problems.length === 0) return [...registrations.values()];
   const told = problems.slice(0, MAX_TOLD).join("; ");
-  const more = problems.length > MAX_TOLD ? `; and ${problems.length - MAX_TOLD} more` : "";
+  const more = problems.length > MAX_TOLD ? `; and ${number(problems.length - MAX_TOLD)} more` : "";
   throw new SasoriError(
     "USAGE",
     `nothing was registered, ${counted(problems.length, "node is", "nodes are")} wrong: ${told}${more}`,

@@ -2,6 +2,7 @@
 // the same of the same trouble. Promises: every error code has a remedy; the worst comes first.
 // Pure: values in, values out.
 
+import { counted, number } from "../counts.js";
 import { type ErrorCode, type Failure, quote } from "../errors.js";
 import type { PuppetdbState } from "../source/source.js";
 import type { SyncReport } from "../sync-report.js";
@@ -173,12 +174,6 @@ export const TROUBLES = {
 } as const;
 
 type TroubleCode = keyof typeof TROUBLES;
-
-export const number = (value: number) => value.toLocaleString("en-US");
-
-/** `1 node`, `1,200 nodes`. */
-export const counted = (value: number, one: string, many = `${one}s`) =>
-  `${number(value)} ${value === 1 ? one : many}`;
 
 /** A name from PuppetDB or HAProxy, quoted if it has characters that could affect a terminal. */
 export const shown = (name: string) => (/^[!-~]+$/.test(name) ? name : quote(name));
@@ -434,7 +429,7 @@ function fleetTroubles(
   }
   if (refused.count > 0) {
     const names = refused.samples.map((name) => quote(name)).join(", ");
-    const what = `${counted(refused.count, "certname")} cannot be map keys: ${names}`;
+    const what = `${counted(refused.count, "certname")} cannot be in the map: ${names}`;
     const remedy = "find the machine with this certificate, and deactivate the node in PuppetDB";
     troubles.push(warning("refused", "puppetdb", what, remedy));
   }
@@ -483,7 +478,7 @@ export function summarize(
   const haproxys = targets.length - 1;
   const where =
     haproxys === 0 ? "in the map file" : `in the map file and in ${counted(haproxys, "HAProxy", "HAProxys")}`;
-  return { state: "in sync", summary: `${nodes} in sync, ${where}.` };
+  return { state: "in sync", summary: `${nodes}, ${where}.` };
 }
 
 function headline({ where, what, severity }: Trouble): string {

@@ -9,7 +9,7 @@ import type { Feed } from "./feed.js";
 import { changesOf } from "./held-plan.js";
 import type { Notice, State } from "./state.js";
 import { Name } from "./ui.js";
-import { count, counted, duration } from "./words.js";
+import { counted, duration, number } from "./words.js";
 
 /** Good news goes by itself; bad news waits to be read. */
 const NOTICE_MS = 10_000;
@@ -91,7 +91,7 @@ export function actionsOn(state: State, feed: Feed, changed: () => void) {
 
   async function approve({ id, count: all, masters }: HeldPlan): Promise<void> {
     const changes = counted(all, "change");
-    const sure = await confirm(`Approve ${changes}?`, `Approve ${count(all)}`, [
+    const sure = await confirm(`Approve ${changes}?`, `Approve ${number(all)}`, [
       <p key="what">
         This approves exactly these nodes, plan <code>{id}</code>. Requests for removed nodes are answered
         with 404 afterwards.

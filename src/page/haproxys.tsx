@@ -5,7 +5,7 @@ import { usePage } from "./page.js";
 import { nowOf } from "./state.js";
 import css from "./targets.module.css";
 import { Card, Name, Problem, Quiet, StateWord, Time } from "./ui.js";
-import { age, count, counted, duration } from "./words.js";
+import { age, counted, duration, number } from "./words.js";
 
 export function HaproxysCard() {
   const { state } = usePage();
@@ -59,6 +59,6 @@ function Target({ instance, now }: { instance: Instance; now: number }) {
 }
 
 const pushed = ({ add, set, del }: { add: number; set: number; del: number }) =>
-  [add > 0 && `${count(add)} new`, set > 0 && `${count(set)} moved`, del > 0 && `${count(del)} removed`]
+  [add > 0 && `${number(add)} new`, set > 0 && `${number(set)} moved`, del > 0 && `${number(del)} removed`]
     .filter(Boolean)
     .join(", ") || "no change";

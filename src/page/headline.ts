@@ -5,7 +5,7 @@ import type { ErrorCode } from "../errors.js";
 import type { Status, Trouble } from "../http/api-shapes.js";
 import type { TROUBLES } from "../http/troubles.js";
 import { domainOf, mastersOf, nowOf, type State } from "./state.js";
-import { clock, count, counted, minute, shortName } from "./words.js";
+import { clock, counted, minute, number, shortName } from "./words.js";
 
 export type Tone = "good" | "bad" | "warn" | "busy" | "stale";
 
@@ -89,7 +89,7 @@ export function tell(trouble: Trouble, status: Status, domain: string, now: numb
   const tone = severity === "critical" ? "bad" : "warn";
   const held = code === "held" ? status.lastPass?.held : undefined;
   if (held !== undefined) {
-    const title = held.count === 1 ? "One change waits" : `${count(held.count)} changes wait`;
+    const title = held.count === 1 ? "One change waits" : `${number(held.count)} changes wait`;
     const detail = "The nodes keep their routes until somebody approves.";
     return { tone, title: `${title} for your approval`, detail, trouble, cause: held.reason };
   }

@@ -6,7 +6,7 @@ import { messageOf, read } from "./calls.js";
 import css from "./held-plan.module.css";
 import { usePage } from "./page.js";
 import { Master, Name, Problem, Prose, Quiet, Route } from "./ui.js";
-import { count, counted, percent } from "./words.js";
+import { counted, number, percent } from "./words.js";
 
 /** Names that are read at once. */
 const PAGE = 200;
@@ -16,7 +16,7 @@ type PlanMaster = Plan["masters"][number];
 
 /** `removed`, `moved` or both, as `20 removed, 3 moved`. */
 export const changesOf = ({ removed, moved }: Pick<PlanMaster, "removed" | "moved">) =>
-  [removed > 0 && `${count(removed)} removed`, moved > 0 && `${count(moved)} moved`]
+  [removed > 0 && `${number(removed)} removed`, moved > 0 && `${number(moved)} moved`]
     .filter(Boolean)
     .join(", ");
 
@@ -81,10 +81,10 @@ export function HeldPlan({ held }: { held: Held }) {
       )}
       {problem !== undefined && <Problem>{problem}</Problem>}
       <div class={css.row}>
-        <Quiet>{`${count(shown)} of ${count(wanted)} shown`}</Quiet>
+        <Quiet>{`${number(shown)} of ${number(wanted)} shown`}</Quiet>
         {plan?.next && (
           <button type="button" onClick={() => void readPage(plan)}>
-            {`Show ${count(Math.min(PAGE, wanted - shown))} more`}
+            {`Show ${number(Math.min(PAGE, wanted - shown))} more`}
           </button>
         )}
         <a href="api/v1/plan.txt" download={`plan-${held.id}.txt`}>

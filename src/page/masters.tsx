@@ -5,7 +5,7 @@ import type { Masters, ServerLoad } from "../http/api-shapes.js";
 import css from "./masters.module.css";
 import { usePage } from "./page.js";
 import { Badge, Card, Master, Name, Problem, Quiet, StateWord } from "./ui.js";
-import { count, counted, percent } from "./words.js";
+import { counted, number, percent } from "./words.js";
 
 /** More are shown when asked for; one that is not up is shown always. */
 const FEW = 12;
@@ -13,7 +13,13 @@ const MAX_WITHOUT = 20;
 
 type MasterRow = Masters["masters"][number];
 
-const isUp = ({ servers }: MasterRow) => servers.length > 0 && servers.every(({ state }) => state === "up");
+/** A server, or a pool with all its servers, as HAProxys see it. */
+type Seen = Pick<ServerLoad, "haproxy" | "state" | "status" | "members">;
+
+const upIn = ({ members = [] }: Seen) => members.filter(({ state }) => state === "up").length;
+const isWhole = ({ state, members = [] }: Seen) =>
+  state === "up" && members.every((member) => member.state === "up");
+const isUp = ({ servers }: MasterRow) => servers.length > 0 && servers.every(isWhole);
 
 export function MastersCard() {
   const { state, domain } = usePage();
@@ -36,7 +42,7 @@ export function MastersCard() {
       action={
         (more > 0 || all) && (
           <button type="button" data-kind="plain" aria-expanded={all} onClick={() => setAll(!all)}>
-            {all ? "Show fewer" : `Show all ${count(masters.length)}`}
+            {all ? "Show fewer" : `Show all ${number(masters.length)}`}
           </button>
         )
       }
@@ -87,18 +93,26 @@ function Row({ master: { master, nodes, share, servers, kind }, most }: { master
         {counted(nodes, "node")} <small>{percent(share)}</small>
       </span>
       <Load servers={servers} />
+      <Members servers={servers} />
     </li>
   );
 }
 
-/** One word when every HAProxy sees the same, else how many see it down, or drained. */
-function Health({ servers }: { servers: readonly ServerLoad[] }) {
-  if (servers.length === 0) return <StateWord tone="bad">no server</StateWord>;
+/**
+ * One word when every HAProxy sees the same, else how many see it down, or drained. Of a pool that is up: how many of its
+ * servers are.
+ */
+function Health({ servers }: { servers: readonly Seen[] }) {
+  const [first] = servers;
+  if (first === undefined) return <StateWord tone="bad">no server</StateWord>;
   const those = (state: ServerLoad["state"]) => servers.filter((server) => server.state === state);
   const worst = (["down", "drained"] as const).find((state) => those(state).length > 0);
-  const away = servers.find(({ members = [] }) => members.some(({ state }) => state !== "up"));
-  if (worst === undefined && away !== undefined) return <StateWord tone="warn">{away.status}</StateWord>;
-  if (worst === undefined) return <StateWord tone="good">up</StateWord>;
+  if (worst === undefined) {
+    const least = servers.reduce((a, b) => (upIn(b) < upIn(a) ? b : a), first);
+    return (
+      <StateWord tone={isWhole(least) ? "good" : "warn"}>{least.members ? least.status : "up"}</StateWord>
+    );
+  }
   const found = those(worst);
   const all = found.length === servers.length;
   const word = worst === "down" && all ? (found[0]?.status.toLowerCase() ?? worst) : worst;
@@ -107,8 +121,30 @@ function Health({ servers }: { servers: readonly ServerLoad[] }) {
       tone={worst === "down" ? "bad" : "warn"}
       title={found.map(({ haproxy }) => haproxy).join(", ")}
     >
-      {all ? word : `${word} in ${found.length} of ${servers.length}`}
+      {all ? word : `${word} in ${found.length} of ${servers.length} HAProxys`}
     </StateWord>
+  );
+}
+
+/** The servers of a pool by name, when asked for. */
+function Members({ servers }: { servers: readonly Seen[] }) {
+  const seen = servers.flatMap(({ haproxy, members = [] }) =>
+    members.map((member) => ({ ...member, haproxy })),
+  );
+  const names = [...new Set(seen.map(({ name }) => name))];
+  if (names.length === 0) return null;
+  return (
+    <details class={css.members}>
+      <summary>{counted(names.length, "server")}</summary>
+      <ul>
+        {names.map((name) => (
+          <li key={name}>
+            <Name>{name}</Name>
+            <Health servers={seen.filter((member) => member.name === name)} />
+          </li>
+        ))}
+      </ul>
+    </details>
   );
 }
 
@@ -116,16 +152,16 @@ function Health({ servers }: { servers: readonly ServerLoad[] }) {
 function Load({ servers }: { servers: readonly ServerLoad[] }) {
   const sum = (pick: (server: ServerLoad) => number | null) =>
     servers.reduce((total, server) => total + (pick(server) ?? 0), 0);
-  const of = (limit: number) => (limit > 0 ? ` of ${count(limit)}` : "");
+  const of = (limit: number) => (limit > 0 ? ` of ${number(limit)}` : "");
   const sessions = sum((server) => server.sessions);
   const queue = sum((server) => server.queue);
   if (sessions + queue === 0) return <span class={css.load} />;
   const room = of(sum((server) => server.maxqueue));
-  const title = `${count(sessions)}${of(sum((server) => server.maxconn))} requests served now, ${count(queue)}${room} waiting`;
+  const title = `${number(sessions)}${of(sum((server) => server.maxconn))} requests served now, ${number(queue)}${room} waiting`;
   return (
     <span class={css.load} title={title}>
-      {`${count(sessions)} served`}
-      {queue > 0 && <b>{`, ${count(queue)}${room} queued`}</b>}
+      {`${number(sessions)} served`}
+      {queue > 0 && <b>{`, ${number(queue)}${room} queued`}</b>}
     </span>
   );
 }

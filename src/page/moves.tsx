@@ -7,7 +7,7 @@ import css from "./moves.module.css";
 import { usePage } from "./page.js";
 import { hourOf, nowOf, plotOf, type State } from "./state.js";
 import { Card, NodeLink, Quiet, Route, Time } from "./ui.js";
-import { clock, count, minute, remarksOf, SOURCE_WORDS } from "./words.js";
+import { clock, minute, number, remarksOf, SOURCE_WORDS } from "./words.js";
 
 const PLOT_HEIGHT_PX = 120;
 const FIRST_MOVES = 8;
@@ -33,7 +33,7 @@ export function MovesCard() {
       )}
       {more.length > 0 && (
         <details class={css.more}>
-          <summary>{`${count(more.length)} earlier`}</summary>
+          <summary>{`${number(more.length)} earlier`}</summary>
           <MoveList moves={more} now={now} />
         </details>
       )}
@@ -52,11 +52,11 @@ function Caption({ state }: { state: State }) {
   return (
     <figcaption class={css.caption}>
       <span>In the last hour:</span>
-      <span class={css.key}>{`${atLeast}${count(moved)} from master to master`}</span>
+      <span class={css.key}>{`${atLeast}${number(moved)} from master to master`}</span>
       <span class={css.key} data-kind="other">
-        {`${atLeast}${count(total - moved)} new or removed`}
+        {`${atLeast}${number(total - moved)} new or removed`}
       </span>
-      <span>{`most at ${minute(when, now)}: ${count(peak)} in a minute`}</span>
+      <span>{`most at ${minute(when, now)}: ${number(peak)} in a minute`}</span>
     </figcaption>
   );
 }
@@ -153,7 +153,7 @@ function plotOptions(width: number, most: number, colours: Colours): uPlot.Optio
         gap: 6,
         space: 24,
         incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5],
-        values: (_plot, splits) => splits.map(count),
+        values: (_plot, splits) => splits.map(number),
       },
     ],
     series: [{}, series(colours.soft), series(colours.accent)],

@@ -5,7 +5,7 @@ import { usePage } from "./page.js";
 import css from "./passes.module.css";
 import { nowOf } from "./state.js";
 import { Card, Icon, Quiet, Time } from "./ui.js";
-import { clock, count, counted, duration } from "./words.js";
+import { clock, counted, duration, number } from "./words.js";
 
 const SHOWN = 8;
 /** A quicker one needs no explanation. */
@@ -18,7 +18,7 @@ const PHASE_WORDS = {
   file: "writing the file",
   push: "pushing to HAProxy",
 };
-const KIND_WORDS = { known: "without PuppetDB", changes: undefined, full: "everything read" };
+const KIND_WORDS = { known: "PuppetDB not read", changes: undefined, full: "everything read" };
 
 export function PassesCard() {
   const { state, actions } = usePage();
@@ -78,7 +78,7 @@ function wordsOf({ kind, dryRun, outcome, moved, learned, targets }: Pass): stri
     dryRun && "dry run",
     outcome !== "done" && outcome,
     (moved > 0 || written.length > 0 || outcome === "done") && changed,
-    learned > 0 && `${count(learned)} learned`,
+    learned > 0 && `${number(learned)} learned`,
     KIND_WORDS[kind],
   ];
   return words.filter(Boolean).join(", ");

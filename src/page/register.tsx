@@ -5,7 +5,7 @@ import { usePage } from "./page.js";
 import css from "./register.module.css";
 import { mastersOf, nowOf } from "./state.js";
 import { Card, Master, NodeLink, Problem, Quiet, Time } from "./ui.js";
-import { age, count, remarksOf, shortName } from "./words.js";
+import { age, number, remarksOf, shortName } from "./words.js";
 
 /** As the API takes them. */
 const MAX_REMARK = 200;
@@ -121,7 +121,7 @@ export function RegistrationsCard() {
         </ul>
       )}
       {value?.next != null && (
-        <Quiet>{`There are more than ${count(nodes.length)}; these are the first.`}</Quiet>
+        <Quiet>{`There are more than ${number(nodes.length)}; these are the first.`}</Quiet>
       )}
       {value !== undefined && nodes.length === 0 && <p>None.</p>}
       {problem !== undefined && <Problem>{problem}</Problem>}

@@ -5,7 +5,7 @@ import { usePage } from "./page.js";
 import css from "./search.module.css";
 import { Story } from "./story.js";
 import { Icon, Master, NodeLink, Problem, Quiet, StateWord, Unseen } from "./ui.js";
-import { count } from "./words.js";
+import { number } from "./words.js";
 
 const TYPING_MS = 150;
 
@@ -58,16 +58,16 @@ function Found() {
   if (problem !== undefined) return <Problem>{problem}</Problem>;
   if (value === undefined) return <Quiet>Looking …</Quiet>;
   const { nodes, next, unroutable = [] } = value;
-  const number = nodes.length + unroutable.length;
+  const all = nodes.length + unroutable.length;
   const exact = [...nodes, ...unroutable].some(({ certname }) => certname === text);
   const summary =
     next === null
-      ? `${count(number)} found.`
-      : `More than ${count(nodes.length)} found. Type more to see fewer.`;
+      ? `${number(all)} found.`
+      : `More than ${number(nodes.length)} found. Type more to see fewer.`;
   return (
     <div class={css.found}>
       <p role="status">
-        {number === 0 ? "No node has that in its name. " : `${summary} `}
+        {all === 0 ? "No node has that in its name. " : `${summary} `}
         {!exact && text.includes(".") && (
           <a href={`#node=${encodeURIComponent(text)}`}>Ask for exactly this name</a>
         )}

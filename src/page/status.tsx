@@ -7,7 +7,7 @@ import { usePage } from "./page.js";
 import { hourOf, nowOf, type State } from "./state.js";
 import css from "./status.module.css";
 import { Icon, Prose, StateWord } from "./ui.js";
-import { age, count } from "./words.js";
+import { age, number } from "./words.js";
 
 export function StatusCard() {
   const { state } = usePage();
@@ -94,9 +94,9 @@ function Figures({ state }: { state: State }) {
   const hour = hourOf(moves, now);
   return (
     <dl class={css.figures}>
-      <Figure label="Nodes">{count(status.nodes)}</Figure>
+      <Figure label="Nodes">{number(status.nodes)}</Figure>
       <Figure label="Masters" note="up">
-        {servers === undefined ? "…" : `${count(up ?? 0)} of ${count(servers.length)}`}
+        {servers === undefined ? "…" : `${number(up ?? 0)} of ${number(servers.length)}`}
       </Figure>
       <Figure label="HAProxys" note={haproxys.length > 0 && "in sync"}>
         {haproxys.length === 0 ? "none" : `${inSync} of ${haproxys.length}`}
@@ -104,7 +104,7 @@ function Figures({ state }: { state: State }) {
       <Figure label="PuppetDB read">
         {status.lastGoodPoll === null ? "never" : age(status.lastGoodPoll, now)}
       </Figure>
-      <Figure label="Moves, last hour">{`${hour.isWhole ? "" : "more than "}${count(hour.total)}`}</Figure>
+      <Figure label="Moves, last hour">{`${hour.isWhole ? "" : "more than "}${number(hour.total)}`}</Figure>
     </dl>
   );
 }

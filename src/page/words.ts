@@ -1,8 +1,9 @@
 // Numbers, times and names as people read them. All pure; times are ISO 8601 and come out in the reader's zone.
 
+export { counted, number } from "../counts.js";
+
 import type { Node } from "../http/api-shapes.js";
 
-const NUMBER = new Intl.NumberFormat("en");
 const PERCENT = new Intl.NumberFormat("en", {
   style: "percent",
   minimumFractionDigits: 1,
@@ -16,12 +17,7 @@ const MINUTE_MS = 60_000;
 const HOUR_MS = 60 * MINUTE_MS;
 const DAY_MS = 24 * HOUR_MS;
 
-export const count = (value: number) => NUMBER.format(value);
 export const percent = (share: number) => PERCENT.format(share);
-
-/** `1 node`, `12,000 nodes`. */
-export const counted = (value: number, one: string, many = `${one}s`) =>
-  `${count(value)} ${value === 1 ? one : many}`;
 
 /** `85 ms`, `1.2 s`, `2 min 3 s`. */
 export function duration(ms: number): string {

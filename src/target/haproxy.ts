@@ -6,6 +6,7 @@
 import path from "node:path";
 import type { Pattern } from "../aliases.js";
 import type { Endpoint } from "../config.js";
+import { counted, number } from "../counts.js";
 import { Line } from "../deadline.js";
 import { quote, SasoriError } from "../errors.js";
 import { type Assignment, type Certname, isMaster, type Master, type NodeMap } from "../node-map.js";
@@ -708,7 +709,7 @@ async function fillVersion(
 const notAsSent = (version: number, entries: number, sent: number) =>
   new SasoriError(
     "HAPROXY_CHANGED",
-    `version ${version} of the map holds other entries (${entries}) than the ${sent} that were sent: it is not committed; is there another writer?`,
+    `version ${version} of the map has ${counted(entries, "entry", "entries")}, and not the ${number(sent)} that were sent: it is not committed; does another program write to this map?`,
   );
 
 /** The map has more entries than before, and nothing else in its fingerprint changed. */

@@ -194,7 +194,7 @@ export function haproxyFaults(puppetdb: () => PuppetdbServer): void {
             },
           };
           const nodes = await arena.moveShare(1);
-          await arena.untilShown("HAPROXY_CHANGED", gateway.target, /is there another writer/);
+          await arena.untilShown("HAPROXY_CHANGED", gateway.target, /does another program write/);
           await othersAgree(arena, gateway);
           gateway.front.tap = {};
           // And behind its back: a second entry of a key, a key of its own.

@@ -5,7 +5,7 @@
 import { fileURLToPath } from "node:url";
 import { Storage, startPuppetdbStandIn } from "../../demo/puppetdb.js";
 import { Child, freePort } from "./child.js";
-import { type HaproxyServer, startHaproxy } from "./haproxy-server.js";
+import { type HaproxyPlaces, type HaproxyServer, startHaproxy } from "./haproxy-server.js";
 import { haproxyBinaries } from "./parts.js";
 import { patient } from "./patience.js";
 import { type PuppetdbClient, standInClient } from "./puppetdb-server.js";
@@ -14,8 +14,11 @@ const CLI = fileURLToPath(new URL("../../dist/src/cli.js", import.meta.url));
 const START_DEADLINE_MS = 30_000;
 
 export interface FleetOptions {
-  /** The names of HAProxy's servers. Nothing listens there, and HAProxy does not check. */
-  masters: readonly string[];
+  /**
+   * The names of HAProxy's servers; or of its backends, each with its servers. Nothing listens there, and HAProxy does not
+   * check.
+   */
+  masters: readonly string[] | Record<string, readonly string[]>;
   /** Each node and its producer. */
   nodes: Iterable<readonly [certname: string, producer: string]>;
   haproxys: number;
@@ -49,8 +52,10 @@ export async function withFleetSite(
   let daemon: Child | undefined;
   try {
     const bin = haproxyBinaries().at(-1)?.bin ?? "";
-    const servers = masters.map((name, index) => ({ name, port: 20_000 + index }));
-    for (let index = 0; index < many; index += 1) haproxys.push(await startHaproxy({ bin, servers }));
+    const what = Array.isArray(masters)
+      ? { servers: masters.map((name, index) => ({ name, port: 20_000 + index })) }
+      : { config: (at: HaproxyPlaces) => configOfPools(at, Object.entries(masters)) };
+    for (let index = 0; index < many; index += 1) haproxys.push(await startHaproxy({ bin, ...what }));
     const listen = `127.0.0.1:${await freePort()}`;
     daemon = new Child(process.execPath, [CLI, "serve"], {
       env: {
@@ -79,3 +84,19 @@ export async function withFleetSite(
     await standIn.close();
   }
 }
+
+const configOfPools = (
+  { socketPath, mapPath, ports }: HaproxyPlaces,
+  pools: [string, readonly string[]][],
+) => `
+global
+  stats socket ${socketPath} level admin
+defaults
+  mode http
+  timeout connect 1s
+  timeout client 5s
+  timeout server 5s
+frontend nodes
+  bind 127.0.0.1:${ports.frontend}
+  use_backend %[req.hdr(X-Node-Name),lower,map_str(${mapPath})]
+${pools.map(([pool, servers]) => `backend ${pool}\n${servers.map((name) => `  server ${name} 127.0.0.1:9\n`).join("")}`).join("")}`;
