@@ -307,7 +307,7 @@ describe("replicas that share a database", () => {
         await expect
           .poll(troubles, { timeout: patient(15_000) })
           .toMatchObject([
-            { code: "replica", where: "replica-9", what: "it has said nothing for 60 minutes" },
+            { code: "replica", where: "replica-9", what: "it has reported nothing for 60 minutes" },
           ]);
         await postgres.end("SIGKILL");
         try {

@@ -232,7 +232,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         await says(page, "HAProxy unreachable");
         await sync.click();
         const notice = page.locator("#notice [data-tone=bad]");
-        await notice.getByText("Pass not completely done").waitFor();
+        await notice.getByText("Pass failed in part").waitFor();
         expect(await page.locator("#notice [data-tone=good]").count()).toBe(0);
         await notice.getByRole("button", { name: "Dismiss" }).click();
         await notice.waitFor({ state: "detached" });

@@ -472,7 +472,7 @@ function serversCheck(endpoint: Endpoint, config: Config, socket: Check<string>)
           problems.push({ outcome: "warning", what, remedy: weightRemedy(name) });
         }
         const found = pools
-          ? `${servers.length} pools: ${names(servers.map(({ name, members = [] }) => `${name} (${members.length})`))}`
+          ? `${counted(servers.length, "pool")}: ${names(servers.map(({ name, members = [] }) => `${name} (${members.length})`))}`
           : `${servers.length} in the backend ${quote(backend)}`;
         return verdict(found, problems, servers);
       }),
@@ -559,7 +559,7 @@ export function mastersCheck(
       const served = new Set([...counts.keys()].map(resolve).filter((name) => name !== undefined));
       const idle = [...new Set(all.map(({ name }) => name))].filter((name) => !served.has(name));
       return verdict(
-        `${counts.size} producers, ${served.size} ${config.pools ? "pools" : "servers"} with nodes${idle.length > 0 ? `, without: ${names(idle)}` : ""}`,
+        `${counted(counts.size, "producer")}, ${counted(served.size, config.pools ? "pool" : "server")} with nodes${idle.length > 0 ? `, without: ${names(idle)}` : ""}`,
         [
           aliasProblem(config, all),
           unroutableProblem(config, counts, (producer) => resolve(producer) !== undefined),
@@ -604,7 +604,7 @@ export function probeCheck(config: Config, haproxys: readonly HaproxyChecks[]): 
       const servers = [...new Map(all.map((server) => [server.address, server])).values()];
       const problems = await Promise.all(servers.map((server) => problemOf(server, signal)));
       const how = probeTls === undefined ? "plain HTTP" : "TLS";
-      return verdict(`${servers.length} masters asked by ${how}`, problems);
+      return verdict(`${counted(servers.length, "master")} asked by ${how}`, problems);
     },
   };
 }

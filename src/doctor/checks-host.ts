@@ -189,7 +189,7 @@ function stateFileCheck(file: string): Check {
         const count = (kind: Kind) =>
           [...known].filter((row) => row.kind === kind && row.value !== null).length;
         return verdict(
-          `${count("route")} registrations and learned routes, ${count("home")} displaced nodes`,
+          `${counted(count("route"), "registration or learned route", "registrations and learned routes")}, ${counted(count("home"), "displaced node")}`,
           unusable.length === 0
             ? []
             : [

@@ -23,7 +23,7 @@ const Remark = z.string().min(1).max(MAX_REMARK).refine(isRemark, "expected one 
 const Remarks = {
   reason: Remark.optional().describe("of a registration: what it is for"),
   by: Remark.optional().describe(
-    "of a registration: who says to have ordered it; by itself, the caller's address",
+    "of a registration: who made it, as they say; by default the caller's address",
   ),
 };
 
@@ -105,7 +105,7 @@ const DesiredShape = z.strictObject({
   source: SourceName.optional(),
   since: Time.nullable().optional(),
   ...Remarks,
-  puppetdb: z.string().optional().describe("which PuppetDB told it, where several are configured"),
+  puppetdb: z.string().optional().describe("the PuppetDB that it comes from, if several are configured"),
   unroutableProducer: z
     .string()
     .optional()
@@ -142,7 +142,7 @@ export const StoryShape = LookupShape.extend({
   home: MasterText.optional().describe("the master that it left while that was down or drained"),
   moves: z.array(MoveShape),
   unsaved: FailureShape.optional().describe(
-    "in the answer to a change: why the state file lacks it, so that a restart of sasori would lose it",
+    "in the answer to a change: why it is not in the state file; a restart of sasori would lose it",
   ),
 });
 
@@ -164,10 +164,8 @@ export const RegistrationsShape = z.strictObject({
   registered: Count,
   lacking: z
     .array(z.strictObject({ target: z.string(), pending: Count, failure: FailureShape.optional() }))
-    .describe("targets that do not have all of them yet: the next pass tells them"),
-  unsaved: FailureShape.optional().describe(
-    "why the state file lacks them, so that a restart would lose them",
-  ),
+    .describe("targets that do not have all of them yet; the next pass writes them"),
+  unsaved: FailureShape.optional().describe("why they are not in the state file; a restart would lose them"),
 });
 
 export const DisplacedShape = z.strictObject({
@@ -208,7 +206,7 @@ export const ServerShape = MemberShape.extend({
     .describe("the servers of a pool; its own host is that of one of them"),
   up: z.boolean().describe("it is not down"),
   strayWeight: Count.optional().describe(
-    "its weight, where it must have none: HAProxy sends it requests of other masters' nodes",
+    "its weight, if it has one: then HAProxy also sends it requests for other masters' nodes",
   ),
 });
 
@@ -254,9 +252,7 @@ export const TargetShape = z.strictObject({
   kind: z.enum(["file", "haproxy"]),
   inSync: z.boolean().describe("it held the desired map when it was last looked at"),
   pending: Count.describe("changes that it does not have yet"),
-  comparedAt: Time.optional().describe(
-    "since then every entry of the live map was compared with what is known",
-  ),
+  comparedAt: Time.optional().describe("every entry of the live map has been compared since then"),
   version: z.string().optional(),
   servers: z.array(ServerShape).optional(),
   failure: FailureShape.optional(),
@@ -318,11 +314,11 @@ export const PassShape = z.strictObject({
   clocksAhead: z
     .record(z.string(), z.strictObject({ nodes: Count, until: Time }))
     .describe(
-      "producers that dated submissions of nodes later than PuppetDB received them, and the latest date",
+      "producers whose clock was ahead: how many nodes they dated later than PuppetDB received them, and the latest date",
     ),
   flapping: z
     .strictObject({ ...Sample, between: z.array(z.tuple([z.string(), z.string()])) })
-    .describe("nodes whose facts come from one master and whose reports from another one, in every run"),
+    .describe("nodes whose facts and reports come from different masters, in every run"),
   held: z
     .strictObject({
       id: z.string(),
@@ -372,7 +368,7 @@ export const HeldPlanShape = z.strictObject({
   count: Count.describe("all changes of the plan"),
   masters: z
     .array(z.strictObject({ master: MasterText.nullable(), removed: Count, moved: Count }))
-    .describe("what each master would lose; null: entries that are no routes of sasori's"),
+    .describe("what each master would lose; null: entries that are not sasori's"),
   changes: z.array(
     z.strictObject({
       certname: z.string(),
@@ -395,7 +391,7 @@ export const TargetReportShape = z.strictObject({
     .array(z.strictObject({ certname: CertnameText, from: z.string().optional(), to: z.string().optional() }))
     .describe("the first of these changes"),
   learned: Count,
-  drift: Count.describe("entries that were otherwise than sasori had left them, for no reason that it knows"),
+  drift: Count.describe("entries that differed from what sasori last wrote, for no known reason"),
   changedByOthers: z
     .literal(true)
     .optional()
@@ -425,11 +421,9 @@ export const TroubleShape = z.strictObject({
 /** One PuppetDB, as it was last seen. */
 export const PuppetdbShape = z.strictObject({
   url: z.string(),
-  asked: z.boolean().describe("it is the one of its estate that is asked"),
-  insteadOf: z.string().optional().describe("it is asked because this one failed"),
-  behindMs: Count.optional().describe(
-    "how much older its newest submission is than that of the one it stands in for",
-  ),
+  asked: z.boolean().describe("sasori asks this one of its estate"),
+  insteadOf: z.string().optional().describe("the one that it stands in for, which failed"),
+  behindMs: Count.optional().describe("how much older its newest submission is than the newest of that one"),
   readAt: Time.optional().describe("when it was last read"),
   newest: Time.optional().describe("the date of the newest submission that was read there"),
   queueDepth: Count.optional().describe("commands that it has received and not stored yet"),
@@ -449,12 +443,14 @@ export const StatusShape = z.strictObject({
   targets: z.array(TargetShape).describe("the map file first"),
   puppetdbs: z.array(PuppetdbShape).describe("in the order of SASORI_PUPPETDB_URL"),
   lastGoodPoll: Time.nullable().describe("when PuppetDB was last read"),
-  longestDelayMs: Count.describe("the longest time within the last minute for which sasori answered nobody"),
+  longestDelayMs: Count.describe(
+    "the longest time within the last minute in which sasori answered no request",
+  ),
   hints: z
     .strictObject({ masters: Count, of: Count, silent: z.array(z.string()) })
     .optional()
     .describe(
-      "where sasori listens for hints: how many of the masters that have nodes have sent any within two hours, and the first five that have not",
+      "if sasori listens for hints: how many of the masters with nodes sent any within two hours, and the first five that did not",
     ),
   lastPass: PassShape.optional(),
 });

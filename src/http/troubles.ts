@@ -170,7 +170,7 @@ export const TROUBLES = {
   clock_ahead: "a puppetserver's clock is ahead of PuppetDB's",
   flapping: "facts and reports of the same nodes come from different masters",
   second_sasori: "another sasori writes the same files",
-  replica: "another replica has said nothing for more than a minute",
+  replica: "another replica has reported nothing for more than a minute",
 } as const;
 
 type TroubleCode = keyof typeof TROUBLES;
@@ -295,10 +295,10 @@ function puppetdbTroubles(
     const minutes = Math.round(behindMs / MINUTE_MS);
     const late =
       minutes > 0
-        ? `; its newest submission is ${counted(minutes, "minute")} older than what ${insteadOf} had told`
+        ? `; its newest submission is ${counted(minutes, "minute")} older than the newest of ${insteadOf}`
         : "";
     const what = `${url} is asked in place of ${insteadOf}, which does not answer${late}`;
-    const remedy = `bring ${insteadOf} back: sasori tries it every 30 s, less often if it then fails, and asks it again; no node goes back meanwhile`;
+    const remedy = `bring ${insteadOf} back. sasori tries it every 30 s or less often, and uses it when it answers. Meanwhile no node goes back to an older master`;
     troubles.push(warning("standby", where, what, remedy));
   }
   if (Math.abs(clockAheadMs) >= MINUTE_MS) troubles.push(wrongClock(clockAheadMs, where));
@@ -327,7 +327,7 @@ function replicaTroubles({ failure, clockAheadMs, heard }: NonNullable<Situation
   const troubles: Trouble[] = [];
   if (Math.abs(clockAheadMs) >= REPLICAS_CLOCK_MS) {
     const apart = `${counted(Math.round(Math.abs(clockAheadMs) / 1_000), "second")} ${clockAheadMs > 0 ? "ahead of" : "behind"}`;
-    const what = `this machine's clock is ${apart} PostgreSQL's: of two orders for one node the wrong one may count as the later`;
+    const what = `this machine's clock is ${apart} PostgreSQL's: if two replicas change the same node, the earlier change may win`;
     troubles.push(
       warning("clock", "state database", what, "set the clocks of all replicas and of PostgreSQL right"),
     );
@@ -335,9 +335,9 @@ function replicaTroubles({ failure, clockAheadMs, heard }: NonNullable<Situation
   if (failure !== undefined) return troubles; // Without the database no replica can be heard.
   for (const { name, silentMs } of heard) {
     if (silentMs < SILENT_MS) continue;
-    const what = `it has said nothing for ${counted(Math.round(silentMs / MINUTE_MS), "minute")}`;
+    const what = `it has reported nothing for ${counted(Math.round(silentMs / MINUTE_MS), "minute")}`;
     const remedy =
-      "start it again, or see why it cannot reach PostgreSQL; if it is gone for good it is forgotten after a day";
+      "start it again, or find out why it cannot reach PostgreSQL. If it is gone for good, it leaves the list after a day";
     troubles.push(warning("replica", shown(name), what, remedy));
   }
   return troubles;

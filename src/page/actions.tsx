@@ -11,7 +11,7 @@ import type { Notice, State } from "./state.js";
 import { Name } from "./ui.js";
 import { counted, duration, number } from "./words.js";
 
-/** Good news goes by itself; bad news waits to be read. */
+/** A notice of success disappears by itself. One of a failure stays until it is dismissed. */
 const NOTICE_MS = 10_000;
 
 interface PassAnswer {
@@ -31,16 +31,16 @@ export interface Registration {
 
 const PASS_WORDS = {
   done: "Pass done",
-  failed: "Pass not completely done; see the troubles at the top",
+  failed: "Pass failed in part; see the top of the page",
   held: "Pass done, except for what waits for approval",
 };
 
 const nodePath = (certname: string) => `nodes/${encodeURIComponent(certname)}`;
 
-/** What a change that is in force still lacks: targets that the next pass tells, or the state file. */
+/** Where a change that is in force is still missing: targets that the next pass writes, or the state file. */
 function lacks(story: Story): string {
   const untold = lacking(story);
-  const targets = ` ${counted(untold, "target")} could not be told yet; the next pass does it.`;
+  const targets = ` ${counted(untold, "target")} could not be written yet; the next pass writes it.`;
   const file = story.unsaved ? ` But ${story.unsaved.message}.` : "";
   return (untold > 0 ? targets : "") + file;
 }
@@ -99,7 +99,8 @@ export function actionsOn(state: State, feed: Feed, changed: () => void) {
       <ul key="masters">
         {masters.map((one) => (
           <li key={one.master}>
-            {one.master === null ? "entries of no node" : <Name>{one.master}</Name>}: {changesOf(one)}
+            {one.master === null ? "entries that are not sasori's" : <Name>{one.master}</Name>}:{" "}
+            {changesOf(one)}
           </li>
         ))}
       </ul>,
@@ -107,7 +108,7 @@ export function actionsOn(state: State, feed: Feed, changed: () => void) {
     if (sure) await sync("approve", { approve: id });
   }
 
-  /** A name that nothing is known of is easily a typing error. */
+  /** A name that PuppetDB does not know may be a typing error. */
   async function isMeant({ certname, master }: Registration): Promise<boolean> {
     const { value } = await read<Story>(nodePath(certname));
     if (value.desired.master !== undefined || value.desired.unroutableProducer !== undefined) return true;
@@ -136,7 +137,7 @@ export function actionsOn(state: State, feed: Feed, changed: () => void) {
       return { good: true, text: `PuppetDB decides about ${certname} again: ${now}.${lacks(story)}` };
     });
 
-  /** Another search, or none: the story that was open is no answer to it. */
+  /** A new search closes the open story. */
   async function search(text: string): Promise<void> {
     leaveStory();
     await feed.search(text);
@@ -152,7 +153,7 @@ export function actionsOn(state: State, feed: Feed, changed: () => void) {
   }
 
   function leaveStory(): void {
-    // Not by the hash, which would scroll to the top.
+    // Setting the hash would scroll to the top.
     if (location.hash !== "") history.pushState(null, "", location.pathname);
     void feed.open(undefined);
   }

@@ -1,6 +1,6 @@
 // The page as a whole: the line at the top, the parts, and how the last thing that the reader did went.
 
-import { Component, type ComponentChildren } from "preact";
+import { Component, type ComponentChildren, type FunctionComponent } from "preact";
 import css from "./app.module.css";
 import { HaproxysCard } from "./haproxys.js";
 import { MastersCard } from "./masters.js";
@@ -24,35 +24,10 @@ export function App() {
       </a>
       <TopBar />
       <main class={css.main} data-link={state.link.kind}>
-        <Part>
-          <StatusCard />
-        </Part>
-        <Part>
-          <Search />
-        </Part>
+        {parts(StatusCard, Search)}
         <div class={css.columns}>
-          <div class={css.column}>
-            <Part>
-              <MastersCard />
-            </Part>
-            <Part>
-              <MovesCard />
-            </Part>
-          </div>
-          <div class={css.column}>
-            <Part>
-              <HaproxysCard />
-            </Part>
-            <Part>
-              <ReplicasCard />
-            </Part>
-            <Part>
-              <PassesCard />
-            </Part>
-            <Part>
-              <RegistrationsCard />
-            </Part>
-          </div>
+          <div class={css.column}>{parts(MastersCard, MovesCard)}</div>
+          <div class={css.column}>{parts(HaproxysCard, ReplicasCard, PassesCard, RegistrationsCard)}</div>
         </div>
       </main>
       <Notice />
@@ -103,7 +78,14 @@ function Notice() {
   );
 }
 
-/** A mistake in one part must not take the others away. */
+const parts = (...cards: FunctionComponent[]) =>
+  cards.map((Card) => (
+    <Part key={Card}>
+      <Card />
+    </Part>
+  ));
+
+/** A bug in one part must not take the others away. */
 class Part extends Component<{ children: ComponentChildren }, { failed: boolean }> {
   override state = { failed: false };
 

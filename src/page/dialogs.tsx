@@ -33,7 +33,7 @@ export async function askToken(wrong: boolean): Promise<string | undefined> {
   return yes ? token : undefined;
 }
 
-/** Asks whether something that should not be done by mistake shall be done. */
+/** Asks before something that must not be done by mistake. */
 export const confirm = (title: string, yes: string, body: ComponentChildren) =>
   ask(title, yes, "danger", body);
 
@@ -72,7 +72,7 @@ function Question({ title, yes, kind, close, children }: QuestionProps) {
   const cancel = useRef<HTMLButtonElement>(null);
   useLayoutEffect(() => {
     dialog.current?.showModal();
-    // What must not be done by mistake must not be done by one more Enter.
+    // Otherwise a second Enter would confirm it by mistake.
     if (kind === "danger") cancel.current?.focus();
   }, [kind]);
   return (

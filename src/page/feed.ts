@@ -31,7 +31,7 @@ const POLL_MS = 5_000;
 /** At most one round of reads in this time, however many passes and moves are reported. */
 const REFRESH_MS = 1_500;
 const RETRY_MS = { first: 1_000, most: 10_000 };
-/** Reads of the moves of the last hour, 1,000 each: older ones are not worth more. */
+/** The last hour's moves are read in pages of 1,000, at most this many. */
 const MAX_MOVE_PAGES = 20;
 const MAX_REGISTRATIONS = 100;
 const MAX_FOUND = 20;
@@ -96,7 +96,7 @@ export function startFeed(state: State, changed: () => void): Feed {
     early = meanwhile;
     try {
       const { log, known } = await readLastHour();
-      if (early !== meanwhile) return; // Begun anew: the stream was lost in between.
+      if (early !== meanwhile) return; // The stream was lost in between, and another reading has begun.
       state.moves = addMoves(addMoves(log, known, nowOf(state)), meanwhile, nowOf(state));
     } finally {
       if (early === meanwhile) early = undefined;
@@ -115,7 +115,7 @@ export function startFeed(state: State, changed: () => void): Feed {
       next = rest.next;
       const oldest = moves.at(-1);
       if (oldest === undefined || Date.parse(oldest.at) < since) break;
-      // Everything older is forgotten, or too much to read.
+      // Older moves are forgotten, or too many to read.
       if (next !== null ? page === MAX_MOVE_PAGES - 1 : known.length >= rest.kept) {
         wholeSince = Date.parse(oldest.at);
       }
@@ -123,12 +123,12 @@ export function startFeed(state: State, changed: () => void): Feed {
     return { log: emptyMoveLog(wholeSince), known: known.reverse() };
   }
 
-  /** What the stream does not begin with: it begins with the status. */
+  /** Reads what the stream does not send by itself. It sends the status first. */
   async function readAll(): Promise<void> {
     try {
       const { passes } = heard(await read<{ passes: Pass[] }>("passes"));
       const lastRead = passes[0]?.startedAt ?? "";
-      // The stream may have been quicker.
+      // The stream may have sent newer ones already.
       state.passes = [...state.passes.filter(({ startedAt }) => startedAt > lastRead), ...passes].slice(
         0,
         20,
@@ -172,7 +172,7 @@ export function startFeed(state: State, changed: () => void): Feed {
     listen("reset", () => void readAll());
   }
 
-  /** The browser's own reconnecting would leave holes: the stream is begun anew and everything is read again. */
+  /** The browser's own reconnect would miss events. So the stream is opened again, and everything is read again. */
   function lose(): void {
     if (events === undefined) return;
     events.close();

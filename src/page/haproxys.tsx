@@ -33,7 +33,7 @@ function Target({ instance, now }: { instance: Instance; now: number }) {
     <li>
       <p class={css.line}>
         <Name>{target}</Name>
-        {/* Behind without a failure is what a pass looks like from the middle of it: no reason for alarm. */}
+        {/* In the middle of a pass a target is behind. That is no reason for alarm. */}
         {failure !== undefined ? (
           <StateWord tone="bad">{failure.code}</StateWord>
         ) : inSync ? (

@@ -23,7 +23,7 @@ export interface Told extends Headline {
 }
 
 const OLD_MAP =
-  "Requests are served from the map of that time. Nodes that move now are followed when it is back.";
+  "Requests are served from the map of that time. Nodes that move now get their new route when it is back.";
 const OWN_MAP = "It serves the map that it has. Changes do not reach it until this is mended.";
 const OLD_FILE =
   "Requests are served: every running HAProxy has the map. One that restarts now would load an old map file.";
@@ -67,7 +67,7 @@ const WORDS: Record<Exclude<ErrorCode | keyof typeof TROUBLES, Otherwise>, Words
   replica: ["A replica is silent", "The others go on without it."],
   queue: ["PuppetDB is behind: its queue is long"],
   clock: ["Clocks differ"],
-  displaced: ["Nodes are away from their home"],
+  displaced: ["Nodes have not come back to their master"],
   refused: ["Names that cannot be in the map"],
   flapping: ["Nodes whose facts and reports come from different masters"],
   second_sasori: ["Another sasori writes the same files"],

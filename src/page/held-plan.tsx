@@ -8,7 +8,7 @@ import { usePage } from "./page.js";
 import { Master, Name, Problem, Prose, Quiet, Route } from "./ui.js";
 import { counted, number, percent } from "./words.js";
 
-/** Names that are read at once. */
+/** How many names are read at once. */
 const PAGE = 200;
 
 export type Held = NonNullable<NonNullable<Status["lastPass"]>["held"]>;
@@ -20,7 +20,7 @@ export const changesOf = ({ removed, moved }: Pick<PlanMaster, "removed" | "move
     .filter(Boolean)
     .join(", ");
 
-/** Has one life for one plan: its key is the plan's id. */
+/** Its key is the plan's id, so another plan gets a new one. */
 export function HeldPlan({ held }: { held: Held }) {
   const { state, actions } = usePage();
   const [plan, setPlan] = useState<Plan>();
@@ -33,7 +33,7 @@ export function HeldPlan({ held }: { held: Held }) {
     if (master !== undefined) query.set("master", master);
     try {
       const { value } = await read<Plan>(`plan?${query}`);
-      if (value.id !== held.id) return; // The news of it is under way.
+      if (value.id !== held.id) return; // Another plan is held by now. The next status names it.
       setPlan(before === undefined ? value : { ...value, changes: [...before.changes, ...value.changes] });
       setProblem(undefined);
     } catch (error) {
@@ -57,7 +57,7 @@ export function HeldPlan({ held }: { held: Held }) {
                   aria-pressed={master !== undefined && master === one.master}
                   onClick={() => setMaster(master === one.master ? undefined : (one.master ?? undefined))}
                 >
-                  {one.master === null ? "entries of no node" : <Master>{one.master}</Master>}
+                  {one.master === null ? "entries that are not sasori's" : <Master>{one.master}</Master>}
                   <span>
                     {changesOf(one)}
                     {shareOf(one, state.masters.value?.masters)}

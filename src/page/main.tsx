@@ -11,9 +11,9 @@ import { headlineOf } from "./headline.js";
 import { PageProvider } from "./page.js";
 import { domainOf, initialState, mastersOf } from "./state.js";
 
-/** A pass may bring thousands of events; the eye needs a few pictures a second. */
+/** A pass may bring thousands of events. Drawing a few times a second is enough. */
 const RENDER_MS = 200;
-/** "3 s ago" goes on when nothing else happens. */
+/** Ages such as "3 s ago" are drawn again this often. */
 const TICK_MS = 1_000;
 
 const SIGNS = { good: "✓", busy: "…", warn: "!", bad: "✗", stale: "?" };

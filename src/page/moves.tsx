@@ -24,7 +24,7 @@ export function MovesCard() {
         <Caption state={state} />
       </figure>
       {!hourOf(state.moves, now).isWhole && (
-        <Quiet>{`Earlier moves than ${clock(new Date(wholeSince).toISOString(), now)} are no longer kept.`}</Quiet>
+        <Quiet>{`Moves before ${clock(new Date(wholeSince).toISOString(), now)} are no longer kept.`}</Quiet>
       )}
       {recent.length === 0 ? (
         <Quiet>No node has moved since sasori started.</Quiet>

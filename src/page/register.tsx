@@ -65,7 +65,7 @@ export function RegisterForm({ certname, isOwn = false }: { certname?: string; i
             aria-disabled={busy}
             onClick={() => void actions.endRegistration(certname)}
           >
-            Leave it to PuppetDB again
+            Let PuppetDB decide again
           </button>
         )}
       </div>

@@ -69,7 +69,7 @@ function Found() {
       <p role="status">
         {all === 0 ? "No node has that in its name. " : `${summary} `}
         {!exact && text.includes(".") && (
-          <a href={`#node=${encodeURIComponent(text)}`}>Ask for exactly this name</a>
+          <a href={`#node=${encodeURIComponent(text)}`}>Look up exactly this name</a>
         )}
       </p>
       <ul>

@@ -39,7 +39,7 @@ function Told({ story, now }: { story: Whole; now: number }) {
     <>
       <Answer desired={desired} now={now} />
       <ul class={css.path} aria-label="Who has which route">
-        <Stop where="sasori wants" holds={wanted} wanted={wanted} failure={desired.failure} />
+        <Stop where="desired" holds={wanted} wanted={wanted} failure={desired.failure} />
         <Stop
           where="map file"
           holds={"master" in file ? file.master : null}
@@ -58,8 +58,8 @@ function Told({ story, now }: { story: Whole; now: number }) {
       </ul>
       {home !== undefined && (
         <p>
-          Its home is <Name>{home}</Name>, which it left while that was down or drained.{" "}
-          <code>sasori rebalance</code> brings it back.
+          It left <Name>{home}</Name> while that was down or drained. <code>sasori rebalance</code> moves it
+          back.
         </p>
       )}
       {wanted !== null && desired.unroutableProducer !== undefined && (
@@ -135,7 +135,7 @@ interface StopProps {
   children?: ComponentChildren;
 }
 
-/** One place that has the route, or should have it. That nobody has one is right, and still no good news. */
+/** One place that should have the route. If none should have one, all agree, but that gets no green tick. */
 function Stop({ where, holds, wanted, failure, children }: StopProps) {
   const right = failure === undefined && holds === wanted;
   const tone: Tone = !right ? "bad" : wanted === null ? "busy" : "good";
@@ -148,7 +148,7 @@ function Stop({ where, holds, wanted, failure, children }: StopProps) {
         {tone !== "busy" && <Icon sign={tone} />}
         {failure !== undefined ? "cannot say" : holds === null ? "no route" : <Name>{holds}</Name>}
       </span>
-      {!right && failure === undefined && <span>not as wanted; the next pass corrects it</span>}
+      {!right && failure === undefined && <span>differs; the next pass corrects it</span>}
       {failure !== undefined && <code title={failure.message}>{failure.code}</code>}
       {children}
     </li>

@@ -7,7 +7,7 @@ import { usePage } from "./page.js";
 import css from "./ui.module.css";
 import { clock, shortName, WHOLE_TIME } from "./words.js";
 
-/** Signs stand beside a word, never instead of one: a screen reader passes them over. */
+/** Each sign has a word beside it, because screen readers skip it. */
 const SIGNS = {
   good: "M4 12.5 9.5 18 20 6.5",
   bad: "M6 6 18 18M18 6 6 18",
