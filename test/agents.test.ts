@@ -47,7 +47,7 @@ const MAP = [
   ["node2.example.com", "master3"],
 ] as const;
 
-/** All values of the headers that tell masters who is there. */
+/** All values of the headers that tell a master who the client is. */
 const identity = ({ headers }: Received) => headers.filter(([name]) => /client|ssl/.test(name));
 
 /** What haproxy.cfg needs in its environment beside agents.cfg. */
@@ -56,7 +56,7 @@ const besideVariables = ({ socketPath }: { socketPath: string }) => ({
   ...{ MASTER1: "127.0.0.1:8141", MASTER2: "127.0.0.1:8142", MASTER3: "127.0.0.1:8143" },
 });
 
-/** What `haproxy -c` says of these files, with some variables less than they need. */
+/** What `haproxy -c` says of these files when some variables are missing. */
 function check(
   bin: string,
   files: string[],
@@ -189,7 +189,7 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
         ["x-client-dn", "CN=Node1.Example.com"],
         [],
       ]);
-      // Puppetserver decodes it and wants PEM; the line of base64 may be a long one.
+      // puppetserver decodes it and expects PEM; the base64 may be one long line.
       const pem = decodeURIComponent(cert?.[1] ?? "");
       expect(pem).toMatch(/^-----BEGIN CERTIFICATE-----\n\S+\n-----END CERTIFICATE-----\n$/);
       const sent = new X509Certificate(readFileSync(node1.cert));
@@ -480,7 +480,7 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
     ));
 });
 
-/** The matches in what HAProxy has logged, once there are so many. */
+/** Waits until HAProxy has logged so many matches, and returns them. */
 async function logged(haproxy: { output(): string }, pattern: RegExp, count = 1): Promise<string[]> {
   const found = (): string[] => haproxy.output().match(pattern) ?? [];
   await expect.poll(() => found().length).toBeGreaterThanOrEqual(count);

@@ -1,4 +1,4 @@
-// Replicas that share a PostgreSQL agree, whatever is killed when. The real PostgreSQL, real HAProxys, real passes.
+// Replicas that share a PostgreSQL agree, whatever is killed at whatever time. The real PostgreSQL, real HAProxys, real passes.
 
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -175,7 +175,7 @@ describe("replicas that share a database", () => {
         expect(await liveMaster(lab, 0, node(5))).toBe("master2");
         expect(await liveMaster(lab, 1, node(1))).toBe("master3");
         expect(one?.unsaved).toBeUndefined();
-        // A restart knows what was ordered before and meanwhile.
+        // After a restart it knows the registrations from before and from the meantime.
         const again = await lab.newSync({ ...replica(lab, 0), SASORI_HAPROXY: "none" });
         expect([...again.fleet.own.keys()].sort()).toEqual([node(1), node(5)]);
       } finally {
@@ -251,7 +251,7 @@ describe("replicas that share a database", () => {
       if (stateDatabase === undefined) throw new Error("there is a URL");
       const state = new SharedState(new Journal(stateFile), stateDatabase);
       await state.load();
-      // As a backup does that takes hours: what was read is read again for as long as it goes on.
+      // Like a backup that takes hours: while it runs, the same rows are read again and again.
       const backup = postgres.sql(database, "BEGIN; SELECT txid_current(), pg_sleep(4); COMMIT");
       try {
         const running =

@@ -31,10 +31,10 @@ const bin = haproxyBinaries().at(-1)?.bin ?? "";
 const node = (index: number) => `node${index}.example.com`;
 const NEVER = "0 0 1 1 *";
 
-// Each run of the program is a process that starts, and a machine may have better things to do.
+// Each run starts a process, which takes long on a busy machine.
 vi.setConfig({ testTimeout: patient(120_000) });
 
-/** Every command, with arguments that it takes; those of them that print something have --json. */
+/** Every command with valid arguments. Those that print something have --json. */
 const COMMANDS = [
   "serve",
   "doctor",
@@ -270,7 +270,7 @@ describe("without a daemon", () => {
       expect(file).toMatch(/^ {2}file +master1$/);
       expect(live).toMatch(/ failed: HAPROXY_UNREACHABLE: nobody listens there/);
       expect(stdout).not.toContain("no such server");
-      // One that answers and has no such server does not speak for the one that is silent, and one that has it does.
+      // One HAProxy does not answer. If the other has the server, that is enough. If not, the silent one may have it.
       await lab.haproxys[0]?.restart();
       env.SASORI_HAPROXY = `${env.SASORI_HAPROXY},${env.SASORI_HAPROXY}.away`;
       await lab.run(node(1), "stranger");
@@ -1013,7 +1013,7 @@ describe("rebalance", () => {
         next = page.next;
       }
       expect(pages).toEqual([[node(0), node(3)], [node(6)]]);
-      // The next one would go home in a minute.
+      // The next one would be moved back in a minute.
       const args = [CLI, "rebalance", "--master", "master1", "--per-minute", "1"];
       const slow = new Child(process.execPath, args, { env: { ...PLAIN(), ...env } });
       try {
@@ -1303,7 +1303,7 @@ const completedBy: Record<Shell, (words: string[]) => string> = {
   bash: (words) =>
     `source <(sasori completion bash); COMP_WORDS=(sasori ${quoted(words)}); COMP_CWORD=${words.length}
      _sasori; printf '%s\\n' "\${COMPREPLY[@]}"`,
-  // Its completion system wants a terminal; this is what it sets and calls.
+  // zsh's completion needs a terminal. This sets and calls what it would.
   zsh: (words) =>
     `${pathOf("zsh")} -f -c 'compdef() { :; }; _describe() { printf "%s\\n" "\${(@)\${(P)2}%%:*}"; }
      source <(sasori completion zsh); words=(sasori "$@"); CURRENT=$#words; _sasori' zsh ${quoted(words)}`,

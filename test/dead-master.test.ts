@@ -1,4 +1,4 @@
-// Masters that die, freeze or vanish in mid-request: who else notices, and what becomes of the requests that they had.
+// Masters that die, freeze or vanish in the middle of a request: which other nodes notice, and what happens to the requests.
 
 import { readdirSync, readFileSync } from "node:fs";
 import { connect } from "node:net";
@@ -12,7 +12,7 @@ import { haproxyBinaries } from "./support/parts.js";
 
 const PROGRAM = fileURLToPath(new URL("support/mortal-master.mjs", import.meta.url));
 const PER_SECOND = 200;
-/** Within these a moment is found at which everything that was sent has reached the master. */
+/** Deadline for finding a moment at which everything that was sent has reached the master. */
 const LATEST_KILL = 10 * PER_SECOND;
 const MASTERS = 3;
 /** The kernel's word for the timer of a connection that it will ask about when nothing has come for a while. */
@@ -116,7 +116,7 @@ function answerTo({ ask }: Gateway, request: number): Promise<Answer> {
   );
 }
 
-/** Numbers from 0 on, each at its time, whatever becomes of those before. */
+/** Requests with numbers from 0 on, each at its time, whether or not the earlier ones are answered. */
 async function* arrivals(): AsyncGenerator<number> {
   const began = performance.now();
   for (let request = 0; ; request += 1) {
@@ -200,7 +200,7 @@ const stateOf = (pid: number) =>
     .replace(/^.*\) /, "")
     .charAt(0);
 
-/** A zombie without threads: the last of them has closed what they had open. */
+/** A zombie without threads: its last thread has closed all files and sockets. */
 const isDead = (pid: number) => stateOf(pid) === "Z" && readdirSync(`/proc/${pid}/task`).length === 1;
 
 /** The kernel's sockets that are bound to a port of 127.0.0.1, or connected to one. All values are hexadecimal. */

@@ -1,9 +1,9 @@
-// What is shared by those who ask at the same time.
+// Callers that ask at the same time share one work.
 
 import { expect, test } from "vitest";
 import { Shared } from "../src/deadline.js";
 
-/** Works that end when the test says so. */
+/** Works that the test ends. */
 function stepped() {
   const works: { end(value: string): void; fail(): void }[] = [];
   const shared = new Shared(

@@ -73,7 +73,7 @@ const modelsOf = ({ apiVersion }: Manifest) =>
     ? `@kubernetes-models/prometheus-operator/${apiVersion}`
     : `kubernetes-models/${apiVersion}`;
 
-/** The types of the schemas refuse fields that there are not, which the API server would drop without a word. */
+/** The schemas' types refuse unknown fields. The API server would drop them silently. */
 async function fieldErrors(all: readonly Manifest[]): Promise<string> {
   const place = await mkdtemp(path.join(ROOT, "node_modules/.manifests-"));
   try {

@@ -10,7 +10,7 @@ import { patient } from "./support/patience.js";
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const LEFT_OUT = new Set(["node_modules", "dist", ".git", ".demo"]);
 
-/** As in a shell: what the npm that runs the tests tells its children must not reach another npm. */
+/** The environment of a shell: the variables of the npm that runs the tests must not reach another npm. */
 const env = Object.fromEntries(
   Object.entries(process.env).filter(
     ([name]) => !/^npm_(package|lifecycle|command|config_local)/i.test(name),

@@ -12,13 +12,13 @@ const DEPLOY = fileURLToPath(new URL("../deploy/systemd/", import.meta.url));
 const HAPROXY = fileURLToPath(new URL("../haproxy/", import.meta.url));
 const analyze = pathOf("systemd-analyze");
 
-/** What Debian's haproxy.service is to ours: started before it, with variables from files. */
+/** Debian's haproxy.service as far as our unit needs it: it starts first, with variables from files. */
 const HAPROXY_SERVICE = `[Service]
 Environment="CONFIG=/etc/haproxy/haproxy.cfg" "EXTRAOPTS=-S /run/haproxy-master.sock"
 ExecStart=/usr/sbin/haproxy -Ws -f $CONFIG $EXTRAOPTS
 `;
 
-/** The sort of configuration that is there already: sections of the same names, a socket and proxies of its own. */
+/** A configuration as a host may have it already: sections with the same names, its own socket and proxies. */
 const EXISTING_CONFIG = (socket: string) => `global
   stats socket ${socket} mode 660 level admin
   stats timeout 30s

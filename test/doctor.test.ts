@@ -1,5 +1,5 @@
-// The doctor beside real HAProxys: everything well, and then one thing after the other broken. Each is told in words
-// that name the remedy, and nothing is changed by looking.
+// The doctor beside real HAProxys: everything well, and then one thing after the other broken. The doctor reports
+// each with its remedy, and changes nothing.
 
 import { execFileSync } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
@@ -64,7 +64,7 @@ async function withPatient(
   );
 }
 
-/** The one finding of this check, there if it is named. */
+/** The one finding of this check, at `where` if given. */
 function finding({ findings }: Diagnosis, check: string, where?: string) {
   const found = findings.filter((one) => one.check === check && (where === undefined || one.where === where));
   expect(found, `${check}: ${JSON.stringify(findings, null, 1)}`).toHaveLength(1);
@@ -81,10 +81,10 @@ const isRoot = process.getuid?.() === 0;
 /** Tests may run as root, which the doctor warns of. */
 const AS_ROOT = "the doctor runs as root, so it does not check permissions";
 
-/** As tests may with a HAProxy that is too old by now. */
+/** Tests may run on an HAProxy that gets no more fixes. */
 const TOO_OLD = "has had no fixes";
 
-/** What is neither well nor only waiting for something that is broken. */
+/** The findings that are neither ok nor skipped. */
 const broken = ({ findings }: Diagnosis) =>
   findings
     .filter(({ detail }) => !detail.includes(TOO_OLD))
@@ -92,7 +92,7 @@ const broken = ({ findings }: Diagnosis) =>
     .filter(({ detail }) => !isRoot || !detail.includes(AS_ROOT))
     .map(({ check }) => check);
 
-/** As a user who is nobody in particular; a test run by an ordinary user is that already. */
+/** As an ordinary user. If the tests do not run as root, that is the user who runs them. */
 async function asNobody<T>(use: () => Promise<T>): Promise<T> {
   if (!isRoot) return use();
   process.setegid?.(65534);
@@ -650,7 +650,7 @@ describe("the doctor and PuppetDB", () => {
       await scripted.close();
     }
   }
-  /** `nodes` is asked for the number of nodes, and for lists of those that the other answers do not tell. */
+  /** `nodes` answers with the number of nodes, and with nodes that the other answers do not have. */
   const countNodes =
     (count: number): Script =>
     (response) => {

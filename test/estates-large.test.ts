@@ -1,4 +1,4 @@
-// Estates with many nodes: whoever asks sasori while they are united is answered. A clock that no test moves.
+// Estates with many nodes: sasori answers while it unites them. With the real clock.
 import { expect, test } from "vitest";
 import { NodeMap } from "../src/node-map.js";
 import { Estates } from "../src/source/estates.js";

@@ -86,7 +86,7 @@ const withPair = (
     }
   });
 
-/** After a restart of the stand-in fetch may have a connection that is dead: then it asks again. */
+/** After a restart of the stand-in, fetch may use a dead connection. Then ask again. */
 const runs = (client: PuppetdbClient, certname: string, producer: string, ago = 0) => {
   const run = { certname, producer, at: new Date(Date.now() - ago) };
   return client.replaceFacts(run).catch(() => client.replaceFacts(run));
@@ -217,7 +217,7 @@ describe("alternatives", () => {
     expect(await askedAfter(1_000, told, none)).toEqual(told);
     expect(await askedAfter(1_000, new Error("down"), none)).toEqual(none);
     expect(await askedAfter(0, none, told)).toEqual(none);
-    // Whoever can wait hears what the first one says, or that it was not heard.
+    // A caller that can wait gets the answer of the first one, or hears that it did not answer.
     expect(await askedAfter(1_000, none, told, true)).toEqual(none);
     await expect(askedAfter(0, new SasoriError("PUPPETDB_STATUS", "down"), told, true)).rejects.toMatchObject(
       {
@@ -389,7 +389,7 @@ describe("estates", () => {
         expect([...(await ask(NODE)).keys()]).toEqual([NODE]);
         const partly = await ask(NODE, "unknown.example.com").catch((error: unknown) => error);
         expect(partly).toMatchObject({ code: "PUPPETDB_TIMEOUT", found: expect.any(Map) });
-        // It is found out within the time of a reading of changes, however long the readings of others may take.
+        // It is noticed within the deadline of a changes pass, however long other readings take.
         vi.useRealTimers();
         const began = performance.now();
         const reading = await puppetdb.read("full", new AbortController().signal, {

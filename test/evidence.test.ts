@@ -243,7 +243,7 @@ describe("a map that somebody else made", () => {
         "device.corp puppet/master2",
       ]);
       expect(await readFile(lab.mapFile, "utf8")).toBe(text);
-      // What happens meanwhile does not lose an entry either, also not over a restart.
+      // Nothing that happens in the meantime loses an entry, a restart neither.
       for (const one of [sync, await lab.newSync()]) {
         await lab.run(NODE, one === sync ? "master3" : "master2");
         expect(await full(one)).toMatchObject({ outcome: "held", held: { count: 4 } });

@@ -1,5 +1,5 @@
 // A PuppetDB, or an HAProxy, that is far away, and whose name has a second address (IPv6, most often) that leads nowhere.
-// Of itself Node gives each address of a name 250 ms.
+// By default Node tries each address of a name for 250 ms.
 
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";

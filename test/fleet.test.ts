@@ -1,5 +1,5 @@
-// The guard's memory: what counts is how large the map was within the last 30 days, so that a fleet that vanishes little
-// by little is noticed. Real passes, with a clock that the test moves.
+// The guard compares with the largest map of the last 30 days, so it notices a fleet that vanishes little by little.
+// Real passes, with a clock that the test moves.
 
 import { afterEach, expect, test, vi } from "vitest";
 import type { SyncReport } from "../src/sync-report.js";
@@ -15,11 +15,11 @@ interface Vanishing {
   /** So many more nodes are deactivated, then a pass. Returns its outcome, and how many are left. */
   vanish(share: number): Promise<[SyncReport["outcome"], number]>;
   pass(approve?: string): Promise<SyncReport>;
-  /** Another sasori goes on, after this one or instead of it. */
+  /** Another sasori continues, after this one or instead of it. */
   restart(): Promise<void>;
 }
 
-/** A fleet of which all have run, guarded by the default of 10 %. No HAProxy: the file will do. */
+/** A fleet in which every node has run, with the default guard of 10 %. Without HAProxy: the file is enough. */
 async function withVanishing(use: (fleet: Vanishing) => Promise<void>): Promise<void> {
   await withFleetLab([], async (lab: FleetLab) => {
     for (let index = 0; index < FLEET; index += 1)

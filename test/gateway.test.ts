@@ -18,7 +18,7 @@ import { haproxyBinaries, isFrom, puppetdbParts } from "./support/parts.js";
 
 const CONFIG = fileURLToPath(new URL("../haproxy/haproxy.cfg", import.meta.url));
 
-/** What `haproxy -c` says of the project's configuration, with these variables less than it needs. */
+/** What `haproxy -c` says of the project's configuration when these variables are missing. */
 function check(
   bin: string,
   { without = [] as string[], more = {} as Record<string, string> } = {},

@@ -20,7 +20,7 @@ const incomplete = (what: string | RegExp = "") =>
   });
 const escaped = (text: string) => new RegExp(text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
 
-// What could be taken for the end of a row, of a string or of the array, and any other text.
+// Texts that look like the end of a row, a string or the array, and others.
 const text = fc.oneof(
   fc.string({
     unit: fc.constantFrom('"', "\\", "{", "}", "[", "]", ",", ":", " ", "\n", "\u2028", "😀", "é"),

@@ -1,4 +1,4 @@
-// A lookup beside targets that hang: it ends all the same, and says of each what it knows.
+// A lookup while targets hang: it ends in time, and says what is known of each target.
 
 import { once } from "node:events";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
@@ -50,7 +50,7 @@ test("an HAProxy, or a file system, that hangs is told as such before the page g
   const live = [{ haproxy: socket, failure: noAnswer }];
   try {
     const file = new MapFile(mapFile);
-    // Its readers queue.
+    // Its readers wait.
     expect(await atItsDeadline(file, [haproxy], () => file.lookUp(NODE))).toEqual({
       certname: NODE,
       desired: DESIRED,

@@ -1,4 +1,4 @@
-// Servers for new masters, with a resolver that does what no real one does on request.
+// Servers for new masters, with a scripted DNS resolver.
 
 import { describe, expect, test } from "vitest";
 import { Fleet } from "../src/fleet.js";

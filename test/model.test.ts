@@ -1,5 +1,5 @@
-// What sasori and the gateway do in the end, whatever happens on the way: a model that knows only "the newest observation
-// wins" beside the real programs. Two histories, always the same; random ones are played by the long form in test/faults/.
+// What sasori and the gateway end up with, compared with a model that knows only "the newest observation wins".
+// Two histories, always the same; random ones are played by the long form in test/faults/.
 // MODEL_SEED and MODEL_STEPS play a history again that a failure has printed: see model/run.ts.
 
 import { describe, expect, test } from "vitest";

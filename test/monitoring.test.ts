@@ -1,5 +1,5 @@
-// What deploy/prometheus and deploy/grafana say is held against the real programs: promtool parses and tries the
-// alerts, and every metric in them is one that sasori or HAProxy has.
+// deploy/prometheus and deploy/grafana fit the real programs: promtool checks and tests the alerts, and sasori or HAProxy has
+// every metric that they name.
 
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";

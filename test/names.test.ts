@@ -1,4 +1,4 @@
-// Short names on the command line: a command that changes something must never move another node than the one that is meant.
+// Short names on the command line: no command may move another node than the one that is meant.
 
 import { describe, expect, test } from "vitest";
 import { type NodesWith, wholeCertname } from "../src/cli/names.js";

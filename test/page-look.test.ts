@@ -52,13 +52,13 @@ const says = (page: Page, text: string | RegExp) =>
     .filter({ hasText: text })
     .waitFor({ timeout: patient(30_000) });
 
-/** Names that are squeezed: on more lines than they have parts, or in a column of a few pixels. */
+/** Names that are squeezed: short ones that take more than four lines. */
 const SQUEEZED = `[...document.querySelectorAll("bdi")].filter((name) => {
   const text = name.textContent, lines = new Set([...name.getClientRects()].map(({ top }) => Math.round(top))).size;
   return text.length > 8 && text.length < 80 && name.offsetParent !== null && lines > 4;
 }).map(({ textContent }) => textContent)`;
 
-/** What is wider than the window, and does not scroll by itself. */
+/** Elements that are wider than the window and do not scroll. */
 const WIDE = `[...document.querySelectorAll("body *")]
   .filter((element) => {
     const { left, width } = element.getBoundingClientRect();
@@ -67,7 +67,7 @@ const WIDE = `[...document.querySelectorAll("body *")]
   })
   .map((element) => element.outerHTML.slice(0, 120))`;
 
-/** Keeps it, after it has shown that everything fits and that a machine finds nothing against its accessibility. */
+/** Checks that everything fits and that axe finds nothing, and keeps a screenshot. */
 async function look(page: Page, name: string): Promise<void> {
   await page.waitForTimeout(300); // The plot is drawn behind the rest.
   expect({ name, overflow: await overflow(page), wide: await page.evaluate(WIDE) }).toEqual({

@@ -116,7 +116,7 @@ const focused = (page: Page) =>
   page.evaluate(
     "(({ id, ariaLabel, textContent }) => id || ariaLabel || textContent)(document.activeElement)",
   );
-/** On how many lines the first "--approve" of what is wrong stands. */
+/** How many lines the first "--approve" among the troubles takes. */
 const LINES_OF_OPTION = `(() => {
   const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (!texts.nextNode().data.includes("--approve"));
@@ -281,7 +281,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         await expect.poll(() => failed.count()).toBe(1);
         await site.puppetdb.start();
         await says(page, "Everything is in sync");
-        // It came back empty, which only a look at everything shows.
+        // It came back empty. Only a full pass sees that.
         await page.getByRole("button", { name: "Read everything" }).click();
         await says(page, "30 changes wait for your approval");
       }),
@@ -549,7 +549,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         expect(await focused(page)).toBe("Register");
         await page.keyboard.press("Enter");
         await page.getByText(`${NODE} now goes to master2.`).waitFor();
-        // Nothing that is rendered anew takes the focus away.
+        // Drawing again does not take the focus away.
         await page
           .getByRole("article", { name: NODE })
           .getByText(/master1 to master2/)

@@ -1,7 +1,7 @@
 import { expect, test, vi } from "vitest";
 import { PassQueue, type SyncRequest } from "../src/pass-queue.js";
 
-/** A queue whose passes end when the test says so; each reports the request that it was run for. */
+/** A queue whose passes the test ends. Each reports its request. */
 function steppedQueue() {
   const passes: { request: SyncRequest; end: () => void }[] = [];
   const queue = new PassQueue<SyncRequest>(

@@ -185,8 +185,8 @@ test("pools.cfg is haproxy.cfg where the two do the same", () => {
 });
 
 /**
- * A request at each server of the pool, where it stays. One after the other: two that come at once, on two threads of HAProxy,
- * may both find the first server free.
+ * Sends a request to each server of the pool, which does not answer it yet. One after the other, because two at once, on two
+ * threads of HAProxy, could both find the first server free.
  */
 async function occupy<T>(ask: (index: number) => T, master: Lab["master"]): Promise<T[]> {
   const asked: T[] = [];
@@ -235,7 +235,7 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin, version })
         return new Set(answers.map(({ by }) => by));
       };
       const [first = "", second = ""] = POOLS.fra;
-      // A kept connection that ends in the moment of a request would end that too.
+      // A kept connection that ends at the moment of a request would end the request too.
       for (const name of POOLS.fra) master(name).says = { connection: "close" };
       await expect.poll(() => served(4)).toEqual(new Set([`fra/${first}`, `fra/${second}`]));
       await master(first).stop();
@@ -314,7 +314,7 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin, version })
       const asked = POOLS.lon.map((name) => master(name).requests);
       expect(await ask(NODE, { method: "POST", body: "x" })).toMatchObject({ status: 404, route: "mapped" });
       expect(POOLS.lon.map((name) => master(name).requests)).toEqual(asked);
-      // sasori finds out meanwhile.
+      // sasori finds out in the meantime.
       await expect.poll(async () => (await haproxy.showMap()).get(NODE)).toBe("lon");
       expect(await ask(NODE, { method: "POST", body: "x" })).toMatchObject({ status: 200, route: "mapped" });
     }));
@@ -327,7 +327,7 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin, version })
       const { ask, master, move, run, sync, get, daemon } = lab;
       for (const name of POOLS.lon) master(name).nodes = undefined; // They take any node.
       for (const name of POOLS.fra) await master(name).stop();
-      // At once, though no check has failed yet, and after that.
+      // At once, before a check has failed, and afterwards.
       for (const method of ["POST", "GET"]) expect(await ask(NODE, { method })).toMatchObject(wanted);
       const state = async () => {
         await sync();

@@ -1,4 +1,4 @@
-// The gateway's second map in a real HAProxy: an entry goes into the file and into HAProxy, and out of both.
+// The gateway's second map in a real HAProxy: an entry is added to the file and to HAProxy, and removed from both.
 
 import { describe, expect, test } from "vitest";
 import { PriorityMap } from "../src/target/priority.js";

@@ -1,4 +1,4 @@
-// Masters that speak TLS: who is believed when sasori asks whether a master has a node, and who is not.
+// Masters that speak TLS: which of them sasori trusts when it asks whether they have a node.
 
 import { readFileSync } from "node:fs";
 import { copyFile, mkdtemp, rm, writeFile } from "node:fs/promises";
@@ -160,7 +160,7 @@ describe.each(haproxyBinaries())("a master that HAProxy $version gets at run tim
   const OPTIONS = () => `check inter 200ms weight 0 ssl verify required ca-file ${at("ca.pem")}`;
 
   const askThrough = async ({ ports }: HaproxyServer) => {
-    // The name of the gateway, which is no master's.
+    // The gateway's name. No master has it.
     const headers = { "x-node-name": "node1", host: "gateway.example.com" };
     const response = await fetch(`http://127.0.0.1:${ports.frontend}/nodes/node1`, { headers });
     await response.arrayBuffer();

@@ -50,13 +50,13 @@ function pieces(texts: string[], headers: Record<string, string> = {}, cut = fal
   return (response) => {
     response.writeHead(200, { "content-type": "application/json", ...headers });
     for (const text of texts) response.write(text);
-    // Until it was sent: a cut at once would take the beginning with it.
+    // Wait until it was sent. An immediate cut would lose the beginning.
     if (cut) response.write(" ", () => response.socket?.destroy());
     else response.end();
   };
 }
 
-/** Sends the beginning and then nothing any more. */
+/** Sends the beginning, and then nothing. */
 const stalledAfter = (text: string): Script => {
   return (response) => {
     response.writeHead(200, { "content-type": "application/json" });
@@ -406,7 +406,7 @@ test("a clock in front of PuppetDB that is ahead hides nothing: changes are aske
     const query = server.asked.findLast(({ entity }) => entity === "factsets")?.query ?? "";
     const [, from = ""] = /"timestamp","([^"]+)"/.exec(query) ?? [];
     expect(Math.abs(since - lookedBackMs - Date.parse(from))).toBeLessThan(3_000);
-    // PuppetDB tells its own clock, so that of what is in front of it is of no interest.
+    // PuppetDB tells its own clock, so the clock of a proxy in front of it does not matter.
     const time = JSON.stringify({ server_time: new Date().toISOString() });
     server.scripts = { ...server.scripts, "server-time": dated(answer(time)) };
     const reading = await source.readChanges(since, soon(), { inactiveBefore: 0 });

@@ -1,5 +1,5 @@
 // docs/reference.md is written by this test, from the program itself: `npm run reference`. A plain run compares it.
-// What other documents say of codes, metrics and variables is held to the program too.
+// It also checks the codes, metrics and variables that other documents name.
 
 import { readdirSync, readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
@@ -22,7 +22,7 @@ const ROOT = new URL("../", import.meta.url);
 const read = (name: string) => readFileSync(new URL(name, ROOT), "utf8");
 const unique = (names: Iterable<string>) => [...new Set(names)].sort();
 
-/** The parts of a daemon that has not begun: it has asked nobody, and listens nowhere. */
+/** The parts of a daemon that has not started: it has asked nobody and does not listen. */
 async function idleDaemon() {
   const config = readConfig({
     SASORI_PUPPETDB_URL: "http://127.0.0.1:1",
@@ -79,7 +79,7 @@ interface Metric {
   labelNames: readonly string[];
 }
 
-/** Node's own metrics, which prom-client collects, are none of sasori's names. */
+/** Node's own metrics, which prom-client collects, are not sasori's. */
 const metricsOf = ({ registry }: Metrics): Metric[] =>
   (registry.getMetricsAsArray() as unknown as Metric[])
     .filter(({ name }) => name.startsWith("sasori_"))
@@ -233,7 +233,7 @@ describe("CONTRIBUTING.md", () => {
     for (const [place, { integrity, hasInstallScript, dev }] of Object.entries(packages)) {
       if (place === "") continue;
       expect([place, integrity]).toEqual([place, expect.stringMatching(/^sha512-/)]);
-      // Nothing that runs in production runs anything when it is installed.
+      // No production package runs a script when it is installed.
       if (!dev) expect([place, hasInstallScript]).toEqual([place, undefined]);
     }
   });

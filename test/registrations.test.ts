@@ -85,7 +85,7 @@ describe("many registrations in one call", () => {
         expect(story).toMatchObject({ desired: { source: "registration", ...remarks }, moves: [remarks] });
         expect((await get<Moves>("/api/v1/moves?limit=1")).moves).toMatchObject([remarks]);
         expect((await get<Nodes>(`/api/v1/nodes?q=${node(7)}`)).nodes).toMatchObject([remarks]);
-        // Each is a line of the state file, with the same, and in force after a restart.
+        // Each is a line of the state file with the same remarks, and is in force after a restart.
         expect(
           (await readFile(`${lab.mapFile}.state.json`, "utf8")).match(/"disk of master1"/g),
         ).toHaveLength(1_000);

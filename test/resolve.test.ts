@@ -1,5 +1,4 @@
-// "Who has this node now?", with a PuppetDB that is slow in ways that no real one is on request, and with more questions
-// than the masters are to be asked.
+// "Who has this node now?", with a PuppetDB that is slow on request, and with more questions than the masters may be asked.
 
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -259,7 +258,7 @@ describe("a flood of names that nobody knows", () => {
       { name: "master2" as Master, host: "master2", address, state: "up", up: true } as const,
     ];
     const resolver = resolverOf(async () => new Map(), fleet, { probePath: "/{certname}", servers });
-    // At once: what a slow machine asked one after the other would be no flood.
+    // At once: on a slow machine, one after the other would be no flood.
     const flood = Array.from({ length: 150 }, (_, index) =>
       resolver.owner(`bogus${index}` as Certname, undefined).catch((error: SasoriError) => error.code),
     );

@@ -163,7 +163,7 @@ describe("HAProxys behind a DNS name", () => {
         sync.targets().flatMap(({ kind, target }) => (kind === "haproxy" ? [target] : []));
       const url = (index: number) => `tcp://${address(index)}:${port}`;
 
-      // No address yet: it says so, and the file is kept all the same.
+      // No address yet: it says so, and still writes the file.
       await lab.run("node1.example.com", "master1");
       expect((await sync.request({})).targets).toMatchObject([
         {},
@@ -186,7 +186,7 @@ describe("HAProxys behind a DNS name", () => {
       expect(await sync.request({})).toMatchObject({ outcome: "done" });
       expect(targets()).toEqual([url(1), url(2)]);
 
-      // DNS is down: nobody is lost.
+      // DNS is down: no HAProxy is lost.
       answer = () => {
         throw Object.assign(new Error("queryA ETIMEOUT"), { code: "ETIMEOUT" });
       };

@@ -61,7 +61,7 @@ test("nothing is done any more when it was stopped", () => {
   expect(ran).toEqual([]);
 });
 
-/** The days of March 2026 on which it is time, and the hours. */
+/** The days of March 2026 on which the schedule fires, and the hours. */
 function marchOf(cron: string): string[] {
   const matches = matcherOf(cron);
   const hours = Array.from({ length: 31 * 24 }, (_, hour) => new Date(2026, 2, 1, hour));

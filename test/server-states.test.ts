@@ -1,5 +1,5 @@
-// HAProxy's servers as HAProxy has them: each way in which one can be told to serve or not, and whether it does; and
-// those that DNS has named.
+// The states of HAProxy's servers: each way to make a server serve or not, and whether it then does. And servers that get
+// their names from DNS.
 
 import { once } from "node:events";
 import net from "node:net";
@@ -165,7 +165,7 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
           }
           if (way.status) await expect.poll(statusOf).toMatch(way.status);
           await expect.poll(() => stateOf(haproxy)).toBe(way.state);
-          // It is so if HAProxy does so.
+          // The state is right if HAProxy behaves like that.
           expect((await servedBy(haproxy)) === "it").toBe(way.state !== "down");
           const [load] = await instanceOf(haproxy).loads(signal());
           expect(load).toMatchObject({ name: "it", state: way.state, up: way.state !== "down" });

@@ -1,5 +1,5 @@
-// The state file as a journal, and the rules by which its rows are merged: what an operator ordered is never lost by a kill,
-// costs what it is, and all sasoris that know the same rows agree.
+// The state file as a journal, and the rules by which its rows are merged: a kill loses no registration,
+// a registration costs one line, and all sasoris that know the same rows agree.
 
 import { appendFile, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -36,7 +36,7 @@ const load = async () => {
   };
 };
 
-/** How often others were let in. */
+/** How often other work got its turn. */
 async function turnsDuring(work: () => Promise<unknown>): Promise<number> {
   let [turns, isDone] = [0, false];
   const turn = () => {
@@ -181,7 +181,7 @@ describe("the state file", () => {
     const journals = [new Journal(file), new Journal(file)] as const;
     for (let round = 0; round < 60; round += 1) {
       await Promise.all(journals.map((one, index) => one.save([registered(2 * round + index, "master1")])));
-      // The first time both have written the file anew, and one of the two has lost it to the other one.
+      // At first both write the file anew, and one overwrites the other's.
       for (const one of [...journals, ...journals, ...journals]) {
         await one.readOthers(signal());
         await one.save([]);

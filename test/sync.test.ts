@@ -417,7 +417,7 @@ describe("a pass", () => {
         await sync.request(request);
         await expectEverywhere(lab, routes);
       }
-      // As for a sasori that knows nothing of it.
+      // Like a sasori that does not know it.
       const anew = await lab.newSync({ SASORI_STATE_FILE: `${lab.mapFile}.other` });
       await full(anew);
       await expectEverywhere(lab, routes.set(name(2), "master1"));
@@ -854,7 +854,7 @@ describe("a pass", () => {
       const maintenance = async () =>
         / localhost \S+ [0-3] (\d+) /.exec(await say("show servers state puppet"))?.[1];
       const added = { haproxy: haproxy?.socketPath, master: "localhost", change: "added" };
-      // As a session leaves it that is lost in between, for a sasori that was restarted since, and later.
+      // Like after a session that was cut off, for a sasori that was restarted, and later.
       await say("add server puppet/localhost 127.0.0.1:1 check inter 50ms");
       const sync = await lab.newSync(options);
       expect((await sync.request({})).masters.changes).toEqual([added]);
@@ -949,7 +949,7 @@ describe("a pass", () => {
       expect(await sync.request({ known: true })).toMatchObject({ moved: 0, learned: 0, nodes: 20 });
       await expectEverywhere({ ...lab, haproxys: lab.haproxys.slice(1) }, routes);
       expect(await sync.request({ dryRun, full })).toMatchObject(seen);
-      // What the dry run read, and what was set on HAProxy, which the sample of each look finds.
+      // What the dry run read, and what was set on HAProxy, which the sample of each pass finds.
       expect(await sync.request({})).toMatchObject({ kind: "changes", moved: 2, learned: 1 });
       expect(await sync.request({ full })).toMatchObject({ moved: 1, learned: 0 });
       routes.delete(name(0));

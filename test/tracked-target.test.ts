@@ -1,4 +1,4 @@
-// One target through the passes, where the moment counts: a scripted HAProxy does in it what a real one does at some time.
+// One target through several passes, with exact timing: a scripted HAProxy changes at a given moment.
 
 import { afterEach, describe, expect, test, vi } from "vitest";
 import { SasoriError } from "../src/errors.js";
@@ -11,7 +11,7 @@ import { atOnce } from "./support/pieces.js";
 const { signal } = new AbortController();
 const MINUTE = 60_000;
 
-/** Every push replaces its whole map, unless it was changed since it was seen. */
+/** Every push replaces the whole map, unless the map was changed since it was read. */
 class ScriptedHaproxy implements Target {
   readonly kind = "haproxy";
   readonly name = "haproxy";

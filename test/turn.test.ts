@@ -1,4 +1,4 @@
-// The lock beside a file that several processes change: one at a time, and nobody waits for the dead.
+// The lock beside a file that several processes change: one at a time, and nobody waits for a process that has died.
 
 import { mkdtemp, readdir, readFile, rm, symlink, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -15,7 +15,7 @@ beforeEach(async () => {
 });
 afterEach(() => rm(folder, { recursive: true }));
 
-/** The lock of somebody whose turn it is, with something else in it. */
+/** The lock of another process, with other content. */
 async function lockWith(changes: object): Promise<void> {
   const turn = await takeTurn(file, 0);
   const holder = JSON.parse(await readFile(`${file}.lock`, "utf8"));

@@ -1,4 +1,4 @@
-// When "in sync" may no longer be said, by a clock of the test's own.
+// When sasori may no longer say "in sync". The test moves the clock.
 
 import { expect, test } from "vitest";
 import type { SyncReport } from "../src/sync-report.js";
@@ -19,7 +19,7 @@ function watch() {
   const watchdog = new Watchdog(() => now);
   return {
     watchdog,
-    /** Time goes by, in which the schedule asks. */
+    /** Time passes, and the schedule asks. */
     pass(ms: number, everyMs = 5 * SECOND) {
       for (let left = ms; left > 0; left -= everyMs) {
         now += Math.min(everyMs, left);

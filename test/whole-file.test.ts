@@ -53,7 +53,7 @@ describe("a file that is read as a whole", () => {
   });
 
   test("of /proc says that it has nothing, and nothing is read of it", async () => {
-    // /proc/kmsg waits for what the kernel says next, others never end.
+    // /proc/kmsg waits for the kernel's next message. Others never end.
     expect(await readSecretFile("/proc/self/status")).toBe("");
     expect(await readWhole("/proc/self/status", "latin1")).toBe("");
     expect(readSecretFileSync("/proc/self/status")).toBe("");
@@ -71,7 +71,7 @@ describe("where the file system does not answer", () => {
       readSecretFile(at(name)).catch((error: unknown) => error),
     );
     await vi.waitFor(() => expect(opened()).toBe(before + 1));
-    // Another file system goes on.
+    // Another file system still works.
     const elsewhere = await mkdtemp(path.join(tmpdir(), "sasori-whole-"));
     await writeFile(path.join(elsewhere, "well"), "elsewhere");
     expect(await readSecretFile(path.join(elsewhere, "well"))).toBe("elsewhere");

@@ -124,7 +124,7 @@ database = ${at("revoked.txt")}\ncrlnumber = ${at("crl-number.txt")}\ndefault_md
     caBundle: at("ca.pem"),
     emptyCrls: at("crl.pem"),
     gateway: await issue(`/CN=${GATEWAY_NAME}`, { extension: `subjectAltName=DNS:${GATEWAY_NAME}` }),
-    // Of its own: the masters let in this one and nothing else.
+    // A certificate of its own: the masters accept only this one.
     leg: await make(`/CN=${LEG_NAME}`, "extendedKeyUsage=clientAuth", false, ""),
     issue,
     crlsWith,
@@ -149,9 +149,9 @@ export interface AgentsMaster {
   port: number;
   /** Requests so far, without health checks. */
   requests: number;
-  /** While set, requests wait for it: that is how a queue fills. */
+  /** While set, requests wait for it, so a queue fills. */
   hold: Promise<void> | undefined;
-  /** What it answers instead of that which it got. */
+  /** What it answers instead of an echo of the request. */
   answer: string | undefined;
   stop(): Promise<void>;
   start(): Promise<void>;

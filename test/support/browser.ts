@@ -18,7 +18,7 @@ const ARGUMENTS = [
   "--disable-sync",
 ];
 
-/** Its program, or undefined where there is none and none can be fetched, which CI=true does not allow. */
+/** Chromium's program. Undefined if there is none and none can be fetched; with CI=true that is an error. */
 export function findChromium(): string | undefined {
   try {
     return pathOf("chromium");
@@ -28,7 +28,7 @@ export function findChromium(): string | undefined {
   }
 }
 
-/** Why tests are not run then. */
+/** Why tests are skipped then. */
 export const NO_CHROMIUM = { lacks: "there is no Chromium here: name one by CHROMIUM_BIN" };
 
 /** Starts it with an empty profile. */

@@ -26,7 +26,7 @@ export class Child {
     this.#process.stdout?.on("data", keep);
     this.#process.stderr?.on("data", keep);
 
-    // When the test run itself is ended, nobody is left to call end().
+    // If the test run itself is killed, nobody calls end().
     const orphaned = (): void => this.#signal("SIGKILL");
     process.once("exit", orphaned);
     this.#exit = new Promise((resolve) => {
@@ -141,7 +141,7 @@ const FIRST_PORT = 20_000;
 const WORKERS = 8;
 const PORTS_PER_WORKER = 1_500;
 const WORKER = Number(process.env.VITEST_POOL_ID ?? 0);
-/** Somewhere else in each process, for the sake of other runs on this machine. */
+/** Different in each process, because of other runs on this machine. */
 let nextPort = Math.floor(Math.random() * PORTS_PER_WORKER);
 
 /** Nobody listens on this port of 127.0.0.1. */
