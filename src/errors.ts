@@ -78,7 +78,7 @@ export function quote(text: string, limit = 80): string {
   return JSON.stringify(text.length > limit ? `${text.slice(0, limit)}…` : text);
 }
 
-/** Throws `DAEMON` for an address on which nobody can listen; `ifInUse` is what to do if another program has it. */
+/** Throws `DAEMON` when sasori cannot listen on the address. `ifInUse`: what to do if another program has it. */
 export const cannotListen =
   (variable: string, { host, port }: { host: string; port: number }, ifInUse: string) =>
   (error: unknown): never => {

@@ -3,7 +3,7 @@
 import { type IntervalHistogram, monitorEventLoopDelay } from "node:perf_hooks";
 
 const RESOLUTION_MS = 10;
-/** Longer than Prometheus usually leaves between two looks. */
+/** Longer than the usual scrape interval of Prometheus. */
 const KEPT_S = 60;
 
 export class LoopDelay {
@@ -34,7 +34,7 @@ export class LoopDelay {
     if (this.#longest.length > KEPT_S) this.#longest.shift();
   }
 
-  /** What is measured is the time between two of its own timers. */
+  /** The histogram measures the time between two of its own timers. */
   get #current(): number {
     return Math.max(0, this.#delays.max / 1e6 - RESOLUTION_MS);
   }

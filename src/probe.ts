@@ -10,7 +10,7 @@ import { type Pem, PemFiles, type PemPaths } from "./pem-files.js";
 import { STRICT_TLS } from "./source/puppetdb-connection.js";
 import type { Server } from "./target/target.js";
 
-/** The status of a master's answer to this path. Rejects when there is none, or when it is not believed. */
+/** The status of a master's answer to this path. Rejects if there is no answer, or if the certificate is not trusted. */
 export type AskMaster = (server: Server, path: string, signal: AbortSignal) => Promise<number>;
 
 export function masterAsker({
@@ -43,7 +43,7 @@ export const hasNode =
 class TlsAgents {
   readonly #files: PemFiles;
   readonly #aliases: Config["masterAliases"];
-  /** All made with this. */
+  /** One for each server name, all made with `pem`. */
   #agents: { pem: Pem; of: Map<string, Agent> } | undefined;
 
   constructor(paths: PemPaths, aliases: Config["masterAliases"]) {

@@ -1,6 +1,6 @@
 // The one search in sorted lists. Pure.
 
-/** The first of `length` positions for which this is so, if it is so for all behind it. */
+/** The first of `length` positions that fulfils the condition. All positions behind it must fulfil it too. */
 export function lowerBound(length: number, isSo: (at: number) => boolean): number {
   let [from, to] = [0, length];
   while (from < to) {

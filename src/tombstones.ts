@@ -1,6 +1,6 @@
 // What is over, by node: nodes that were removed from the map, and registrations and learned routes that were ended. Without
 // this record an HAProxy that comes back with its old map, or a second sasori that is a pass behind, would bring them back.
-// Promises: the newest are kept, and they are bounded by their number alone: no clock can end one.
+// Promises: the newest are kept. Only their number is bounded, so a wrong clock cannot end one.
 // Pure state: no I/O, no clock.
 
 import type { Certname } from "./node-map.js";
@@ -52,7 +52,7 @@ export class Tombstones<Stone = Tombstone> {
   }
 
   set(certname: Certname, stone: Stone): void {
-    this.#stones.delete(certname); // To be the last.
+    this.#stones.delete(certname); // So that it becomes the last one.
     this.#stones.set(certname, stone);
     const [oldest] = this.#stones.keys();
     if (oldest !== undefined && this.#stones.size > MAX_TOMBSTONES) this.#stones.delete(oldest);

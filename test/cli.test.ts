@@ -268,7 +268,7 @@ describe("without a daemon", () => {
       );
       expect(desired).toContain("until one is asked, the map file says where the node goes");
       expect(file).toMatch(/^ {2}file +master1$/);
-      expect(live).toMatch(/ failed: HAPROXY_UNREACHABLE: nobody listens there/);
+      expect(live).toMatch(/ failed: HAPROXY_UNREACHABLE: nothing listens there/);
       expect(stdout).not.toContain("no such server");
       // One HAProxy does not answer. If the other has the server, that is enough. If not, the silent one may have it.
       await lab.haproxys[0]?.restart();

@@ -98,7 +98,7 @@ describe.each(haproxyBinaries())("the Runtime API of HAProxy $version over TLS",
         /^HAPROXY_UNREACHABLE gw1: .*gw2\.example\.com.*as its certificate does/,
       );
       expect(await why({ connect: { host: "127.0.0.1", port: haproxy.ports.frontend } })).toMatch(
-        /^HAPROXY_UNREACHABLE gw1: nobody listens there/,
+        /^HAPROXY_UNREACHABLE gw1: nothing listens there/,
       );
     }));
 

@@ -18,7 +18,7 @@ export async function ask<T>(method: Method, path: string, body?: object): Promi
   return mustAskDaemon<T>(await address(), method, path, body);
 }
 
-/** As Puppet and the gateway write it: people type capitals. */
+/** In lower case, as Puppet and the gateway write certnames. People type capitals. */
 const certnameOf = (text: string) => parseCertname(text.toLowerCase());
 
 export function certnameArgument(name = "<certname>", description?: string): Argument {

@@ -8,7 +8,7 @@ import { quote, reason, SasoriError } from "../errors.js";
 import type { Registrations } from "../http/api-shapes.js";
 import { withoutPlace } from "../http/troubles.js";
 
-/** More wrong lines are counted. */
+/** A message names this many wrong lines, and counts the others. */
 const MAX_TOLD = 20;
 
 /** `master2` of `node7.example.com`. Letter case is Puppet's: small. */
@@ -50,7 +50,7 @@ async function readAll(file: string): Promise<string> {
 
 const nameOf = (file: string) => (file === "-" ? "standard input" : file);
 
-/** Who runs this, for people to read: nobody proves it. */
+/** Who runs this, for people to read. It is not verified. */
 export function whoAmI(environment: Readonly<Record<string, string | undefined>>): string {
   return `${environment.SUDO_USER || userName()}@${hostname()}`;
 }

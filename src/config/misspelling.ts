@@ -1,4 +1,4 @@
-// Which name somebody meant who wrote another one.
+// Which known name a misspelt name probably means.
 
 /** `SASORI_MAX_REMOVALS` for `SASORI_MAX_REMOVED`. */
 const MAX_EDITS = 3;

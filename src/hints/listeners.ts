@@ -1,4 +1,4 @@
-// The addresses on which hints are taken, as the configuration wants them.
+// Listens for hints on the addresses of the configuration.
 
 import type { Config } from "../config.js";
 import { cannotListen } from "../errors.js";
@@ -13,7 +13,7 @@ export interface Listeners {
   stop(): void;
 }
 
-/** Throws `DAEMON` if an address cannot be had. Undefined when the configuration wants none. */
+/** Throws `DAEMON` if it cannot listen on an address. Undefined when the configuration has none. */
 export async function listenForHints(
   { syslogListen, reports }: Pick<Config, "syslogListen" | "reports">,
   parts: HintsParts,

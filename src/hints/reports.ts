@@ -15,10 +15,10 @@ const HEAD_BYTES = 4 * 1024;
 /** A report of a run with many resources has some megabytes. */
 const MAX_BYTES = 64 * 1024 * 1024;
 const REQUEST_MS = 30_000;
-/** Who only connects must not hold one of the places. */
+/** A client that connects and sends nothing must not occupy a connection. */
 const HANDSHAKE_MS = 5_000;
 const MAX_CONNECTIONS = 128;
-/** Renewed certificates are taken that soon. */
+/** Renewed certificates are read this often. */
 const RENEWED_MS = 60_000;
 
 export interface ReportsListener extends ListenAddress {
@@ -42,7 +42,7 @@ export async function listenForReports(
   server.requestTimeout = REQUEST_MS;
   server.headersTimeout = REQUEST_MS;
   const renewing = setInterval(() => {
-    // A file that is being written, and a certificate whose key has not come yet, are tried again.
+    // The file may be half written, or the new key may be missing. The next look tries again.
     files
       .current()
       .then((pem) => server.setSecureContext({ ...options, ...pem }))

@@ -10,7 +10,7 @@ import type { ListenAddress } from "../config.js";
 const MAX_LINE_CHARACTERS = 2_048;
 const MAX_CONNECTIONS = 64;
 
-/** The moment in which puppetserver has sent it: what moves a node. A catalog does not. */
+/** puppetserver has sent facts or a report, which can move a node. A catalog cannot. */
 const SUBMITTED =
   /(?:Puppet )?'(?:replace facts|replace_facts|store report|store_report)' command for (\S+) submitted/;
 
@@ -34,7 +34,7 @@ export function submissionIn(line: string): SubmissionLine | undefined {
   return { certname: found[1] ?? "", producers: producers.filter((word) => word !== "") };
 }
 
-/** Listens on UDP and TCP. Returns what stops it. Rejects when the address cannot be had. */
+/** Listens on UDP and TCP. Returns a function that stops it. Rejects when it cannot listen on the address. */
 export async function listenForLines(
   { host, port }: ListenAddress,
   onSubmission: (line: SubmissionLine) => void,
@@ -49,7 +49,7 @@ export async function listenForLines(
   const udp = createSocket({ type: host.includes(":") ? "udp6" : "udp4" });
   udp.on("message", (message) => take(message.toString("latin1")));
   udp.on("error", () => undefined); // Of a single datagram.
-  // The one of which nothing was heard for the longest time comes first. A host that lost its power never says goodbye.
+  // The connection that was silent for the longest time comes first. A host that lost its power never closes it.
   const sockets = new Set<Socket>();
   tcp.on("connection", (socket) => {
     const heard = (): void => {

@@ -12,7 +12,7 @@ export function hasKeyTwice(text: string, body: unknown): boolean {
   return colons !== countKeys(body);
 }
 
-/** Not by calling itself: brackets within brackets, some ten thousand, would be too deep for that. */
+/** Without recursion, because ten thousand nested brackets would overflow the stack. */
 function countKeys(body: unknown): number {
   let keys = 0;
   const values = [body];

@@ -1,4 +1,4 @@
-// "Where does this node go, and why?": what sasori wants, what the file says, what each HAProxy holds now.
+// "Where does this node go, and why?": the desired master, the map file, and the live map of each HAProxy.
 
 import { Patience, within } from "../deadline.js";
 import { SasoriError, toFailure } from "../errors.js";
@@ -6,12 +6,12 @@ import type { Certname, Master } from "../node-map.js";
 import type { SyncParts } from "../sync.js";
 import type { Desired, Lookup } from "./api-shapes.js";
 
-/** The page waits 8 s for a story, which must tell of an HAProxy, or a file system, that hangs. */
+/** The page waits 8 s for a story. Within that time it must say that an HAProxy or a file system hangs. */
 export const LOOKUP_DEADLINE_MS = 5_000;
 
 /**
- * Never throws: what could not be asked says so in its place. `settled`: what the file looks like while it holds the desired
- * map, as far as is known.
+ * Never throws: a target that could not be asked has its failure in the answer. `settled`: what the file looks like while it
+ * holds the desired map, as far as is known.
  */
 export function lookUp(
   certname: Certname,

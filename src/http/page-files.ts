@@ -24,7 +24,7 @@ const HEADERS = {
   "referrer-policy": "no-referrer",
   "cross-origin-opener-policy": "same-origin",
   "cross-origin-resource-policy": "same-origin",
-  // Stored, but asked for each time: a newer sasori may have another page.
+  // The browser keeps it, but asks each time whether it has changed: a newer sasori may have another page.
   "cache-control": "no-cache",
   vary: "accept-encoding",
 };

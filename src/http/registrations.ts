@@ -8,9 +8,9 @@ import type { Resolve } from "../fleet.js";
 import { type Certname, type Master, parseCertname, parseMaster } from "../node-map.js";
 import { MAX_REGISTRATIONS, type RegistrationsBody } from "./api-shapes.js";
 
-/** What is wrong with more nodes is counted. */
+/** A message names this many wrong nodes, and counts the others. */
 const MAX_TOLD = 20;
-/** And so are more masters: this is told of each node, and there may be hundreds. */
+/** For each wrong node it names this many masters, and counts the others. There may be hundreds. */
 const MAX_NAMES = 12;
 
 interface Remarks {
@@ -51,7 +51,7 @@ function noServer(master: string, names: ReadonlySet<string> = new Set()): Maste
   throw new SasoriError("USAGE", `HAProxy has no master ${quote(master)} (it has: ${some}${more})`);
 }
 
-/** All or none. A remark of a node's own counts instead of that of all. Throws `USAGE` that names each wrong one. */
+/** All or none. A node's own remarks replace those for all. Throws `USAGE` that names each wrong node. */
 export function toRegistrations(
   body: z.output<typeof RegistrationsBody>,
   all: Remarks,

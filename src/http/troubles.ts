@@ -10,9 +10,9 @@ import type { Server } from "../target/target.js";
 import type { TargetState } from "../target/tracked-target.js";
 import type { Status, Trouble } from "./api-shapes.js";
 
-const KEEPS_MAP = "Meanwhile HAProxy keeps the map it has, and nothing is lost";
+const KEEPS_MAP = "Meanwhile HAProxy keeps its map";
 const CHECK_PUPPETDB = "check PuppetDB and its log";
-const CHECK_HAPROXY = "check that HAProxy: its log, its load, its `stats socket` line";
+const CHECK_HAPROXY = "check HAProxy's log, its load, and its `stats socket` line";
 
 /** Each error code: what it means, and what to do about it. docs/reference.md lists them. */
 export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
@@ -44,7 +44,7 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
   },
   PUPPETDB_BODY: {
     meaning: "the answer was not what PuppetDB sends",
-    remedy: `check that SASORI_PUPPETDB_URL leads to PuppetDB and not to a proxy's own page; ${CHECK_PUPPETDB}. ${KEEPS_MAP}`,
+    remedy: `check that SASORI_PUPPETDB_URL leads to PuppetDB and not to a proxy; ${CHECK_PUPPETDB}. ${KEEPS_MAP}`,
   },
   FILE_READ: {
     meaning: "the map file cannot be read",
@@ -81,7 +81,7 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
   HAPROXY_UNREACHABLE: {
     meaning: "nothing answers at an HAProxy's Runtime API",
     remedy:
-      "start that HAProxy, or correct SASORI_HAPROXY or its `stats socket` line. If it is running, it keeps the map it has",
+      "start that HAProxy, or correct SASORI_HAPROXY or its `stats socket` line. If it is running, it keeps its map",
   },
   HAPROXY_TIMEOUT: {
     meaning: "an HAProxy did not answer in time",
@@ -89,12 +89,11 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
   },
   HAPROXY_PERMISSION: {
     meaning: "sasori may not use the Runtime API socket, or its level is too low",
-    remedy:
-      "in HAProxy's `stats socket` line, set `level admin` and a user or group that includes sasori; `sasori doctor` says which is missing",
+    remedy: "set `level admin`, and a user or group that includes sasori, in HAProxy's `stats socket` line",
   },
   HAPROXY_REPLY: {
     meaning: "HAProxy answered something that sasori does not understand",
-    remedy: `the message quotes the answer. Check that SASORI_HAPROXY leads to HAProxy; ${CHECK_HAPROXY}`,
+    remedy: `check that SASORI_HAPROXY leads to HAProxy; ${CHECK_HAPROXY}`,
   },
   HAPROXY_MAP: {
     meaning: "HAProxy does not have the map",

@@ -1,5 +1,5 @@
 // A file of this host's configuration is put in its place. Promises: what was there before stays beside it, under a name that
-// nothing had yet; a link is replaced, and never what it leads to; nobody may read the new file who may not.
+// nothing had yet; a link is replaced, and not the file that it leads to; only those who may read the new file ever can.
 
 import { chmod, chown, lstat, readFile, rename } from "node:fs/promises";
 import { replaceFile } from "../target/atomic-file.js";
@@ -31,7 +31,7 @@ export async function putFile(
   return isSame ? undefined : { before };
 }
 
-/** The name, or with a number behind it. */
+/** The name, with a number behind it if it is taken. */
 export async function freeName(name: string): Promise<string> {
   for (let number = 1; ; number += 1) {
     const one = number === 1 ? name : `${name}-${number}`;

@@ -450,7 +450,7 @@ export class PuppetDb {
       await checkAnswer(url, response);
       const answer = shape.safeParse(await response.body.json());
       if (answer.success) return answer.data;
-      throw new SasoriError("PUPPETDB_BODY", `${url} does not tell what it should; ${WRONG_URL}`);
+      throw new SasoriError("PUPPETDB_BODY", `${url} has an unexpected answer; ${WRONG_URL}`);
     } catch (error) {
       throw queryError(url, error, signal, agent);
     }

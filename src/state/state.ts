@@ -6,14 +6,14 @@ import type { Change, Row } from "./rows.js";
 export interface State {
   /** Why what was there at the start, or some of it, is not in force. */
   readonly trouble: SasoriError | undefined;
-  /** What is there; `untouched`: for a dry run. What cannot be used is left out, and `trouble` tells of it. */
+  /** All rows. Unusable ones are left out, and `trouble` tells of them. `untouched`: for a dry run, which changes nothing. */
   load(untouched?: boolean): Promise<Row[]>;
   /**
    * Saves these changes, and all that could not be saved before. Throws if some could not be saved, so that a restart would lose
    * them; they wait for the next call. `again`: see `within`.
    */
   save(changes: readonly Change[], signal?: AbortSignal, again?: () => void): Promise<void>;
-  /** What somebody else has written since, as far as it is newer; undefined when nobody has. */
+  /** Newer rows that somebody else has written since; undefined if there are none. */
   readOthers(signal: AbortSignal, again?: () => void): Promise<Row[] | undefined>;
   removeLeftovers(): Promise<void>;
   close(): Promise<void>;

@@ -11,7 +11,7 @@ export interface Push {
   entries: number;
 }
 
-/** A push that should take less says more of round trips than of commands. */
+/** The duration of a shorter push shows the round trips, not the commands. So it is not learned from. */
 const TELLING_MS = 10;
 
 export class PushCost {
@@ -44,7 +44,7 @@ export class PushCost {
     return this.#expected("incremental", push) <= this.#expected("swap", push) ? "incremental" : "swap";
   }
 
-  /** Takes over for how long a push kept HAProxy at work. Half counts the last, half all before it. */
+  /** Learns from a push how long it kept HAProxy at work. The newest push counts half, all earlier ones the other half. */
   learn(method: Method, push: Push, ms: number): void {
     const expected = this.#expected(method, push);
     if (expected < TELLING_MS) return;

@@ -12,7 +12,7 @@ export class Routes {
   readonly strays: string[] = [];
   readonly #capitalized: [key: string, value: string][] = [];
   readonly #desired: NodeMap | undefined;
-  /** The same few masters again and again. */
+  /** Masters are few, so each string is kept once. */
   readonly #masters = new Map<string, string>();
 
   constructor(desired: NodeMap | undefined) {
@@ -21,7 +21,7 @@ export class Routes {
 
   add(key: string, value: string): void {
     if (isCertname(key)) {
-      // HAProxy looks no further than the first entry of a key.
+      // HAProxy uses the first entry of a key.
       if (!this.#add(key, value)) this.#stray(key, value);
     } else if (isCertname(key.toLowerCase())) {
       this.#capitalized.push([copyOf(key), copyOf(value)]);

@@ -443,8 +443,8 @@ export function unreachable(endpoint: Endpoint, error: Error): SasoriError {
       "all connections of this socket are in use: who holds them (an exporter, a script, another sasori)? End those, or raise `stats maxconn` (10 unless it is set)",
     ENOENT: "no such socket: is HAProxy running, and does its `stats socket` line name this path?",
     ECONNREFUSED: isMounted
-      ? "nobody listens there: the socket itself is mounted, and HAProxy makes a new one when it starts: mount its folder"
-      : "nobody listens there: is HAProxy running?",
+      ? "nothing listens there: the socket itself is mounted, and HAProxy makes a new one when it starts: mount its folder"
+      : "nothing listens there: is HAProxy running?",
     ENOTFOUND: UNKNOWN_NAME,
     EAI_AGAIN: UNKNOWN_NAME,
     EACCES:

@@ -56,7 +56,7 @@ export function addMan(program: Command): void {
   });
 }
 
-/** Nobody waits longer for a completion. */
+/** Nobody waits longer than this for a completion. */
 const COMPLETION_MS = 1_000;
 
 /** Names for the completion: the daemon knows them, or the map file does. */
@@ -67,7 +67,7 @@ async function lookUpNames(what: Looked, prefix: string): Promise<string[]> {
   return nodes.map(({ certname }) => certname);
 }
 
-/** Not a command for people: the scripts of `sasori completion` ask what may stand where the cursor is. */
+/** Not a command for people. The scripts of `sasori completion` ask it which words may follow. */
 export async function offerWords(program: Command, words: readonly string[]): Promise<void> {
   const offers = await completeWords(program, words, (what, prefix) =>
     lookUpNames(what, prefix).catch(() => []),

@@ -17,7 +17,7 @@ export function addSetup(program: Command): void {
       .command("setup")
       .summary("look at this host, propose the settings, and on yes write them and start sasori")
       .description(
-        "look at this host (Puppet's certificate, puppetdb.conf, HAProxy's configuration, the producers in PuppetDB), propose the settings, show them, and on yes write /etc/sasori and start sasori. A SASORI_ variable that is set overrides what was found",
+        "Look at this host and show the settings that fit it. On yes, write them to /etc/sasori and start sasori. Setup reads Puppet's certificate, puppetdb.conf, HAProxy's configuration and the producers in PuppetDB. A SASORI_ variable that is set overrides what was found.",
       )
       .option("--yes", "write without a question")
       .addOption(new Option("--print", "print the files only").conflicts("yes")),
