@@ -585,9 +585,9 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         const form = page.getByRole("article", { name: second });
         await form.getByLabel("Master").selectOption("master1");
         await form.getByRole("button", { name: "Register" }).click();
-        await form.getByRole("button", { name: "Leave it" }).focus();
+        await form.getByRole("button", { name: "Let PuppetDB decide again" }).focus();
         await page.keyboard.press("Enter");
-        await form.getByRole("button", { name: "Leave it" }).waitFor({ state: "detached" });
+        await form.getByRole("button", { name: "Let PuppetDB decide again" }).waitFor({ state: "detached" });
         expect(await focused(page)).toBe("Register");
       }),
     ));

@@ -2,7 +2,6 @@
 // load, the targets, the state of everything. Promises: nothing here changes anything; if an HAProxy does not answer, its
 // failure is shown in the place of its values.
 
-import { counted } from "../counts.js";
 import { toFailure } from "../errors.js";
 import type { Fleet } from "../fleet.js";
 import type { LoopDelay } from "../loop-delay.js";
@@ -312,7 +311,7 @@ function instanceRow({ fingerprint, lastPush, ...state }: TargetDetail): Instanc
   const isHaproxy = state.kind === "haproxy" && fingerprint !== undefined;
   // The fingerprint's content is `version:entries`, see haproxy.ts. HAProxy 2.4 does not say how many.
   const [version, entries = ""] = fingerprint?.content.split(":") ?? [];
-  const count = /^\d+$/.test(entries) ? `, ${counted(Number(entries), "entry", "entries")}` : "";
+  const count = /^\d+$/.test(entries) ? `, ${entries} entries` : "";
   return {
     ...targetRow(state),
     process: isHaproxy ? fingerprint.process : null,

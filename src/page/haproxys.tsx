@@ -42,7 +42,7 @@ function Target({ instance, now }: { instance: Instance; now: number }) {
           <StateWord tone="busy">{`catching up${pending > 0 ? `, ${counted(pending, "change")} to go` : ""}`}</StateWord>
         )}
       </p>
-      <p class={css.about}>{map === null ? what : `${what}, map ${map}`}</p>
+      <p class={css.about}>{map === null ? what : `${what}, map ${readable(map)}`}</p>
       <p class={css.about}>
         {lastPush === null ? (
           "nothing pushed yet"
@@ -57,6 +57,9 @@ function Target({ instance, now }: { instance: Instance; now: number }) {
     </li>
   );
 }
+
+/** `version 2, 100000 entries`, as the API has it. */
+const readable = (map: string) => map.replace(/\d+(?= entries)/, (digits) => number(Number(digits)));
 
 const pushed = ({ add, set, del }: { add: number; set: number; del: number }) =>
   [add > 0 && `${number(add)} new`, set > 0 && `${number(set)} moved`, del > 0 && `${number(del)} removed`]
