@@ -533,7 +533,7 @@ describe("the status", () => {
         await sync({ full: true });
         const held = await status();
         expect(held).toMatchObject({ state: "attention", nodes: 15 });
-        const [, plan] = /sasori sync --approve ([0-9a-f]{12})$/.exec(held.troubles[0]?.remedy ?? "") ?? [];
+        const [, plan] = /`sasori sync --approve ([0-9a-f]{12})`$/.exec(held.troubles[0]?.remedy ?? "") ?? [];
         expect(held.troubles.map(({ code }) => code)).toEqual(["held"]);
         // Three names have come back; twelve are held, and can be read one by one.
         const page = await get<HeldPlan>("/api/v1/plan?limit=7");

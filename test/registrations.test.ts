@@ -135,7 +135,7 @@ describe("many registrations in one call", () => {
         for (const text of keyTwice)
           expect(await put(text)).toMatchObject({
             status: 400,
-            body: { detail: "a key is there twice: name each node and each field once" },
+            body: { detail: "a key occurs twice: name each node and each field once" },
           });
         const brackets = 200_000;
         expect((await put("[".repeat(brackets) + "]".repeat(brackets))).status).toBe(400);

@@ -1,6 +1,7 @@
 // Names as people type them. A short name, without a dot, stands for the one node or master whose name goes on after it
 // with a dot: `node1` for `node1.example.com`. A name that is there as it is typed always stands for itself.
 
+import { number } from "../counts.js";
 import { quote, SasoriError } from "../errors.js";
 import type { Nodes } from "../http/api-shapes.js";
 import { type Certname, parseCertname } from "../node-map.js";
@@ -59,6 +60,6 @@ function only(typed: string, what: string, names: readonly string[], note: Note)
 
 function listed(names: readonly string[]): string {
   if (names.length === 0) return "none";
-  const more = names.length > MAX_NAMES ? `, and ${names.length - MAX_NAMES} more` : "";
+  const more = names.length > MAX_NAMES ? `, and ${number(names.length - MAX_NAMES)} more` : "";
   return names.slice(0, MAX_NAMES).join(", ") + more;
 }

@@ -4,7 +4,7 @@
 // meanwhile stays where it is.
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { counted } from "../counts.js";
+import { counted, number } from "../counts.js";
 import { SasoriError } from "../errors.js";
 import type { Displaced, DisplacedNodes, MasterRow, Masters, Nodes, Story } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
@@ -68,9 +68,10 @@ class Mover {
   conclude(what: string): boolean {
     const { untold, unsaved, refused } = this.#lacks;
     this.#tell(`${counted(this.moved, "node")} ${what}`);
-    if (untold > 0) this.#tell(`${untold} of them are not in every target yet; the next pass writes them`);
-    if (unsaved > 0) this.#tell(`${unsaved} of them are not in the state file, see above`);
-    if (refused > 0) this.#tell(`${refused} refused, see above`);
+    if (untold > 0)
+      this.#tell(`${number(untold)} of them are not in every target yet; the next pass writes them`);
+    if (unsaved > 0) this.#tell(`${number(unsaved)} of them are not in the state file, see above`);
+    if (refused > 0) this.#tell(`${number(refused)} refused, see above`);
     return untold + unsaved + refused === 0;
   }
 }
@@ -107,7 +108,7 @@ export async function bringHome(
       shut.set(home, (skipped ?? 0) + 1);
       continue;
     }
-    await mover.move(certname, home, `${index + 1}/${nodes.length}`);
+    await mover.move(certname, home, `${number(index + 1)}/${number(nodes.length)}`);
   }
   const isWell = mover.conclude("moved back");
   for (const [master, count] of shut) tell(`${counted(count, "node")} skipped: no HAProxy sees ${master} up`);
@@ -155,7 +156,7 @@ export async function drain(
       if (index > 0) await mover.turn();
       done += 1;
       const to = takePlace(places);
-      const isMoved = await mover.move(certname, to, `${done}/${Math.max(done, total)}`);
+      const isMoved = await mover.move(certname, to, `${number(done)}/${number(Math.max(done, total))}`);
       if (isMoved) moves.push({ certname, from, to });
     }
     cursor = next;

@@ -117,7 +117,7 @@ export async function buildApi(parts: ApiParts): Promise<FastifyInstance> {
     reply.header("allow", allowed.join(", "));
     return problem(
       reply,
-      httpError(405, `${request.method} is not for ${request.url}: ${allowed.join(", ")}`),
+      httpError(405, `${request.method} is not allowed for ${request.url}; use ${allowed.join(", ")}`),
     );
   });
   addMachineRoutes(api, parts);
@@ -146,7 +146,7 @@ function newServer() {
   api.addContentTypeParser("application/json", { parseAs: "string" }, (request, text, done) => {
     parse(request, String(text), (error, body) => {
       const isBad = error === null && hasKeyTwice(String(text), body);
-      done(isBad ? httpError(400, "a key is there twice: name each node and each field once") : error, body);
+      done(isBad ? httpError(400, "a key occurs twice: name each node and each field once") : error, body);
     });
   });
   return api;
@@ -241,7 +241,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
         summary: "The nodes and their masters, ordered by name, page by page",
         querystring: NodesQuery,
         response: {
-          200: answer("a page; `next` is the cursor of the one behind it", NodesShape),
+          200: answer("a page; `next` is the cursor of the next one", NodesShape),
           default: PROBLEM,
         },
       },
@@ -257,7 +257,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
           "Where a node goes, and why: desired master, map file, each live map, the master's health, earlier moves",
         params: NodeParams,
         response: {
-          200: answer("the whole story; also of a node that nobody knows", StoryShape),
+          200: answer("the whole story, also of an unknown node", StoryShape),
           default: PROBLEM,
         },
       },
@@ -267,7 +267,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
   const changed = {
     200: answer("every target has it", StoryShape),
     502: answer(
-      "it is in force, and some target could not be told: the next pass tells it; or it is not in the state file: `unsaved`",
+      "in force, but some target could not be written yet, or it is not in the state file (`unsaved`); the next pass writes it",
       StoryShape,
     ),
     default: PROBLEM,
@@ -317,7 +317,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
         response: {
           200: answer("every target has them", RegistrationsShape),
           502: answer(
-            "they are in force, and some target could not be told, or the state file lacks them",
+            "in force, but some target could not be written yet, or they are not in the state file",
             RegistrationsShape,
           ),
           default: PROBLEM,
@@ -371,7 +371,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
           "The nodes that left their master while it was down or drained, and have not come back, page by page",
         querystring: DisplacedQuery,
         response: {
-          200: answer("a page; `next` is the cursor of the one behind it", DisplacedNodesShape),
+          200: answer("a page; `next` is the cursor of the next one", DisplacedNodesShape),
           default: PROBLEM,
         },
       },
@@ -386,7 +386,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
         summary: "The changes of the map since sasori started, the newest first",
         querystring: MovesQuery,
         response: {
-          200: answer("a page; `next` is the `before` of the one behind it", MovesShape),
+          200: answer("a page; `next` is the `before` of the next one", MovesShape),
           default: PROBLEM,
         },
       },
@@ -457,7 +457,10 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
       schema: {
         tags,
         summary: "Each replica that shares the state database: what it said last, and when",
-        response: { 200: answer("all of them; alone: this one", ReplicasShape), default: PROBLEM },
+        response: {
+          200: answer("all of them; without a shared database only this one", ReplicasShape),
+          default: PROBLEM,
+        },
       },
     },
     () => overview.replicas,
@@ -482,7 +485,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
         summary: "The complete plan that the guard holds, page by page. 404 if nothing is held",
         querystring: HeldPlanQuery,
         response: {
-          200: answer("a page; `next` is the cursor of the one behind it", HeldPlanShape),
+          200: answer("a page; `next` is the cursor of the next one", HeldPlanShape),
           404: PROBLEM,
           default: PROBLEM,
         },
@@ -524,7 +527,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
         summary: "Runs one pass now. `approve` lets a held plan through",
         body: SyncBody.nullish(),
         response: {
-          200: answer("what it did; its own failures are in here", SyncReportShape),
+          200: answer("what the pass did, and what failed", SyncReportShape),
           default: PROBLEM,
         },
       },
@@ -540,7 +543,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
         tags,
         summary: "Live events (Server-Sent Events): `status`, `pass`, `moves`, `reset`",
         description:
-          "`status`: a Status, first and whenever its state, summary or troubles change. `pass`: a Pass that ended. `moves`: an array of Move. `reset`: more happened than is kept or told one by one: read everything again. `Last-Event-ID` brings what was missed.",
+          "`status`: a Status, first and whenever its state, summary or troubles change. `pass`: a Pass that ended. `moves`: an array of Move. `reset`: too much happened to send one by one: read everything again. `Last-Event-ID` brings what was missed.",
         headers: z.object({ "last-event-id": z.string().optional() }),
         response: {
           200: answer("a stream that does not end", z.string(), "text/event-stream"),

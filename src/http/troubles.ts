@@ -345,7 +345,7 @@ function replicaTroubles({ failure, clockAheadMs, heard }: NonNullable<Situation
 function heldTroubles({ held }: Pick<SyncReport, "held">): Trouble[] {
   if (held === undefined) return [];
   const what = `${held.reason}; the old entries stay`;
-  const remedy = `see every change: sasori diff --held. If PuppetDB is wrong, restore it. If it is right: sasori sync --approve ${held.id}`;
+  const remedy = `see every change: \`sasori diff --held\`. If PuppetDB is wrong, restore it. If it is right: \`sasori sync --approve ${held.id}\``;
   return [warning("held", "puppetdb", what, remedy)];
 }
 
@@ -390,7 +390,7 @@ function drainedTroubles(targets: Situation["targets"]): Trouble[] {
     const what = found.some(({ server }) => server.members)
       ? `all servers of ${master} are drained (${where}): only pools.cfg still serves its nodes, and it gets no others`
       : `${master} is drained (${where}): it still serves its own nodes, but gets no others`;
-    const remedy = `to move its nodes away: sasori drain ${master}. To end the drain, set the state to ready in HAProxy`;
+    const remedy = `to move its nodes away: \`sasori drain ${master}\`. To end the drain, set the state to ready in HAProxy`;
     return warning("drained", master, what, remedy);
   });
 }
@@ -416,7 +416,7 @@ function fleetTroubles(
   if (displaced > 0) {
     const names = [...new Set(homes)].sort().join(", ");
     const what = `${counted(displaced, "node")} left ${names || "a master"} while it was down or drained`;
-    const remedy = "when the master is stable again, move them back: sasori rebalance";
+    const remedy = "when the master is stable again, move them back: `sasori rebalance`";
     troubles.push(warning("displaced", "masters", what, remedy));
   }
   if (unroutable.nodes > 0) {

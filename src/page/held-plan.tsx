@@ -5,7 +5,7 @@ import type { HeldPlan as Plan, Status } from "../http/api-shapes.js";
 import { messageOf, read } from "./calls.js";
 import css from "./held-plan.module.css";
 import { usePage } from "./page.js";
-import { Master, Name, Problem, Prose, Quiet, Route } from "./ui.js";
+import { Command, Master, Name, Problem, Quiet, Route } from "./ui.js";
 import { counted, number, percent } from "./words.js";
 
 /** How many names are read at once. */
@@ -101,7 +101,7 @@ export function HeldPlan({ held }: { held: Held }) {
           {state.busy === "approve" ? "Approving …" : `Approve ${counted(held.count, "change")} …`}
         </button>
         <Quiet>
-          On the command line: <Prose now={0}>{`sasori sync --approve ${held.id}`}</Prose>
+          On the command line: <Command>{`sasori sync --approve ${held.id}`}</Command>
         </Quiet>
       </div>
     </article>

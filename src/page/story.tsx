@@ -8,7 +8,7 @@ import { usePage } from "./page.js";
 import { RegisterForm } from "./register.js";
 import { nowOf, type State } from "./state.js";
 import css from "./story.module.css";
-import { Icon, Name, Problem, Quiet, Time } from "./ui.js";
+import { Command, Icon, Name, Problem, Quiet, Time } from "./ui.js";
 import { age, clock, remarksOf, SOURCE_REASONS } from "./words.js";
 
 export function Story({ opened }: { opened: NonNullable<State["story"]> }) {
@@ -58,8 +58,8 @@ function Told({ story, now }: { story: Whole; now: number }) {
       </ul>
       {home !== undefined && (
         <p>
-          It left <Name>{home}</Name> while that was down or drained. <code>sasori rebalance</code> moves it
-          back.
+          It left <Name>{home}</Name> while that was down or drained. <Command>sasori rebalance</Command>{" "}
+          moves it back.
         </p>
       )}
       {wanted !== null && desired.unroutableProducer !== undefined && (

@@ -98,10 +98,16 @@ export const Time = ({ at, children }: { at: string; children: string }) => (
   </time>
 );
 
-const TIME_OR_COMMAND =
-  /(\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z|sasori [a-z]+(?: --[a-z-]+)+(?: [0-9a-f]{12})?|`[^`]+`)/;
+/** A line may end between two words of a command, not behind the hyphens of an option. */
+export const Command = ({ children: text }: { children: string }) => (
+  <code>
+    {text.split(/(--\S+)/).map((part, index) => (index % 2 ? <span class={css.option}>{part}</span> : part))}
+  </code>
+);
 
-/** A sentence of sasori's: times as the reader's clock has them, commands as what they are. */
+const TIME_OR_COMMAND = /(\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z|`[^`]+`)/;
+
+/** A sentence of sasori's: times as the reader's clock has them, and what is in backticks as a command. */
 export const Prose = ({ children: text, now }: { children: string; now: number }) => (
   <bdi class={css.name}>
     {text
@@ -109,13 +115,8 @@ export const Prose = ({ children: text, now }: { children: string; now: number }
       .split(TIME_OR_COMMAND)
       .map((part, index) => {
         if (index % 2 === 0) return part;
-        if (part.startsWith("`")) return <code>{part.slice(1, -1)}</code>;
-        if (!part.startsWith("sasori ")) return <Time at={part}>{clock(part, now)}</Time>;
-        // A line may end between two words of a command, not behind the hyphens of an option.
-        const words = part.split(/(--\S+)/);
-        return (
-          <code>{words.map((word, at) => (at % 2 ? <span class={css.option}>{word}</span> : word))}</code>
-        );
+        if (part.startsWith("`")) return <Command>{part.slice(1, -1)}</Command>;
+        return <Time at={part}>{clock(part, now)}</Time>;
       })}
   </bdi>
 );

@@ -6,6 +6,7 @@
 
 import type { Client, ClientConfig, QueryResultRow } from "pg";
 import type { StateDatabase } from "../config.js";
+import { counted } from "../counts.js";
 import { Line, within } from "../deadline.js";
 import { quote, reason, SasoriError } from "../errors.js";
 import { eachInPieces, inPieces } from "../pieces.js";
@@ -145,8 +146,7 @@ export class Database {
     const some = [...this.#unusable.values()]
       .slice(0, 3)
       .map(({ kind, key }) => `${quote(kind)} ${quote(key)}`);
-    const [count, rows] = [this.#unusable.size, this.#unusable.size === 1 ? "row" : "rows"];
-    const what = `${count} ${rows} of sasori_state cannot be used (${some.join("; ")})`;
+    const what = `${counted(this.#unusable.size, "row")} of sasori_state cannot be used (${some.join("; ")})`;
     return new SasoriError(
       "STATE_DATABASE",
       `${this.#options.where}: ${what}: delete them, and find out who wrote them`,

@@ -8,6 +8,7 @@ import { type BigIntStats, constants } from "node:fs";
 import { type FileHandle, link, open, realpath, rename, stat } from "node:fs/promises";
 import { crc32 } from "node:zlib";
 import { z } from "zod";
+import { counted, number } from "../counts.js";
 import { Patience } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
 import { eachInPieces, inPieces, letOthersIn } from "../pieces.js";
@@ -139,8 +140,8 @@ function readVersion1(text: string): Found {
 
 /** A few of many, for a message. */
 export const unusableEntries = (unusable: readonly string[]): string => {
-  const [entries, some] = [unusable.length === 1 ? "entry" : "entries", unusable.slice(0, 3).join("; ")];
-  return `${unusable.length} ${entries} (${some}${unusable.length > 3 ? "; …" : ""})`;
+  const some = unusable.slice(0, 3).join("; ");
+  return `${counted(unusable.length, "entry", "entries")} (${some}${unusable.length > 3 ? "; …" : ""})`;
 };
 
 export const stateProblem = (error: unknown): string =>
@@ -438,7 +439,7 @@ function* contentOf(rows: readonly Row[], again: () => void): Generator<string> 
   for (const lines of linesOf(rows)) {
     bytes += Buffer.byteLength(lines);
     if (bytes > MAX_BYTES)
-      throw new Error(`its ${rows.length} entries are more than the 2 GiB that are read`);
+      throw new Error(`its ${number(rows.length)} entries are more than the 2 GiB that are read`);
     again();
     yield lines;
   }

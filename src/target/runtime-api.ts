@@ -8,6 +8,7 @@ import net from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 import { checkServerIdentity, connect as connectTls } from "node:tls";
 import type { Endpoint } from "../config.js";
+import { counted } from "../counts.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import type { Pem } from "../pem-files.js";
 import { letOthersIn } from "../pieces.js";
@@ -356,8 +357,7 @@ export class RuntimeSession {
     const current = this.#waiting[0];
     if (current === undefined)
       return this.#error("HAPROXY_UNREACHABLE", "closed the connection: was HAProxy restarted or reloaded?");
-    const replies = this.#waiting.length === 1 ? "1 reply" : `${this.#waiting.length} replies`;
-    const missing = `${replies} missing, the first to ${quote(current.command)}`;
+    const missing = `${counted(this.#waiting.length, "reply", "replies")} missing, the first to ${quote(current.command)}`;
     return this.#error("HAPROXY_UNREACHABLE", `closed the connection, ${missing}`);
   }
 
