@@ -419,6 +419,29 @@ describe("estates", () => {
       expect(sync.fleet.map.get(parseCertname(NODE))).toBeUndefined();
     }));
 
+  test("one that was down in a full pass is read whole when it is back, and a node of it does not wait for the next one", () =>
+    withPair(",", async ({ lab, second, sync, full, changes }) => {
+      // Too long ago for a reading of changes.
+      const ranLongAgo = async () => {
+        vi.useFakeTimers({ toFake: ["Date", "performance"], now: Date.now() - 60 * MINUTE });
+        await runs(second.client, NODE, "master2");
+        vi.useFakeTimers({ toFake: ["performance"] });
+      };
+      await runs(lab.puppetdb, "lone.example.com", "master1", 5 * MINUTE);
+      await ranLongAgo();
+      await full();
+      const certname = parseCertname(NODE);
+      await sync.submit({ certname, master: "master3" as Master, source: "registration" });
+      const { at = 0, reported } = sync.fleet.own.get(certname) ?? {};
+      await second.stop();
+      sync.fleet.takeEnd(certname, { at, since: at, reported });
+      expect(await full()).toMatchObject({ outcome: "failed" });
+      await second.start();
+      await ranLongAgo();
+      expect(await changes()).toMatchObject({ outcome: "done", kind: "changes" });
+      expect((await lab.file()).get(NODE)).toBe("master2");
+    }));
+
   test("one that is down keeps its nodes, and the others go on", () =>
     withPair(",", async ({ lab, second, sync, full, changes }) => {
       for (const name of names(20)) await runs(lab.puppetdb, name, "master1", 60 * MINUTE);

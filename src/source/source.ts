@@ -81,6 +81,8 @@ export class Replica implements Source {
   readonly #from: string | undefined;
   #mark: Watermark | undefined;
   #last: Reading | undefined;
+  /** One of several PuppetDBs could not be read when all were read whole. So it is read whole when it is back. */
+  #owesAll = false;
   #state: Pick<PuppetdbState, "readAt" | "newestAt" | "failure"> = { newestAt: 0 };
 
   constructor(server: PuppetdbServer) {
@@ -97,12 +99,14 @@ export class Replica implements Source {
   }
 
   async read(kind: Reading["kind"], signal: AbortSignal, { known, hasServer }: Wanted): Promise<Reading> {
-    const mark = kind === "changes" ? this.#mark : undefined;
+    const mark = kind === "changes" && !this.#owesAll ? this.#mark : undefined;
+    let isBack = false;
     const ms = mark === undefined ? FETCH_ALL_MS : FETCH_CHANGES_MS;
     try {
       // While one that hangs is read as a whole, others would have to wait for minutes.
       if (mark === undefined && this.#from !== undefined)
         await this.#within(FETCH_CHANGES_MS, signal, (inTime) => this.#askLittle(inTime));
+      isBack = true;
       const reading = await this.#within(ms, signal, (inTime) =>
         mark === undefined
           ? this.#puppetdb.readAll(inTime, hasServer)
@@ -121,6 +125,8 @@ export class Replica implements Source {
       return reading;
     } catch (error) {
       if (!signal.aborted) this.#state = { ...this.#state, failure: toFailure(error) };
+      // If it is back, and only reading it whole fails, its changes must not wait for that.
+      if (this.#from !== undefined && mark === undefined) this.#owesAll = kind === "full" || !isBack;
       throw error;
     }
   }
@@ -144,6 +150,7 @@ export class Replica implements Source {
 
   took(lateMs: number): void {
     if (this.#last !== undefined) this.#mark = advance(this.#mark, this.#last, lateMs);
+    if (this.#last?.kind === "full") this.#owesAll = false;
     this.#last = undefined;
   }
 
