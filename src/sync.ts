@@ -429,10 +429,9 @@ export class Sync {
   async #takeOthers(stop: AbortSignal): Promise<void> {
     const late = new SasoriError("FILE_READ", `gave up after ${LOOK_MS / 1000} s`);
     // If the file cannot be read, the next write reports why.
-    const read = (signal: AbortSignal, again: () => void) =>
-      this.#parts.state.readOthers(signal, again).catch(() => undefined);
-    const others = await within(LOOK_MS, stop, late, read).catch(() => undefined);
-    if (others === undefined || others.length === 0) return;
+    const read = (signal: AbortSignal, again: () => void) => this.#parts.state.readOthers(signal, again);
+    const others = await within(LOOK_MS, stop, late, read).catch(() => []);
+    if (others.length === 0) return;
     this.#othersWroteAt = Date.now();
     await inPieces(this.#take(others));
   }

@@ -5,11 +5,16 @@ import { appendFile, mkdtemp, readdir, readFile, rm, stat, truncate, writeFile }
 import { tmpdir } from "node:os";
 import path from "node:path";
 import fc from "fast-check";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import type { Certname, Master } from "../src/node-map.js";
 import { inPieces } from "../src/pieces.js";
 import { Journal } from "../src/state/journal.js";
 import { type Change, parseRow, type Row, Rows, toLine } from "../src/state/rows.js";
+import { freeze } from "./support/slow-disk.js";
+
+vi.mock("node:fs/promises", async (original) =>
+  (await import("./support/slow-disk.js")).slowDisk(await original()),
+);
 
 let folder = "";
 let file = "";
@@ -207,9 +212,67 @@ describe("the state file", () => {
       expect(await readFile(file, "utf8")).toBe(whole);
       expect(journal.trouble?.code).toBe("STATE_FILE");
     }
-    const aside = (await readdir(folder)).filter((name) => name.includes(".broken-")).sort();
+    const aside = (await readdir(folder)).filter((name) => name.includes(".broken-"));
     const texts = await Promise.all(aside.map((name) => readFile(path.join(folder, name), "utf8")));
-    expect(texts).toEqual(kept);
+    expect(texts.sort()).toEqual(kept.sort());
+  });
+
+  test("that somebody damages stays in its place until the new one replaces it, also where there are no links", async () => {
+    const { journal } = await load();
+    await journal.save([registered(1, "master1")]);
+    await appendFile(file, "no row\n");
+    await journal.readOthers(signal());
+    const thaw = freeze(path.join(folder, `.${path.basename(file)}.`), "writes");
+    const saved = journal.save([]);
+    let seen = "";
+    for (let look = 0; look < 100; look += 1) seen = await readFile(file, "utf8").catch(() => "gone");
+    thaw();
+    await saved;
+    expect(seen).toContain(node(1));
+    expect(await readFile(file, "utf8")).not.toContain("no row");
+  });
+
+  test("is written anew with what another one has added, who may be killed before it can look", async () => {
+    const [one, two] = [new Journal(file), new Journal(file)];
+    await one.save([registered(1, "master1")]);
+    await two.load();
+    await two.save([registered(2, "master2")]);
+    const { ino } = await stat(file);
+    const many = Array.from({ length: 600 }, (_, index) => 10 + index);
+    for (let at = 3_000; (await stat(file)).ino === ino; at += 1)
+      await one.save(many.map((index) => registered(index, "master1", at)));
+    expect((await load()).masters.get(node(2))).toBe("master2");
+    expect(await one.readOthers(signal())).toMatchObject([{ key: node(2) }]);
+  });
+
+  test("tells what another one has written also if that was read too late for who had asked", async () => {
+    const [one, two] = [new Journal(file), new Journal(file)];
+    await one.save([registered(1, "master1")]);
+    await two.load();
+    await one.save([registered(2, "master2")]);
+    const thaw = freeze(file, "reads");
+    const patience = new AbortController();
+    const asked = two.readOthers(patience.signal);
+    patience.abort(new Error("too late"));
+    await expect(asked).rejects.toThrow("does not answer (too late)");
+    thaw();
+    const told = () => two.readOthers(signal()).catch(() => []);
+    await expect.poll(told).toMatchObject([{ key: node(2) }]);
+    expect(await told()).toEqual([]);
+  });
+
+  test("with a bad line does not keep sasori from starting when the file system hangs while it is copied", async () => {
+    const { journal } = await load();
+    await journal.save([registered(1, "master1")]);
+    await appendFile(file, "no row\n");
+    const thaw = freeze(path.join(folder, `.${path.basename(file)}.broken`), "writes");
+    try {
+      const { journal: next, masters } = await load();
+      expect([...masters.keys()]).toEqual([node(1)]);
+      expect(next.trouble?.message).toContain("its file system has not answered");
+    } finally {
+      thaw();
+    }
   });
 
   test("that two share ends with what both were told, whoever wrote last or wrote it anew", async () => {

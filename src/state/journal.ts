@@ -5,7 +5,7 @@
 // share the file: each reads and merges what the other one wrote, and the newest wins.
 
 import { type BigIntStats, constants } from "node:fs";
-import { type FileHandle, link, open, realpath, rename, stat } from "node:fs/promises";
+import { type FileHandle, open, rename, stat } from "node:fs/promises";
 import { crc32 } from "node:zlib";
 import { z } from "zod";
 import { counted, number } from "../counts.js";
@@ -160,8 +160,10 @@ export class Journal implements State {
   #left = MISSING;
   #blocked: SasoriError | undefined;
   #aside: { file: string; error: SasoriError } | undefined;
-  /** Set if somebody else changed the file and it can no longer be used as a whole: the message for when it is set aside. */
-  #strange: ((aside: string) => string) | undefined;
+  /** Set if somebody else changed the file and it can no longer be used as a whole: sets it aside before it is rewritten. */
+  #keepStrange: ((again: () => void) => Promise<void>) | undefined;
+  /** What others have put into the file, and nobody was told yet. */
+  readonly #news: Row[] = [];
 
   constructor(file: string) {
     this.#file = file;
@@ -191,7 +193,7 @@ export class Journal implements State {
       this.#lines = lines;
       this.#isAnew = isOld || unusable.length > 0;
       this.#left = left;
-      if (unusable.length > 0) await this.#keepCopy(found, untouched);
+      if (unusable.length > 0) await this.#keepWhatWasFound(found, untouched);
     } catch (error) {
       if (systemCode(error) === "ENOENT") return [];
       // If the file system does not answer, renaming would hang too.
@@ -208,24 +210,29 @@ export class Journal implements State {
   /** Nothing to close: the file is open only during a write. */
   async close(): Promise<void> {}
 
-  /**
-   * Sets a copy aside. Its name has the checksum, so sasori makes only one copy of the same file, however often it starts.
-   */
-  async #keepCopy({ unusable, checksum }: Found, untouched: boolean): Promise<void> {
+  async #keepWhatWasFound({ unusable, checksum }: Found, untouched: boolean): Promise<void> {
     const what = `${unusableEntries(unusable)} of the state file ${this.#file} cannot be used; the others are in force`;
     try {
       if (untouched) throw new Error("nothing is to be touched");
-      const aside = this.#asideName(checksum);
-      const isKept = await stat(aside).then(isThere, () => false);
-      if (!isKept) await replaceFile(aside, readInPieces(this.#file, MAX_BYTES), STATE_FILE_MODE);
-      const message = `${what}. A copy of the whole file was set aside as ${aside}`;
-      this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message) };
+      await inLine(this.#file, LOAD_MS, undefined, (again) => this.#keepCopy(checksum, what, again));
     } catch (error) {
       const remedy = untouched
         ? ""
         : `. New entries are not saved, because the file cannot be copied: ${reason(error)}`;
       this.#blocked = new SasoriError("STATE_FILE", `${what}${remedy}`, { cause: error });
     }
+  }
+
+  /**
+   * Sets a copy aside, because the file must stay where it is until the new one replaces it. Its name has the checksum, so sasori
+   * makes only one copy of the same file, however often it starts.
+   */
+  async #keepCopy(checksum: string, what: string, again: () => void): Promise<void> {
+    const aside = this.#asideName(checksum);
+    const isKept = await stat(aside).then(isThere, () => false);
+    if (!isKept) await replaceFile(aside, piecesOf(this.#file, again), STATE_FILE_MODE);
+    const message = `${what}. A copy of the whole file was set aside as ${aside}`;
+    this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message) };
   }
 
   #asideName(sign = new Date().toISOString().replaceAll(":", "")): string {
@@ -341,60 +348,62 @@ export class Journal implements State {
   }
 
   async #writeAnew(again: () => void): Promise<void> {
+    // Another one may have added lines since the last look, and be killed before it sees that they are gone.
+    await this.#readNews(again);
     await inPieces(this.rows.prune());
     const rows = [...this.rows];
-    await this.#keepStrange();
+    await this.#keepStrange?.(again);
+    this.#keepStrange = undefined;
     const written = await replaceFile(this.#file, contentOf(rows, again), STATE_FILE_MODE);
     this.#isAnew = false;
     this.#lines = rows.length;
     this.#left = fingerprintOf(written);
   }
 
-  /**
-   * Sets a copy of an unusable file aside by a link. The file keeps its name until the new one replaces it, which may fail.
-   */
-  async #keepStrange(): Promise<void> {
-    if (this.#strange === undefined) return;
+  /** Sets a file aside of which nothing can be used. */
+  async #keepUnusable(what: string): Promise<void> {
     const aside = this.#asideName();
-    const file = await realpath(this.#file).catch(() => this.#file);
     try {
-      // Some file systems have no links.
-      await link(file, aside).catch(() => rename(this.#file, aside));
-      this.#aside = { file: aside, error: new SasoriError("STATE_FILE", this.#strange(aside)) };
+      await rename(this.#file, aside);
     } catch (error) {
-      if (systemCode(error) !== "ENOENT") throw writeError(this.#file, error);
+      if (systemCode(error) === "ENOENT") return;
+      throw writeError(this.#file, error);
     }
-    this.#strange = undefined;
+    const message = `${what}. That file was set aside as ${aside} and is not in force`;
+    this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message) };
   }
 
   /**
-   * Returns the rows that somebody else has put into the file, or undefined if the file has not changed. Rows that the file
-   * lacks are written by the next `write`. A file that cannot be understood is set aside by `write` and not here, because
-   * somebody may still be writing it, for example from a backup.
+   * Returns the rows that somebody else has put into the file. Rows that the file lacks are written by the next `write`. A file
+   * that cannot be understood is set aside by `write` and not here, because somebody may still be writing it, for example from a
+   * backup.
    */
-  async readOthers(signal: AbortSignal, again?: () => void): Promise<Row[] | undefined> {
-    if (this.#blocked !== undefined) return undefined;
-    return this.#patience.wait(signal, this.#silent, async () => {
-      const { file = "" } = this.#aside ?? {};
-      if (file !== "" && !(await stat(file).then(isThere, isElse))) this.#aside = undefined;
-      const found = await this.#fingerprint();
-      if (found === this.#left) return undefined;
-      this.#left = found;
-      this.#isAnew = true;
-      this.#strange = undefined;
-      if (found === MISSING) return [];
-      try {
-        return await inPieces(this.#merge(await readState(this.#file, again)));
-      } catch (error) {
-        if (systemCode(error) === "ENOENT") return [];
-        const what = `${this.#file} was replaced by a file that is not a usable state file (${stateProblem(error)})`;
-        this.#strange = (aside) => `${what}. That file was set aside as ${aside} and is not in force`;
-        return [];
-      }
-    });
+  async readOthers(signal: AbortSignal, again?: () => void): Promise<Row[]> {
+    if (this.#blocked === undefined)
+      await this.#patience.wait(signal, this.#silent, () => this.#readNews(again));
+    return this.#news.splice(0);
   }
 
-  *#merge(state: Found): Generator<void, Row[]> {
+  /** If nobody waits any more when it is done, the next `readOthers` tells the news. */
+  async #readNews(again?: () => void): Promise<void> {
+    const { file = "" } = this.#aside ?? {};
+    if (file !== "" && !(await stat(file).then(isThere, isElse))) this.#aside = undefined;
+    const found = await this.#fingerprint();
+    if (found === this.#left) return;
+    this.#left = found;
+    this.#isAnew = true;
+    this.#keepStrange = undefined;
+    if (found === MISSING) return;
+    try {
+      await inPieces(this.#merge(await readState(this.#file, again)));
+    } catch (error) {
+      if (systemCode(error) === "ENOENT") return;
+      const what = `${this.#file} was replaced by a file that is not a usable state file (${stateProblem(error)})`;
+      this.#keepStrange = () => this.#keepUnusable(what);
+    }
+  }
+
+  *#merge(state: Found): Generator<void> {
     const theirs = new Rows();
     yield* eachInPieces(state.rows, (row) => theirs.take(row));
     yield* eachInPieces(this.rows, (row) => {
@@ -404,13 +413,11 @@ export class Journal implements State {
     this.#lines = state.lines;
     if (state.unusable.length > 0) {
       const what = `another program changed the state file ${this.#file}, and ${unusableEntries(state.unusable)} of it cannot be used; the others are in force`;
-      this.#strange = (aside) => `${what}. A copy of the whole file was set aside as ${aside}`;
+      this.#keepStrange = (again) => this.#keepCopy(state.checksum, what, again);
     }
-    const news: Row[] = [];
     yield* eachInPieces(state.rows, (row) => {
-      if (this.rows.take(row)) news.push(row);
+      if (this.rows.take(row)) this.#news.push(row);
     });
-    return news;
   }
 
   async #fingerprint(): Promise<string> {
@@ -431,6 +438,13 @@ const sizeOf = (fingerprint: string): number => Number(fingerprint.split(":")[1]
 const isThere = () => true;
 /** Only a file that is known to be gone is gone. */
 const isElse = (error: unknown) => systemCode(error) !== "ENOENT";
+
+async function* piecesOf(file: string, again: () => void): AsyncGenerator<Buffer> {
+  for await (const piece of readInPieces(file, MAX_BYTES)) {
+    again();
+    yield piece;
+  }
+}
 
 /** Throws where it would be more than is read. */
 function* contentOf(rows: readonly Row[], again: () => void): Generator<string> {

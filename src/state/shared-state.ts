@@ -85,9 +85,9 @@ export class SharedState implements State {
   }
 
   /** Of the file: another sasori of this machine may share it. */
-  async readOthers(signal: AbortSignal, again?: () => void): Promise<Row[] | undefined> {
+  async readOthers(signal: AbortSignal, again?: () => void): Promise<Row[]> {
     const rows = await this.#journal.readOthers(signal, again);
-    if (rows !== undefined) void this.#database.send(rows);
+    void this.#database.send(rows);
     return rows;
   }
 

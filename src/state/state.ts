@@ -13,8 +13,8 @@ export interface State {
    * them; they wait for the next call. `again`: see `within`.
    */
   save(changes: readonly Change[], signal?: AbortSignal, again?: () => void): Promise<void>;
-  /** Newer rows that somebody else has written since; undefined if there are none. */
-  readOthers(signal: AbortSignal, again?: () => void): Promise<Row[] | undefined>;
+  /** Newer rows that somebody else has written since. */
+  readOthers(signal: AbortSignal, again?: () => void): Promise<Row[]>;
   removeLeftovers(): Promise<void>;
   close(): Promise<void>;
 }
