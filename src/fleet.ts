@@ -336,7 +336,9 @@ export class Fleet {
       const { master: now, source } = this.map.get(certname) ?? {};
       if (now === from) return;
       if (home !== undefined) {
-        if (now === undefined || now === home || stateOf(home) === "up") this.#setHome(certname, undefined);
+        // A node that was only found at its master has not moved there.
+        const hasMoved = from !== undefined && stateOf(home) === "up";
+        if (now === undefined || now === home || hasMoved) this.#setHome(certname, undefined);
       } else if (from !== undefined && now !== undefined) {
         const state = stateOf(from);
         if (state === "down" || (state === "drained" && source === "registration"))
@@ -526,6 +528,10 @@ export class Fleet {
   *#goneFrom(reading: Reading, active: Names): Generator<void, Certname[]> {
     yield* eachInPieces(this.unroutable.keys(), (certname) => {
       if (!active.has(certname)) this.unroutable.delete(certname);
+    });
+    // A node may have gone while no sasori ran. Then nobody can bring it home.
+    yield* eachInPieces(this.homes.keys(), (certname) => {
+      if (!active.has(certname) && this.map.get(certname) === undefined) this.#setHome(certname, undefined);
     });
     const gone: Certname[] = [];
     yield* eachInPieces(this.map.assignments(), (known) => {

@@ -156,6 +156,17 @@ describe("the configuration", () => {
   });
 
   test.each([
+    ["SASORI_NEW_MASTER", "SASORI_NEW_MASTERS"],
+    ["SASORI_STATE", "SASORI_STATE_FILE"],
+    ["SASORI_LOG", "SASORI_LOG_LEVEL"],
+    ["SASORI_MAX_REMOVALS", "SASORI_MAX_REMOVED"],
+  ])("takes %s for %s misspelt", (written, meant) => {
+    expect(problems({ ...REQUIRED, [written]: "1" })).toEqual([
+      `  ${written} is not a variable of sasori: did you mean ${meant}?`,
+    ]);
+  });
+
+  test.each([
     { name: "SASORI_PUPPETDB_URL", value: "https://user:secret@puppetdb:8081" },
     { name: "SASORI_HAPROXY", value: "/a.sock,/a.sock" },
     { name: "SASORI_HAPROXY", value: "tcp://host:99999" },

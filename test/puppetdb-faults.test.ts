@@ -2,11 +2,13 @@ import dns from "node:dns";
 import { copyFile, mkdtemp, readFile, rm, unlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Readable } from "node:stream";
 import { gzipSync } from "node:zlib";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { SasoriError } from "../src/errors.js";
 import { parseCertname } from "../src/node-map.js";
 import { PuppetDb } from "../src/source/puppetdb.js";
+import { checkAnswer } from "../src/source/puppetdb-connection.js";
 import { makeTlsFiles } from "./support/certificates.js";
 import { freePort, run } from "./support/child.js";
 import { puppetdbParts } from "./support/parts.js";
@@ -735,4 +737,13 @@ describe("credentials", () => {
     expect(error.message).toContain(`${at("token")} holds no token`);
     expect(error.message).not.toMatch(/s.cret/);
   });
+});
+
+test("a PuppetDB at http that wants a token is told as one that gets none, with what to do", async () => {
+  const refused = () => ({ statusCode: 401, headers: {}, body: Readable.from(["no token"]) });
+  const told = (url: string) => checkAnswer(url, refused() as never);
+  const what = /never sends a token over http to another machine: give this PuppetDB an https URL/;
+  await expect(told("http://pdb2.example.com:8080")).rejects.toThrow(what);
+  for (const url of ["https://pdb1.example.com:8081", "http://127.0.0.1:8080"])
+    await expect(told(url)).rejects.toThrow(/see SASORI_PUPPETDB_TOKEN_FILE/);
 });

@@ -6,6 +6,7 @@ import path from "node:path";
 import { describe, expect, test, vi } from "vitest";
 import type { Certname, Master, Observation } from "../src/node-map.js";
 import type { SyncRequest } from "../src/pass-queue.js";
+import { Journal } from "../src/state/journal.js";
 import { assemble, Sync } from "../src/sync.js";
 import type { SyncReport } from "../src/sync-report.js";
 import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
@@ -619,6 +620,20 @@ describe("a pass", () => {
     });
     for (const master of masters) await master.stop();
   });
+
+  test("remembers such a node's home, also where map and HAProxy have lost all, and forgets that of a node which is gone", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      await lab.run(name(0), "master2", -MINUTE);
+      const rows = ["master1", "master2"].map((master, index) => {
+        const value = { master: master as Master };
+        return { kind: "home" as const, key: name(index) as Certname, value };
+      });
+      await new Journal(`${lab.mapFile}.state.json`).save(rows);
+      const sync = await lab.newSync();
+      expect(await full(sync)).toMatchObject({ displaced: 1 });
+      expect([...sync.fleet.homes]).toEqual([[name(0), "master1"]]);
+      expect([...(await lab.newSync()).fleet.homes]).toEqual([[name(0), "master1"]]);
+    }));
 
   test("starts from the last good map when PuppetDB is down, and gives it to an empty HAProxy", () =>
     withFleetLab([{ bin }], async (lab) => {

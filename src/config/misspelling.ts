@@ -3,12 +3,15 @@
 /** `SASORI_MAX_REMOVALS` for `SASORI_MAX_REMOVED`. */
 const MAX_EDITS = 3;
 
-/** The name whose last words are missing, or else the nearest one; undefined for a name that is like none of them. */
+/** Last words that are missing count as two letters. */
+const WORDS_MISSING = 2;
+
+/** The nearest name; undefined for a name that is like none of them. */
 export function meantName(written: string, names: readonly string[]): string | undefined {
-  const longer = names.find((name) => name.startsWith(`${written}_`));
-  if (longer !== undefined) return longer;
+  const edits = (name: string) =>
+    name.startsWith(`${written}_`) ? WORDS_MISSING : editsBetween(written, name);
   const [nearest] = names
-    .map((name) => ({ name, edits: editsBetween(written, name) }))
+    .map((name) => ({ name, edits: edits(name) }))
     .sort((one, other) => one.edits - other.edits);
   return nearest !== undefined && nearest.edits <= MAX_EDITS ? nearest.name : undefined;
 }

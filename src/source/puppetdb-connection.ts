@@ -7,6 +7,7 @@ import dns from "node:dns";
 import type { LookupFunction } from "node:net";
 import { isDeepStrictEqual } from "node:util";
 import { Agent, buildConnector, type Dispatcher } from "undici";
+import { mayHaveToken } from "../config/contradictions.js";
 import type { PuppetdbServer } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { type Pem, PemFiles, readNamed } from "../pem-files.js";
@@ -123,6 +124,8 @@ const REMEDIES: Record<number, string> = {
   403: "sasori's certificate is not allowed to query: add its name to PuppetDB's certificate-allowlist",
   503: "PuppetDB is starting or in maintenance",
 };
+const NO_TOKEN =
+  "sasori never sends a token over http to another machine: give this PuppetDB an https URL in SASORI_PUPPETDB_URL";
 export const WRONG_URL = "is SASORI_PUPPETDB_URL the base URL of PuppetDB?";
 const SEE_LOG = "PuppetDB's log says why";
 
@@ -145,7 +148,8 @@ export async function checkAnswer(url: string, response: Dispatcher.ResponseData
     const what = `${url} answered with ${quote(type)}, not application/json: ${text}; ${WRONG_URL}`;
     throw new SasoriError("PUPPETDB_BODY", what);
   }
-  const remedy = REMEDIES[statusCode] ?? (statusCode >= 500 ? SEE_LOG : WRONG_URL);
+  const hasNoToken = statusCode === 401 && !mayHaveToken(url);
+  const remedy = hasNoToken ? NO_TOKEN : (REMEDIES[statusCode] ?? (statusCode >= 500 ? SEE_LOG : WRONG_URL));
   throw new SasoriError("PUPPETDB_STATUS", `${url} answered ${statusCode}: ${text}; ${remedy}`);
 }
 
