@@ -96,9 +96,9 @@ export class Resolver {
 
   /**
    * The node's master. It is never `wrong`, the master that said that it does not have the node. Undefined if nothing newer
-   * than the map is known. Throws `BUSY` if too much is asked at once or too soon after the start, `PUPPETDB_...` if PuppetDB could not be asked, and
-   * `PROBE_TIMEOUT` if a master did not say whether it has the node. The last two are not thrown for a route that the map
-   * confirms.
+   * than the map is known. Throws `BUSY` if too much is asked at once or too soon after the start, `PUPPETDB_...` if PuppetDB
+   * could not be asked, and `PROBE_TIMEOUT` if a master did not say whether it has the node. A master's silence does not
+   * count if `wrong` is the node's master by the map, and PuppetDB knows nothing newer.
    */
   async owner(certname: Certname, wrong: string | undefined): Promise<Master | undefined> {
     const known = this.#parts.fleet.map.get(certname);
@@ -113,7 +113,7 @@ export class Resolver {
     if (this.#underway >= MAX_UNDERWAY * share) throw busy(`${this.#underway} nodes are being looked for`);
     this.#underway += 1;
     try {
-      const owner = await this.#find(certname, known, known !== undefined && known.master === wrong);
+      const owner = await this.#find(certname, known, wrong);
       return owner === wrong ? undefined : owner;
     } finally {
       this.#underway -= 1;
@@ -133,17 +133,18 @@ export class Resolver {
   }
 
   /** The node's master by evidence that is newer than what is known, or undefined. */
-  async #find(certname: Certname, known: Assignment | undefined, isConfirmed: boolean) {
+  async #find(certname: Certname, known: Assignment | undefined, wrong: string | undefined) {
     const observation = await this.#observed(certname).catch((error: Error) => error);
     if (!(observation instanceof Error) && observation !== undefined && this.#isNews(observation, known)) {
       this.#learn(observation, known);
       return observation.master;
     }
+    const isConfirmed = !(observation instanceof Error) && known !== undefined && known.master === wrong;
     const probed = await this.#probe(certname, known).catch((error: SasoriError) => {
       if (isConfirmed && error.code === "PROBE_TIMEOUT") return undefined; // No evidence.
       throw error;
     });
-    if (probed === undefined && observation instanceof Error && !isConfirmed) throw observation;
+    if (probed === undefined && observation instanceof Error) throw observation;
     return probed;
   }
 

@@ -627,9 +627,9 @@ describe("with a daemon", () => {
         const failure = { code: "FILE_READ", message: expect.stringContaining("does not answer") };
         expect(await (await fetch(story)).json()).toMatchObject({ file: { failure } });
       }
-      const began = performance.now();
-      await daemon.end();
-      expect(performance.now() - began).toBeLessThan(10_000); // By then it would have been killed.
+      process.kill(daemon.pid, "SIGTERM");
+      // 13.5 s at least: it takes 7 s, and starting and ending take longer on a busy machine.
+      await expect.poll(() => daemon.ended, { timeout: patient(4_500) }).toBe(true);
       expect(await daemon.code()).toBe(code);
       if (!hangs.includes("log")) expect(daemon.printed).toMatch(/"msg":"stopped"\}\n$/);
       await asked;
@@ -839,7 +839,7 @@ describe("with a daemon", () => {
         await sasori("register", node(2), "master1");
         expected.push(`${node(2)} master3 master1`);
         await poll().toEqual(expected);
-        expect(follow.printed).toContain("the daemon is back");
+        await expect.poll(() => follow.printed).toContain("the daemon is back"); // On stderr.
         const wanted = await sasori("moves", node(2), "--no-headers");
         expect(wanted.stdout).toMatch(
           new RegExp(`^\\S+ \\S+  ${node(2)}  master3  master1  registration  \\S+@\\S+\\n$`),
@@ -1098,8 +1098,10 @@ describe("drain", () => {
       const slow = new Child(process.execPath, args, { env: { ...PLAIN(), ...env } });
       try {
         await expect.poll(() => slow.printed).toBe(`1/3  ${node(0)} → master2\n`);
-        await lab.run(node(3), "master3"); // The next one would have been moved 6 s later.
+        process.kill(slow.pid, "SIGSTOP"); // The next one would be moved 6 s later.
+        await lab.run(node(3), "master3");
         expect((await sasori("sync")).code).toBe(0);
+        process.kill(slow.pid, "SIGCONT");
         await expect.poll(() => slow.ended).toBe(true);
       } finally {
         await slow.end();
@@ -1114,7 +1116,7 @@ describe("drain", () => {
   test("does not say that it is done when whoever reads what it says goes away in the middle", () =>
     withServers(12, async ({ env, sasori, server, nodesOf }) => {
       const piped = (command: string) => {
-        const script = `${process.execPath} ${CLI} ${command} --per-minute 300 | head -1`;
+        const script = `${process.execPath} ${CLI} ${command} --per-minute 60 | head -1`;
         return new Child("bash", ["-o", "pipefail", "-c", script], { env: { ...PLAIN(), ...env } }).code();
       };
       await server("master1", "drain");

@@ -190,10 +190,10 @@ describe("the configuration", () => {
     for (const name of ["puppet1.corp", "puppet23.corp", "compile1"]) expect(masters?.test(name)).toBe(true);
     for (const name of ["xpuppet1.corp", "puppet1.corp\n", "puppet1.corp.evil", "compile12", ""])
       expect(masters?.test(name)).toBe(false);
-    const began = performance.now();
+    const began = process.cpuUsage();
     for (const text of ["([a-z]+-?)+[0-9]*\\.corp", "(puppet|compile)([0-9]+|[a-z0-9-]+)*\\.corp", "(a*)*b"])
       expect(pattern(text)?.test(`${"puppetserver".repeat(25)}_`)).toBe(false);
-    expect(performance.now() - began).toBeLessThan(1_000);
+    expect(process.cpuUsage(began).user).toBeLessThan(1_000_000); // One second, whatever else the machine does.
     for (const text of ["(", "(?=x)y", "(a)\\1"])
       expect(problems({ ...REQUIRED, SASORI_NEW_MASTERS: text })).toEqual([
         expect.stringContaining("a regular expression as RE2 takes it"),
@@ -253,9 +253,9 @@ describe("the configuration", () => {
       undefined,
       "m1",
     ]);
-    const began = performance.now();
+    const began = process.cpuUsage();
     for (let index = 0; index < 5_000; index += 1) found(`node${index}.${"a".repeat(200)}`);
-    expect(performance.now() - began).toBeLessThan(5_000);
+    expect(process.cpuUsage(began).user).toBeLessThan(5_000_000);
     for (const wrong of ["(=x", "a=", "=b", "a=b=", "a=b,,c=d", "a[=b"])
       expect(problems({ ...REQUIRED, SASORI_MASTER_ALIASES: wrong })).toEqual([
         expect.stringMatching(/^ {2}SASORI_MASTER_ALIASES is .*expected producer=master pairs/),

@@ -16,6 +16,7 @@ import type { Replica } from "../src/source/source.js";
 import { assemble, Sync, type SyncParts } from "../src/sync.js";
 import { freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
+import { patient } from "./support/patience.js";
 import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
 
 const MINUTE = 60_000;
@@ -383,7 +384,7 @@ describe("estates", () => {
       try {
         await runs(lab.puppetdb, NODE, "master1", MINUTE);
         const ask = (...certnames: string[]) =>
-          within(900, undefined, new Error("late"), (signal) =>
+          within(patient(900), undefined, new Error("late"), (signal) =>
             puppetdb.readNodes(certnames.map(parseCertname), signal),
           );
         expect([...(await ask(NODE)).keys()]).toEqual([NODE]);
@@ -398,7 +399,7 @@ describe("estates", () => {
         });
         expect(reading).toMatchObject({ active: undefined, failures: [{ code: "PUPPETDB_TIMEOUT" }] });
         expect([...reading.submissions.keys()]).toEqual([NODE]);
-        expect(performance.now() - began).toBeLessThan(20_000);
+        expect(performance.now() - began).toBeLessThan(patient(7_000)); // 21 s at least.
       } finally {
         await puppetdb.close();
         silent.close();

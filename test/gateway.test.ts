@@ -41,6 +41,10 @@ function check(
   return { status, text: stderr };
 }
 
+/** But not those about the machine: one without a network names no nameserver, or one that it cannot reach. */
+const warningsOf = (text: string) =>
+  text.split("\n").filter((line) => /WARNING|ALERT/.test(line) && !/resolvers 'dns'.* nameserver/.test(line));
+
 const NODE = "node1.example.com";
 const WEBSOCKET_KEY = "Sec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==";
 
@@ -50,7 +54,7 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
     ["names looked up again and again", { GATEWAY_DNS: "on", MASTER1: "localhost:1" }],
   ])("has a configuration that HAProxy takes without a warning: %s", (_case, more) => {
     const { status, text } = check(bin, { more });
-    expect({ status, warnings: text.match(/WARNING|ALERT/g) }).toEqual({ status: 0, warnings: null });
+    expect({ status, warnings: warningsOf(text) }).toEqual({ status: 0, warnings: [] });
   });
 
   test.each(["NODE_MASTER_MAP", "HAPROXY_SOCKET", "STATS_PASSWORD", "MASTER1"])(
@@ -98,7 +102,7 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
       value.replace(/^[a-z][\w.]+:/, "localhost:"),
     ]);
     const { status, text } = check(bin, { more: Object.fromEntries(here) });
-    expect({ status, warnings: text.match(/WARNING|ALERT/g) }).toEqual({ status: 0, warnings: null });
+    expect({ status, warnings: warningsOf(text) }).toEqual({ status: 0, warnings: [] });
   });
 
   test("does not start with a word for GATEWAY_REPLAY that it does not know", () => {
@@ -561,7 +565,7 @@ frontend classes
     const many = check(bin, { more: Object.fromEntries(all.flat()) });
     const one = check(bin, { without: ["MASTER2", "MASTER3"] });
     for (const { status, text } of [many, one])
-      expect({ status, warnings: text.match(/WARNING|ALERT/g) }).toEqual({ status: 0, warnings: null });
+      expect({ status, warnings: warningsOf(text) }).toEqual({ status: 0, warnings: [] });
   });
 
   test("does not start with MASTERS_CA when no name is said that the first master's certificate has", () => {

@@ -126,6 +126,15 @@ const requestLines = ({ haproxy }: Pair) =>
     .filter((line) => /connect (from|to)| status=/i.test(line));
 const requests = (lab: Lab) => lab.masters.map((master) => master.requests);
 
+/** How many questions of HAProxy sasori has not answered in time, as HAProxy counts them. */
+async function unanswered({ haproxy }: Pair): Promise<number> {
+  const [titles = [], ...rows] = (await runtimeCommand(haproxy.socketPath, "show stat"))
+    .split("\n")
+    .map((line) => line.split(","));
+  const row = rows.find(([proxy, name]) => proxy === "sasori" && name === "BACKEND") ?? [];
+  return ["hrsp_5xx", "cli_abrt"].reduce((sum, title) => sum + Number(row[titles.indexOf(title)]), 0);
+}
+
 describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, version }) => {
   const map: [string, string][] = [
     [NODE, "master1"],
@@ -260,21 +269,21 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, ve
             seen.set(next[0], routeOf(await lab.ask(next[0])));
         };
         await Promise.all(Array.from({ length: 50 }, client));
-        const failed = [...seen].filter(([, { status, master }]) => status !== 200 || master !== "master2");
-        expect(failed).toEqual([]);
         expect(seen.size).toBe(500);
+        const failed = [...seen].filter(([, { status, master }]) => status !== 200 || master !== "master2");
+        // On a busy machine sasori, whose event loop is that of the masters and of all clients here, may say nothing in
+        // time. Then the client gets the master's 404, and the map learns from the next request.
+        const silences = await unanswered(lab);
+        if (failed.length > silences) expect({ silences, failed }).toEqual({ silences, failed: [] });
         const [wrong = 0, right] = requests(lab);
         // A client that comes after another one's answer has brought news to the map meets no wrong master at all.
-        expect(wrong).toBeLessThanOrEqual(500);
-        expect(right).toBe(500);
-        // On a busy machine sasori, whose event loop is that of the masters and of all clients here, may say nothing in
-        // time. Then another master was tried, and the map learns from the next request.
+        expect(wrong).toBeLessThanOrEqual(500 + failed.length);
+        expect(right).toBe(500 - failed.length);
         const stale = async () =>
           [...(await lab.haproxy.showMap())].flatMap(([name, master]) =>
             master === "master2" ? [] : [name],
           );
-        const unlearned = async () =>
-          (await stale()).filter((name) => seen.get(name)?.route !== "redispatched");
+        const unlearned = async () => (await stale()).filter((name) => seen.get(name)?.status === 200);
         await expect.poll(unlearned).toEqual([]);
         await expect
           .poll(async () => {
@@ -440,20 +449,23 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, ve
       expect((await lab.ask(node(2))).status).toBe(200);
     }));
 
-  test("is looked for among masters that check, a bounded number of them, while sasori is stopped", () =>
-    withHealing({ bin, map, variables: { GATEWAY_REPLAY: "all" } }, async (lab) => {
-      await lab.daemon.stop();
-      lab.move(NODE, "master3");
-      const found = { status: 200, route: "redispatched", master: "master3" };
-      expect(routeOf(await lab.ask(NODE, { method: "POST", body: "x" }))).toEqual(found);
-      expect((await lab.haproxy.showMap()).get(NODE)).toBe("master1");
-      expect(routeOf(await lab.ask(node(2)))).toEqual({ status: 200, route: "mapped", master: "master2" });
-      expect(requests(lab).reduce((sum, count) => sum + count)).toBeLessThanOrEqual(4);
-      lab.move(NODE, "nowhere");
-      const before = requests(lab);
-      expect(routeOf(await lab.ask(NODE))).toEqual({ status: 404, route: "mapped", master: "master1" });
-      expect(requests(lab).map((count, index) => count - (before[index] ?? 0))).toEqual([2, 1, 1]);
-    }));
+  test.each(["sasori is stopped", "PuppetDB is down"])(
+    "is looked for among masters that check, a bounded number of them, while %s",
+    (what) =>
+      withHealing({ bin, map, variables: { GATEWAY_REPLAY: "all" } }, async (lab) => {
+        await (what.startsWith("sasori") ? lab.daemon.stop() : lab.stopPuppetdb());
+        lab.move(NODE, "master3");
+        const found = { status: 200, route: "redispatched", master: "master3" };
+        expect(routeOf(await lab.ask(NODE, { method: "POST", body: "x" }))).toEqual(found);
+        expect((await lab.haproxy.showMap()).get(NODE)).toBe("master1");
+        expect(routeOf(await lab.ask(node(2)))).toEqual({ status: 200, route: "mapped", master: "master2" });
+        expect(requests(lab).reduce((sum, count) => sum + count)).toBeLessThanOrEqual(4);
+        lab.move(NODE, "nowhere");
+        const before = requests(lab);
+        expect(routeOf(await lab.ask(NODE))).toEqual({ status: 404, route: "mapped", master: "master1" });
+        expect(requests(lab).map((count, index) => count - (before[index] ?? 0))).toEqual([2, 1, 1]);
+      }),
+  );
 
   test("finds a node that the map does not hold only where discovery is switched on", () =>
     withHealing({ bin, map, variables: { GATEWAY_DISCOVERY: "on" } }, async (lab) => {

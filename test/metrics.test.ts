@@ -211,9 +211,13 @@ test("that sasori answered nobody is told for a minute", () =>
       const until = performance.now() + 700;
       while (performance.now() < until); // As a mistake of ours would.
       await sync();
-      const told = (await scrape())("sasori_event_loop_delay_seconds") ?? 0;
-      expect(told).toBeGreaterThan(0.6);
-      const { longestDelayMs } = (await (await fetch(`${url}/api/v1/status`)).json()) as Status;
-      expect(longestDelayMs / 1_000).toBeCloseTo(told, 1);
+      expect((await scrape())("sasori_event_loop_delay_seconds")).toBeGreaterThan(0.6);
+      // On a busy machine there may be a longer one between the two questions.
+      const difference = async () => {
+        const told = (await scrape())("sasori_event_loop_delay_seconds") ?? 0;
+        const { longestDelayMs } = (await (await fetch(`${url}/api/v1/status`)).json()) as Status;
+        return longestDelayMs / 1_000 - told;
+      };
+      await expect.poll(difference).toBeCloseTo(0, 1);
     }),
   ));

@@ -214,10 +214,8 @@ describe("when parts of it fail", () => {
 
   test("sasori stopped: it ends at once with 0; what moved meanwhile is found, and mapped when it is back", async () => {
     showLogs();
-    const began = performance.now();
     await stack.compose("stop", "sasori");
-    // Docker kills after 10 s.
-    expect(performance.now() - began).toBeLessThan(8_000);
+    // Docker kills after 10 s, and then the code is 137.
     expect((await stack.containers()).sasori?.State).toMatchObject({ Running: false, ExitCode: 0 });
 
     await stack.move("node4", "master3");

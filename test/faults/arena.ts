@@ -259,11 +259,11 @@ export class Arena {
     enterCode(code, message);
   }
 
-  /** The daemon has logged this code, with a message that says what to do. */
-  expectLogged(code: ErrorCode, remedy: RegExp): void {
-    const message = this.#messageOf(code) ?? "";
-    if (!remedy.test(message)) throw new Error(`${code} was not logged so: ${message}\n${this.#lastLog()}`);
-    enterCode(code, message);
+  /** Waits until the daemon has logged this code, with a message that says what to do. */
+  async untilLogged(code: ErrorCode, remedy: RegExp): Promise<void> {
+    const message = () => this.#messageOf(code) ?? "";
+    await this.until(`${code} in the log`, () => remedy.test(message()), undefined, message);
+    enterCode(code, message());
   }
 
   /** The newest message of a code in the daemon's log. */
@@ -310,6 +310,12 @@ export class Arena {
       this.#place(node, this.owners.get(node) ?? "");
       this.#moves.set(node, { last: Date.now(), before: this.#moves.get(node)?.before ?? 0 });
     }
+  }
+
+  /** The nodes that have not moved for so long that sasori remembers no answer about them. */
+  rested(): string[] {
+    const now = Date.now();
+    return [...this.owners.keys()].filter((node) => now - (this.#moves.get(node)?.last ?? 0) > REMEMBERED_MS);
   }
 
   /** What the masters submit for these nodes: a run of each, now. */

@@ -4,9 +4,9 @@
 import { once } from "node:events";
 import { rm } from "node:fs/promises";
 import { createServer as createHttpServer, type IncomingMessage, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { request } from "undici";
+import { freePort } from "../support/child.js";
 
 /** One connection of sasori to HAProxy. */
 export interface Link {
@@ -141,9 +141,9 @@ export class PuppetdbFront {
       this.#sockets.add(socket);
       socket.on("close", () => this.#sockets.delete(socket)).on("error", () => undefined);
     });
+    if (this.#port === 0) this.#port = await freePort();
     server.listen(this.#port, "127.0.0.1");
     await once(server, "listening");
-    this.#port = (server.address() as AddressInfo).port;
     this.#server = server;
   }
 

@@ -186,7 +186,8 @@ async function heals(arena: Arena, gateway: Gateway): Promise<void> {
   });
   gateway.front.tap = { line: (text) => (/^(set|add|prepare|commit) map/.test(text) ? held : undefined) };
   try {
-    const nodes = [...arena.owners.keys()].filter((node) => arena.owners.get(node) !== MASTERS[2]);
+    // One that moved a moment ago may be known at its master in between.
+    const nodes = arena.rested().filter((node) => arena.owners.get(node) !== MASTERS[2]);
     const moved = Array.from(
       { length: NODES_HEALED },
       () => nodes[Math.floor(Math.random() * nodes.length)] ?? "",

@@ -18,6 +18,7 @@ import { TrackedTarget } from "../../src/target/tracked-target.js";
 import { freePort } from "../support/child.js";
 import { withFleetLab } from "../support/fleet-lab.js";
 import { haproxyBinaries } from "../support/parts.js";
+import { patient } from "../support/patience.js";
 import { enterCases } from "./ledger.js";
 
 const PARTS = { PuppetDb, Connector, MapFile, HaproxyInstance, RuntimeSession, TrackedTarget, Journal };
@@ -42,7 +43,8 @@ const holds = new AsyncLocalStorage<Hold>();
 
 const bin = haproxyBinaries().at(-1)?.bin ?? "";
 const MINUTE = 60_000;
-const STOP_DEADLINE_MS = 10_000;
+/** With the least patience 13.5 s: sasori takes 7 s, and a pass's own deadlines, which must not count, are 15 s and more. */
+const STOP_DEADLINE_MS = 4_500;
 
 export function heldAwaits(): void {
   describe("Held awaits", () => {
@@ -107,13 +109,22 @@ function holdOne(method: string, aTimePasses: () => void): Promise<Hold> {
         hold.armed = true;
         // A move, a registration and a full pass: something of all that a pass may do.
         await lab.run("node1.example.com", "master2");
-        daemon.sync({ full: true });
         const headers = { "content-type": "application/json" };
-        const body = JSON.stringify({ master: "master3" });
-        void fetch(`${daemon.url}/api/v1/nodes/node1.example.com`, { method: "PUT", headers, body }).catch(
-          () => {},
-        );
-        if (!(await isCalled(hold))) return hold;
+        const send = (method: string, path: string, body: object) =>
+          fetch(`${daemon.url}/api/v1/${path}`, { method, headers, body: JSON.stringify(body) });
+        let isOver = false;
+        const goOn = async () => {
+          await Promise.all([
+            send("POST", "sync", { full: true }),
+            send("PUT", "nodes/node1.example.com", { master: "master3" }),
+          ]);
+          await send("POST", "sync", {});
+          isOver = true;
+        };
+        goOn().catch(() => undefined); // The daemon has ended.
+        // What is not called by then is not called by a pass.
+        await expect.poll(() => isOver || hold.times > 0).toBe(true);
+        if (hold.times === 0) return hold;
         const told = async () => {
           // Again and again: a full pass that saw this happen counts as a long one, and the next may take as long.
           aTimePasses();
@@ -123,16 +134,9 @@ function holdOne(method: string, aTimePasses: () => void): Promise<Hold> {
         await expect.poll(told).toEqual({ method, state: "failing", critical: true });
         return hold;
       } finally {
-        const began = Date.now();
-        await daemon.stop();
-        expect(Date.now() - began, method).toBeLessThan(STOP_DEADLINE_MS);
+        const late = sleep(patient(STOP_DEADLINE_MS), "late", { ref: false });
+        expect(await Promise.race([daemon.stop(), late]), method).not.toBe("late");
       }
     }),
   );
-}
-
-/** Within a few passes. */
-async function isCalled(hold: Hold): Promise<boolean> {
-  for (let waited = 0; waited < 50 && hold.times === 0; waited += 1) await sleep(100);
-  return hold.times > 0;
 }

@@ -555,7 +555,7 @@ function exchange(port: number, bytes: string): Promise<string> {
   return new Promise((resolve) => {
     let answer = "";
     const socket = connect(port, "127.0.0.1", () => socket.write(bytes));
-    socket.setTimeout(ANSWER_DEADLINE_MS, () => socket.destroy());
+    socket.setTimeout(patient(ANSWER_DEADLINE_MS), () => socket.destroy());
     socket.on("data", (chunk: Buffer) => {
       answer = (answer + chunk.toString("latin1")).replace(/^HTTP\/1\.1 100 [\s\S]*?\r\n\r\n/, "");
       // It may wait for the rest of a body that was announced and never comes.

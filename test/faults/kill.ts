@@ -3,10 +3,11 @@
 
 import { watch } from "node:fs";
 import path from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import { describe, expect, test } from "vitest";
 import { showMap } from "../support/haproxy-server.js";
 import type { PuppetdbServer } from "../support/puppetdb-server.js";
-import { Arena, LONG, parseMap, sleep } from "./arena.js";
+import { Arena, type Gateway, LONG, parseMap, sleep } from "./arena.js";
 
 /** Makes `kill` happen at a step; the result takes it away again. */
 type Step = (arena: Arena, kill: () => void) => () => void;
@@ -168,10 +169,21 @@ const once = (act: () => void) => {
   };
 };
 
+/** HAProxy may still be at the last command that it got, and while it commits a version it shows neither as a whole. */
+async function mapAtRest(arena: Arena, { haproxy, map }: Gateway): Promise<Map<string, string>> {
+  let found = await showMap(haproxy.socketPath, map);
+  await arena.until("a map at rest", async () => {
+    const before = found;
+    found = await showMap(haproxy.socketPath, map);
+    return isDeepStrictEqual(found, before);
+  });
+  return found;
+}
+
 /** Each entry of the file and of every live map is there once, and is either the old one or the new one. */
 export async function expectWhole(arena: Arena, before: ReadonlyMap<string, string>): Promise<void> {
   const maps = [parseMap(await arena.fileText())];
-  for (const { haproxy, map } of arena.gateways) maps.push(await showMap(haproxy.socketPath, map));
+  for (const gateway of arena.gateways) maps.push(await mapAtRest(arena, gateway));
   for (const entries of maps) {
     expect([...entries.keys()].sort()).toEqual([...arena.owners.keys()].sort());
     for (const [node, master] of entries)

@@ -67,12 +67,11 @@ export function outsiders(puppetdb: () => PuppetdbServer): void {
           const state = path.join(path.dirname(arena.mapFile), "state");
           await run("mkfifo", [state]);
           await arena.startSasori({ env: { ...env, SASORI_STATE_FILE: state } });
-          arena.expectLogged("STATE_FILE", /its file system has not answered/);
+          await arena.untilLogged("STATE_FILE", /its file system has not answered/);
           await arena.moveShare(FEW);
           await arena.until("all agree", async () => (await arena.differences()).length === 0);
-          const began = Date.now();
           await arena.sasori?.end();
-          expect(Date.now() - began).toBeLessThan(10_000);
+          expect(await arena.sasori?.code()).toBe(0); // It ended by itself, in time: else it would have been killed.
           await arena.startSasori();
         });
       });

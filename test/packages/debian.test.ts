@@ -123,19 +123,19 @@ describe.each([
       host.sh("systemctl show -P MainPID sasori haproxy"),
     ]);
     let asking = true;
-    const answers = (async () => {
-      const codes: string[] = [];
+    const codes: string[] = [];
+    const askingOn = (async () => {
       while (asking) {
         codes.push(await host.sh(`${ask("web2")} -o /dev/null -w '%{http_code}'`));
         await sleep(50);
       }
-      return codes;
     })();
     await host.sh("apt-get install -y /clone/dist/packages-test/new/sasori_*_amd64.deb");
     await expect.poll(() => host.sh("sasori healthy && echo well"), SOON).toBe("well\n");
+    await expect.poll(() => codes.length, SOON).toBeGreaterThan(3);
     asking = false;
-    expect(new Set(await answers)).toEqual(new Set(["200"]));
-    expect((await answers).length).toBeGreaterThan(3);
+    await askingOn;
+    expect(new Set(codes)).toEqual(new Set(["200"]));
     expect(await host.sh("cat /etc/sasori/*.env")).toBe(settings);
     const [daemon, proxy] = (await host.sh("systemctl show -P MainPID sasori haproxy"))
       .split("\n")
