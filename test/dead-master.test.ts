@@ -9,6 +9,7 @@ import { Child, freePort } from "./support/child.js";
 import { type Gateway, hold, withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
+import { patient } from "./support/patience.js";
 
 const PROGRAM = fileURLToPath(new URL("support/mortal-master.mjs", import.meta.url));
 const PER_SECOND = 200;
@@ -32,8 +33,8 @@ describe.each(haproxyBinaries())("a dead master on HAProxy $version", ({ bin }) 
         let killedAt = Number.POSITIVE_INFINITY;
         for await (const request of arrivals()) {
           if (request > killedAt + 2 * PER_SECOND) break;
-          // All that was sent for it has reached it, and nothing else is sent before its sockets are closed. So its own
-          // log tells exactly which requests are in flight.
+          // All that was sent for it has reached it, and nothing else is sent before HAProxy knows that its sockets are
+          // closed. So its own log tells exactly which requests are in flight.
           const isTime = () =>
             mortal.begun().size === Math.ceil(request / MASTERS) && mortal.inFlight().size > 0;
           if (request >= PER_SECOND && request < killedAt && isTime()) {
@@ -131,7 +132,7 @@ interface Mortal {
   begun(): Set<number>;
   /** Those of them that it has not answered. */
   inFlight(): Set<number>;
-  /** Returns when the kernel has closed its sockets; nothing else happens in this process meanwhile. */
+  /** Returns when HAProxy has closed its connections to it; nothing else happens in this process meanwhile. */
   kill(): void;
   /** No connection to it is made any more, and none is refused. */
   vanish(): Promise<void>;
@@ -163,7 +164,8 @@ async function withMortal(
     read = end;
   };
   try {
-    await child.untilReady(async () => (await fetch(`http://127.0.0.1:${port}/status/v1/simple`)).ok);
+    const asked = `http://127.0.0.1:${port}/status/v1/simple`;
+    await child.untilReady(async () => (await fetch(asked, { headers: { connection: "close" } })).ok);
     await use({
       address: `127.0.0.1:${port}`,
       begun: () => {
@@ -177,6 +179,10 @@ async function withMortal(
       kill: () => {
         process.kill(child.pid, "SIGKILL");
         while (!isDead(child.pid));
+        // Else HAProxy may send the next request on a connection that it has kept. On a busy machine that takes a while.
+        const deadline = performance.now() + patient(10_000);
+        while (sockets({ to: port }).some(({ state }) => OPEN.has(state)))
+          if (performance.now() > deadline) throw new Error("HAProxy keeps its connections to a dead master");
       },
       async vanish() {
         process.kill(child.pid, "SIGSTOP");
@@ -203,12 +209,21 @@ const stateOf = (pid: number) =>
 /** A zombie without threads: its last thread has closed all files and sockets. */
 const isDead = (pid: number) => stateOf(pid) === "Z" && readdirSync(`/proc/${pid}/task`).length === 1;
 
+interface Socket {
+  state: string;
+  received: string;
+  timer: string;
+}
+
+/** ESTABLISHED, and CLOSE_WAIT: the other side has closed, and this one has not yet. */
+const OPEN = new Set(["01", "08"]);
+
 /** The kernel's sockets that are bound to a port of 127.0.0.1, or connected to one. All values are hexadecimal. */
-function sockets({ from, to }: { from?: number; to?: number }): { received: string; timer: string }[] {
+function sockets({ from, to }: { from?: number; to?: number }): Socket[] {
   const at = (port?: number) =>
     port ? `0100007F:${port.toString(16).toUpperCase().padStart(4, "0")}` : "\\S+";
   // "   0: 0100007F:4E20 00000000:0000 0A 00000000:00000000 00:00000000 ...": from, to, state, sent:received, timer:when
-  const line = new RegExp(`^ *\\d+: ${at(from)} ${at(to)} \\S+ \\S+:(\\S+) (\\S+):`, "gm");
+  const line = new RegExp(`^ *\\d+: ${at(from)} ${at(to)} (\\S+) \\S+:(\\S+) (\\S+):`, "gm");
   const matches = readFileSync("/proc/net/tcp", "utf8").matchAll(line);
-  return [...matches].map(([, received = "", timer = ""]) => ({ received, timer }));
+  return [...matches].map(([, state = "", received = "", timer = ""]) => ({ state, received, timer }));
 }

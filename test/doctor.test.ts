@@ -801,8 +801,9 @@ describe("the doctor and PuppetDB", () => {
   });
 
   test.each([
-    [90, /^PuppetDB's clock is (89|90) s ahead of/],
-    [-90, /^PuppetDB's clock is (89|90) s behind/],
+    // A busy machine takes a moment to ask.
+    [90, /^PuppetDB's clock is (8[5-9]|90) s ahead of/],
+    [-90, /^PuppetDB's clock is (89|9[0-5]) s behind/],
   ])(
     "tells a clock that is %d s away, and masters that submit from the future",
     async (seconds, expected) => {

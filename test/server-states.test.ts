@@ -164,11 +164,17 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
             it.nodes = new Set();
           }
           if (way.status) await expect.poll(statusOf).toMatch(way.status);
-          await expect.poll(() => stateOf(haproxy)).toBe(way.state);
-          // The state is right if HAProxy behaves like that.
-          expect((await servedBy(haproxy)) === "it").toBe(way.state !== "down");
-          const [load] = await instanceOf(haproxy).loads(signal());
-          expect(load).toMatchObject({ name: "it", state: way.state, up: way.state !== "down" });
+          const said = async () => {
+            const state = await stateOf(haproxy);
+            // The state is right if HAProxy behaves like that.
+            const serves = (await servedBy(haproxy)) === "it";
+            const [load] = await instanceOf(haproxy).loads(signal());
+            return { state, serves, load };
+          };
+          const { state } = way;
+          const serves = state !== "down";
+          const load = { name: "it", state, up: serves };
+          await expect.poll(said).toMatchObject({ state, serves, load });
         },
       );
     } finally {

@@ -137,6 +137,8 @@ export class PuppetdbFront {
     const server = createHttpServer((incoming, response) => {
       this.#pass(incoming, response).catch(() => response.destroy());
     });
+    // As PuppetDB, which keeps a connection longer than sasori does.
+    server.keepAliveTimeout = 0;
     server.on("connection", (socket: Socket) => {
       this.#sockets.add(socket);
       socket.on("close", () => this.#sockets.delete(socket)).on("error", () => undefined);

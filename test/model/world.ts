@@ -159,6 +159,7 @@ export class World {
         response.writeHead(acted ? 200 : 404).end(name);
       });
     });
+    server.keepAliveTimeout = 0; // See startMaster of test/support/gateway.ts.
     const port = await freePort();
     server.listen(port, "127.0.0.1");
     await once(server, "listening");

@@ -190,6 +190,7 @@ export async function startAgentsMaster(
     };
     response.end(master.answer ?? JSON.stringify(received));
   });
+  server.keepAliveTimeout = 0; // See startMaster.
   const master: AgentsMaster = {
     ...{ name, port: 0, requests: 0, hold: undefined, answer: undefined },
     async start() {

@@ -95,6 +95,9 @@ export async function startMaster(name: string, tls?: https.ServerOptions): Prom
   const server = tls
     ? https.createServer({ requestCert: true, ...tls }, listener)
     : http.createServer(listener);
+  // As a puppetserver within a test: whoever keeps a connection closes it. Of itself Node closes one after 5 s, which may be
+  // when HAProxy sends the next request on it; then HAProxy closes the client's connection, too.
+  server.keepAliveTimeout = 0;
   // Another protocol, whatever its name: says everything back.
   server.on("upgrade", (request, socket) => {
     master.headers = request.headers;

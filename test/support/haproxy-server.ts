@@ -199,6 +199,8 @@ defaults
   timeout connect 1s
   timeout client 5s
   timeout server 5s
+  # Otherwise a check must be answered within its interval, and the masters are in the test's own process.
+  timeout check 20s
 
 frontend nodes
   bind 127.0.0.1:${at.ports.frontend}

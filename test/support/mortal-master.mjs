@@ -17,4 +17,5 @@ const server = http.createServer(async (request, response) => {
   await sleep(ms);
   response.end("done", () => process.stdout.write(`- ${id}\n`));
 });
+server.keepAliveTimeout = 0; // It closes no connection by itself while it lives.
 server.listen({ port, host: "127.0.0.1", backlog });
