@@ -139,7 +139,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
     withSite((site) =>
       withPage(browser, async (page) => {
         await openedInSync(page, site);
-        expect(await page.title()).toMatch(/^✓ Everything is in sync/);
+        await expect.poll(() => page.title()).toMatch(/^✓ Everything is in sync/);
         const masters = section(page, "Masters").getByRole("listitem");
         await masters.filter({ hasText: /master1.*up.*10 nodes.*33\.3%/ }).waitFor();
         await expect.poll(() => masters.count()).toBe(3);
@@ -209,7 +209,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         await openedInSync(page, site);
         await site.gateway.haproxy.kill();
         await says(page, "HAProxy unreachable");
-        expect(await page.title()).toMatch(/^✗/);
+        await expect.poll(() => page.title()).toMatch(/^✗/);
         await status(page).getByText("If it is running, it serves the map that it has").waitFor();
         await status(page)
           .getByText(/Start that HAProxy/)
@@ -236,7 +236,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         expect(await page.locator("#notice [data-tone=good]").count()).toBe(0);
         await notice.getByRole("button", { name: "Dismiss" }).click();
         await notice.waitFor({ state: "detached" });
-        expect(await focused(page)).toBe("Register"); // Its neighbour.
+        await expect.poll(() => focused(page)).toBe("Register"); // Its neighbour.
       }),
     ));
 
@@ -343,7 +343,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
           await dialog.getByRole("button", { name: "Approve 20" }).click();
           await says(page, "Everything is in sync");
           await page.getByText(/Pass done: 20 nodes changed/).waitFor();
-          expect(await focused(page)).toBe("search"); // The button is gone, and nothing is left where it was.
+          await expect.poll(() => focused(page)).toBe("search"); // The button is gone, and nothing is left where it was.
           expect((await site.gateway.ask(NODE)).status).toBe(404);
         }),
       { SASORI_SCHEDULE: "0 0 1 1 *" },
@@ -494,10 +494,10 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
           await page.getByText(/What you see is how things were at \d\d:\d\d:\d\d/).waitFor();
           await page.getByText("not connected").waitFor();
           const look = () => page.evaluate("getComputedStyle(document.querySelector('main')).filter");
-          expect(await look()).toContain("grayscale");
+          await expect.poll(look).toContain("grayscale");
           await site.sasori.start();
           await says(page, "Everything is in sync");
-          expect(await look()).toBe("none");
+          await expect.poll(look).toBe("none");
           await site.puppetdb.replaceFacts({ certname: NODE, producer: "master3" });
           await section(page, "Moves").getByText(NODE).first().waitFor();
         },
@@ -525,9 +525,9 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
       withPage(browser, async (page) => {
         await openedInSync(page, site);
         await page.keyboard.press("Tab");
-        expect(await focused(page)).toBe("To the search for a node");
+        await expect.poll(() => focused(page)).toBe("To the search for a node");
         await page.keyboard.press("Enter");
-        expect(await focused(page)).toBe("search");
+        await expect.poll(() => focused(page)).toBe("search");
         expect(await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")).toBe("solid");
         await page.keyboard.type(NODE);
         await page.keyboard.press("Enter");
@@ -537,7 +537,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
           .waitFor();
         await expect.poll(() => focused(page)).toBe("story-title");
         await page.keyboard.press("Tab");
-        expect(await focused(page)).toBe("Close");
+        await expect.poll(() => focused(page)).toBe("Close");
         await page.keyboard.press("Tab");
         await page.keyboard.type("master2");
         await page.keyboard.press("Tab");
@@ -545,7 +545,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         await page.keyboard.press("Tab");
         await page.keyboard.type("ticket 4711");
         await page.keyboard.press("Tab");
-        expect(await focused(page)).toBe("Register");
+        await expect.poll(() => focused(page)).toBe("Register");
         await page.keyboard.press("Enter");
         await page.getByText(`${NODE} now goes to master2.`).waitFor();
         // Drawing again does not take the focus away.
@@ -560,7 +560,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
           .getByText(NODES[1] ?? "")
           .first()
           .waitFor();
-        expect(await focused(page)).toBe("Register");
+        await expect.poll(() => focused(page)).toBe("Register");
       }),
     ));
 
@@ -588,7 +588,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         await form.getByRole("button", { name: "Let PuppetDB decide again" }).focus();
         await page.keyboard.press("Enter");
         await form.getByRole("button", { name: "Let PuppetDB decide again" }).waitFor({ state: "detached" });
-        expect(await focused(page)).toBe("Register");
+        await expect.poll(() => focused(page)).toBe("Register");
       }),
     ));
 
@@ -606,7 +606,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         );
         await page.keyboard.press("Enter");
         await section(page, "Registrations").getByRole("listitem").waitFor();
-        expect(await focused(page)).toBe("Register");
+        await expect.poll(() => focused(page)).toBe("Register");
         expect(await page.evaluate("document.body.dataset.lost")).toBeUndefined();
       }),
     ));
