@@ -4,7 +4,6 @@
 
 import { once } from "node:events";
 import { type AddressInfo, createServer } from "node:net";
-import { isDeepStrictEqual } from "node:util";
 import { setFlagsFromString } from "node:v8";
 import type { FastifyInstance } from "fastify";
 import { type Logger, pino } from "pino";
@@ -203,22 +202,21 @@ async function listen(api: FastifyInstance, { host, port }: Config["listen"]): P
  * for troubles between passes.
  */
 function tellEvents(history: History, events: EventStream, overview: Overview, log: Logger): () => void {
-  let told: Pick<Status, "state" | "summary" | "troubles"> = { state: "starting", summary: "", troubles: [] };
+  let told: Status["troubles"] = [];
   const tellStatus = () => {
     const { status } = overview;
-    const { state, summary, troubles } = status;
-    if (isDeepStrictEqual({ state, summary, troubles }, told)) return;
-    events.publish("status", status);
+    events.publishStatus(status);
+    const { troubles } = status;
     const isIn = (list: Status["troubles"]) => (one: Status["troubles"][number]) =>
       list.some(({ code, where }) => code === one.code && where === one.where);
     // A trouble with another remedy is a new one: a master that was down for one HAProxy and now for all, or another plan id.
     const isTold = ({ code, where, remedy }: Status["troubles"][number]) =>
-      told.troubles.some((one) => one.code === code && one.where === where && one.remedy === remedy);
+      told.some((one) => one.code === code && one.where === where && one.remedy === remedy);
     for (const { severity, ...trouble } of troubles.filter((one) => !isTold(one)))
       log[severity === "critical" ? "error" : "warn"](trouble, "trouble");
-    for (const { code, where } of told.troubles.filter((one) => !isIn(troubles)(one)))
+    for (const { code, where } of told.filter((one) => !isIn(troubles)(one)))
       log.info({ code, where }, "trouble is over");
-    told = { state, summary, troubles };
+    told = troubles;
   };
   history.watch({
     moves: (moves, all) => {

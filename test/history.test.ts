@@ -216,10 +216,15 @@ describe("the list of nodes", () => {
 });
 
 describe("the event stream", () => {
+  type News = Parameters<EventStream["publishStatus"]>[0];
+  const inSync: News = { state: "in sync", summary: "3 nodes in sync", troubles: [] };
+  const behind: News = { state: "catching up", summary: "1 change pending", troubles: [] };
+  let status = inSync;
+
   async function withStream(use: (events: EventStream, port: number) => Promise<void>): Promise<void> {
     const events = new EventStream();
     const server = createServer(({ headers }, response) =>
-      events.attach(response, "127.0.0.1", headers["last-event-id"] as string | undefined, {}),
+      events.attach(response, "127.0.0.1", headers["last-event-id"] as string | undefined, status),
     );
     await once(server.listen(0, "127.0.0.1"), "listening");
     try {
@@ -266,6 +271,25 @@ describe("the event stream", () => {
       await expect.poll(() => idsOf(quick.text).at(-1)).toBe(sent + 1);
       quick.close();
       slow.destroy();
+    }));
+
+  test("tells a client that came in the middle of a pass that the pass is over", () =>
+    withStream(async (events, port) => {
+      events.publishStatus(inSync);
+      const early = await listen(port);
+      await expect.poll(() => early.text).toContain(inSync.summary);
+      status = behind; // For some milliseconds: nobody is told.
+      const late = await listen(port);
+      await expect.poll(() => late.text).toContain(behind.summary);
+      status = inSync;
+      events.publishStatus(inSync);
+      await expect.poll(() => late.text).toContain(inSync.summary);
+      const told = idsOf(late.text).length;
+      events.publishStatus(inSync);
+      events.publish("pass", "the last");
+      await expect.poll(() => late.text).toContain("the last");
+      expect(idsOf(late.text)).toHaveLength(told + 1);
+      for (const listener of [early, late]) listener.close();
     }));
 
   test("replays what is kept, and says so when it is not enough", () =>

@@ -3,7 +3,8 @@
 // the number of clients is bounded, and a slow one is dropped, so that sasori's memory stays bounded.
 
 import type { ServerResponse } from "node:http";
-import type { EventName } from "./api-shapes.js";
+import { isDeepStrictEqual } from "node:util";
+import type { EventName, Status } from "./api-shapes.js";
 
 export const MAX_CLIENTS = 100;
 /** Clients of one address. All users behind one proxy share an address, and so do all programs of this host. */
@@ -26,6 +27,10 @@ interface Kept {
   text: string;
 }
 
+/** What of the status is worth an event. The rest changes in every pass. */
+type News = Pick<Status, "state" | "summary" | "troubles">;
+const newsOf = ({ state, summary, troubles }: News): News => ({ state, summary, troubles });
+
 export class EventStream {
   /** Names this run of sasori: an id of an earlier one means nothing now. */
   readonly #start = Date.now().toString(36);
@@ -36,6 +41,8 @@ export class EventStream {
   readonly #clients = new Map<ServerResponse, string>();
   #heartbeat: NodeJS.Timeout | undefined;
   #closed = false;
+  /** What every client knows of the status; undefined if one of them got another one when it came. */
+  #known: News | undefined;
 
   get clients(): number {
     return this.#clients.size;
@@ -60,9 +67,19 @@ export class EventStream {
     for (const client of this.#clients.keys()) this.#write(client, text);
   }
 
+  /** Tells the status, if there is a client that does not know it. */
+  publishStatus(status: News): void {
+    const news = newsOf(status);
+    if (isDeepStrictEqual(news, this.#known)) return;
+    this.#known = news;
+    this.publish("status", status);
+  }
+
   /** Takes over a response: what was missed since `lastId`, then `status`, then whatever happens. */
-  attach(client: ServerResponse, address: string, lastId: string | undefined, status: unknown): void {
+  attach(client: ServerResponse, address: string, lastId: string | undefined, status: News): void {
     this.#clients.set(client, address);
+    // In the middle of a pass the status may be another one. After the pass it is what all others know, and not this client.
+    if (!isDeepStrictEqual(newsOf(status), this.#known)) this.#known = undefined;
     client.on("close", () => this.#forget(client));
     client.on("error", () => this.#forget(client));
     client.writeHead(200, {
