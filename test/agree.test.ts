@@ -221,6 +221,22 @@ describe("replicas that share a database", () => {
       await expect.poll(rows).toContain('"master2"');
     }));
 
+  test("do not let the database grow for ever with nodes that come and go, and keep what is in force there", () =>
+    withReplicas(1, async (lab, [one]) => {
+      await one?.submit(registration(1, "master2"));
+      await postgres.sql(
+        database,
+        `INSERT INTO sasori_state SELECT 'removed', 'gone-' || n || '.example.com', now() + n * interval '1 ms', '{"at":1}', 'by hand', txid_current() FROM generate_series(1, 30000) AS n`,
+      );
+      const rows = async (what: string) =>
+        Number(await postgres.sql(database, `SELECT count(*) FROM sasori_state WHERE ${what}`));
+      const files = { SASORI_HAPROXY: "none", SASORI_STATE_FILE: `${lab.mapFile}.new` };
+      const other = await lab.newSync({ ...replica(lab, 0), ...files });
+      expect(await rows("kind = 'removed'")).toBe(20_000);
+      expect(await rows("key = 'gone-30000.example.com' OR kind = 'route'")).toBe(2);
+      expect(other.fleet.own.get(node(1))).toMatchObject({ master: "master2" });
+    }));
+
   test("miss no row of a transaction that is committed after a later one", () =>
     withReplicas(2, async (lab, [one]) => {
       await inTransaction(

@@ -78,6 +78,24 @@ describe("the state file", () => {
     ]);
   });
 
+  test("does not grow for ever with nodes that come and go, and keeps what is in force", async () => {
+    const { journal } = await load();
+    await journal.save([registered(0, "master1", 1)]);
+    const gone = (index: number): Change => ({
+      kind: "removed",
+      key: node(index),
+      at: index,
+      value: { at: index },
+    });
+    const count = 10_000;
+    for (let from = 0; from < 6 * count; from += count)
+      await journal.save(Array.from({ length: count }, (_, index) => gone(from + index)));
+    expect(journal.rows.size).toBeLessThanOrEqual(40_001);
+    const { journal: next, masters } = await load();
+    expect([next.rows.size, masters.get(node(0))]).toEqual([journal.rows.size, "master1"]);
+    expect(next.rows.get(`removed ${node(6 * count - 1)}`)).toBeDefined();
+  });
+
   test("is not written when nothing has changed", async () => {
     const { journal } = await load();
     await journal.save([]);

@@ -11,7 +11,7 @@ import { Line, within } from "../deadline.js";
 import { quote, reason, SasoriError } from "../errors.js";
 import { eachInPieces, inPieces } from "../pieces.js";
 import { readSecretFile } from "../whole-file.js";
-import { beats, keyOf, parseRow, type Row, Rows } from "./rows.js";
+import { beats, keyOf, MAX_PAST, parseRow, type Row, Rows } from "./rows.js";
 
 /** Deadlines for a connection and for a query. */
 const CONNECT_MS = 5_000;
@@ -24,6 +24,8 @@ const START_MS = 8_000;
 const SEND_MS = 2_000;
 /** How often rows whose notification was missed are looked for, and how often each replica says its word. */
 const LOOK_MS = 5_000;
+/** How often the oldest rows of what is over are deleted. Each connection begins with that, too. */
+const FORGET_MS = 60 * 60_000;
 const RETRY_MS = [200, 500, 1_000, 2_000, 5_000];
 
 /** Rows in one statement. */
@@ -72,6 +74,13 @@ const PULL = `
 const READ_AGAIN = `
   SELECT kind, key, round(extract(epoch FROM at) * 1000)::text AS at, value
   FROM sasori_state JOIN unnest($1::text[], $2::text[]) AS asked (kind, key) USING (kind, key)`;
+
+/** A row that is replaced in the same moment stays. */
+const FORGET = `
+  DELETE FROM sasori_state AS known USING (
+    SELECT kind, key, at FROM sasori_state WHERE value IS NULL OR kind IN ('ended', 'removed', 'approval')
+    ORDER BY at DESC OFFSET ${MAX_PAST}) AS old
+  WHERE known.kind = old.kind AND known.key = old.key AND known.at = old.at`;
 
 const SAY = `
   INSERT INTO sasori_replicas (name, at, word) VALUES ($1, clock_timestamp(), $2)
@@ -130,6 +139,8 @@ export class Database {
   #failure: SasoriError | undefined;
   /** Rows that cannot be used, by their keys. Another program has written them. */
   #unusable = new Map<string, Pick<Found, "kind" | "key">>();
+  /** When the oldest were last deleted (`performance.now()`). */
+  #forgotAt = Number.NEGATIVE_INFINITY;
   #heard: Heard[] = [];
   #heardAt = 0;
   /** How far our clock is ahead of PostgreSQL's (ms), as last seen. */
@@ -258,6 +269,7 @@ export class Database {
     await migrate(client);
     client.on("notification", () => this.#pull(session));
     await client.query(`LISTEN ${CHANNEL}`);
+    await this.#forget(session);
     await this.#exchange(session);
   }
 
@@ -276,6 +288,11 @@ export class Database {
     );
     await this.#owner.takeRows([...theirs]);
     await this.#write(session, ours);
+  }
+
+  async #forget(session: Session): Promise<void> {
+    await this.#query(session, FORGET, [], EXCHANGE_MS);
+    this.#forgotAt = performance.now();
   }
 
   async #write(session: Session, rows: readonly Row[]): Promise<void> {
@@ -348,6 +365,7 @@ export class Database {
   /** Writes this replica's word, and reads those of all replicas. */
   async #look(session: Session): Promise<void> {
     await this.#lookAgain(session);
+    if (performance.now() - this.#forgotAt > FORGET_MS) await this.#forget(session);
     const word = this.#owner.word();
     if (word !== undefined) await this.#query(session, SAY, [this.#options.replica, word]);
     const began = Date.now();

@@ -20,7 +20,7 @@ import type { State } from "./state.js";
 /** The first line. The file of an earlier sasori is one JSON object instead. */
 const HEADER = "sasori-state 2\n";
 
-/** The file is rewritten when more than half of its lines, and more than this many, are outdated. */
+/** The file is rewritten when more than half of its lines, and more than this many, are outdated, or too many tell of what is over. */
 const MANY_LINES = 1_000;
 /** How many lines one write has. */
 const CHUNK = 500;
@@ -304,7 +304,7 @@ export class Journal implements State {
     if (isNothing || this.rows.size === 0) return;
     await this.#patience.wait(signal, this.#silent, async () => {
       const batch = [...this.#unwritten.values()];
-      const isCrowded = this.#lines + batch.length > 2 * this.rows.size + MANY_LINES;
+      const isCrowded = this.#lines + batch.length > 2 * this.rows.size + MANY_LINES || this.rows.isCrowded;
       if (this.#isAnew || isCrowded || !(await this.#append(batch, again))) await this.#writeAnew(again);
       await inPieces(
         eachInPieces(batch, (row) => {

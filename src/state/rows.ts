@@ -95,16 +95,23 @@ export function beats(row: Pick<Row, "at" | "value">, known: Pick<Row, "at" | "v
 const rank = ({ value }: Pick<Row, "value">): Buffer =>
   Buffer.from(value === null ? "~" : JSON.stringify(value));
 
-/** As many as tombstones, see tombstones.ts. */
-const MAX_KEPT = 20_000;
+/** So many rows of what is over are kept, as many as tombstones (see tombstones.ts). */
+export const MAX_PAST = 20_000;
 
-/** Whether the row only says that something ended, so that it may be forgotten one day. */
+/** Whether the row only says that something ended, so that it may be forgotten one day. The SQL in database.ts says the same. */
 const isPast = ({ kind, value }: Row): boolean =>
   value === null || kind === "ended" || kind === "removed" || kind === "approval";
 
 /** The newest row of each key. */
 export class Rows {
   readonly #rows = new Map<string, Row>();
+  /** How many are past. */
+  #past = 0;
+
+  /** It is time to `prune`. */
+  get isCrowded(): boolean {
+    return this.#past > 2 * MAX_PAST;
+  }
 
   get size(): number {
     return this.#rows.size;
@@ -123,8 +130,9 @@ export class Rows {
     const key = keyOf(row);
     const known = this.#rows.get(key);
     if (known !== undefined && !beats(row, known)) return false;
-    this.#rows.delete(key); // The newest are the last.
+    this.#delete(known); // The newest are the last.
     this.#rows.set(key, row);
+    this.#past += Number(isPast(row));
     return true;
   }
 
@@ -148,9 +156,15 @@ export class Rows {
     yield* eachInPieces(this.#rows.values(), (row) => {
       if (isPast(row)) past.push(row);
     });
-    yield* eachInPieces(past.slice(0, -MAX_KEPT), (row) => {
-      if (this.get(keyOf(row)) === row) this.#rows.delete(keyOf(row));
+    yield* eachInPieces(past.slice(0, -MAX_PAST), (row) => {
+      if (this.get(keyOf(row)) === row) this.#delete(row);
     });
+  }
+
+  #delete(row: Row | undefined): void {
+    if (row === undefined) return;
+    this.#rows.delete(keyOf(row));
+    this.#past -= Number(isPast(row));
   }
 }
 
