@@ -1,4 +1,4 @@
-# sasori as a container: `serve` is what it does unless told otherwise, `docker run --rm ... sasori diff` another command.
+# sasori as a container. It runs `serve`; `docker run --rm ... sasori diff` runs another command.
 # The demo's programs are in the same image, for docker-compose.yml.
 # Configured by the SASORI_ variables. Folders that are meant to be volumes:
 #   /var/lib/sasori   the map file and sasori's state; HAProxy reads it
@@ -18,9 +18,9 @@ RUN /app/node_modules/.bin/esbuild ../demo/master.js ../demo/nodes.js ../demo/pr
       --outdir=demo --out-extension:.js=.mjs --bundle --splitting --platform=node --format=esm --minify --log-level=warning \
       --banner:js='import { createRequire } from "node:module"; const require = createRequire(import.meta.url);' \
  && npm pkg set scripts.update-map='node sasori.cjs sync' \
- # The bytecode is for the very Node that runs here. The command fails, because no sasori listens there.
+ # The bytecode is made by the Node that will run it. The command fails, because no sasori listens there.
  && (SASORI_PACKAGING_CACHE=program.cache SASORI_LISTEN=127.0.0.1:1 node sasori.cjs status 2>/dev/null; test -s program.cache) \
- # Whatever the umask of the clone, all may read it.
+ # Every user may read it, whatever the umask of the clone.
  && chmod -R u=rwX,go=rX .
 
 FROM node:24-bookworm-slim

@@ -14,7 +14,7 @@ set -euo pipefail
 umask 022
 cd "$(dirname "$0")/.."
 
-# Raise the number when a host is made differently: the old ones are then made anew.
+# Raise the number when a host is made differently. The old ones are then made again.
 recipe=1
 hosts=${PARTS_DIR:-/var/cache/sasori}/hosts-$recipe
 base=systemd,systemd-sysv,dbus,haproxy,ca-certificates,procps,curl,iproute2
@@ -29,7 +29,7 @@ for program in mmdebstrap systemd-nspawn; do
   command -v $program >/dev/null || die "$program is missing: apt install mmdebstrap systemd-container"
 done
 
-# Only the stamp makes a host whole: one that was interrupted is begun anew.
+# A host without the stamp was interrupted, and is made again.
 make() {
   local name=$1 suite=$2 packages=$3 folder=$hosts/$1 started=$SECONDS
   if [ ! -e "$folder.ready" ]; then
@@ -38,9 +38,9 @@ make() {
     mkdir -p "$hosts"
     mmdebstrap --quiet --variant=minbase --include="$packages" "$suite" "$folder" "deb $archive $suite main" >&2 ||
       die "$name could not be made, see above"
-    # Whoever starts the host says with what configuration these run.
+    # The test that starts the host gives these their configuration.
     systemctl --quiet --root="$folder" disable puppetserver puppetdb puppet 2>/dev/null || true
-    # A container's clock, name and services are its own affair; nothing here waits for a network.
+    # Services that a container does not need; nothing here waits for a network.
     rm -f "$folder/etc/machine-id" "$folder/etc/resolv.conf"
     : >"$folder/etc/machine-id"
     touch "$folder.ready"

@@ -29,7 +29,7 @@ umask 022
 usage="usage: setup/parts.sh haproxy|test|next|wrk|instead|archive|paths"
 oldest_haproxy=2.6
 
-# Raise the number when a part is unpacked differently: the old ones are then fetched anew.
+# Raise the number when a part is unpacked differently. The old ones are then fetched again.
 recipe=1
 
 # Dependencies that only serve an installed system. apt is told that they are there already: they and what they
@@ -248,8 +248,8 @@ compile_puppetdb() {
 
 is_elf() { [ "$(head -c 4 "$1" | tail -c 3)" = ELF ]; }
 
-# Only the stamp makes a part whole: one that was interrupted is begun anew. (Call it without a condition: bash
-# forgets "set -e" inside of one.)
+# A part without the stamp was interrupted, and is fetched again. (Do not call this in a condition: bash ignores
+# "set -e" there.)
 fetch() (
   set -E
   part=$1 suite=${1#*-} root=$parts/$1 work=$parts/.$1.work started=$SECONDS
@@ -272,7 +272,7 @@ fetch() (
 
 is_ready() { [ -e "$parts/$1/ready" ]; }
 
-# All at once: the time goes into waiting for the mirror and unpacking by turns.
+# All at once, because some wait for the mirror while others unpack.
 fetch_all() {
   local part pid pids=() failed=0
   can_fetch || die "cannot fetch programs here: that needs Debian or Ubuntu with apt and dpkg.

@@ -2,8 +2,8 @@
 # Makes everything of one release in dist/release, under one version: the npm archive, deb and rpm for amd64 and arm64, the
 # Puppet module, the container image where there is Docker, an SBOM, the release notes, checksums.
 #
-#   setup/release.sh            after it has found nothing missing; otherwise it names all of it at once
-#   setup/release.sh --dry-run  whatever is missing, and for this machine's processor only
+#   setup/release.sh            stops if something is missing, and names all of it at once
+#   setup/release.sh --dry-run  goes on if something is missing, for this machine's processor only
 #   setup/release.sh --check    finds out what is missing: what `npm publish` runs before it publishes
 #
 # How to release:

@@ -1,7 +1,7 @@
 #!/bin/sh
-# sasori of the deb and the rpm: with the Node.js that came with it, and with the settings of the service.
-# Whoever sets a SASORI_ variable has settings of their own. Root becomes the daemon's user: files that sasori writes
-# stay that user's, and the doctor sees what the daemon sees. Only setup writes what belongs to root.
+# The command `sasori` of the deb and the rpm. It uses the package's Node.js, and the settings of the service unless a SASORI_
+# variable is set. Root becomes the daemon's user, so that files keep that owner and the doctor sees what the daemon sees.
+# Only `setup` runs as root.
 lib=/usr/lib/sasori
 settings=/etc/sasori/sasori.env
 
