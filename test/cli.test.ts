@@ -327,7 +327,7 @@ describe("with a daemon", () => {
       const id = /sasori sync --approve ([0-9a-f]{12})/.exec(held.stdout)?.[1] ?? "";
       expect(await sasori("sync", "--approve", "000000000000")).toMatchObject({
         code: 1,
-        stdout: expect.stringContaining("nothing was applied"),
+        stdout: expect.stringContaining("nothing was approved"),
       });
       expect((await sasori("sync", "--approve", id)).code).toBe(0);
       expect((await sasori("nodes")).stderr).toBe("no nodes found\n");

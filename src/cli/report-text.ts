@@ -165,7 +165,7 @@ export function renderDiff(report: SyncReport, style: Style): string {
 }
 
 /** For an approval that matched no held plan. */
-const UNMATCHED = "nothing was applied: no held plan has this id, or PuppetDB could not be read";
+const UNMATCHED = "nothing was approved: no held plan has this id, or PuppetDB could not be read";
 
 /** What is still missing after a change was accepted: `1 target could not be written yet ...`. Empty if nothing is. */
 export function lacksInWords(story: Story): string {
