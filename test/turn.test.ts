@@ -6,6 +6,7 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { takeTurn } from "../src/target/turn.js";
+import { patient } from "./support/patience.js";
 
 let folder: string;
 let file: string;
@@ -27,7 +28,7 @@ test("gives each its turn, one after the other, and leaves nothing behind", asyn
   let holders = 0;
   let most = 0;
   const one = async () => {
-    const turn = await takeTurn(file, 20_000);
+    const turn = await takeTurn(file, patient(20_000));
     holders += 1;
     most = Math.max(most, holders);
     await sleep(1); // Others look meanwhile.
@@ -55,7 +56,7 @@ test.each([
   { what: "an earlier process of the same number", changes: { started: "1" } },
 ])("goes on at once behind $what", async ({ changes }) => {
   await lockWith(changes);
-  await (await takeTurn(file, 1_000)).end();
+  await (await takeTurn(file, patient(1_000))).end();
 });
 
 test.each([
@@ -77,7 +78,7 @@ test.each([
   await lockWith(changes);
   const old = new Date(Date.now() - 61_000);
   await utimes(`${file}.lock`, old, old);
-  await (await takeTurn(file, 1_000)).end();
+  await (await takeTurn(file, patient(1_000))).end();
   expect(await readdir(folder)).toEqual([]);
 });
 
