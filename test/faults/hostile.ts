@@ -14,6 +14,7 @@ import { isCertname, isMaster } from "../../src/node-map.js";
 import { JsonRows } from "../../src/source/json-rows.js";
 import { HaproxyInstance } from "../../src/target/haproxy.js";
 import { MapFile } from "../../src/target/map-file.js";
+import { randomSeed } from "../model/run.js";
 import { runtimeCommand, withHaproxy } from "../support/haproxy-server.js";
 import { haproxyBinaries } from "../support/parts.js";
 import { patient } from "../support/patience.js";
@@ -28,6 +29,10 @@ const CASES = LONG
 
 /** On a busy machine too nothing takes as long, so silence is a fault. */
 const ANSWER_DEADLINE_MS = 10_000;
+
+/** For names that are not made within a property, which would print its own. */
+const SEED = Number(process.env.HOSTILE_SEED ?? randomSeed());
+const BY_SEED = `HOSTILE_SEED=${SEED}`;
 
 /** What means something to the Runtime API, the map file, a shell, SQL, JSON or a terminal. */
 const SHARP = [
@@ -93,11 +98,11 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
   describe("Hostile input", () => {
     test("in PuppetDB never becomes a command: HAProxy holds the legal names, and its servers are as they were", () =>
       Arena.with({ puppetdb: puppetdb(), nodes: 100 }, async (arena) => {
-        const names = [...new Set(fc.sample(hostileName, CASES.names).map(wellFormed))].filter(
-          (name) => !name.includes("\0") && name.trim() !== "",
-        );
+        const names = [
+          ...new Set(fc.sample(hostileName, { numRuns: CASES.names, seed: SEED }).map(wellFormed)),
+        ].filter((name) => !name.includes("\0") && name.trim() !== "");
         const before = await states(arena);
-        await arena.suffer(`hostile names in PuppetDB: ${names.length}`, async () => {
+        await arena.suffer(`hostile names in PuppetDB: ${names.length}, ${BY_SEED}`, async () => {
           // As certnames of nodes, and as producers of a node with a good name.
           await insert(
             arena,
@@ -109,13 +114,13 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
           );
           for (const name of names) if (isCertname(name)) arena.place(name, "master1");
           const report = await arena.sync({ full: true });
-          expect(report).toMatchObject({ outcome: "done" });
-          expect(report.refused.count).toBe(
+          expect(report, BY_SEED).toMatchObject({ outcome: "done" });
+          expect(report.refused.count, BY_SEED).toBe(
             Math.min(1_000, names.filter((name) => !isCertname(name)).length),
           );
-          expect(report.unroutable.nodes).toBe(Math.min(200, names.length));
+          expect(report.unroutable.nodes, BY_SEED).toBe(Math.min(200, names.length));
         });
-        expect(await states(arena)).toEqual(before);
+        expect(await states(arena), BY_SEED).toEqual(before);
         // Nor by the other ways in: the gateway's header and path, the resolver, the API.
         for (const name of names.slice(0, 200)) {
           await fetch(
@@ -129,7 +134,7 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
           const port = arena.gateways[0]?.haproxy.ports.frontend;
           await fetch(`http://127.0.0.1:${port}/nodes/${encodeURIComponent(name)}/`);
         }
-        expect(await states(arena)).toEqual(before);
+        expect(await states(arena), BY_SEED).toEqual(before);
         expect(await arena.differences()).toEqual([]);
       }));
 
@@ -238,7 +243,9 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
       );
       const folder = await mkdtemp(path.join(tmpdir(), "sasori-hostile-"));
       for (const { bin, version } of haproxyBinaries()) {
-        const lines = fc.sample(line, CASES.names * 3).map((text) => text.replaceAll(/[\0\n\r]/g, ""));
+        const lines = fc
+          .sample(line, { numRuns: CASES.names * 3, seed: SEED })
+          .map((text) => text.replaceAll(/[\0\n\r]/g, ""));
         // HAProxy does not start with a key that has no value.
         const usable = lines.filter(
           (text) => text.startsWith("#") || text.trim() === "" || /^[ \t]*[^ \t]+[ \t]+[^ \t]/.test(text),
@@ -258,12 +265,15 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
             const { routes } = await new MapFile(file).read();
             const usableBySasori = [...seen].filter(([, value]) => isMaster(value));
             for (const [key, value] of usableBySasori)
-              expect([key, routes.get(key as never)]).toEqual([key, value]);
-            expect([...routes.keys()].filter((key) => !inSmallLetters.has(key))).toEqual([]);
+              expect([key, routes.get(key as never)], BY_SEED).toEqual([key, value]);
+            expect(
+              [...routes.keys()].filter((key) => !inSmallLetters.has(key)),
+              BY_SEED,
+            ).toEqual([]);
           },
         );
       }
-      enterCases("lines of a map file, as HAProxy reads them", CASES.names * 9);
+      enterCases(`lines of a map file, as HAProxy reads them, ${BY_SEED}`, CASES.names * 9);
       await rm(folder, { recursive: true, force: true });
     });
 
