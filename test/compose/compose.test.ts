@@ -5,12 +5,13 @@
 import { readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, onTestFailed, test } from "vitest";
 import { run } from "../support/child.js";
+import { patient } from "../support/patience.js";
 import { type Gateway, left, PROJECT, quickStart, REPOSITORY, Stack } from "./stack.js";
 
 const UP = ["up", "--build", "--wait", "--wait-timeout", "400"];
 
 /** A sync on schedule, on a machine that has other things to do. */
-const SOON = { timeout: 30_000, interval: 250 };
+const SOON = { timeout: patient(30_000), interval: 250 };
 /** PuppetDB starts in half a minute, where it has a core to itself. */
 const LATER = { timeout: 300_000, interval: 500 };
 

@@ -9,6 +9,7 @@ import { fileURLToPath } from "node:url";
 import { request } from "undici";
 import { systemCode } from "../../src/errors.js";
 import { isFree, run } from "../support/child.js";
+import { patient } from "../support/patience.js";
 
 export const REPOSITORY = fileURLToPath(new URL("../..", import.meta.url));
 
@@ -109,7 +110,10 @@ export class Stack {
   /** Asks for a node through the gateway. */
   async ask(node: string, gateway: Gateway = "gateway"): Promise<Routed> {
     const headers = { "x-node-name": `${node}.example.com` };
-    const answer = await request(this.url(gateway), { headers, signal: AbortSignal.timeout(10_000) });
+    const answer = await request(this.url(gateway), {
+      headers,
+      signal: AbortSignal.timeout(patient(10_000)),
+    });
     const body = (await answer.body.json()) as { master?: string };
     return { status: answer.statusCode, master: body.master, route: answer.headers["x-route"]?.toString() };
   }
@@ -129,7 +133,7 @@ export class Stack {
     lastPass: { outcome: string; source: { outcome: string; failure?: { code: string } } };
   }> {
     const answer = await request(`${this.url("sasori")}/api/v1/status`, {
-      signal: AbortSignal.timeout(10_000),
+      signal: AbortSignal.timeout(patient(10_000)),
     });
     return (await answer.body.json()) as Awaited<ReturnType<Stack["status"]>>;
   }

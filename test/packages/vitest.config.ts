@@ -1,4 +1,5 @@
 import { defineConfig } from "vitest/config";
+import { patient } from "../support/patience.js";
 
 // One host, one story: each test goes on where the one before it stopped. Two hosts at once are enough for two cores.
 export default defineConfig({
@@ -6,7 +7,7 @@ export default defineConfig({
     include: ["test/packages/*.test.ts"],
     bail: 1,
     maxWorkers: 2,
-    testTimeout: 240_000,
-    hookTimeout: 240_000,
+    testTimeout: patient(240_000),
+    hookTimeout: patient(240_000),
   },
 });
