@@ -37,6 +37,9 @@ const FRESH_MS = 10 * 60_000;
  */
 const INHERITED_ALLOWANCE_MS = 5 * 60_000;
 
+/** The clocks of two replicas may differ by this much, and the status tells of it. An order is not of the future for that. */
+const CLOCKS_DIFFER_MS = 5 * 60_000;
+
 /** One change that is held. `from` is null for a foreign entry, `to` is null if the entry would be removed. */
 export interface HeldChange {
   certname: string;
@@ -236,12 +239,13 @@ export class Fleet {
 
   /**
    * Takes a registration or learned route of another sasori. If ours is a registration or learned route too, theirs replaces
-   * it if it wins where rows are merged. A route from PuppetDB is replaced only if theirs is newer. A time later than `latest` is
-   * that of a clock that was ahead. False if it does not count.
+   * it if it wins where rows are merged. A route from PuppetDB is replaced only if theirs is newer. A time much later than `latest`
+   * is that of a clock that was ahead. False if it does not count.
    */
   takeOwn(theirs: Observation, latest: number): boolean {
     const { certname } = theirs;
-    const at = believedAt(theirs, latest);
+    const isAhead = theirs.at > latest + CLOCKS_DIFFER_MS;
+    const at = isAhead ? believedAt(theirs, latest) : theirs.at;
     const observation = at === theirs.at ? theirs : { ...theirs, at, place: theirs.at };
     const known = this.map.get(certname);
     const own = this.own.get(certname);

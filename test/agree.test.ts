@@ -232,9 +232,10 @@ describe("replicas that share a database", () => {
         Number(await postgres.sql(database, `SELECT count(*) FROM sasori_state WHERE ${what}`));
       const files = { SASORI_HAPROXY: "none", SASORI_STATE_FILE: `${lab.mapFile}.new` };
       const other = await lab.newSync({ ...replica(lab, 0), ...files });
-      expect(await rows("kind = 'removed'")).toBe(20_000);
+      await expect.poll(() => rows("kind = 'removed'"), { timeout: patient(15_000) }).toBe(20_000);
       expect(await rows("key = 'gone-30000.example.com' OR kind = 'route'")).toBe(2);
-      expect(other.fleet.own.get(node(1))).toMatchObject({ master: "master2" });
+      const own = () => other.fleet.own.get(node(1));
+      await expect.poll(own, { timeout: patient(15_000) }).toMatchObject({ master: "master2" });
     }));
 
   test("miss no row of a transaction that is committed after a later one", () =>

@@ -388,12 +388,20 @@ describe("when the clock was ahead and has been set right", () => {
 
 test("an order that was saved stays newer than what PuppetDB had said by then, though our clock is behind now", () => {
   const fleet = new Fleet();
-  const [now, reported] = [1_000, 9_000];
-  fleet.takeEnd(name(1) as Certname, { at: 9_500, since: now, reported });
+  const [now, reported, at] = [MINUTE, 60 * MINUTE, 61 * MINUTE];
+  fleet.takeEnd(name(1) as Certname, { at, since: now, reported });
   for (const certname of [NODE, name(1)])
-    fleet.takeOwn({ ...registration(certname, "master2"), at: 9_500, reported }, now);
+    fleet.takeOwn({ ...registration(certname, "master2"), at, reported }, now);
   expect([...fleet.own.values()]).toMatchObject([{ certname: NODE, at: reported + 1 }]);
   fleet.observe({ ...registration(NODE, "master1"), source: "facts", at: reported });
+  expect(fleet.map.get(NODE as Certname)?.master).toBe("master2");
+});
+
+test("an order of a replica whose clock is a little ahead of ours is not overruled by what PuppetDB received just before", () => {
+  const fleet = new Fleet();
+  const now = 60 * MINUTE;
+  fleet.takeOwn({ ...registration(NODE, "master2"), at: now + 2_000 }, now);
+  fleet.observe({ ...registration(NODE, "master1"), source: "facts", at: now + 1_000 });
   expect(fleet.map.get(NODE as Certname)?.master).toBe("master2");
 });
 
