@@ -1,5 +1,5 @@
-// `npm run bench -- [names]`: runs the benchmarks one after the other, says what is under way on a terminal, prints a
-// table of each and writes it with machine, versions and date to bench/results/<name>.json. Nothing is asserted.
+// `npm run bench -- [names]`: runs the benchmarks one after the other, shows the progress on a terminal, prints a
+// table of each, and writes it with machine, versions and date to bench/results/<name>.json. It checks nothing.
 
 import { mkdir, writeFile } from "node:fs/promises";
 import os from "node:os";
@@ -115,7 +115,7 @@ function machine() {
     haproxy: haproxyBinaries()
       .map(({ version }) => version)
       .join(", "),
-    /** Of the minute before the end of the run: the bench itself needs both cores. */
+    /** The load of the last minute. The bench itself needs both cores. */
     load: Number((os.loadavg()[0] ?? 0).toFixed(1)),
   };
 }

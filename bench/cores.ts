@@ -1,4 +1,4 @@
-// Which program gets which core, so that what shares the machine is not taken for what HAProxy does.
+// Binds programs to cores, so that the work of others on the machine does not look like HAProxy's.
 
 import { execFile } from "node:child_process";
 import os from "node:os";
@@ -16,7 +16,7 @@ export async function bind(cores: string, ...pids: number[]): Promise<void> {
   await Promise.all(pids.map((pid) => run("taskset", ["-apc", cores, String(pid)])));
 }
 
-/** As `bind`, but this process, with what it starts, then runs only when nobody else wants its cores. */
+/** As `bind`. This process, and what it starts, then runs only when nobody else wants its cores. */
 export async function giveWay(cores: string): Promise<void> {
   await bind(cores, process.pid);
   await run("chrt", ["--all-tasks", "--idle", "--pid", "0", String(process.pid)]);
@@ -28,5 +28,5 @@ export async function takeBack(): Promise<void> {
   await bind(ALL_CORES, process.pid);
 }
 
-/** Before the command of a program that a process which gives way starts, and that does not: only root may do that. */
+/** Put before the command of a program that must not give way although its parent does. Only root may do that. */
 export const WITHOUT_GIVING_WAY = ["chrt", "--other", "0"];

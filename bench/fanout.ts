@@ -26,7 +26,7 @@ const HAPROXYS = (process.env.BENCH_HAPROXYS ?? "1,4,16,100").split(",").map(Num
 const SASORIS = [1, 4, 8];
 const MOVED = 100;
 const LOOK_SECONDS = 30;
-/** SASORI_SCHEDULE by default: a look at each pass. */
+/** The default SASORI_SCHEDULE. */
 const EVERY_SECONDS = 5;
 
 type Progress = (text: string) => void;

@@ -1,5 +1,5 @@
-// The fleet that several benchmarks look at: the real PuppetDB with 100,000 nodes (BENCH_NODES=10000 makes it smaller),
-// whose last runs are over, and what PuppetDB and PostgreSQL spend on being asked about it.
+// The fleet of several benchmarks: the real PuppetDB with 100,000 nodes that have run (BENCH_NODES=10000 makes it smaller),
+// and the processor time that PuppetDB and PostgreSQL spend on questions about it.
 
 import { setTimeout as sleep } from "node:timers/promises";
 import type { PuppetdbServer } from "../test/support/puppetdb-server.js";

@@ -1,5 +1,5 @@
-// How long a moved node is routed wrong: from the moment PuppetDB has processed its facts, or a registration is sent,
-// until the first request gets to the new master. Nodes move one by one at random times, and each is asked for every
+// How long a moved node is routed wrong: from the moment when PuppetDB has processed its facts, or a registration is sent,
+// until the first request reaches the new master. Nodes move one by one at random times, and each is asked for every
 // few milliseconds. And what each way costs PuppetDB, in a minute in which nothing moves.
 
 import { createSocket } from "node:dgram";

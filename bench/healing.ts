@@ -24,7 +24,7 @@ const SETTINGS = [
 /** One client alone needs seconds for that many, and is as exact with a quarter. */
 const STALE = { one: 500, many: 2_000 };
 const NEVER = "0 0 1 1 *";
-/** A client that was told 404 comes back then. */
+/** When a client that got a 404 comes back. */
 const AGAIN_MS = 2_000;
 const REQUEST_DEADLINE_MS = 15_000;
 /** For sasori's health check at the gateway, and for its first pass. */
@@ -102,7 +102,7 @@ async function heal(
         SASORI_HAPROXY: gateway.socket,
         SASORI_MAP_FILE: map,
         SASORI_LISTEN: `127.0.0.1:${sasoriPort}`,
-        // It looks for changes never by itself, so only healing can help.
+        // It never looks for changes by itself, so only healing can help.
         SASORI_SCHEDULE: NEVER,
         SASORI_FULL_SCHEDULE: NEVER,
       };
@@ -121,7 +121,7 @@ async function heal(
 
       const rows: Row[] = [];
       for (const [index, run] of RUNS.entries()) {
-        // For the gateway as if it were stopped.
+        // To the gateway it looks stopped.
         if (run.sasori === "down") await runtimeCommand(gateway.socket, "disable server sasori/sasori");
         say(`${run.clients} clients, ${run.method}, sasori ${run.sasori}`);
         const counted = await counts(masters.socket);

@@ -1,5 +1,5 @@
-// What a user would pick instead of sasori: a script of curl, jq and socat, in three degrees of care; the map as a file
-// and HAProxy reloaded; nginx. Each brings the same moves from the same real PuppetDB to a gateway of its own, by turns,
+// What one would use instead of sasori: a script of curl, jq and socat, in three versions; the map as a file and a reload of
+// HAProxy; nginx. Each brings the same moves from the same real PuppetDB to a gateway of its own, by turns,
 // while clients ask that gateway at a steady rate. The clock runs from the moment it is started, with the moves in
 // PuppetDB, until the last moved node is routed right.
 
@@ -133,7 +133,7 @@ function toTurn(
   const timesOf = (from: number, to: number) =>
     answers.filter(({ at }) => at >= from && at < to).map(({ ms }) => ms);
   const during = timesOf(began.at, over);
-  // What the gateway spends on the clients alone.
+  // What the gateway spends on the clients' requests alone.
   const idleRate = (began.gatewayCpuMs - idle.gatewayCpuMs) / (began.at - idle.at);
   const outcomes = { right: 0, stale: 0, lost: 0, failed: 0 };
   for (const { at, outcome } of answers) if (at >= began.at) outcomes[outcome] += 1;
@@ -168,7 +168,7 @@ const sample = (routes: readonly Route[], size: number): Route[] =>
     return route;
   });
 
-/** Only what PuppetDB got now is news for who asks for news. */
+/** Who asks for changes gets only what PuppetDB has received now. */
 function putProducers(puppetdb: PuppetdbServer, moves: number, when: "now" | "an hour ago"): Promise<string> {
   const number = "substring(c.certname FROM 6 FOR 7)::int";
   const names = MASTERS.map((name) => `'${name}'`).join(", ");
@@ -181,7 +181,7 @@ function putProducers(puppetdb: PuppetdbServer, moves: number, when: "now" | "an
       AND p.name = (ARRAY[${names}])[1 + (${number} + ${moves}) % ${MASTERS.length}]`);
 }
 
-/** Nothing is lost: a way that is quick because it leaves something out does not count. */
+/** Throws if a route is wrong: a way that is fast because it leaves something out does not count. */
 async function checkRoutes({ name, gateway }: Way, routes: readonly Route[]): Promise<void> {
   const pool = new Pool(`http://127.0.0.1:${gateway.port}`, { connections: 20, pipelining: 1 });
   try {

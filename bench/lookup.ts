@@ -1,5 +1,5 @@
-// The map beside the way without one: a gateway that asks the real PuppetDB for each request. By turns, so that
-// whatever else happens on the machine happens to both; medians of the rounds. In each round of the map sasori
+// The map compared with a gateway that asks the real PuppetDB for each request. They run by turns, so that the rest of the
+// machine disturbs both alike. The figures are medians of the rounds. In each round of the map sasori
 // makes one pass, which is what the default schedule does in that time.
 
 import { writeFile } from "node:fs/promises";

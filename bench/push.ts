@@ -1,4 +1,4 @@
-// What a push costs, and what requests feel of it. For each HAProxy and size of map: incremental commands, a versioned
+// What a push costs, and what requests notice of it. For each HAProxy and size of map: incremental commands, a versioned
 // swap, and what sasori does, once it knows this HAProxy; then wrk's p99 while each of three ways pushes again and
 // again: to another HAProxy ("elsewhere"), which shows what sharing the machine does, and to the one that is asked
 // ("here"), beside an idle round of the same length. The plot shows the last. The HAProxy that is asked has a core of its

@@ -1,4 +1,4 @@
-// HAProxy's place in the bench `stalls`: asks how sasori is every ten milliseconds, whether the last question was
+// Takes HAProxy's place in the bench `stalls`: asks for sasori's health every ten milliseconds, whether the last question was
 // answered or not, and writes a line for each answer that took long, and for the first one of a sasori that was just started:
 // when it came (ms since the epoch), and after how long.
 // Run as a program: node stalls-asker.js URL FILE.

@@ -1,5 +1,5 @@
-// How many requests per second a gateway passes on, beside others on the same masters: short rounds by turns
-// (A B C A B C ...), so that whatever else happens on the machine happens to all of them; medians of the rounds.
+// How many requests per second a gateway passes on, compared with others on the same masters. Short rounds by turns
+// (A B C A B C ...), so that the rest of the machine disturbs all alike. The figures are medians of the rounds.
 // wrk asks, an HAProxy that answers by itself stands for the masters. Gateway on one core, both on the other.
 
 import { execFile } from "node:child_process";
@@ -76,7 +76,7 @@ const BARE_RETRY: Variant = {
   name: "bare, can retry",
   config: (masters, places) => small(ONE_CORE, RETRY + USE_SERVER, masters, places),
 };
-/** Not even that. */
+/** Without a lookup. */
 const PLAIN: Variant = { name: "plain", config: (masters, places) => small(ONE_CORE, "", masters, places) };
 
 interface Round {
