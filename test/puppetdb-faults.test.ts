@@ -6,9 +6,10 @@ import { Readable } from "node:stream";
 import { gzipSync } from "node:zlib";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { SasoriError } from "../src/errors.js";
-import { parseCertname } from "../src/node-map.js";
+import { NodeMap, parseCertname } from "../src/node-map.js";
 import { PuppetDb } from "../src/source/puppetdb.js";
 import { checkAnswer } from "../src/source/puppetdb-connection.js";
+import { Replica } from "../src/source/source.js";
 import { makeTlsFiles } from "./support/certificates.js";
 import { freePort, run } from "./support/child.js";
 import { puppetdbParts } from "./support/parts.js";
@@ -747,3 +748,44 @@ test("a PuppetDB at http that wants a token is told as one that gets none, with 
   for (const url of ["https://pdb1.example.com:8081", "http://127.0.0.1:8080"])
     await expect(told(url)).rejects.toThrow(/see SASORI_PUPPETDB_TOKEN_FILE/);
 });
+
+test("one of several PuppetDBs that was down in a full pass is read whole once it is back, and its changes wait for that only once", async () => {
+  const server = await startScriptedPuppetdb(ONE_NODE);
+  const replica = new Replica({ url: server.url, from: server.url, observations: ["facts", "reports"] });
+  const read = async (kind: "full" | "changes") => {
+    const wanted = { known: new NodeMap(), hasServer: () => true };
+    const reading = await replica
+      .read(kind, AbortSignal.timeout(patient(10_000)), wanted)
+      .catch(() => undefined);
+    if (reading !== undefined) replica.took(0);
+    return reading?.kind ?? "failed";
+  };
+  const down = { other: answer("starting", 503, TEXT) };
+  // Only what is asked by time is answered.
+  const halfWell: Scripts = {
+    ...ONE_NODE,
+    factsets: (response) => (isByTime(response) ? EMPTY : down.other)(response),
+  };
+  const kinds: string[] = [];
+  try {
+    for (const [scripts, kind] of [
+      [ONE_NODE, "full"],
+      [down, "full"],
+      [down, "changes"],
+      [ONE_NODE, "changes"],
+      [ONE_NODE, "changes"],
+      [down, "full"],
+      [halfWell, "changes"],
+      [halfWell, "changes"],
+    ] as const) {
+      server.scripts = scripts;
+      kinds.push(await read(kind));
+    }
+  } finally {
+    await replica.close();
+    await server.close();
+  }
+  expect(kinds).toEqual(["full", "failed", "failed", "full", "changes", "failed", "failed", "changes"]);
+});
+
+const isByTime = ({ req }: Parameters<Script>[0]) => decodeURIComponent(req.url ?? "").includes('">"');
