@@ -3,7 +3,7 @@
 import http from "node:http";
 import { isDeepStrictEqual } from "node:util";
 import { pino } from "pino";
-import { describe, expect, test } from "vitest";
+import { afterEach, describe, expect, test, vi } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
 import { readConfig } from "../src/config.js";
 import { type Daemon, startDaemon } from "../src/daemon.js";
@@ -29,6 +29,8 @@ interface Lab extends Pair {
   /** The node is at this master now, and at no other; PuppetDB is not told. */
   move(certname: string, master: string): void;
 }
+
+afterEach(() => void vi.restoreAllMocks());
 
 type GatewayOptions = Parameters<typeof withGateway>[0];
 interface HealingOptions extends Pick<GatewayOptions, "bin" | "map" | "masterWorker" | "variables"> {
@@ -301,6 +303,7 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, ve
     return withHealing({ bin, map: many, probe: true }, async (lab) => {
       let moving = true;
       const wrong: unknown[] = [];
+      const aborts = vi.spyOn(AbortController.prototype, "abort");
       const client = async (index: number) => {
         for (let next = index; moving; next += 7) {
           const route = routeOf(await lab.ask(node(next % 100)));
@@ -315,7 +318,11 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, ve
       }
       moving = false;
       await Promise.all(clients);
-      const silences = await unanswered(lab); // See above.
+      // See above. And while a master does not say in time whether it has the node, PuppetDB's older word counts.
+      const lateProbes = aborts.mock.calls.filter(
+        ([why]) => (why as Error & { code?: string })?.code === "PROBE_TIMEOUT",
+      );
+      const silences = (await unanswered(lab)) + lateProbes.length;
       if (wrong.length > silences) expect({ silences, wrong }).toEqual({ silences, wrong: [] });
     });
   });
