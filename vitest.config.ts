@@ -15,7 +15,8 @@ const SLOW = [
   "healing",
   "http-api",
   "model",
-  "page",
+  "page*",
+  "pools",
   "sync",
 ];
 
