@@ -16,17 +16,8 @@ export async function bind(cores: string, ...pids: number[]): Promise<void> {
   await Promise.all(pids.map((pid) => run("taskset", ["-apc", cores, String(pid)])));
 }
 
-/** As `bind`. This process, and what it starts, then runs only when nobody else wants its cores. */
-export async function giveWay(cores: string): Promise<void> {
-  await bind(cores, process.pid);
-  await run("chrt", ["--all-tasks", "--idle", "--pid", "0", String(process.pid)]);
-}
-
-/** Ends both. */
-export async function takeBack(): Promise<void> {
-  await run("chrt", ["--all-tasks", "--other", "--pid", "0", String(process.pid)]);
-  await bind(ALL_CORES, process.pid);
-}
-
-/** Put before the command of a program that must not give way although its parent does. Only root may do that. */
-export const WITHOUT_GIVING_WAY = ["chrt", "--other", "0"];
+/** Put before the command of a program that comes first on its core, and ends after so many seconds. Only root may do that. */
+export const first = (seconds: number): string[] => [
+  ...["chrt", "--rr", "2"],
+  ...["timeout", "--preserve-status", "--signal", "INT", String(seconds)],
+];

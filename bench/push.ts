@@ -2,11 +2,12 @@
 // swap, and what sasori does, once it knows this HAProxy; then wrk's p99 while each of three ways pushes again and
 // again: to another HAProxy ("elsewhere"), which shows what sharing the machine does, and to the one that is asked
 // ("here"), beside an idle round of the same length. The plot shows the last. The HAProxy that is asked has a core of its
-// own, and the pushes give way to wrk: otherwise wrk waits for its core, and calls that HAProxy's time.
+// own, and wrk comes before the pushes: otherwise wrk waits for its core, and calls that HAProxy's time.
 
 import { writeFile } from "node:fs/promises";
 import net from "node:net";
 import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
 import { inPieces } from "../src/pieces.js";
@@ -14,14 +15,18 @@ import { type Plan, planFromChanges } from "../src/plan.js";
 import { HaproxyInstance } from "../src/target/haproxy.js";
 import { payloads } from "../src/target/runtime-api.js";
 import type { Bench, Row } from "./bench.js";
-import { bind, FIRST_CORE, giveWay, OTHER_CORES, takeBack, WITHOUT_GIVING_WAY } from "./cores.js";
+import { ALL_CORES, bind, FIRST_CORE, first, OTHER_CORES } from "./cores.js";
 import { lookupConfig, MASTERS, ROUNDS, round, SIZES, wrk } from "./daemon.js";
 import { type Haproxy, type HaproxyBinary, haproxyBinaries, median, Stage } from "./stage.js";
 
 const PLOT = fileURLToPath(new URL("../../bench/push.svg", import.meta.url));
 const SHARES = [0.0001, 0.001, 0.01, 0.1, 1];
-/** Longer than a push takes, so that its commit counts. */
-const TRAFFIC_SECONDS = 5;
+/**
+ * How long wrk asks in a round, and how long nothing runs before it. After a second the kernel takes the core from a program that
+ * comes first, for 50 ms, and gives it to those that wait.
+ */
+const TRAFFIC_SECONDS = 0.75;
+const REST_MS = 500;
 const TRAFFIC_MAP = 100_000;
 const TRAFFIC_MOVED = 1_000;
 
@@ -148,7 +153,7 @@ async function push({ instance, fleet }: Gateway, plan: Plan, signal: AbortSigna
 }
 
 export const pushes: Bench = {
-  what: "one push into a map: raw commands, a raw swap, and sasori with its pauses; ms, medians",
+  what: "one push into a map: raw commands, a raw swap, and sasori's push; ms, medians",
   async run({ signal, progress }) {
     const rows: Row[] = [];
     for (const haproxy of haproxyBinaries()) {
@@ -252,7 +257,7 @@ function trafficRows(
     const elsewhere = await startGateway(stage, "elsewhere", bin, TRAFFIC_MAP);
     await bind(FIRST_CORE, here.haproxy.pid);
     await bind(OTHER_CORES, elsewhere.haproxy.pid);
-    await giveWay(OTHER_CORES);
+    await bind(OTHER_CORES, process.pid);
     try {
       const rows: Row[] = [];
       for (const way of WAYS) {
@@ -262,7 +267,7 @@ function trafficRows(
       }
       return rows;
     } finally {
-      await takeBack();
+      await bind(ALL_CORES, process.pid);
     }
   });
 }
@@ -284,11 +289,10 @@ async function felt(
       say(`${situation}, round ${turn} of ${ROUNDS}`);
       let over = false;
       const pushMs: number[] = [];
-      const asking = wrk(port, { seconds: TRAFFIC_SECONDS, through: WITHOUT_GIVING_WAY }, signal).finally(
-        () => {
-          over = true;
-        },
-      );
+      await sleep(REST_MS, undefined, { signal });
+      const asking = wrk(port, { seconds: 2, through: first(TRAFFIC_SECONDS) }, signal).finally(() => {
+        over = true;
+      });
       asking.catch(() => undefined);
       for (const gateway = pushedTo[situation]; gateway && !over; )
         pushMs.push(await timed(() => way.push(gateway, signal)));
