@@ -2,7 +2,7 @@
 
 import { describe, expect, test } from "vitest";
 import { PriorityMap } from "../src/target/priority.js";
-import { type HaproxyPlaces, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
+import { DEFAULTS, type HaproxyPlaces, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 
 const KEY = "db1.example.com";
@@ -11,12 +11,7 @@ const KEY = "db1.example.com";
 const config = (at: HaproxyPlaces) => `global
   stats socket ${at.socketPath} level admin
 
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 5s
-  timeout server 5s
-
+${DEFAULTS}
 frontend nodes
   bind 127.0.0.1:${at.ports.frontend}
   http-request set-priority-class req.hdr(X-Node-Name),map_str_int(${at.mapPath},0)

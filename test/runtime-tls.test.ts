@@ -10,7 +10,7 @@ import { RuntimeSession } from "../src/target/runtime-api.js";
 import { type Certificate, makePuppetCa, type PuppetCa } from "./support/agents-gateway.js";
 import { freePort } from "./support/child.js";
 import { MASTERS, withFleetLab } from "./support/fleet-lab.js";
-import { type HaproxyServer, withHaproxy } from "./support/haproxy-server.js";
+import { DEFAULTS, type HaproxyServer, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 
 const RUNTIME_TLS = readFileSync("haproxy/runtime-tls.cfg", "utf8");
@@ -38,12 +38,7 @@ async function withTls(bin: string, use: (haproxy: HaproxyServer, port: number) 
   setenv RUNTIME_ADDRESS 127.0.0.1
   setenv RUNTIME_PORT ${port}
   stats socket ${socketPath} level admin
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 5s
-  timeout server 5s
-backend puppet
+${DEFAULTS}backend puppet
   http-request set-var(txn.master) req.hdr(X-Node-Name),lower,map_str(${mapPath})
 ${MASTERS.map((name, index) => `  server ${name} 127.0.0.1:${18141 + index}`).join("\n")}
 ${RUNTIME_TLS}`;

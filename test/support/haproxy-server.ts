@@ -177,6 +177,16 @@ export async function showMap(socket: string | number, mapPath: string): Promise
   return entries;
 }
 
+/** The section `defaults` of every test's own configuration. */
+export const DEFAULTS = `defaults
+  mode http
+  timeout connect 1s
+  timeout client 5s
+  timeout server 5s
+  # Otherwise a check must be answered within its interval, and the masters are in the test's own process.
+  timeout check 20s
+`;
+
 function defaultConfig(at: HaproxyPlaces, options: HaproxyOptions): string {
   const tcpStats = `stats socket ipv4@127.0.0.1:${at.ports.stats} level admin`;
   const global = [
@@ -194,14 +204,7 @@ function defaultConfig(at: HaproxyPlaces, options: HaproxyOptions): string {
 
 ${nameserverPort === undefined ? "" : resolvers.join("\n  ")}
 
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 5s
-  timeout server 5s
-  # Otherwise a check must be answered within its interval, and the masters are in the test's own process.
-  timeout check 20s
-
+${DEFAULTS}
 frontend nodes
   bind 127.0.0.1:${at.ports.frontend}
   http-request set-var(txn.master) req.hdr(X-Node-Name),lower,map_str(${at.mapPath})

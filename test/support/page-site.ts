@@ -5,7 +5,7 @@
 import { fileURLToPath } from "node:url";
 import { Storage, startPuppetdbStandIn } from "../../demo/puppetdb.js";
 import { Child, freePort } from "./child.js";
-import { type HaproxyPlaces, type HaproxyServer, startHaproxy } from "./haproxy-server.js";
+import { DEFAULTS, type HaproxyPlaces, type HaproxyServer, startHaproxy } from "./haproxy-server.js";
 import { haproxyBinaries } from "./parts.js";
 import { patient } from "./patience.js";
 import { type PuppetdbClient, standInClient } from "./puppetdb-server.js";
@@ -91,12 +91,7 @@ const configOfPools = (
 ) => `
 global
   stats socket ${socketPath} level admin
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 5s
-  timeout server 5s
-frontend nodes
+${DEFAULTS}frontend nodes
   bind 127.0.0.1:${ports.frontend}
   use_backend %[req.hdr(X-Node-Name),lower,map_str(${mapPath})]
 ${pools.map(([pool, servers]) => `backend ${pool}\n${servers.map((name) => `  server ${name} 127.0.0.1:9\n`).join("")}`).join("")}`;
