@@ -66,11 +66,15 @@ for (const name of ["SIGINT", "SIGTERM"] as const) {
   process.once(name, () => stop.abort(new Error(`ended by ${name}`)));
 }
 
+const list = formatTable(Object.entries(BENCHES).map(([name, { what }]) => [`  ${name}`, what])).join("\n");
 const names = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(BENCHES);
+if (names.some((name) => name === "--help" || name === "-h")) {
+  console.log(`npm run bench -- [name ...]: runs these; without a name all, in more than an hour.\n${list}`);
+  process.exit();
+}
 const unknown = names.filter((name) => BENCHES[name] === undefined);
 if (unknown.length > 0) {
-  const lines = Object.entries(BENCHES).map(([name, { what }]) => [`  ${name}`, what]);
-  console.error(`no such benchmark: ${unknown.join(", ")}. There are:\n${formatTable(lines).join("\n")}`);
+  console.error(`no such benchmark: ${unknown.join(", ")}. There are:\n${list}`);
   process.exit(2);
 }
 try {
