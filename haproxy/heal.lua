@@ -30,7 +30,7 @@ local DEADLINE_SECONDS = 2
 -- With GATEWAY_REPLAY=all masters are tried one after the other, but for one request no more than this.
 local MAX_TRIES = 4
 
--- How many questions of "ask_later" (below) may be under way. Further ones are left out.
+-- How many requests of "ask_later" (below) may be under way. Further ones are not sent.
 local MAX_LATER = 100
 
 -- "up", "drained" (it serves the nodes that the map names, and gets no others), or nil.
@@ -80,7 +80,7 @@ local pools = {
 local masters = #POOLS > 0 and pools or servers
 
 -- Returns a random master that is up and not in `tried`, and whether there is one more. It stops at the second, because each
--- question for a state makes HAProxy collect all statistics of a server.
+-- lookup of a state makes HAProxy collect all statistics of a server.
 local function another(tried)
   local names, found = {}, nil
   for _, name in ipairs(masters.names()) do

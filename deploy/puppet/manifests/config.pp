@@ -42,7 +42,7 @@ class sasori::config {
       ;
   }
 
-  # Copies, because the agent's private key is nobody's but root's. They follow when the agent renews it.
+  # Copies, because only root can read the agent's private key. Puppet updates them when the agent renews its certificate.
   if $is_tls or $sasori::gateway {
     file {
       default:

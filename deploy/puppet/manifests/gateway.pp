@@ -84,7 +84,8 @@ class sasori::gateway {
       enable => true,
     }
   }
-  # A restart, not a reload: only a new process gets new variables. Where another module has the service, it is told.
+  # A restart, not a reload, because only a new process gets new variables. If another module manages the service, it is
+  # notified.
   File['/etc/sasori/gateway.env'] ~> Service <| title == 'haproxy' |>
   Concat['/etc/sasori/ssl/gateway.pem'] ~> Service <| title == 'haproxy' |>
 }
