@@ -1,6 +1,10 @@
 import { spawnSync } from "node:child_process";
 import { X509Certificate } from "node:crypto";
+import { once } from "node:events";
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import type { IncomingMessage } from "node:http";
+import https from "node:https";
+import type { Socket } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
@@ -48,7 +52,7 @@ const MAP = [
 ] as const;
 
 /** All values of the headers that tell a master who the client is. */
-const identity = ({ headers }: Received) => headers.filter(([name]) => /client|ssl/.test(name));
+const identity = ({ headers }: Received) => headers.filter(([name]) => /client|ssl|tls|user|node/.test(name));
 
 /** What haproxy.cfg needs in its environment beside agents.cfg. */
 const besideVariables = ({ socketPath }: { socketPath: string }) => ({
@@ -180,6 +184,8 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
         ...["X-Client-DN", "CN=other", "x-client-cert", "forged", "X-Client-Cert", "", "X-Client-Else", "1"],
         ...["X_Client_DN", "CN=admin", "x_client-verify", "SUCCESS", "X-SSL-Subject", "CN=admin"],
         ...["Client-Cert", "forged", "SSL-Client-Verify", "SUCCESS", "X-Forwarded-Client-Cert", "forged"],
+        ...["Remote-User", "admin", "X-Amzn-Mtls-Clientcert", "forged", "X-TLS-Client-DN", "CN=admin"],
+        ...["X_Node_Name", "admin", "X-Node_Name", "admin"],
       ];
       expect(identity((await ask(undefined, { headers })).received())).toEqual([["x-client-verify", "NONE"]]);
 
@@ -209,6 +215,19 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
       const names = (await ask(node1, { headers })).received().headers.map(([name]) => name);
       expect(names).toContain("x-client-dn");
       expect(names.filter((name) => /upgrade|http2/.test(name))).toEqual([]);
+    }));
+
+  test("open no tunnel to a master", () =>
+    withGateway(async ({ haproxy }) => {
+      const asked = https.request({
+        ...{ host: "127.0.0.1", port: haproxy.ports.frontend, servername: GATEWAY_NAME, agent: false },
+        ...{ ca: readFileSync(ca.caBundle), cert: readFileSync(node1.cert), key: readFileSync(node1.key) },
+        ...{ method: "CONNECT", path: "master2:8140" },
+      });
+      const answered = once(asked.end(), "connect");
+      const [{ statusCode }, socket] = (await answered) as [IncomingMessage, Socket];
+      socket.destroy();
+      expect(statusCode).toBe(400);
     }));
 
   test("go by their own certificate alone, but an operator says which node his call is about, and stays himself", async () => {

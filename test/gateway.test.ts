@@ -105,10 +105,19 @@ describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, vers
     expect({ status, warnings: warningsOf(text) }).toEqual({ status: 0, warnings: [] });
   });
 
-  test("does not start with a word for GATEWAY_REPLAY that it does not know", () => {
-    const { status, text } = check(bin, { more: { GATEWAY_REPLAY: "on" } });
+  test.each([
+    { name: "GATEWAY_REPLAY", value: "on", says: /GATEWAY_REPLAY must be safe or all/ },
+    { name: "GATEWAY_FALLBACK", value: "no", says: /GATEWAY_FALLBACK must be on or off/ },
+    { name: "GATEWAY_DISCOVERY", value: "no", says: /GATEWAY_DISCOVERY must be on or off/ },
+    { name: "GATEWAY_DNS", value: "true", says: /GATEWAY_DNS must be on or off/ },
+    { name: "NOT_MINE_STATUS", value: "403", says: /NOT_MINE_STATUS must be 404 or 421/ },
+    { name: "GATEWAY_ADDRESS", value: "", says: /GATEWAY_ADDRESS or STATS_ADDRESS is empty/ },
+    { name: "STATS_ADDRESS", value: "", says: /GATEWAY_ADDRESS or STATS_ADDRESS is empty/ },
+    { name: "MASTER33", value: "puppet33.example.com:8140", says: /MASTER33 is set/ },
+  ])("does not start with $name=$value, which it would take for something else", ({ name, value, says }) => {
+    const { status, text } = check(bin, { more: { [name]: value } });
     expect(status).not.toBe(0);
-    expect(text).toMatch(/GATEWAY_REPLAY must be safe or all/);
+    expect(text).toMatch(says);
   });
 
   test("takes no client certificates where it speaks no TLS", () => {
@@ -680,6 +689,13 @@ frontend classes
       }),
   );
 
+  test("opens no tunnel to a master", () =>
+    withGateway({ bin, map: [[NODE, "master1"]] }, async ({ haproxy }) => {
+      const head = `CONNECT master1:8140 HTTP/1.1\r\nHost: master1:8140\r\nX-Node-Name: ${NODE}\r\n\r\n`;
+      const answer = await send(haproxy.ports.frontend, head, (seen) => seen.includes("}"));
+      expect(answer).toMatch(/^HTTP\/1\.1 400 .*\{"error":"bad_request"\}$/s);
+    }));
+
   test.each([
     "X-Client-Verify",
     "x-client-dn",
@@ -693,15 +709,30 @@ frontend classes
     "SSL_Client-Verify",
     "X-Forwarded-Client-Cert",
     "X-Forwarded_Tls-Client-Cert",
+    "X-Amzn-Mtls-Clientcert",
+    "X-Amzn_Mtls-Clientcert_Subject",
+    "X-ARR-ClientCert",
+    "Cf-Client-Cert-Sha256",
+    "X-TLS-Client-DN",
+    "X--Client--DN",
+    "True-Client-IP",
+    "Remote-User",
+    "X_Remote_User",
+    "X-Forwarded-User",
+    "X-Auth-Request-User",
     "X_Sasori_Tried",
     "X_Node_Name",
     "X-Node_Name",
     "X_Node-Name",
   ])("lets no client tell a master who it is: %s", (name) =>
     withGateway({ bin, map: [[NODE, "master1"]] }, async ({ ask, masters }) => {
-      expect((await ask(NODE, { headers: { [name]: "SUCCESS", "x-mine": "mine" } })).status).toBe(200);
+      const others = {
+        ...{ authorization: "Bearer x", "user-agent": "tool", "x-authentication": "x" },
+        ...{ "x-puppet-version": "8.10.0", "x-forwarded-for": "192.0.2.1", "x-mine": "mine" },
+      };
+      expect((await ask(NODE, { headers: { [name]: "SUCCESS", ...others } })).status).toBe(200);
       const headers = masters[0]?.headers ?? {};
-      expect(headers).toMatchObject({ "x-node-name": NODE, "x-mine": "mine" });
+      expect(headers).toMatchObject({ "x-node-name": NODE, ...others });
       expect(Object.values(headers).filter((value) => value === "SUCCESS")).toEqual([]);
     }),
   );

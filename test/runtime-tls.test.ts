@@ -10,23 +10,28 @@ import { RuntimeSession } from "../src/target/runtime-api.js";
 import { type Certificate, makePuppetCa, type PuppetCa } from "./support/agents-gateway.js";
 import { freePort } from "./support/child.js";
 import { MASTERS, withFleetLab } from "./support/fleet-lab.js";
-import { DEFAULTS, type HaproxyServer, withHaproxy } from "./support/haproxy-server.js";
+import { DEFAULTS, type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 
 const RUNTIME_TLS = readFileSync("haproxy/runtime-tls.cfg", "utf8");
 
 let ca: PuppetCa;
-let [ours, strangers, nodes]: Certificate[] = [];
+let [ours, strangers, nodes, twice]: Certificate[] = [];
 beforeAll(async () => {
   ca = await makePuppetCa();
   ours = await ca.issue("/CN=sasori.example.com");
   nodes = await ca.issue("/CN=node1.example.com");
+  twice = await ca.issue("/CN=sasori.example.com/CN=node1.example.com");
   strangers = await ca.issue("/CN=sasori.example.com", { by: "stranger" });
 });
 afterAll(() => ca.remove());
 
 /** An HAProxy with the file beside a plain configuration; its certificate says "localhost". */
-async function withTls(bin: string, use: (haproxy: HaproxyServer, port: number) => Promise<void>) {
+async function withTls(
+  bin: string,
+  use: (haproxy: HaproxyServer, port: number) => Promise<void>,
+  defaults = "",
+) {
   const port = await freePort();
   const certificate = await ca.issue("/CN=gw1.example.com", { extension: "subjectAltName=DNS:localhost" });
   const config = ({ socketPath, mapPath }: { socketPath: string; mapPath: string }) => `global
@@ -38,7 +43,7 @@ async function withTls(bin: string, use: (haproxy: HaproxyServer, port: number) 
   setenv RUNTIME_ADDRESS 127.0.0.1
   setenv RUNTIME_PORT ${port}
   stats socket ${socketPath} level admin
-${DEFAULTS}backend puppet
+${DEFAULTS}${defaults}backend puppet
   http-request set-var(txn.master) req.hdr(X-Node-Name),lower,map_str(${mapPath})
 ${MASTERS.map((name, index) => `  server ${name} 127.0.0.1:${18141 + index}`).join("\n")}
 ${RUNTIME_TLS}`;
@@ -86,7 +91,8 @@ describe.each(haproxyBinaries())("the Runtime API of HAProxy $version over TLS",
       expect(await why({ certificate: strangers })).toMatch(
         /^HAPROXY_PERMISSION gw1: HAProxy refused our certificate .*SASORI_HAPROXY_CERT/,
       );
-      expect(await why({ certificate: nodes })).toMatch(/^HAPROXY_PERMISSION gw1: .*RUNTIME_CLIENT/);
+      for (const certificate of [nodes, twice])
+        expect(await why({ certificate })).toMatch(/^HAPROXY_PERMISSION gw1: .*RUNTIME_CLIENT/);
       expect(await why({ caFile: strangers?.cert })).toMatch(/^HAPROXY_UNREACHABLE gw1: .*SASORI_HAPROXY_CA/);
       const files = new PemFiles({ caFile: ca.caBundle, certFile: ours?.cert, keyFile: ours?.key });
       expect(await why({ tls: { certname: "gw2.example.com", files } })).toMatch(
@@ -96,6 +102,29 @@ describe.each(haproxyBinaries())("the Runtime API of HAProxy $version over TLS",
         /^HAPROXY_UNREACHABLE gw1: nothing listens there/,
       );
     }));
+
+  test("is there whatever other files have as defaults for their servers", () =>
+    withTls(
+      bin,
+      async (haproxy, port) => {
+        const { cert, key } = ours as Certificate;
+        const files = new PemFiles({ caFile: ca.caBundle, certFile: cert, keyFile: key });
+        const endpoint = {
+          ...{ name: "gw1", connect: { host: "127.0.0.1", port } },
+          tls: { certname: "localhost", files },
+        };
+        const info = RuntimeSession.with(endpoint, AbortSignal.timeout(10_000), (session) =>
+          session.ask("show info"),
+        );
+        expect(await info).toContain(`Pid: ${haproxy.pid}\n`);
+        // Running, weight 1, no TLS, and neither a check nor an agent that could take it down.
+        const state = await runtimeCommand(haproxy.socketPath, "show servers state runtime-api");
+        expect(state).toMatch(/ runtime-api - 2 0 1 1 \d+ \d+ \d+ \d+ 0 0 .* - 0 - (0|-1) 0 /);
+      },
+      `  option httpchk GET /status/v1/simple
+  default-server weight 0 check agent-check agent-port 1 ssl verify none send-proxy
+`,
+    ));
 
   test("is what the doctor looks at", () =>
     withTls(bin, (haproxy, port) =>

@@ -10,8 +10,8 @@ import type { Server } from "../src/target/target.js";
 import { startNameserver } from "./support/dns.js";
 import { withFleetLab } from "./support/fleet-lab.js";
 import { startMaster, type TestMaster, withGateway } from "./support/gateway.js";
-import { type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
-import { haproxyBinaries } from "./support/parts.js";
+import { DEFAULTS, type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
+import { haproxyBinaries, isFrom } from "./support/parts.js";
 import { patient } from "./support/patience.js";
 
 const signal = () => AbortSignal.timeout(patient(20_000));
@@ -143,7 +143,7 @@ async function servedBy(haproxy: HaproxyServer, node = NODE): Promise<string | n
   return response.headers.get("x-server");
 }
 
-describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
+describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
   test.each(WAYS)("says $state where $way", async (way) => {
     const [it, other] = await Promise.all(["it", "other"].map((one) => startMaster(one)));
     if (it === undefined || other === undefined) throw new Error("no masters");
@@ -244,6 +244,30 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
       await nameserver.stop();
     }
   });
+
+  // HAProxy 3.3 and newer refuse such names.
+  test.skipIf(isFrom(version, 3, 3))("tells the load of a backend that has the name of a frontend", () =>
+    withHaproxy(
+      {
+        bin,
+        config: ({ socketPath, mapPath, ports }) => `global
+  stats socket ${socketPath} level admin
+${DEFAULTS}frontend puppet
+  bind 127.0.0.1:${ports.frontend}
+  http-request set-var(txn.master) req.hdr(X-Node-Name),map_str(${mapPath})
+  default_backend puppet
+backend puppet
+  server it 127.0.0.1:1
+backend other
+  server it 127.0.0.1:1
+`,
+      },
+      async (haproxy) => {
+        const loads = await instanceOf(haproxy).loads(signal());
+        expect(loads.map(({ name, status }) => [name, status])).toEqual([["it", "no check"]]);
+      },
+    ),
+  );
 
   test("tells of a drained master by its own word, and of a weight what it does", () =>
     withGateway({ bin, map: [[NODE, "master1"]] }, async ({ haproxy, ask }) => {

@@ -242,10 +242,10 @@ export class HaproxyInstance implements Target {
   loads(signal: AbortSignal): Promise<ServerLoad[]> {
     return this.#ask(signal, async (session) => {
       const { backend, pools } = this.#options;
-      const [servers, stats] = await Promise.all([
-        this.#servers(session),
-        session.ask(`show stat ${pools ? -1 : backend} ${pools ? 6 : 4} -1`), // 2: backends; 4: servers; -1: all
-      ]);
+      const servers = await this.#servers(session);
+      // By its number, because a frontend may have the same name, and by a name HAProxy would find that.
+      const [row] = pools ? [] : stateRows(await session.ask(`show servers state ${backend}`));
+      const stats = await session.ask(`show stat ${row?.be_id ?? -1} ${pools ? 6 : 4} -1`); // 2: backends; 4: servers; -1: all
       return pools ? poolLoads(stats, servers) : parseLoads(stats, servers);
     });
   }
