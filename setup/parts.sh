@@ -9,6 +9,7 @@
 #   setup/parts.sh next      HAProxy 3.4, which only Debian experimental has: TEST_HAPROXY_BINS=$(setup/parts.sh next) npm test
 #   setup/parts.sh wrk       the load generator, for the benchmarks
 #   setup/parts.sh instead   what the benchmark of that name runs: nginx, curl, jq, socat
+#   setup/parts.sh registry  a registry of container images, for npm run test:compose
 #   setup/parts.sh archive   fetches nothing: prints the address of the distribution's archive, for setup/hosts.sh
 #   setup/parts.sh paths     fetches nothing: prints where everything is, for test/support/parts.ts
 #
@@ -26,7 +27,7 @@
 set -euo pipefail
 umask 022
 
-usage="usage: setup/parts.sh haproxy|test|next|wrk|instead|archive|paths"
+usage="usage: setup/parts.sh haproxy|test|next|wrk|instead|registry|archive|paths"
 oldest_haproxy=2.6
 
 # Raise the number when a part is unpacked differently. The old ones are then fetched again.
@@ -83,6 +84,7 @@ packages_of() {
     chromium-*) echo "chromium-headless-shell fonts-dejavu-core" ;;
     wrk-*) echo "wrk" ;;
     instead-*) echo "nginx" ;;
+    registry-*) echo "docker-registry" ;;
     tools-*) echo "curl jq socat" ;;
     systemd-*) echo "systemd" ;;
     shells-*) echo "zsh fish" ;;
@@ -98,6 +100,7 @@ paths_of() {
     chromium-*) printf 'chromium\t%s\n' "$2/usr/lib/chromium/chromium-headless-shell" ;;
     wrk-*) printf 'wrk\t%s\n' "$2/usr/bin/wrk" ;;
     instead-*) printf 'nginx\t%s\n' "$2/usr/sbin/nginx" ;;
+    registry-*) printf 'registry\t%s\n' "$2/usr/bin/docker-registry" ;;
     tools-*) printf '%s\t%s\n' curl "$2/usr/bin/curl" jq "$2/usr/bin/jq" socat "$2/usr/bin/socat" ;;
     systemd-*) printf 'systemd-analyze\t%s\n' "$2/usr/bin/systemd-analyze" ;;
     shells-*) printf '%s\t%s\n' zsh "$2/usr/bin/zsh" fish "$2/usr/bin/fish" ;;
@@ -223,7 +226,7 @@ bind_libraries() {
   loader=$(find "$root/usr" -name 'ld-linux*.so.*' -print -quit)
   libs=$(find "$root/usr/lib" -name libc.so.6 -printf '%h' -quit)
   patch=("$loader" --library-path "$libs" "$root/usr/bin/patchelf" --force-rpath)
-  for program in "$root"/usr/{sbin/{haproxy,nginx},bin/{openssl,wrk,curl,jq,socat,promtool,systemd-analyze,zsh,fish},lib/{postgresql/*,jvm/*}/bin/*,lib/chromium/*-shell}; do
+  for program in "$root"/usr/{sbin/{haproxy,nginx},bin/{openssl,wrk,curl,jq,socat,promtool,systemd-analyze,zsh,fish,docker-registry},lib/{postgresql/*,jvm/*}/bin/*,lib/chromium/*-shell}; do
     if [ -f "$program" ] && [ ! -L "$program" ] && is_elf "$program"; then
       "${patch[@]}" --set-interpreter "$loader" --set-rpath "\$ORIGIN/../lib:$libs:$libs/systemd" "$program"
     fi
@@ -347,9 +350,9 @@ case ${1:-} in
     fetch_all haproxy-experimental
     paths_of haproxy-experimental "$parts/haproxy-experimental" | cut -f 2
     ;;
-  wrk | instead)
+  wrk | instead | registry)
     needed=$1
-    [ "$1" = wrk ] || needed="instead tools"
+    [ "$1" != instead ] || needed="instead tools"
     # shellcheck disable=SC2086 # a list of words
     fetch_all $(printf "%s-${puppetdb_suite:-unknown} " $needed)
     for part in $needed; do paths_of "$part-$puppetdb_suite" "$parts/$part-$puppetdb_suite"; done

@@ -7,10 +7,12 @@
 #   setup/release.sh --check    finds out what is missing: what `npm publish` runs before it publishes
 #
 # How to release:
-#   1. write "## <version>" into CHANGELOG.md and commit it with `npm version <version>`, which also sets the tag
-#   2. setup/release.sh, on Debian or Ubuntu with rpmbuild, with PACKAGE_MAINTAINER="NAME <MAIL>"
-#   3. push branch and tag, and publish from CI (`npm publish`): package.json asks for provenance, which npm only
+#   1. setup/pin-images.mjs, and commit that alone: a release names its images by their digests
+#   2. write "## <version>" into CHANGELOG.md and commit it with `npm version <version>`, which also sets the tag
+#   3. setup/release.sh, on Debian or Ubuntu with rpmbuild, with PACKAGE_MAINTAINER="NAME <MAIL>"
+#   4. push branch and tag, and publish from CI (`npm publish`): package.json asks for provenance, which npm only
 #      attests to a CI that it knows, for the repository that package.json names
+#   5. `git revert` the commit of step 1: between releases the tags decide, so that a build has their fixes
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,11 +21,13 @@ value() { node -p "JSON.parse(require('fs').readFileSync('package.json', 'utf8')
 version=$(value .version)
 
 check() {
-  local problems=() status
+  local problems=() status unpinned
   [ -n "$(value .repository?.url)" ] ||
     problems+=("package.json names no repository: npm pkg set repository.type=git repository.url=git+https://...")
   grep -q "^## $version\( \|$\)" CHANGELOG.md ||
     problems+=("CHANGELOG.md has no heading \"## $version\": say there what changed for the operator")
+  unpinned=$(setup/pin-images.mjs --list | awk '!/@/ { n++ } END { print n + 0 }')
+  [ "$unpinned" = 0 ] || problems+=("images without a digest: $unpinned (setup/pin-images.mjs writes them)")
   if ! status=$(git status --porcelain 2>&1) || [ -n "$status" ]; then
     problems+=("the work tree is no clean clone: commit, or publish from a fresh clone")
   elif [ "$(git tag --points-at HEAD --list "v$version")" = "" ]; then

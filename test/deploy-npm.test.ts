@@ -110,16 +110,19 @@ describe("the npm package", () => {
     await expect(sasori("no-such-command")).rejects.toThrow("failed (2)");
   });
 
-  test("is published only with a repository, release notes, a clean clone and a tag", async () => {
+  test("is published only with a repository, release notes, images by digest, a clean clone and a tag", async () => {
     const clone = path.join(folder, "clone");
     await writeFile(path.join(clone, "CHANGELOG.md"), "# Changes\n");
+    await writeFile(path.join(clone, "Dockerfile"), "FROM node:24\n");
     await run("npm", ["pkg", "delete", "repository"], { cwd: clone, env });
     const environment = { ...env, GIT_CEILING_DIRECTORIES: folder };
     const refusal = await run(path.join(clone, "setup/release.sh"), [], {
       cwd: clone,
       env: environment,
     }).catch(String);
-    expect(refusal).toMatch(/failed \(1\).*no repository.*no heading.*no clean clone/s);
+    expect(refusal).toMatch(
+      /failed \(1\).*no repository.*no heading.*images without a digest.*no clean clone/s,
+    );
     const { publishConfig } = JSON.parse(await readFile(path.join(ROOT, "package.json"), "utf8"));
     expect(publishConfig).toEqual({ access: "public", provenance: true });
   });
