@@ -132,9 +132,8 @@ export class Sync {
   #othersWroteAt = 0;
   /** Set while learned routes or registrations could not be saved, so that a restart would lose them: the reason. */
   unsaved: Failure | undefined;
-  #began = Date.now() - performance.now();
-  /** The same, as of the last pass. */
-  #clock = this.#began;
+  /** The wall-clock time at which the monotonic clock was 0 (ms since the epoch), see #lookAtClock. */
+  #startedAt = Date.now() - performance.now();
   readonly #parts: SyncParts;
   readonly #watcher: SyncWatcher;
   readonly #file: TrackedTarget;
@@ -315,21 +314,14 @@ export class Sync {
   }
 
   /**
-   * The wall-clock time at which the monotonic clock was 0 (ms since the epoch). It changes only when somebody sets the
-   * wall clock.
+   * Notices that somebody has set the wall clock. If it was set back, PuppetDB may have something newer than what we had dated.
    */
-  get #startedAt(): number {
-    const now = Date.now() - performance.now();
-    if (Math.abs(now - this.#began) > CLOCK_SET_MS) this.#began = now;
-    return this.#began;
-  }
-
-  /** If somebody has set our clock back, PuppetDB may have something newer than what we had dated. */
   async #lookAtClock(): Promise<void> {
     const startedAt = Date.now() - performance.now();
-    const backMs = this.#clock - startedAt;
-    this.#clock = startedAt;
-    if (backMs > CLOCK_SET_MS) await inPieces(this.fleet.setBack(backMs, latestTime()));
+    const backMs = this.#startedAt - startedAt;
+    if (Math.abs(backMs) <= CLOCK_SET_MS) return;
+    this.#startedAt = startedAt;
+    if (backMs > 0) await inPieces(this.fleet.setBack(backMs, latestTime()));
   }
 
   get #targets(): readonly TrackedTarget[] {
@@ -689,6 +681,7 @@ export class Sync {
   }
 
   async #saveState(stop: AbortSignal): Promise<Failure | undefined> {
+    await this.#lookAtClock(); // The guard's sizes are saved with times of the wall clock.
     const changes = await inPieces(this.fleet.takeUnsaved());
     // The guard's sizes alone are no reason to write the file. They are saved together with other changes.
     const { guard } = this.fleet;

@@ -1178,6 +1178,23 @@ describe("a pass", () => {
       expect((await lab.file()).get(name(0))).toBe("master1");
     }));
 
+  test("the guard's memory is saved with right times also if the machine's clock is set during a pass", () =>
+    withFleetLab([], async (lab) => {
+      for (const index of [0, 1, 2]) await lab.run(name(index), "master1", -MINUTE);
+      const [since, state] = [Date.now(), new Journal(`${lab.mapFile}.state.json`)];
+      vi.useFakeTimers({ toFake: ["Date"], now: 10 * MINUTE }); // In 1970.
+      const sync = await lab.newSync();
+      await full(sync);
+      const pass = await passThatHangs(lab, sync);
+      vi.useRealTimers();
+      await sync.submit(registration(name(0), "master2"));
+      const sizes = (await state.load()).flatMap((row) => (row.kind === "sizes" ? row.value.sizes : []));
+      await pass.end();
+      expect(sizes.map(({ size, at }) => [size, at >= since - MINUTE && at <= Date.now()])).toEqual([
+        [3, true],
+      ]);
+    }));
+
   test("writes no state that it could not read again, whatever a master's clock says", () =>
     withFleetLab([], async (lab) => {
       for (const [index, time] of ["9999-12-31T23:59:59.999Z", "8999-12-31T23:59:59.999Z"].entries())
