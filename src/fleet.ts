@@ -18,7 +18,7 @@ import {
 } from "./node-map.js";
 import { copyInPieces, eachInPieces } from "./pieces.js";
 import { type Ahead, MAX_REFUSED, type Names, type Reading, type Submission } from "./source/reading.js";
-import { beats, type Change, type Kind, keyOf } from "./state/rows.js";
+import { beats, type Change, type Kind } from "./state/rows.js";
 import type { Contents, Server } from "./target/target.js";
 import { type End, Tombstones } from "./tombstones.js";
 
@@ -61,7 +61,7 @@ export class Fleet {
   readonly flapping: Flapping;
   readonly guard: Guard;
   /** Which rows of `own`, `homes`, `tombstones`, `ended` and `guard.approvals` have changed since the last `takeUnsaved`. */
-  #unsaved = new Map<string, { kind: Exclude<Kind, "sizes">; key: string }>();
+  #unsaved = new Map<Exclude<Kind, "sizes">, Set<string>>();
   verdict: Verdict;
   /** Removals of a held verdict that are still held, and whether what is held has changed since. */
   #held: Set<Certname>;
@@ -144,7 +144,8 @@ export class Fleet {
     return Math.min(at, since);
   }
 
-  #take(observation: Observation): boolean {
+  /** `saved`: what the rows have already. */
+  #take(observation: Observation, saved?: Observation): boolean {
     const { certname, source } = observation;
     const stone = this.tombstones.get(certname);
     const isOldWord = stone?.told !== undefined && isOfOther(observation, stone.told);
@@ -155,7 +156,7 @@ export class Fleet {
     const reported = isOwn && known !== undefined ? reportedOf(known) : undefined;
     const taken = reported === undefined ? observation : { ...observation, reported };
     if (!this.map.observe(taken)) return false;
-    this.#took(taken);
+    this.#took(taken, saved);
     return true;
   }
 
@@ -197,14 +198,14 @@ export class Fleet {
       this.ended.set(certname, { ...end, since: dated(end.since) });
   }
 
-  #took(observation: Observation): void {
+  #took(observation: Observation, saved?: Observation): void {
     const { certname, source } = observation;
     this.#unhold(certname);
     if (this.#stepsBack.delete(certname)) this.#heldChanged = true;
     if (this.tombstones.delete(certname)) this.#changed("removed", certname);
     if (source === "registration" || source === "learned") {
       this.own.set(certname, observation);
-      this.#changed("route", certname);
+      if (observation !== saved) this.#changed("route", certname);
     } else {
       this.#disown(certname);
     }
@@ -254,10 +255,10 @@ export class Fleet {
     if (!isOver && !isBeaten) {
       if (known !== undefined && !isOfPuppetdb(known)) {
         this.map.replace(observation);
-        this.#took(observation);
+        this.#took(observation, observation);
         return true;
       }
-      if (this.#take(observation)) return true;
+      if (this.#take(observation, observation)) return true;
     }
     this.#changed("route", certname);
     return false;
@@ -274,9 +275,8 @@ export class Fleet {
     const unsaved = this.#unsaved;
     this.#unsaved = new Map();
     const changes: Change[] = [];
-    yield* eachInPieces(unsaved.values(), ({ kind, key }) => {
-      changes.push(this.#changeOf(kind, key as Certname));
-    });
+    for (const [kind, keys] of unsaved)
+      yield* eachInPieces(keys, (key) => changes.push(this.#changeOf(kind, key as Certname)));
     return changes;
   }
 
@@ -304,7 +304,8 @@ export class Fleet {
   }
 
   #changed(kind: Exclude<Kind, "sizes">, key: string): void {
-    this.#unsaved.set(keyOf({ kind, key }), { kind, key });
+    const keys = this.#unsaved.get(kind) ?? new Set();
+    this.#unsaved.set(kind, keys.add(key));
   }
 
   /** The node's removal, or its step back, waits for approval. */

@@ -52,6 +52,12 @@ export function* eachInPieces<Item>(items: Iterable<Item>, use: (item: Item) => 
   }
 }
 
+export function* listOf<Item>(items: Iterable<Item>): Generator<void, Item[]> {
+  const list: Item[] = [];
+  yield* eachInPieces(items, (item) => list.push(item));
+  return list;
+}
+
 export function* copyInPieces<Key, Value>(from: ReadonlyMap<Key, Value>): Generator<void, Map<Key, Value>> {
   const copy = new Map<Key, Value>();
   yield* eachInPieces(from, ([key, value]) => copy.set(key, value));

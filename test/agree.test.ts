@@ -238,6 +238,30 @@ describe("replicas that share a database", () => {
       await expect.poll(own, { timeout: patient(15_000) }).toMatchObject({ master: "master2" });
     }));
 
+  test("take as many rows as there are, also at the first start", () =>
+    withFleetLab([], async (lab) => {
+      const settings = { ...replica(lab, 0), SASORI_STATE_FILE: `${lab.mapFile}.new` };
+      const config = lab.config(settings);
+      if (config.stateDatabase === undefined) throw new Error("there is a URL");
+      const first = new SharedState(new Journal(`${lab.mapFile}.first`), config.stateDatabase);
+      await first.load(); // It makes the tables.
+      await first.close();
+      const many = 200_000; // More than a call can have arguments.
+      await postgres.sql(
+        database,
+        `INSERT INTO sasori_state SELECT 'route', 'many-' || n || '.example.com', now(), '{"master":"master1","source":"learned"}', 'by hand', txid_current() FROM generate_series(1, ${many}) AS n`,
+      );
+      const journal = new Journal(config.stateFile);
+      const state = new SharedState(journal, config.stateDatabase);
+      try {
+        await state.load();
+        expect(state.failure).toBeUndefined();
+        await expect.poll(() => journal.rows.size, { timeout: patient(30_000) }).toBe(many);
+      } finally {
+        await state.close();
+      }
+    }));
+
   test("miss no row of a transaction that is committed after a later one", () =>
     withReplicas(2, async (lab, [one]) => {
       await inTransaction(

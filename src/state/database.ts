@@ -11,7 +11,7 @@ import { Line, within } from "../deadline.js";
 import { quote, reason, SasoriError } from "../errors.js";
 import { eachInPieces, inPieces } from "../pieces.js";
 import { readSecretFile } from "../whole-file.js";
-import { beats, keyOf, MAX_PAST, parseRow, type Row, Rows } from "./rows.js";
+import { beats, MAX_PAST, parseRow, type Row, Rows } from "./rows.js";
 
 /** Deadlines for a connection and for a query. */
 const CONNECT_MS = 5_000;
@@ -102,7 +102,7 @@ export interface DatabaseOwner {
   /** All rows of this sasori. After each new connection they are compared with PostgreSQL's. */
   known(): Iterable<Row>;
   /** Takes rows that others have written. Some may be known already. */
-  takeRows(rows: Row[]): Promise<void>;
+  takeRows(rows: Iterable<Row>): Promise<void>;
   /** What this replica says about itself to the others. */
   word(): string | undefined;
 }
@@ -282,11 +282,11 @@ export class Database {
     const ours: Row[] = [];
     await inPieces(
       eachInPieces(this.#owner.known(), (row) => {
-        const known = theirs.get(keyOf(row));
+        const known = theirs.get(row);
         if (known === undefined || beats(row, known)) ours.push(row);
       }),
     );
-    await this.#owner.takeRows([...theirs]);
+    await this.#owner.takeRows(theirs);
     await this.#write(session, ours);
   }
 

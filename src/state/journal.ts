@@ -11,10 +11,10 @@ import { z } from "zod";
 import { counted, number } from "../counts.js";
 import { Patience } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
-import { eachInPieces, inPieces, letOthersIn } from "../pieces.js";
+import { eachInPieces, inPieces, letOthersIn, listOf } from "../pieces.js";
 import { removeLeftovers, replaceFile, writeError } from "../target/atomic-file.js";
 import { inLine, readInPieces, readWhole, SilentFile } from "../whole-file.js";
-import { type Change, checksum, GUARD, keyOf, parseLine, parseRow, type Row, Rows, toLine } from "./rows.js";
+import { type Change, checksum, GUARD, parseLine, parseRow, type Row, Rows, toLine } from "./rows.js";
 import type { State } from "./state.js";
 
 /** The first line. The file of an earlier sasori is one JSON object instead. */
@@ -152,7 +152,7 @@ export class Journal implements State {
   readonly #file: string;
   readonly #patience = new Patience();
   /** What is not in the file yet. */
-  readonly #unwritten = new Map<string, Row>();
+  readonly #unwritten = new Rows();
   /** The file must be written as a whole, because it is missing or damaged. */
   #isAnew = true;
   #lines = 0;
@@ -264,31 +264,31 @@ export class Journal implements State {
   /** Takes changes that happened here. Returns their rows; `write` writes them. */
   async record(changes: readonly Change[]): Promise<Row[]> {
     const now = Date.now();
-    const rows: Row[] = [];
-    await inPieces(
-      eachInPieces(changes, (change) => {
-        const row = this.rows.toRow(change, now);
-        if (row !== undefined && this.#take(row)) rows.push(row);
-      }),
-    );
-    return rows;
+    return this.#note(changes, (change) => {
+      const row = this.rows.toRow(change, now);
+      return row !== undefined && this.rows.take(row) ? row : undefined;
+    });
   }
 
   /** Takes rows from elsewhere. Returns those that are news; `write` writes them. */
-  async take(rows: readonly Row[]): Promise<Row[]> {
-    const news: Row[] = [];
-    await inPieces(
-      eachInPieces(rows, (row) => {
-        if (this.#take(row)) news.push(row);
-      }),
-    );
-    return news;
+  async take(rows: Iterable<Row>): Promise<Row[]> {
+    return this.#note(rows, (row) => (this.rows.take(row) ? row : undefined));
   }
 
-  #take(row: Row): boolean {
-    const isNews = this.rows.take(row);
-    if (isNews) this.#unwritten.set(keyOf(row), row);
-    return isNews;
+  /**
+   * Notes the rows that `take` returns as not written. They are noted after the last one was taken: a table that grows to a
+   * million rows stops everything for 50 ms, and two should not do so at once.
+   */
+  async #note<Found>(found: Iterable<Found>, take: (one: Found) => Row | undefined): Promise<Row[]> {
+    const news: Row[] = [];
+    await inPieces(
+      eachInPieces(found, (one) => {
+        const row = take(one);
+        if (row !== undefined) news.push(row);
+      }),
+    );
+    await inPieces(eachInPieces(news, (row) => this.#unwritten.take(row)));
+    return news;
   }
 
   /** Takes changes that happened here, and writes them. */
@@ -303,14 +303,10 @@ export class Journal implements State {
     const isNothing = this.#unwritten.size === 0 && !this.#isAnew;
     if (isNothing || this.rows.size === 0) return;
     await this.#patience.wait(signal, this.#silent, async () => {
-      const batch = [...this.#unwritten.values()];
+      const batch = await inPieces(listOf(this.#unwritten));
       const isCrowded = this.#lines + batch.length > 2 * this.rows.size + MANY_LINES || this.rows.isCrowded;
       if (this.#isAnew || isCrowded || !(await this.#append(batch, again))) await this.#writeAnew(again);
-      await inPieces(
-        eachInPieces(batch, (row) => {
-          if (this.#unwritten.get(keyOf(row)) === row) this.#unwritten.delete(keyOf(row));
-        }),
-      );
+      await inPieces(eachInPieces(batch, (row) => this.#unwritten.delete(row)));
     });
   }
 
@@ -350,8 +346,8 @@ export class Journal implements State {
   async #writeAnew(again: () => void): Promise<void> {
     // Another one may have added lines since the last look, and be killed before it sees that they are gone.
     await this.#readNews(again);
-    await inPieces(this.rows.prune());
-    const rows = [...this.rows];
+    this.rows.prune();
+    const rows = await inPieces(listOf(this.rows));
     await this.#keepStrange?.(again);
     this.#keepStrange = undefined;
     const written = await replaceFile(this.#file, contentOf(rows, again), STATE_FILE_MODE);
@@ -407,7 +403,7 @@ export class Journal implements State {
     const theirs = new Rows();
     yield* eachInPieces(state.rows, (row) => theirs.take(row));
     yield* eachInPieces(this.rows, (row) => {
-      if (theirs.take(row)) this.#unwritten.set(keyOf(row), row);
+      if (theirs.take(row)) this.#unwritten.take(row);
     });
     this.#isAnew = state.isOld || state.unusable.length > 0;
     this.#lines = state.lines;

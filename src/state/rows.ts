@@ -16,7 +16,6 @@ import {
   MAX_REMARK,
   type Master,
 } from "../node-map.js";
-import { eachInPieces } from "../pieces.js";
 
 const MAX_SIZES = 100;
 
@@ -81,7 +80,8 @@ export type Change = Row extends infer One
     : never
   : never;
 
-export const keyOf = ({ kind, key }: Pick<Row, "kind" | "key">): string => `${kind} ${key}`;
+/** What a row is about. */
+export type Key = Pick<Row, "kind" | "key">;
 
 /** Throws a ZodError. The keys of its value are in the order of the shape, so equal values have one text. */
 export const parseRow = (found: unknown): Row => RowShape.parse(found);
@@ -104,36 +104,48 @@ const isPast = ({ kind, value }: Row): boolean =>
 
 /** The newest row of each key. */
 export class Rows {
-  readonly #rows = new Map<string, Row>();
-  /** How many are past. */
-  #past = 0;
+  /** By kind, so that the key is the certname itself: a million texts made of both would take 60 MiB. */
+  readonly #rows = new Map<Kind, Map<string, Row>>();
+  /** Those that are past, the oldest first. */
+  readonly #past = new Set<Row>();
 
   /** It is time to `prune`. */
   get isCrowded(): boolean {
-    return this.#past > 2 * MAX_PAST;
+    return this.#past.size > 2 * MAX_PAST;
   }
 
   get size(): number {
-    return this.#rows.size;
+    let size = 0;
+    for (const rows of this.#rows.values()) size += rows.size;
+    return size;
   }
 
-  [Symbol.iterator](): IterableIterator<Row> {
-    return this.#rows.values();
+  /** Those that are past are the last, the newest of them at the end. */
+  *[Symbol.iterator](): IterableIterator<Row> {
+    for (const rows of this.#rows.values()) for (const row of rows.values()) if (!isPast(row)) yield row;
+    yield* this.#past;
   }
 
-  get(key: string): Row | undefined {
-    return this.#rows.get(key);
+  get({ kind, key }: Key): Row | undefined {
+    return this.#rows.get(kind)?.get(key);
   }
 
   /** Takes the row if it beats the known one. True if it does. */
   take(row: Row): boolean {
-    const key = keyOf(row);
-    const known = this.#rows.get(key);
+    const known = this.get(row);
     if (known !== undefined && !beats(row, known)) return false;
-    this.#delete(known); // The newest are the last.
-    this.#rows.set(key, row);
-    this.#past += Number(isPast(row));
+    const rows = this.#rows.get(row.kind) ?? new Map<string, Row>();
+    this.#rows.set(row.kind, rows.set(row.key, row));
+    if (known !== undefined) this.#past.delete(known);
+    if (isPast(row)) this.#past.add(row);
     return true;
+  }
+
+  /** Forgets the row, unless another one has replaced it. */
+  delete(row: Row): void {
+    if (this.get(row) !== row) return;
+    this.#rows.get(row.kind)?.delete(row.key);
+    this.#past.delete(row);
   }
 
   /**
@@ -141,7 +153,7 @@ export class Rows {
    * beat a registration that was made elsewhere in the meantime.
    */
   toRow({ at, ...change }: Change, now: number): Row | undefined {
-    const known = this.#rows.get(keyOf(change));
+    const known = this.get(change);
     if (known === undefined && change.value === null) return undefined;
     const isSame = known !== undefined && JSON.stringify(known.value) === JSON.stringify(change.value);
     if (isSame && (at === undefined || at <= known.at)) return undefined;
@@ -151,20 +163,11 @@ export class Rows {
   }
 
   /** Forgets the oldest rows of things that ended, if there are too many. */
-  *prune(): Generator<void> {
-    const past: Row[] = [];
-    yield* eachInPieces(this.#rows.values(), (row) => {
-      if (isPast(row)) past.push(row);
-    });
-    yield* eachInPieces(past.slice(0, -MAX_PAST), (row) => {
-      if (this.get(keyOf(row)) === row) this.#delete(row);
-    });
-  }
-
-  #delete(row: Row | undefined): void {
-    if (row === undefined) return;
-    this.#rows.delete(keyOf(row));
-    this.#past -= Number(isPast(row));
+  prune(): void {
+    for (const row of this.#past) {
+      if (this.#past.size <= MAX_PAST) return;
+      this.delete(row);
+    }
   }
 }
 

@@ -67,7 +67,7 @@ export class SharedState implements State {
 
   #tell(rows: Row[]): void {
     if (rows.length === 0) return;
-    if (this.#take === undefined) this.#untold.push(...rows);
+    if (this.#take === undefined) this.#untold = this.#untold.concat(rows);
     else this.#take(rows);
   }
 
