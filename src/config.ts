@@ -246,15 +246,40 @@ function toPuppetdbs(env: z.output<typeof Env>): Config["puppetdb"] {
 /** What is set, and what is wrong with it before it is looked at. */
 function tidy(environment: Readonly<Record<string, string | undefined>>) {
   // Compose and systemd pass an unset variable as an empty one.
-  const set = Object.entries(environment).filter(([, value]) => value !== "");
-  const env = Object.fromEntries(set.map(([name, value]) => [name, value?.replace(/\r$/, "")]));
-  const problems = misspeltNames(env);
-  for (const [name, value] of set)
-    if (name.startsWith("SASORI_") && value?.endsWith("\r"))
-      problems.push(
-        `${name} ends in a carriage return: the file that sets it has Windows line ends, save it with Unix ones`,
-      );
+  const env: Record<string, string | undefined> = {};
+  const problems: string[] = [];
+  for (const [name, value = ""] of Object.entries(environment).filter(([, value]) => value !== "")) {
+    const { meant, problem } = name.startsWith("SASORI_") ? unwrap(value) : { meant: value };
+    if (meant !== "") env[name] = meant;
+    if (problem !== undefined) problems.push(`${name} ${problem}`);
+  }
+  problems.unshift(...misspeltNames(env));
   return { env, problems };
+}
+
+/**
+ * A value without what a file of variables has added. Not every reader of such files takes quotes and comments away, and none
+ * of our values has them.
+ */
+function unwrap(value: string): { meant: string; problem?: string } {
+  const text = value.trim();
+  const isUnix = !value.endsWith("\r");
+  const [, , quoted] = /^(["'])(.*)\1$/s.exec(text) ?? [];
+  const [, before] = /^(.*?)\s+#/s.exec(text) ?? [];
+  const file = "the file that sets it has";
+  if (!isUnix)
+    return {
+      meant: text,
+      problem: `ends in a carriage return: ${file} Windows line ends, save it with Unix ones`,
+    };
+  if (quoted !== undefined)
+    return { meant: quoted, problem: `is in quotes, which are part of the value here: remove them` };
+  if (before !== undefined)
+    return {
+      meant: before,
+      problem: `has a comment, which is part of the value here: put it on its own line`,
+    };
+  return { meant: text };
 }
 
 const foreignNames = (env: Environment): string[] =>
@@ -281,9 +306,7 @@ export function showConfig(
   environment: Readonly<Record<string, string | undefined>>,
 ): Record<string, string> {
   const { stateFile, backend } = readConfig(environment);
-  const values = Object.entries(Env.shape).map(([name, schema]) => [
-    name,
-    environment[name] || defaultOf(schema),
-  ]);
+  const { env } = tidy(environment);
+  const values = Object.entries(Env.shape).map(([name, schema]) => [name, env[name] ?? defaultOf(schema)]);
   return { ...Object.fromEntries(values), SASORI_BACKEND: backend, SASORI_STATE_FILE: stateFile };
 }

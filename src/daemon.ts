@@ -6,7 +6,7 @@ import { once } from "node:events";
 import { type AddressInfo, createServer } from "node:net";
 import { setFlagsFromString } from "node:v8";
 import type { FastifyInstance } from "fastify";
-import { type Logger, pino } from "pino";
+import type { Logger } from "pino";
 import type { Config } from "./config.js";
 import { cannotListen, toFailure } from "./errors.js";
 import { type Listeners, listenForHints } from "./hints/listeners.js";
@@ -17,6 +17,7 @@ import { buildApi } from "./http/http-api.js";
 import { Metrics } from "./http/metrics.js";
 import { NodeList } from "./http/node-list.js";
 import { Overview } from "./http/overview.js";
+import { newLog } from "./log.js";
 import { LoopDelay } from "./loop-delay.js";
 import type { SyncRequest } from "./pass-queue.js";
 import { hasNode, masterAsker } from "./probe.js";
@@ -47,18 +48,13 @@ export async function serve(config: Config): Promise<void> {
   // its limit, instead of collecting step by step: 0.2 s with a million nodes.
   setFlagsFromString("--semi-space-growth-factor=1");
   setFlagsFromString("--heap-growing-percent=20");
-  const log = pino({
-    level: config.logLevel,
-    base: null,
-    timestamp: pino.stdTimeFunctions.isoTime,
-    formatters: { level: (label) => ({ level: label }) },
-  });
+  const log = newLog(config.logLevel);
   let daemon: Daemon | undefined;
   // Listen from the first moment to the last, because without a listener SIGHUP ends the process. Before the daemon is up
   // nothing needs to be done: its first pass is a full one.
   process.on("SIGHUP", () => daemon?.sync({ full: true }));
-  // Without a listener Node opens its debugger on port 9229, to every program of this machine.
-  process.on("SIGUSR1", () => log.warn("ignored SIGUSR1"));
+  // Without a listener Node opens its debugger on port 9229 to every program of this machine, or ends: HAProxy takes both.
+  for (const signal of ["SIGUSR1", "SIGUSR2"]) process.on(signal, () => log.warn(`ignored ${signal}`));
   daemon = await startDaemon(config, log);
   const [signal] = (await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")])) as [string];
   log.info({ signal }, "stopping");

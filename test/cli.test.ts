@@ -491,6 +491,19 @@ describe("with a daemon", () => {
       expect(inWords).toContain(`(since ${there.slice(0, 19).replace("T", " ")})`);
     }));
 
+  test("a daemon whose log cannot be written because the disk is full serves, and ends when it is told to", () =>
+    withDesk(3, async ({ env }) => {
+      const line = `exec "${process.execPath}" "${CLI}" serve > /dev/full`;
+      const daemon = new Child("sh", ["-c", line], { env: { ...PLAIN(), ...env } });
+      try {
+        await daemon.untilReady(async () => (await fetch(`http://${env.SASORI_LISTEN}/readyz`)).ok);
+        expect((await run("sasori", ["sync"], env)).code).toBe(0);
+      } finally {
+        await daemon.end();
+      }
+      expect(await daemon.code()).toBe(0);
+    }));
+
   test("a daemon that goes in the middle of a list is a failure, and no half JSON where none has come", async () => {
     let pages = 0;
     const daemon = createServer((_request, response) => {

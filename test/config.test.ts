@@ -271,6 +271,31 @@ describe("the configuration", () => {
     expect(() => readAddress({ SASORI_LISTEN: "127.0.0.1:9180\r" })).toThrow("ends in a carriage return");
   });
 
+  test.each([
+    ["SASORI_NEW_MASTERS", '"puppet[0-9]+"', "is in quotes"],
+    ["SASORI_MAP_NAME", "'/maps/nodes.map'", "is in quotes"],
+    ["SASORI_MAP_FILE", '"/maps/nodes.map"', "is in quotes"],
+    ["SASORI_MAP_FILE", "/maps/nodes.map # HAProxy's", "has a comment"],
+    ["SASORI_HAPROXY", "/run/haproxy.sock\t# the first one", "has a comment"],
+  ])("names what a file of variables has added to %s as what it is: %s", (name, value, what) => {
+    expect(problems({ ...REQUIRED, [name]: value })).toEqual([expect.stringContaining(`${name} ${what}`)]);
+  });
+
+  test("blanks around a value are none of it", () => {
+    const { mapFile, listen, haproxy } = readConfig({
+      ...REQUIRED,
+      SASORI_MAP_FILE: "/maps/nodes.map ",
+      SASORI_LISTEN: " 127.0.0.1:9180\t",
+      SASORI_HAPROXY: "/a.sock,\n/b.sock\n",
+    });
+    expect([mapFile, listen.host, ...haproxy.map(({ name }) => name)]).toEqual([
+      "/maps/nodes.map",
+      "127.0.0.1",
+      "/a.sock",
+      "/b.sock",
+    ]);
+  });
+
   test("says which log levels there are", () => {
     expect(problems({ ...REQUIRED, SASORI_LOG_LEVEL: "loud" })).toEqual([
       expect.stringContaining(

@@ -82,6 +82,11 @@ describe("a puppetserver's log line", () => {
       await expect
         .poll(() => heard.map(({ certname }) => certname).sort())
         .toEqual(["tcp1.example.com", "tcp2.example.com", "udp.example.com"]);
+      // A line that is too long is dropped, and not the connection with what comes after it.
+      for (let n = 0; n < 10; n += 1) tcp.write("y".repeat(3_000));
+      tcp.write(`${before}\n${line("replace_facts", "tcp3.example.com")}\n`);
+      await expect.poll(() => heard.map(({ certname }) => certname)).toContain("tcp3.example.com");
+      expect(heard.length).toBe(4);
       udp.close();
       const endless = connect(port, "127.0.0.1");
       endless.on("error", () => undefined);

@@ -423,6 +423,38 @@ test("a clock in front of PuppetDB that is ahead hides nothing: changes are aske
   await server.close();
 });
 
+/** Never ends, and counts what it has sent. */
+function endless(): { script: Script; sent: () => number } {
+  let sent = 0;
+  const piece = Buffer.alloc(64 * 1024, " ");
+  const script: Script = (response) => {
+    response.writeHead(200, { "content-type": "application/json" });
+    const go = () => {
+      for (let isFree = true; isFree && !response.destroyed; sent += piece.length)
+        isFree = response.write(piece);
+    };
+    response.on("drain", go);
+    go();
+  };
+  return { script, sent: () => sent };
+}
+
+test.each([
+  ["does not answer", () => ({ script: SILENT, sent: () => 0 })],
+  ["never ends its answer", endless],
+])("a PuppetDB that %s when it is asked about itself is read all the same", async (_, begin) => {
+  const { script, sent } = begin();
+  const itself = { "server-time": script, version: script, "puppetdb-status": script };
+  const server = await startScriptedPuppetdb({ ...ONE_NODE, ...itself });
+  const source = new PuppetDb({ url: server.url });
+  expect((await source.readAll(soon())).submissions.size).toBe(1);
+  expect((await source.readChanges(Date.now(), soon())).submissions.size).toBe(1);
+  expect(source.queueDepth).toBeUndefined();
+  expect(sent()).toBeLessThan(100 * 1024 * 1024); // As much as the system takes for connections that nobody reads.
+  await source.close();
+  await server.close();
+});
+
 test("a name that DNS does not know is told as that", async () => {
   const source = new PuppetDb({ url: "http://puppetdb.invalid:8080" });
   expect(await failure(source.readAll(soon()))).toMatchObject({

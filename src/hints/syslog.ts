@@ -8,6 +8,8 @@ import type { ListenAddress } from "../config.js";
 
 /** A certname has at most 253 characters, and the line is otherwise short. */
 const MAX_LINE_CHARACTERS = 2_048;
+/** Somebody who sends more without a line break does not send log lines. */
+const MAX_ENDLESS_CHARACTERS = 64 * 1024;
 const MAX_CONNECTIONS = 64;
 
 /** puppetserver has sent facts or a report, which can move a node. A catalog cannot. */
@@ -79,11 +81,14 @@ export async function listenForLines(
 
 function readLines(socket: Socket, onLine: (line: string) => void): void {
   let rest = "";
+  let length = 0;
   socket.setEncoding("latin1");
   socket.on("data", (text: string) => {
     const lines = (rest + text).split("\n");
-    rest = lines.pop() ?? "";
-    if (rest.length > MAX_LINE_CHARACTERS) socket.destroy();
+    const last = lines.pop() ?? "";
+    length = lines.length > 0 ? last.length : length + text.length;
+    if (length > MAX_ENDLESS_CHARACTERS) socket.destroy();
+    rest = last.slice(0, MAX_LINE_CHARACTERS + 1); // Enough to see that the line is too long.
     for (const line of lines) onLine(line);
   });
   socket.on("error", () => undefined);

@@ -153,6 +153,22 @@ export async function checkAnswer(url: string, response: Dispatcher.ResponseData
   throw new SasoriError("PUPPETDB_STATUS", `${url} answered ${statusCode}: ${text}; ${remedy}`);
 }
 
+/** What PuppetDB says about itself has a kilobyte. */
+const MAX_SHORT_BYTES = 64 * 1024;
+
+/** A body that must be short. Throws `PUPPETDB_BODY` if it is not. */
+export async function shortText(url: string, body: Dispatcher.ResponseData["body"]): Promise<string> {
+  const pieces: Buffer[] = [];
+  let length = 0;
+  for await (const piece of body as AsyncIterable<Buffer>) {
+    length += piece.length;
+    if (length > MAX_SHORT_BYTES)
+      throw new SasoriError("PUPPETDB_BODY", `${url} has an endless answer; ${WRONG_URL}`);
+    pieces.push(piece);
+  }
+  return Buffer.concat(pieces).toString();
+}
+
 /** The beginning of a body, for a message; the rest is not read. If reading it fails, the status alone must do. */
 async function firstText(body: Dispatcher.ResponseData["body"]): Promise<string> {
   try {

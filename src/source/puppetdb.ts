@@ -8,11 +8,19 @@
 import { request } from "undici";
 import { z } from "zod";
 import type { PuppetdbServer } from "../config.js";
+import { within } from "../deadline.js";
 import { quote, SasoriError } from "../errors.js";
 import type { Certname, NodeMap } from "../node-map.js";
 import { eachInPieces, inPieces, letOthersIn } from "../pieces.js";
 import { JsonRows } from "./json-rows.js";
-import { type Connection, Connector, checkAnswer, queryError, WRONG_URL } from "./puppetdb-connection.js";
+import {
+  type Connection,
+  Connector,
+  checkAnswer,
+  queryError,
+  shortText,
+  WRONG_URL,
+} from "./puppetdb-connection.js";
 import {
   Gathering,
   type HasServer,
@@ -60,7 +68,7 @@ const FEW_NAMES = 1_000;
 const INACTIVE_PAGE = 500;
 const INACTIVE_LOOK_BACK_MS = 60 * MINUTE_MS;
 
-/** Deadline for PuppetDB's version and queue, and how often the queue is asked for. */
+/** Deadline for what is useful but not needed: PuppetDB's clock, version and queue. And how often the queue is asked for. */
 const LOOK_MS = 2_000;
 const LOOK_EVERY_MS = 60_000;
 
@@ -141,8 +149,11 @@ export class PuppetDb {
   queueDepth: number | undefined;
   #askedQueueAt = Number.NEGATIVE_INFINITY;
 
+  readonly #untold: SasoriError;
+
   constructor(config: PuppetdbServer) {
     this.#config = config;
+    this.#untold = new SasoriError("PUPPETDB_TIMEOUT", `${config.url} tells nothing about itself`);
     this.#connector = new Connector(config);
     this.#teller = { from: config.from, behindMs: 0 };
     this.#counts = new Set(config.observations ?? ["facts", "reports"]);
@@ -234,11 +245,9 @@ export class PuppetDb {
 
   /** PuppetDB's version and queue. They are useful but not needed: PuppetDB may refuse to tell, or not know them. */
   async #lookAtPuppetdb(signal: AbortSignal): Promise<void> {
-    const soon = AbortSignal.any([signal, AbortSignal.timeout(LOOK_MS)]);
-    const [version, queueDepth] = await Promise.allSettled([
-      this.readVersion(soon),
-      this.readQueueDepth(soon),
-    ]);
+    const [version, queueDepth] = await within(LOOK_MS, signal, this.#untold, (soon) =>
+      Promise.allSettled([this.readVersion(soon), this.readQueueDepth(soon)]),
+    );
     this.#version = version.status === "fulfilled" ? version.value : undefined;
     this.queueDepth = queueDepth.status === "fulfilled" ? queueDepth.value : undefined;
     this.#askedQueueAt = performance.now();
@@ -426,7 +435,9 @@ export class PuppetDb {
    */
   async #readClock(signal: AbortSignal): Promise<number | undefined> {
     const began = performance.now();
-    const answer = await this.#ask("/pdb/meta/v1/server-time", TimeAnswer, signal).catch(() => undefined);
+    const answer = await within(LOOK_MS, signal, this.#untold, (soon) =>
+      this.#ask("/pdb/meta/v1/server-time", TimeAnswer, soon),
+    ).catch(() => undefined);
     const time = Date.parse(answer?.server_time ?? "");
     return Number.isNaN(time) ? undefined : Math.floor(time - (performance.now() - began));
   }
@@ -448,7 +459,7 @@ export class PuppetDb {
     try {
       const response = await request(url, { dispatcher: agent.dispatcher, headers, signal });
       await checkAnswer(url, response);
-      const answer = shape.safeParse(await response.body.json());
+      const answer = shape.safeParse(JSON.parse(await shortText(url, response.body)));
       if (answer.success) return answer.data;
       throw new SasoriError("PUPPETDB_BODY", `${url} has an unexpected answer; ${WRONG_URL}`);
     } catch (error) {
