@@ -4,9 +4,9 @@
 #
 #   setup/hosts.sh NAME      makes it, if it is missing; prints its folder
 #
-#   bookworm, trixie        Debian 12 and 13 with HAProxy
-#   bookworm-puppet         Debian 12 with HAProxy, the Puppet agent, the modules that sasori's module uses, and their makers' tools
-#   bookworm-puppetserver   Debian 12 with HAProxy, puppetserver, the Puppet agent, PuppetDB and PostgreSQL
+#   bookworm, trixie    Debian 12 (Puppet 7) and 13 (Puppet 8) with HAProxy
+#   ...-puppet          and the Puppet agent, the modules that sasori's module uses, and their makers' tools
+#   ...-puppetserver    and puppetserver, the Puppet agent, PuppetDB and PostgreSQL
 #
 # It needs root on Debian, systemd-nspawn and mmdebstrap (apt install systemd-container mmdebstrap). PARTS_DIR moves the
 # folder, as for setup/parts.sh.
@@ -55,7 +55,7 @@ flock 9
 archive=$(setup/parts.sh archive)
 case ${1:-} in
   bookworm | trixie) make "$1" "$1" $base ;;
-  bookworm-puppet) make "$1" bookworm $base,$puppet ;;
-  bookworm-puppetserver) make "$1" bookworm $base,$puppetserver ;;
-  *) die "which host? bookworm, trixie, bookworm-puppet or bookworm-puppetserver" ;;
+  bookworm-puppet | trixie-puppet) make "$1" "${1%-*}" $base,$puppet ;;
+  bookworm-puppetserver | trixie-puppetserver) make "$1" "${1%-*}" $base,$puppetserver ;;
+  *) die "which host? bookworm or trixie, bookworm-puppet or trixie-puppet, bookworm-puppetserver or trixie-puppetserver" ;;
 esac

@@ -17,7 +17,7 @@ if [ -n "$lacks" ]; then
   exit 1
 fi
 
-for host in bookworm trixie bookworm-puppet; do setup/hosts.sh $host >/dev/null; done
+for host in {bookworm,trixie}{,-puppet}; do setup/hosts.sh $host >/dev/null; done
 export PACKAGE_FAST=1 PACKAGE_MAINTAINER="The sasori authors <sasori@example.org>"
 version=$(node -p 'require("./package.json").version')
 made=dist/packages-test

@@ -43,35 +43,26 @@ class sasori::config {
   }
 
   # Copies, because only root can read the agent's private key. Puppet updates them when the agent renews its certificate.
-  if $is_tls or $sasori::gateway {
-    file {
-      default:
-        ensure    => file,
-        owner     => 'root',
-        group     => 'sasori',
-        mode      => '0640',
-        show_diff => false,
-        ;
-      "${ssl}/cert.pem":
-        source => "file://${sasori::ssldir}/certs/${sasori::certname}.pem",
-        ;
-      "${ssl}/key.pem":
-        source => "file://${sasori::ssldir}/private_keys/${sasori::certname}.pem",
-        ;
-      "${ssl}/ca.pem":
-        source => "file://${sasori::ssldir}/certs/ca.pem",
-        ;
-    }
+  $copies = ($is_tls or $sasori::gateway) ? {
+    true    => {
+      "${ssl}/cert.pem" => { 'source' => "file://${sasori::ssldir}/certs/${sasori::certname}.pem" },
+      "${ssl}/key.pem"  => { 'source' => "file://${sasori::ssldir}/private_keys/${sasori::certname}.pem" },
+      "${ssl}/ca.pem"   => { 'source' => "file://${sasori::ssldir}/certs/ca.pem" },
+    },
+    default => {},
   }
-
-  if $sasori::api_token {
-    file { '/etc/sasori/api.token':
+  $api_token = $sasori::api_token ? {
+    undef   => {},
+    default => { '/etc/sasori/api.token' => { 'content' => Sensitive("${sasori::api_token.unwrap}\n") } },
+  }
+  ($copies + $api_token).each |$path, $from| {
+    file { $path:
       ensure    => file,
       owner     => 'root',
       group     => 'sasori',
       mode      => '0640',
       show_diff => false,
-      content   => Sensitive("${sasori::api_token.unwrap}\n"),
+      *         => $from,
     }
   }
 }

@@ -45,7 +45,8 @@
 # @param certname
 #   The name of the host's Puppet certificate.
 # @param ssldir
-#   Where the agent keeps its certificate. Debian's own puppet-agent uses another folder than Puppet's and OpenVox's packages.
+#   Where the agent keeps its certificate: `/var/lib/puppet/ssl` with Debian's own agent, `/etc/puppetlabs/puppet/ssl` with
+#   Puppet's and OpenVox's packages.
 # @param export_allowlist
 #   Whether to export this host's line for PuppetDB's certificate allowlist. The class `sasori::puppetdb` collects it.
 # @param haproxy_options_variable
