@@ -25,7 +25,8 @@ import { nameOf } from "./stalls-fleet.js";
 
 const program = (name: string) => fileURLToPath(new URL(`./${name}.js`, import.meta.url));
 
-const FULL_PASSES = 3;
+/** A pass of a million nodes has enough moments at which it could stall, and takes long. */
+const fullPasses = (nodes: number) => (nodes > 100_000 ? 1 : 3);
 const QUIET_PASSES = 20;
 /** Moves that a busy fleet has in a few seconds, and those of a master that is taken out. */
 const MOVES = [1_000, 10_000];
@@ -113,12 +114,12 @@ async function firstLife(
   };
   const start = () => startSasori(life, "sasori", env);
   sasori = await phases.run("first filling", start, "its first answer");
-  await phases.run("full passes", () => times(FULL_PASSES, full));
+  await phases.run("full passes", () => times(fullPasses(nodes), full));
   await phases.run("quiet passes, sampling", () => times(QUIET_PASSES, pass));
   for (const moves of MOVES.filter((count) => count * 10 <= nodes))
     await phases.run(`${moves} moves`, () => times(3, () => fleet.move(moves).then(() => pass())));
   await phases.run("questions during full passes", async () => {
-    const passes = times(FULL_PASSES, full);
+    const passes = times(fullPasses(nodes), full);
     await ask(env.SASORI_LISTEN ?? "", passes);
   });
   await phases.run("dry run", () => pass({ full: true, dryRun: true }));
