@@ -2,6 +2,7 @@
 
 import { readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { afterEach, describe, expect, test, vi } from "vitest";
+import { Flapping } from "../src/flapping.js";
 import { Fleet } from "../src/fleet.js";
 import type { Certname, Master, Observation } from "../src/node-map.js";
 import type { Sync } from "../src/sync.js";
@@ -111,6 +112,17 @@ describe("a node whose reports go to another machine than its facts", () => {
         expect((await sync.request({})).flapping.count).toBe(0);
       }
     }));
+
+  test("is one of 10,000 at most that are remembered, which is enough to see that it is most of a fleet", () => {
+    const [flapping, nodes] = [new Flapping(), 12_000];
+    const seen = (source: "facts" | "report", master: string) => ({ source, master: master as Master });
+    for (let index = 0; index < nodes; index += 1)
+      flapping.note(name(index) as Certname, seen("report", "master3"), seen("facts", "master1"));
+    expect(flapping.nodes(nodes).size).toBe(10_000);
+    flapping.delete(NODE as Certname);
+    flapping.note(name(nodes) as Certname, seen("report", "master3"), seen("facts", "master1"));
+    expect(flapping.nodes(nodes).has(name(nodes) as Certname)).toBe(true);
+  });
 });
 
 describe("an old backup of PuppetDB", () => {

@@ -1233,3 +1233,27 @@ describe("a pass", () => {
       expect(await readdir(folder)).toEqual([]);
     }));
 });
+
+test("compares at most 10,000 entries of all HAProxys in a changes pass, and goes on from there in the next one", () => {
+  const bin = haproxyBinaries().at(-1)?.bin ?? "";
+  return withFleetLab([{ bin }, { bin }], async (lab) => {
+    const sync = await lab.newSync();
+    const nodes = Array.from({ length: 12_000 }, (_, index) => registration(name(index), "master1"));
+    await sync.submit(...nodes);
+    // All entries are to be compared between two full passes, and between these two is only one other pass.
+    for (const isFull of [true, false, true]) await sync.request({ full: isFull });
+    const comparedAt = () => sync.targetDetails().flatMap(({ comparedAt }) => comparedAt ?? []);
+    const before = comparedAt();
+    expect(before).toHaveLength(2);
+    const isNews: boolean[][] = [];
+    for (let pass = 0; pass < 3; pass += 1) {
+      expect(await sync.request({})).toMatchObject({ kind: "changes", outcome: "done" });
+      isNews.push(comparedAt().map((at, index) => at > (before[index] ?? at)));
+    }
+    expect(isNews).toEqual([
+      [false, false],
+      [false, false],
+      [true, true],
+    ]);
+  });
+});
