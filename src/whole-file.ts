@@ -25,7 +25,7 @@ const PIECE_BYTES = 64 * 1024;
 const MAX_SECRET_BYTES = 1024 * 1024;
 
 /** These flags keep a pipe from blocking, and a terminal from becoming ours. For a file they change nothing. */
-const READ_ONLY = constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY;
+export const READ_ONLY = constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY;
 
 /** A small file takes a millisecond. */
 const SECRET_MS = 5_000;
@@ -36,13 +36,16 @@ export class UnusableFile extends Error {}
 /** The file system does not answer. The operation may still end later. */
 export class SilentFile extends Error {}
 
+/** A path, or what was opened before and stays open. */
+type Place = string | FileHandle;
+
 /** The whole text. Throws `UnusableFile`, or as Node does. */
 export async function readWhole(
-  file: string,
+  file: Place,
   encoding: "latin1" | "utf8",
   limit = MAX_BYTES,
 ): Promise<string> {
-  const { handle, size } = await openUsable(file, limit);
+  const { handle, size, close } = await openUsable(file, limit);
   try {
     const bytes = Buffer.allocUnsafe(size);
     let length = 0;
@@ -50,13 +53,13 @@ export async function readWhole(
       ({ bytesRead: read } = await handle.read(bytes, length, size - length, length));
     return bytes.toString(encoding, 0, length);
   } finally {
-    await handle.close();
+    await close();
   }
 }
 
 /** The same in pieces, for what is too much at once. Each is gone when the next one comes. */
-export async function* readInPieces(file: string, limit: number): AsyncGenerator<Buffer> {
-  const { handle, size } = await openUsable(file, limit);
+export async function* readInPieces(file: Place, limit: number): AsyncGenerator<Buffer> {
+  const { handle, size, close } = await openUsable(file, limit);
   try {
     const bytes = Buffer.allocUnsafe(PIECE_BYTES);
     for (let at = 0; at < size; ) {
@@ -66,15 +69,17 @@ export async function* readInPieces(file: string, limit: number): AsyncGenerator
       yield bytes.subarray(0, bytesRead);
     }
   } finally {
-    await handle.close();
+    await close();
   }
 }
 
-async function openUsable(file: string, limit: number): Promise<{ handle: FileHandle; size: number }> {
+async function openUsable(file: Place, limit: number) {
+  if (typeof file !== "string")
+    return { handle: file, size: usableSize(await file.stat(), limit), close: async () => {} };
   usableSize(await stat(file), limit); // Before it is opened: even that may do something to a device.
   const handle = await open(file, READ_ONLY);
   try {
-    return { handle, size: usableSize(await handle.stat(), limit) };
+    return { handle, size: usableSize(await handle.stat(), limit), close: () => handle.close() };
   } catch (error) {
     await handle.close();
     throw error;

@@ -9,7 +9,7 @@ import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import type { Certname, Master } from "../src/node-map.js";
 import { Journal } from "../src/state/journal.js";
 import { type Change, parseRow, type Row, Rows, toLine } from "../src/state/rows.js";
-import { freeze } from "./support/slow-disk.js";
+import { freeze, held } from "./support/slow-disk.js";
 
 vi.mock("node:fs/promises", async (original) =>
   (await import("./support/slow-disk.js")).slowDisk(await original()),
@@ -261,6 +261,36 @@ describe("the state file", () => {
     expect((await load()).masters.get(node(2))).toBe("master2");
     expect(await one.readOthers(signal())).toMatchObject([{ key: node(2) }]);
   });
+
+  test.each(["adds a line", "writes it anew, too"])(
+    "is written anew, while another one %s, confirms that and is killed: nothing is lost",
+    async (what) => {
+      const [one, other] = [new Journal(file), new Journal(file)];
+      const many = Array.from({ length: 600 }, (_, index) => 10 + index);
+      const save = (journal: Journal, at: number) =>
+        journal.save(many.map((index) => registered(index, "master1", at)));
+      if (what === "adds a line") await other.save([registered(1, "master1")]);
+      for (const at of [1, 2, 3]) await save(one, at); // The next one is the one too many.
+      if (what !== "adds a line") await other.load();
+      const thaw = freeze(path.join(folder, `.${path.basename(file)}.`), "writes");
+      const saved = save(one, 4);
+      await expect.poll(held).toBe(1);
+      const { ino } = await stat(file);
+      freeze("nothing", "writes"); // What is held stays held.
+      if (what === "adds a line") await other.save([registered(2, "master2")]);
+      else
+        await other.save([
+          registered(2, "master2"),
+          ...many.map((index) => registered(index, "master3", 2_000_000)),
+        ]);
+      expect((await stat(file)).ino === ino).toBe(what === "adds a line");
+      thaw();
+      await saved;
+      expect((await load()).masters.get(node(2))).toBe("master2");
+      expect(await one.readOthers(signal())).toContainEqual(expect.objectContaining({ key: node(2) }));
+      expect((await load()).masters.get(node(600))).toBe(what === "adds a line" ? "master1" : "master3");
+    },
+  );
 
   test("tells what another one has written also if that was read too late for who had asked", async () => {
     const [one, two] = [new Journal(file), new Journal(file)];

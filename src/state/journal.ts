@@ -2,7 +2,8 @@
 // Now and then the file is rewritten without outdated lines.
 // Promises: a file that cannot be read is set aside, never overwritten, and never keeps sasori from starting; a bad line
 // costs only that line; a last line that a kill cut off belongs to a change that was not confirmed yet. Two sasoris may
-// share the file: each reads and merges what the other one wrote, and the newest wins.
+// share the file: each reads and merges what the other one wrote, the newest wins, and what one of them had confirmed is not
+// lost when it is killed.
 
 import { type BigIntStats, constants } from "node:fs";
 import { type FileHandle, open, rename, stat } from "node:fs/promises";
@@ -13,7 +14,7 @@ import { Patience } from "../deadline.js";
 import { reason, SasoriError, systemCode } from "../errors.js";
 import { eachInPieces, inPieces, letOthersIn, listOf } from "../pieces.js";
 import { removeLeftovers, replaceFile, writeError } from "../target/atomic-file.js";
-import { inLine, readInPieces, readWhole, SilentFile } from "../whole-file.js";
+import { inLine, READ_ONLY, readInPieces, readWhole, SilentFile } from "../whole-file.js";
 import { type Change, checksum, GUARD, parseLine, parseRow, type Row, Rows, toLine } from "./rows.js";
 import type { State } from "./state.js";
 
@@ -54,7 +55,7 @@ export interface Found {
 }
 
 /** Reads the file in pieces, and calls `again` after each. Throws Node's errors, or what `stateProblem` explains. */
-export async function readState(file: string, again = () => {}): Promise<Found> {
+export async function readState(file: string | FileHandle, again = () => {}): Promise<Found> {
   const found: Found = { rows: [], unusable: [], lines: 0, isOld: false, checksum: "" };
   let [sum, isBegun, rest] = [0, false, Buffer.alloc(0)];
   for await (const piece of readInPieces(file, MAX_BYTES)) {
@@ -343,17 +344,39 @@ export class Journal implements State {
     }
   }
 
+  /**
+   * Another one may add lines meanwhile, and be killed before it sees that they are gone. What it had added before the rename is
+   * found in the file that was replaced: whoever adds a line looks afterwards whether the file is still in its place.
+   */
   async #writeAnew(again: () => void): Promise<void> {
-    // Another one may have added lines since the last look, and be killed before it sees that they are gone.
     await this.#readNews(again);
-    this.rows.prune();
-    const rows = await inPieces(listOf(this.rows));
-    await this.#keepStrange?.(again);
-    this.#keepStrange = undefined;
-    const written = await replaceFile(this.#file, contentOf(rows, again), STATE_FILE_MODE);
-    this.#isAnew = false;
-    this.#lines = rows.length;
-    this.#left = fingerprintOf(written);
+    const read = this.#left;
+    const replaced = await open(this.#file, READ_ONLY).catch(() => undefined);
+    try {
+      this.rows.prune();
+      const rows = await inPieces(listOf(this.rows));
+      await this.#keepStrange?.(again);
+      this.#keepStrange = undefined;
+      const isStill = async () => inodeOf(await this.#fingerprint()) === inodeOf(read);
+      const content = contentOf(rows, again);
+      const written = await replaceFile(this.#file, content, STATE_FILE_MODE, isStill);
+      if (written === undefined) return await this.#writeAnew(again); // Another one has just done the same.
+      this.#isAnew = false;
+      this.#lines = rows.length;
+      this.#left = fingerprintOf(written);
+      if (replaced !== undefined) await this.#saveLate(replaced, read, again);
+    } finally {
+      await replaced?.close();
+    }
+  }
+
+  /** Adds to the new file what another one had added to the replaced one after it was `read`. */
+  async #saveLate(replaced: FileHandle, read: string, again: () => void): Promise<void> {
+    if (fingerprintOf(await replaced.stat({ bigint: true })) === read) return;
+    const late = await this.take((await readState(replaced, again)).rows);
+    await inPieces(eachInPieces(late, (row) => this.#news.push(row)));
+    if (late.length > 0 && (await this.#append(late, again)))
+      await inPieces(eachInPieces(late, (row) => this.#unwritten.delete(row)));
   }
 
   /** Sets a file aside of which nothing can be used. */
@@ -429,6 +452,7 @@ export class Journal implements State {
 }
 
 const fingerprintOf = ({ ino, size, mtimeNs }: BigIntStats): string => `${ino}:${size}:${mtimeNs}`;
+const inodeOf = (fingerprint: string): string | undefined => fingerprint.split(":")[0];
 const sizeOf = (fingerprint: string): number => Number(fingerprint.split(":")[1]);
 
 const isThere = () => true;

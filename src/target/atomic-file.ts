@@ -18,10 +18,16 @@ const LEFTOVER_AGE_MS = 60 * 60_000;
 const LEFTOVERS_MS = 5_000;
 
 /**
- * Returns what the new file is, as it was written. Throws `FILE_FULL`, `FILE_READ_ONLY`, `FILE_MOUNTED` or `FILE_WRITE`; the
- * old file is then still in place and the temp file is gone.
+ * Returns what the new file is, as it was written. Undefined if `isStill`, which is asked last before the rename, says that the
+ * old file is another one by now. Throws `FILE_FULL`, `FILE_READ_ONLY`, `FILE_MOUNTED` or `FILE_WRITE`. In both cases the old
+ * file is still in place and the temp file is gone.
  */
-export async function replaceFile(name: string, chunks: Chunks, mode = NEW_FILE_MODE): Promise<BigIntStats> {
+export async function replaceFile(
+  name: string,
+  chunks: Chunks,
+  mode = NEW_FILE_MODE,
+  isStill = async () => true,
+): Promise<BigIntStats | undefined> {
   // A link stays a link: what it points to is replaced.
   const file = await realpath(name).catch(() => name);
   const folder = path.dirname(file);
@@ -30,6 +36,10 @@ export async function replaceFile(name: string, chunks: Chunks, mode = NEW_FILE_
   try {
     const old = await stat(file).catch(() => undefined);
     written = await writeWhole(temporary, chunks, old ?? { mode });
+    if (!(await isStill())) {
+      await unlink(temporary);
+      return undefined;
+    }
     await rename(temporary, file);
   } catch (error) {
     await unlink(temporary).catch(() => undefined);

@@ -23,16 +23,24 @@ export function freeze(where: string, what: "reads" | "writes"): () => void {
 }
 
 let reads = 0;
+let waiting = 0;
 
 /** How many files were opened to be read. */
 export const opened = (): number => reads;
+
+/** How many wait for what is frozen. */
+export const held = (): number => waiting;
 
 /** `real`, but for what is frozen. sasori opens what it reads by flags of its own (whole-file.ts). */
 export function slowDisk(real: Fs): Fs {
   const open: Fs["open"] = async (file, flags, mode) => {
     const what = typeof flags === "number" ? "reads" : "writes";
     if (what === "reads") reads += 1;
-    if (frozen?.what === what && String(file).startsWith(frozen.where)) await frozen.thawed;
+    if (frozen?.what === what && String(file).startsWith(frozen.where)) {
+      waiting += 1;
+      await frozen.thawed;
+      waiting -= 1;
+    }
     return real.open(file, flags, mode);
   };
   return { ...real, open };
