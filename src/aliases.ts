@@ -63,8 +63,9 @@ export class Aliases {
     const pairs = parts(text).map((pair): [string, Master] => {
       const at = pair.lastIndexOf("=");
       const [producer, master] = [pair.slice(0, Math.max(at, 0)).trim(), pair.slice(at + 1).trim()];
-      if (producer === "" || !isMaster(master) || seen.has(producer)) throw new Error(`not ${pair}`);
-      seen.add(producer);
+      const name = isPlain(producer) ? dnsName(producer) : producer;
+      if (producer === "" || !isMaster(master) || seen.has(name)) throw new Error(`not ${pair}`);
+      seen.add(name);
       return [producer, master];
     });
     return new Aliases(pairs);

@@ -172,6 +172,7 @@ describe("the configuration", () => {
     { name: "SASORI_HAPROXY", value: "tcp://host:99999" },
     { name: "SASORI_MAP_FILE", value: "maps/node-master.map" },
     { name: "SASORI_MASTER_ALIASES", value: "puppet1=master1,puppet1=master2" },
+    { name: "SASORI_MASTER_ALIASES", value: "puppet1.corp=master1,Puppet1.CORP.=master2" },
     { name: "SASORI_MASTER_ALIASES", value: "puppet1=a b" },
     { name: "SASORI_LISTEN", value: "9180" },
     { name: "SASORI_FULL_SCHEDULE", value: "61 * * * *" },

@@ -98,7 +98,7 @@ const WAYS: Way[] = [
     options: `${CHECK} fall 1000`,
     before: "option httpchk GET /leaving\n  http-check disable-on-404",
     leaves: true,
-    state: "up",
+    state: "drained",
     status: /^NOLB/,
   },
   {
@@ -175,6 +175,9 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
           const serves = state !== "down";
           const load = { name: "it", state, up: serves };
           await expect.poll(said).toMatchObject({ state, serves, load });
+          if (state === "up") return;
+          for (let others = 0; others < 6; others += 1)
+            expect(await servedBy(haproxy, "other.example.com")).toMatch(/^(other|rest)$/);
         },
       );
     } finally {
