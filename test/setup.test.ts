@@ -208,6 +208,24 @@ backend lon
     expect(missing.join("\n")).toMatch(/puppetdb\.conf.*\n.*apt install haproxy.*\n.*could not be asked/);
   });
 
+  test.each(["2.4.14-1ubuntu1", "2.5.9"])(
+    "HAProxy %s is too old for the gateway, and for nothing else",
+    async (version) => {
+      const says = {
+        "usr/sbin/haproxy": `#!/bin/sh\necho "HAProxy version ${version} 2022/02/28 - https://haproxy.org/"\n`,
+      };
+      await put({ ...AGENT, ...DEBIAN_HAPROXY, ...says });
+      await chmod(path.join(root, "usr/sbin/haproxy"), 0o755);
+      expect(propose(await lookAtHost(root), ["puppet1"], {}).missing).toEqual([
+        expect.stringMatching(
+          `HAProxy 2\\.6 or newer for the gateway, and this is ${version}: upgrade it, or`,
+        ),
+      ]);
+      await put({ "etc/haproxy/haproxy.cfg": OWN });
+      expect(propose(await lookAtHost(root), ["puppet1"], {}).missing).toEqual([]);
+    },
+  );
+
   test("settings that sasori takes, whatever is in them", async () => {
     const { daemon } = propose(
       { puppet: undefined, puppetdbUrl: "http://127.0.0.1:8080", haproxy: undefined },

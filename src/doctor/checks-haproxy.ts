@@ -10,6 +10,7 @@ import { resolver } from "../fleet.js";
 import { UNROUTABLE_REMEDY, weightRemedy } from "../http/troubles.js";
 import { type Certname, isCertname } from "../node-map.js";
 import { masterAsker } from "../probe.js";
+import { isAtLeast } from "../releases.js";
 import type { Reading, Submission } from "../source/reading.js";
 import { keepNewer } from "../source/source.js";
 import { BACKEND_REMEDY, field, findMap, type MapState, readServers } from "../target/haproxy.js";
@@ -239,11 +240,6 @@ export function supportProblem(version: string, now: number): Problem | undefine
     what: `HAProxy ${release} has had no fixes from its developers since ${until}`,
     remedy: "upgrade to a release with long-term support, unless your distribution still fixes this one",
   };
-}
-
-function isAtLeast(version: string, major: number, minor: number): boolean {
-  const [ours = 0, minorOurs = 0] = version.split(/[.-]/).map(Number);
-  return ours > major || (ours === major && minorOurs >= minor);
 }
 
 function versionCheck(endpoint: Endpoint, socket: Check<string>, map: Check<MapState>): Check {

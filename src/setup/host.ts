@@ -1,9 +1,11 @@
 // What `sasori setup` finds on a host: Puppet's certificate, PuppetDB's address, what HAProxy's configuration says.
-// Promises: it only reads; a file that is missing or strange is "not found", never an error. What Puppet and HAProxy say
+// Promises: it changes nothing; a file that is missing or strange is "not found", never an error. What Puppet and HAProxy say
 // here is a proposal that a person sees before it counts, so nothing here tries to know their whole languages.
 
+import { execFile } from "node:child_process";
 import { readdir, readFile } from "node:fs/promises";
 import path from "node:path";
+import { promisify } from "node:util";
 
 export interface Host {
   puppet: PuppetFiles | undefined;
@@ -21,6 +23,8 @@ export interface PuppetFiles {
 
 export interface HaproxyFiles {
   files: string[];
+  /** Such as "2.8.5-1ubuntu3"; undefined if its program does not say it. */
+  version: string | undefined;
   /** The variable by which its unit takes more arguments. */
   options: "EXTRAOPTS" | "OPTIONS";
   /** Runtime API sockets that may change a map. */
@@ -41,6 +45,7 @@ const SSL_FOLDERS = ["/etc/puppetlabs/puppet/ssl", "/var/lib/puppet/ssl", "/etc/
 // Debian's and RHEL's. The folder is RHEL's CFGDIR, which its unit names after the file.
 const HAPROXY_FILE = "/etc/haproxy/haproxy.cfg";
 const HAPROXY_FOLDER = "/etc/haproxy/conf.d";
+const VERSION_MS = 10_000;
 
 /** `root` is a folder that stands for `/`, for tests. */
 export async function lookAtHost(root = "/"): Promise<Host> {
@@ -125,10 +130,21 @@ async function readHaproxy(at: At): Promise<HaproxyFiles | undefined> {
   const unit = await textOf(at("/usr/lib/systemd/system/haproxy.service"));
   const options =
     unit?.includes("$EXTRAOPTS") === false && unit.includes("$OPTIONS") ? "OPTIONS" : "EXTRAOPTS";
-  return { files, options, ...parseHaproxy(texts.join("\n")) };
+  return {
+    files,
+    version: await versionOf(at("/usr/sbin/haproxy")),
+    options,
+    ...parseHaproxy(texts.join("\n")),
+  };
 }
 
-type Configured = Omit<HaproxyFiles, "files" | "options">;
+/** "HAProxy version 2.8.5-1ubuntu3 2024/04/01 - https://haproxy.org/" */
+async function versionOf(haproxy: string): Promise<string | undefined> {
+  const said = await promisify(execFile)(haproxy, ["-v"], { timeout: VERSION_MS }).catch(() => undefined);
+  return /^HA-?Proxy version (\S+)/.exec(said?.stdout ?? "")?.[1];
+}
+
+type Configured = Omit<HaproxyFiles, "files" | "version" | "options">;
 
 /** What concerns sasori in a configuration of HAProxy. */
 export function parseHaproxy(text: string): Configured {

@@ -2,6 +2,7 @@
 // nodes. Pure: nothing is read, asked or written. Each setting says where it comes from.
 
 import path from "node:path";
+import { isAtLeast } from "../releases.js";
 import type { HaproxyFiles, Host } from "./host.js";
 
 export interface Setting {
@@ -192,6 +193,11 @@ function gateway(
   const chroot = host.haproxy?.chroot;
   if (chroot !== undefined) settings.push({ name: "HAPROXY_CHROOT", value: chroot, why: "haproxy.cfg" });
   if (host.haproxy === undefined) missing.push("HAProxy: apt install haproxy, or dnf install haproxy");
+  const version = host.haproxy?.version;
+  if (version !== undefined && !isAtLeast(version, 2, 6))
+    missing.push(
+      `HAProxy 2.6 or newer for the gateway, and this is ${version}: upgrade it, or let your own haproxy.cfg route by the map ("A gateway of your own" in docs/debian.md) and run this again`,
+    );
   const numbers = Object.keys(kept).map((name) => Number(/^MASTER(\d+)$/.exec(name)?.[1] ?? 0));
   const last = Math.max(0, ...numbers);
   if (last === 0 && (producers === undefined || producers.length === 0))

@@ -12,6 +12,7 @@ import { within } from "../deadline.js";
 import { quote, SasoriError } from "../errors.js";
 import type { Certname, NodeMap } from "../node-map.js";
 import { eachInPieces, inPieces, letOthersIn } from "../pieces.js";
+import { isAtLeast } from "../releases.js";
 import { JsonRows } from "./json-rows.js";
 import {
   type Connection,
@@ -552,8 +553,7 @@ export class PuppetDb {
  * reports each, as long as asking for an hour's reports. Before 8.7 it took 6.2 s.
  */
 function hasTableOfLatest(version: string | undefined): boolean {
-  const [major = 0, minor = 0] = (version ?? "").split(".").map(Number);
-  return major > 8 || (major === 8 && minor >= 7);
+  return version !== undefined && isAtLeast(version, 8, 7);
 }
 
 type Ask = <Row>(

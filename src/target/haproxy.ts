@@ -12,6 +12,7 @@ import { quote, SasoriError } from "../errors.js";
 import { type Assignment, type Certname, isMaster, type Master, type NodeMap } from "../node-map.js";
 import { eachInPieces, inPieces } from "../pieces.js";
 import type { Plan } from "../plan.js";
+import { isAtLeast } from "../releases.js";
 import { type Method, type Push, PushCost } from "./push-cost.js";
 import { Routes } from "./routes.js";
 import { BURST_MS, type Command, type Pace, payloads, RuntimeSession } from "./runtime-api.js";
@@ -361,8 +362,7 @@ function tlsOptions(name: Master, options: readonly string[], version: string): 
   const more: string[] = [];
   if (says(/^check$/) && !says(/^(no-)?check-ssl$/)) more.push("check-ssl");
   if (!says(/^verifyhost$/) && !says(/^none$/)) more.push(`verifyhost ${name}`);
-  const [major = 0, minor = 0] = version.split(".").map(Number);
-  if (major < 3 || (major === 3 && minor < 3)) return more;
+  if (!isAtLeast(version, 3, 3)) return more;
   if (!says(/^(no-)?sni(-auto)?$/)) more.push("no-sni-auto");
   if (!says(/^(no-)?check-sni(-auto)?$/)) more.push("no-check-sni-auto");
   return more;

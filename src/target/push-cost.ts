@@ -2,6 +2,8 @@
 // The version gives the first guess; what this HAProxy's own pushes took replaces it.
 // Pure: no I/O, no clock.
 
+import { isAtLeast } from "../releases.js";
+
 export type Method = "incremental" | "swap";
 
 /** How much a push is to do. `keyed`: entries set or removed, `added`: new ones; `entries`: the whole map. */
@@ -28,8 +30,7 @@ export class PushCost {
    * entry, half of that on 3.2.
    */
   constructor(version: string) {
-    const [major = 0, minor = 0] = version.split(".").map(Number);
-    this.#scans = major < 2 || (major === 2 && minor < 9);
+    this.#scans = !isAtLeast(version, 2, 9);
     this.#keyed = this.#scans ? 11e-6 : 5e-3;
     this.#added = 2e-3;
     this.#swapped = 3e-3;
