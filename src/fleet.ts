@@ -367,7 +367,7 @@ export class Fleet {
     let lateMs = 0;
     if (reading.kind === "full") this.#beginAnew();
     yield* eachInPieces(reading.submissions.values(), (submission) => {
-      const news = this.#takeSubmission(submission, resolve, reading.kind);
+      const news = this.#takeSubmission(submission, resolve, reading);
       if (news) lateMs = Math.max(lateMs, submission.lateMs ?? 0);
     });
     yield* eachInPieces(reading.unroutable?.values() ?? [], (submission) => {
@@ -473,7 +473,7 @@ export class Fleet {
     return !inactive.has(certname) && Math.abs(asOf - at) < FRESH_MS;
   }
 
-  #takeSubmission(submission: Submission, resolve: Resolve, kind: Reading["kind"]): boolean {
+  #takeSubmission(submission: Submission, resolve: Resolve, reading: Reading): boolean {
     const { certname, producer, at, source, from, rival } = submission;
     const master = resolve(producer);
     if (master === undefined) return this.#takeUnroutable(submission);
@@ -493,7 +493,9 @@ export class Fleet {
       this.#took(observation);
       return true;
     }
-    if (kind === "full" && known !== undefined && isStepBack(observation, known, resolve)) {
+    if (known !== undefined && this.#mayBeOfOther(known, reading) && resolve(known.master) !== undefined)
+      if (at <= known.at + INHERITED_ALLOWANCE_MS) return false;
+    if (reading.kind === "full" && known !== undefined && isStepBack(observation, known, resolve)) {
       this.#hold({ certname, observation, at, from: known.at });
       return false;
     }
@@ -502,6 +504,14 @@ export class Fleet {
     const beside = other && ({ master: other, source: source === "facts" ? "report" : "facts" } as const);
     this.flapping.note(certname, observation, beside ?? known);
     return true;
+  }
+
+  /**
+   * The route is from the map file, and perhaps from a PuppetDB that was not read since. Then it gives way only to what is newer
+   * than all of the file.
+   */
+  #mayBeOfOther({ source }: Assignment, { isStandby, active }: Reading): boolean {
+    return source === "inherited" && (isStandby === true || (active === undefined && !this.complete));
   }
 
   /** False if it is older than what is known. The age of an inherited route is unknown, so everything is newer. */

@@ -476,6 +476,39 @@ describe("estates", () => {
       expect(await sync.request({})).toMatchObject({ outcome: "done", nodes: 24 });
     }));
 
+  test.each([
+    ["is down at the start", ",", "failed"],
+    ["is down at the start, and its standby is behind", "|", "done"],
+  ] as const)(
+    "one that %s moves no node back, and a node that has run since follows",
+    (_, separator, asked) =>
+      withPair(separator, async ({ lab, second, full }) => {
+        const [moved, justMoved] = names(2, "moved") as [string, string];
+        for (const name of names(20)) await runs(lab.puppetdb, name, "master1", 60 * MINUTE);
+        for (const [name, before, after] of [
+          [moved, 60, 20],
+          [justMoved, 3, 1],
+        ] as const) {
+          await runs(second.client, name, "master2", before * MINUTE);
+          await runs(lab.puppetdb, name, "master1", after * MINUTE);
+        }
+        await full();
+        await lab.stopPuppetdb();
+        const sync = await lab.newSync({
+          SASORI_PUPPETDB_URL: [lab.puppetdb.url, second.client.url].join(separator),
+        });
+        const masters = async () => {
+          const file = await lab.file();
+          return [moved, justMoved].map((name) => file.get(name));
+        };
+        const { outcome, held } = await sync.request({ full: true });
+        expect([outcome, held, await masters()]).toEqual([asked, undefined, ["master1", "master1"]]);
+        await runs(second.client, justMoved, "master2");
+        await sync.request({});
+        expect(await masters()).toEqual(["master1", "master2"]);
+      }),
+  );
+
   test("one that is empty is held by itself, however small it is, and the others lose what they lost", () =>
     withPair(",", async ({ lab, second, sync, full }) => {
       for (const name of names(200)) await runs(lab.puppetdb, name, "master1", 60 * MINUTE);
