@@ -106,11 +106,12 @@ export function readSecretFileSync(file: string): string {
 
 /** One line for each folder, because a whole file system hangs and not a single file. */
 const lines = new Map<string, Line>();
+/** Node has four threads for files and DNS names. One is left for the map file, whatever hangs. */
+const threads = new Line(3);
 
 /**
- * Node has four threads for files and DNS names. Work on the files of one folder, except the map, runs one after the other here. So a
- * file system that hangs blocks only one thread. Callers that wait get an error after `ms`. Longer work calls `again` after each
- * step.
+ * Work on the files of one folder, except the map, runs one after the other here. So a file system that hangs blocks only one
+ * thread for each of its folders. Callers that wait get an error after `ms`. Longer work calls `again` after each step.
  */
 export function inLine<T>(
   file: string,
@@ -123,10 +124,12 @@ export function inLine<T>(
   lines.set(folder, line);
   const late = new SilentFile(`its file system has not answered within ${ms / 1_000} s`);
   return within(ms, signal, late, (signal, again) => {
-    const done = line.join(signal, async () => {
-      signal.throwIfAborted();
-      return work(again);
-    });
+    const done = line.join(signal, () =>
+      threads.join(signal, async () => {
+        signal.throwIfAborted();
+        return work(again);
+      }),
+    );
     return new Promise((resolve, reject) => {
       signal.addEventListener("abort", () => reject(signal.reason), { once: true });
       done.then(resolve, reject);

@@ -1,9 +1,11 @@
 // Files that are read as a whole, and file systems that do not answer.
 
-import { mkdtemp, rm, symlink, truncate, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, symlink, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { toFailure } from "../src/errors.js";
+import { newClient } from "../src/state/database.js";
 import { readSecretFile, readSecretFileSync, readWhole, SilentFile } from "../src/whole-file.js";
 import { run } from "./support/child.js";
 import { freeze, opened } from "./support/slow-disk.js";
@@ -86,6 +88,41 @@ describe("where the file system does not answer", () => {
     thaw();
     expect(await readSecretFile(at("well"))).toBe("token");
     expect(await readSecretFile(at("hangs"))).toBe("secret");
+  });
+
+  test("three of Node's four threads are held at most, so that one is left for the map file", async () => {
+    const names = ["a", "b", "c", "d", "e"].map((name) => path.join(name, "hangs"));
+    for (const name of names) {
+      await mkdir(path.dirname(at(name)));
+      await writeFile(at(name), "secret");
+    }
+    const thaw = freeze(folder, "reads");
+    const before = opened();
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    const asked = names.map((name) => readSecretFile(at(name)).catch((error: unknown) => error));
+    await expect.poll(opened).toBe(before + 3);
+    await vi.advanceTimersByTimeAsync(5_000);
+    for (const one of await Promise.all(asked)) expect(one).toBeInstanceOf(SilentFile);
+    vi.useRealTimers();
+    expect(opened()).toBe(before + 3);
+    thaw();
+    for (const name of names) expect(await readSecretFile(at(name))).toBe("secret");
+  });
+
+  test("PostgreSQL's client does not get to wait for its own file of passwords", async () => {
+    const options = { host: "127.0.0.1", port: 1, user: "sasori", database: "sasori", tls: false };
+    vi.stubEnv("PGPASSFILE", at("pgpass"));
+    await newClient({ ...options, where: "postgres://here", replica: "gw1" }); // It is missing, and not needed.
+    await writeFile(at("pgpass"), "*:*:*:*:secret");
+    const thaw = freeze(folder, "reads");
+    const before = opened();
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    const asked = newClient({ ...options, where: "postgres://here", replica: "gw1" }).catch(toFailure);
+    await expect.poll(opened).toBe(before + 1);
+    await vi.advanceTimersByTimeAsync(5_000);
+    expect(await asked).toMatchObject({ code: "STATE_DATABASE", message: expect.stringContaining("pgpass") });
+    thaw();
+    vi.unstubAllEnvs();
   });
 
   test("whoever is told to stop does not wait", async () => {

@@ -4,13 +4,14 @@
 // found by asking for newer ones, every few seconds and after each lost connection; no row is missed because a later one was
 // committed before it; if the database is away or hangs, a caller waits for SEND_MS at most, and the next ones not at all.
 
+import path from "node:path";
 import type { Client, ClientConfig, QueryResultRow } from "pg";
 import type { StateDatabase } from "../config.js";
 import { counted } from "../counts.js";
 import { Line, within } from "../deadline.js";
 import { quote, reason, SasoriError } from "../errors.js";
 import { eachInPieces, inPieces } from "../pieces.js";
-import { readSecretFile } from "../whole-file.js";
+import { readSecretFile, SilentFile } from "../whole-file.js";
 import { beats, MAX_PAST, parseRow, type Row, Rows } from "./rows.js";
 
 /** Deadlines for a connection and for a query. */
@@ -412,19 +413,24 @@ export class Database {
 /** Not connected yet. Throws `STATE_DATABASE` when a file of it cannot be read. */
 export async function newClient(options: StateDatabase): Promise<Client> {
   const { host, port, user, database, tls, where, replica } = options;
-  const read = async (file: string | undefined) => {
+  const read = async (file: string | undefined, isNeeded = true) => {
     if (file === undefined) return undefined;
     try {
       return await readSecretFile(file);
     } catch (error) {
+      if (!isNeeded && !(error instanceof SilentFile)) return undefined;
       throw new SasoriError("STATE_DATABASE", `${where}: cannot read ${file}: ${reason(error)}`, {
         cause: error,
       });
     }
   };
-  const [password, ca, cert, key] = await Promise.all(
-    [options.passwordFile, options.caFile, options.certFile, options.keyFile].map(read),
-  );
+  // One after the other, so that a file that hangs is the only one that blocks a thread.
+  const password = await read(options.passwordFile);
+  // The client reads this by itself, and would wait for it for ever.
+  if (password === undefined && process.env.PGPASSWORD === undefined) await read(passwordsOfLibpq(), false);
+  const ca = await read(options.caFile);
+  const cert = await read(options.certFile);
+  const key = await read(options.keyFile);
   const config: ClientConfig = {
     ...{ host, port, user, database },
     // Without one the client looks where libpq does: PGPASSWORD, PGPASSFILE, ~/.pgpass.
@@ -441,6 +447,8 @@ export async function newClient(options: StateDatabase): Promise<Client> {
   const { default: pg } = await import("pg"); // Few need it.
   return new pg.Client(config);
 }
+
+const passwordsOfLibpq = () => process.env.PGPASSFILE ?? path.join(process.env.HOME ?? ".", ".pgpass");
 
 /** Makes the tables, or migrates them to this version. If several replicas start at once, only one does it. */
 async function migrate(client: Client): Promise<void> {
