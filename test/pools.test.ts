@@ -508,7 +508,8 @@ describe.each(haproxyBinaries())("pools on HAProxy $version", ({ bin, version })
       status: 0,
       stderr: expect.not.stringMatching(/WARNING|ALERT/),
     });
-    expect(check("pools.cfg", {}).stderr).toMatch(/POOLS is not set/);
+    for (const none of [{}, { POOLS: "" }])
+      expect(check("pools.cfg", none).stderr).toMatch(/POOLS is not set/);
     expect(check("haproxy.cfg", { MASTER1: "127.0.0.1:1", POOLS: "fra" }).stderr).toMatch(/use pools\.cfg/);
   });
 });
