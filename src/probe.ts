@@ -19,6 +19,8 @@ export function masterAsker({
 }: Pick<Config, "probeTls" | "masterAliases">): AskMaster {
   const agents = probeTls && new TlsAgents(probeTls, masterAliases);
   return async (server, path, signal) => {
+    if (server.address === "")
+      throw new Error("HAProxy reaches it by a socket file, so sasori cannot ask it");
     const dispatcher = await agents?.of(server);
     const address = server.address.replace(/\.(?=:\d+$)/, ""); // No name in a certificate ends with a dot.
     const url = `${agents === undefined ? "http" : "https"}://${address}${path}`;

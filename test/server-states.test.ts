@@ -2,11 +2,16 @@
 // their names from DNS.
 
 import { once } from "node:events";
+import { mkdtempSync, rmSync } from "node:fs";
+import http from "node:http";
 import net from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { troublesOf } from "../src/http/troubles.js";
 import { HaproxyInstance } from "../src/target/haproxy.js";
 import type { Server } from "../src/target/target.js";
+import { freePort } from "./support/child.js";
 import { startNameserver } from "./support/dns.js";
 import { withFleetLab } from "./support/fleet-lab.js";
 import { startMaster, type TestMaster, withGateway } from "./support/gateway.js";
@@ -245,6 +250,30 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
       });
     } finally {
       await nameserver.stop();
+    }
+  });
+
+  test("takes a server that is a socket file for a master, but not the gateway's ways to itself", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "sasori-socket-"));
+    const socket = join(folder, "it.sock");
+    const server = http.createServer((_, response) => response.end()).listen(socket);
+    await once(server, "listening");
+    const backendLines = ["heal1", "pools", "it"].map((name) => `server ${name} unix@${socket}`);
+    backendLines.push("server-template slot 2 _puppet._tcp.example.com resolvers dns init-addr none");
+    const nameserverPort = await freePort(); // Nobody answers there.
+    try {
+      await withHaproxy({ bin, map: [[NODE, "it"]], backendLines, nameserverPort }, async (haproxy) => {
+        const servers = async () => (await instanceOf(haproxy).look(signal())).servers;
+        const it = { name: "it", host: "it", address: "" };
+        expect(await servers()).toMatchObject([{ ...it, state: "up", up: true }]);
+        expect(await servedBy(haproxy)).toBe("it");
+        await runtimeCommand(haproxy.socketPath, STATE("drain"));
+        expect(await servers()).toMatchObject([{ ...it, state: "drained", up: true }]);
+        expect(await instanceOf(haproxy).loads(signal())).toMatchObject([{ name: "it", state: "drained" }]);
+      });
+    } finally {
+      server.close();
+      rmSync(folder, { recursive: true });
     }
   });
 

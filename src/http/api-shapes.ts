@@ -195,7 +195,7 @@ const MasterKind = z
 const MemberShape = z.strictObject({
   name: MasterText,
   host: z.string().describe("name or address in HAProxy's configuration"),
-  address: z.string().describe("host:port"),
+  address: z.string().describe("host:port; empty if HAProxy reaches it by a socket file"),
   state: ServerState,
 });
 

@@ -516,13 +516,21 @@ function stateRows(state: string): StateRow[] {
     .map((line) => Object.fromEntries(line.split(" ").map((word, index) => [columns[index] ?? "", word])));
 }
 
-/** Undefined for a server that is a socket inside this HAProxy, such as the gateway's healers. */
+/** The servers by which the gateway reaches itself: the healers of haproxy.cfg, and `pools` of pools.cfg. */
+const OWN = /^(heal\d+|pools)$/;
+
+/** Undefined for the gateway's own servers, and for one of a `server-template` that no SRV record fills. */
 function serverOf(row: StateRow): Member | undefined {
   const { srv_name: name = "", srv_fqdn: fqdn = "-", srv_addr: ip = "-", srv_port: port = "" } = row;
-  if (!isMaster(name) || (ip === "-" && fqdn === "-")) return undefined;
+  if (!isMaster(name)) return undefined;
+  const state = stateOf(row.srv_op_state ?? "", Number(row.srv_admin_state));
+  if (ip === "-" && fqdn === "-") {
+    if (OWN.test(name) || row.srvrecord !== "-") return undefined;
+    return { name, host: name, address: "", state };
+  }
   const host = fqdn === "-" ? ip : fqdn;
   const address = `${host.includes(":") ? `[${host}]` : host}:${port}`;
-  return { name, host, address, state: stateOf(row.srv_op_state ?? "", Number(row.srv_admin_state)) };
+  return { name, host, address, state };
 }
 
 /**

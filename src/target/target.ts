@@ -39,7 +39,7 @@ export interface Contents {
 export interface Server {
   name: Master;
   host: string;
-  /** `host:port`. */
+  /** `host:port`. Empty if HAProxy reaches it by a socket file, whose path it does not tell. */
   address: string;
   /**
    * "up": HAProxy sends it requests. "drained": only those that name it, as the map does for its nodes. A pool is up while any
