@@ -6,7 +6,8 @@
 #   setup/parts.sh haproxy   one HAProxy, for the demo     (the machine's own, if it has 2.6 or newer)
 #   setup/parts.sh test      all that the tests run: every HAProxy, PuppetDB 7 and 8 with PostgreSQL and Java, Chromium,
 #                            and the tools for deploy/
-#   setup/parts.sh next      HAProxy 3.4, which only Debian experimental has: TEST_HAPROXY_BINS=$(setup/parts.sh next) npm test
+#   setup/parts.sh next      HAProxy 3.4, which only Debian experimental has. Some tests run on it where it is there; all do with
+#                            TEST_HAPROXY_BINS=$(setup/parts.sh next) npm test
 #   setup/parts.sh wrk       the load generator, for the benchmarks
 #   setup/parts.sh instead   what the benchmark of that name runs: nginx, curl, jq, socat
 #   setup/parts.sh registry  a registry of container images, for npm run test:compose
@@ -95,6 +96,7 @@ packages_of() {
 
 paths_of() {
   case $1 in
+    haproxy-experimental) printf 'next\t%s\n' "$2/usr/sbin/haproxy" ;;
     haproxy-*) printf 'haproxy\t%s\n' "$2/usr/sbin/haproxy" ;;
     prometheus-*) printf 'promtool\t%s\n' "$2/usr/bin/promtool" ;;
     chromium-*) printf 'chromium\t%s\n' "$2/usr/lib/chromium/chromium-headless-shell" ;;
@@ -323,6 +325,9 @@ print_paths() {
   tr ':' '\n' <<<"${TEST_HAPROXY_BINS:-${HAPROXY_BIN:-}}" | sed -n 's/^..*/haproxy\t&/p'
   [ -z "${KUBECTL_BIN:-}" ] || printf 'kubectl\t%s\n' "$KUBECTL_BIN"
   own_chromium | sed -n 's/^..*/chromium\t&/p'
+  if [ -z "${TEST_HAPROXY_BINS:-${HAPROXY_BIN:-}}" ] && is_ready haproxy-experimental; then
+    paths_of haproxy-experimental "$parts/haproxy-experimental"
+  fi
   for part in $(test_parts); do
     if is_ready "$part"; then paths_of "$part" "$parts/$part"; else printf 'missing\t%s\n' "$part"; fi
   done

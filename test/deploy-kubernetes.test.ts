@@ -14,7 +14,7 @@ import { startPuppetdbStandIn } from "../demo/puppetdb.js";
 import { readConfig } from "../src/config.js";
 import { freePort, run } from "./support/child.js";
 import { startMaster, type TestMaster } from "./support/gateway.js";
-import { haproxyBinaries, partIfThere } from "./support/parts.js";
+import { haproxyBinariesAndNext, partIfThere } from "./support/parts.js";
 import { patient } from "./support/patience.js";
 import { Pod, Service } from "./support/pods.js";
 import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
@@ -309,7 +309,7 @@ async function withFleet(use: (fleet: Fleet) => Promise<void>): Promise<void> {
 const NODES = Array.from({ length: 60 }, (_, index) => `node${index}.example.com`);
 
 describe.skipIf(kubectl === undefined)("a pod", NO_KUBECTL, () => {
-  test.each(haproxyBinaries())(
+  test.each(haproxyBinariesAndNext())(
     "gets no request before HAProxy $version has the map, and keeps them when sasori and PuppetDB are down",
     ({ bin }) =>
       withFleet(async ({ start, move, stopPuppetdb }) => {
@@ -341,7 +341,7 @@ describe.skipIf(kubectl === undefined)("a pod", NO_KUBECTL, () => {
 
 describe.skipIf(kubectl === undefined)("a rolling restart", NO_KUBECTL, () => {
   // The oldest and the newest: each takes a quarter of a minute.
-  test.each(haproxyBinaries().filter((_, index, all) => index === 0 || index === all.length - 1))(
+  test.each(haproxyBinariesAndNext().filter((_, index, all) => index === 0 || index === all.length - 1))(
     "fails no request on HAProxy $version, while nodes move and clients keep their connections",
     ({ bin }) =>
       withFleet(async ({ start, move, masters }) => {

@@ -14,7 +14,7 @@ import { PriorityMap } from "../src/target/priority.js";
 import { ask as askWith, commitCrl, establish, makePuppetCa } from "./support/agents-gateway.js";
 import { type Gateway, hold, startMaster, withGateway } from "./support/gateway.js";
 import { runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
-import { haproxyBinaries, isFrom, puppetdbParts } from "./support/parts.js";
+import { haproxyBinariesAndNext, isFrom, puppetdbParts } from "./support/parts.js";
 
 const CONFIG = fileURLToPath(new URL("../haproxy/haproxy.cfg", import.meta.url));
 
@@ -48,7 +48,7 @@ const warningsOf = (text: string) =>
 const NODE = "node1.example.com";
 const WEBSOCKET_KEY = "Sec-WebSocket-Key: x3JJHMbDL1EzLkh9GBhXDw==";
 
-describe.each(haproxyBinaries())("the gateway on HAProxy $version", ({ bin, version }) => {
+describe.each(haproxyBinariesAndNext())("the gateway on HAProxy $version", ({ bin, version }) => {
   test.each([
     ["names looked up once", {}],
     ["names looked up again and again", { GATEWAY_DNS: "on", MASTER1: "localhost:1" }],

@@ -10,7 +10,7 @@ import { planFromContents } from "../src/plan.js";
 import { HaproxyInstance } from "../src/target/haproxy.js";
 import { RuntimeSession } from "../src/target/runtime-api.js";
 import { type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
-import { haproxyBinaries, isFrom } from "./support/parts.js";
+import { haproxyBinariesAndNext, isFrom } from "./support/parts.js";
 import { patient } from "./support/patience.js";
 import { atOnce } from "./support/pieces.js";
 
@@ -63,7 +63,7 @@ async function withoutCounts(haproxy: HaproxyServer, use: (as: HaproxyServer) =>
   }
 }
 
-describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
+describe.each(haproxyBinariesAndNext())("HAProxy $version", ({ bin, version }) => {
   test("tells who it is, what its servers are, and what its map holds", () =>
     withHaproxy({ bin, servers, map: [["node1.example.com", "master1"]] }, async (haproxy) => {
       const instance = instanceOf(haproxy);
@@ -90,7 +90,10 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin, version }) => {
     withHaproxy({ bin, servers, globalLines: ["tune.bufsize 2048"] }, async (haproxy) => {
       const instance = instanceOf(haproxy);
       const desired = fleet(300);
-      await expect(bring(instance, desired)).rejects.toMatchObject({ code: "HAPROXY_UNREACHABLE" });
+      const first = bring(instance, desired);
+      // From 3.4 on a command may be larger than a buffer.
+      if (isFrom(version, 3, 4)) await first;
+      else await expect(first).rejects.toMatchObject({ code: "HAPROXY_UNREACHABLE" });
       await bring(instance, desired);
       expect(await haproxy.showMap()).toEqual(entries(desired));
     }));

@@ -29,6 +29,7 @@ export interface PuppetdbParts {
 
 let listed: Map<string, string[]> | undefined;
 let haproxys: HaproxyBinary[] | undefined;
+let next: HaproxyBinary[] | undefined;
 
 /**
  * Every HAProxy to test against, oldest release first. Asks each for its version once per process.
@@ -37,6 +38,12 @@ let haproxys: HaproxyBinary[] | undefined;
 export function haproxyBinaries(): HaproxyBinary[] {
   haproxys ??= findHaproxys();
   return haproxys;
+}
+
+/** As `haproxyBinaries`, and 3.4 where `setup/parts.sh next` has fetched it: for what the containers run. */
+export function haproxyBinariesAndNext(): HaproxyBinary[] {
+  next ??= isQuick ? [] : named("next");
+  return [...haproxyBinaries(), ...next];
 }
 
 /** The absolute path of a program or folder. Throws, with the remedy, when it has not been fetched. */
@@ -81,12 +88,16 @@ function findHaproxys(): HaproxyBinary[] {
   if (process.env.CI === "true" && missing.length > 0) {
     throw new Error(`${missing.join(", ")} missing, and CI=true skips nothing: ${REMEDY}`);
   }
-  const found = (list().get("haproxy") ?? []).map((bin) => ({ version: haproxyVersion(bin), bin }));
+  const found = named("haproxy");
   if (found.length === 0) {
     throw new Error(`no HAProxy to test against: ${REMEDY}, or set HAPROXY_BIN`);
   }
   found.sort((a, b) => a.version.localeCompare(b.version, "en", { numeric: true }));
   return isQuick ? found.slice(-1) : found;
+}
+
+function named(name: string): HaproxyBinary[] {
+  return (list().get(name) ?? []).map((bin) => ({ version: haproxyVersion(bin), bin }));
 }
 
 function haproxyVersion(bin: string): string {
