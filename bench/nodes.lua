@@ -8,7 +8,7 @@ function init(args)
   for index = 0, count - 1 do
     -- A step that shares no factor with the count: neighbours in time are none in the map.
     local node = string.format(name, first + (index * 7919) % count)
-    requests[index] = wrk.format("GET", "/", { ["X-Node-Name"] = node, ["Host"] = "gateway" })
+    requests[index] = wrk.format("GET", "/puppet/v3/node/" .. node, { ["X-Node-Name"] = node, ["Host"] = "gateway" })
   end
   total = count
 end

@@ -244,8 +244,8 @@ const PARTS: readonly Variant[] = [
   without("replace-path", / {2}http-request replace-path .*\n/),
   without("set-header X-Node-Name", / {2}http-request set-header X-Node-Name %\[var.*\n/),
   without(
-    "set-header X-Sasori-Tried",
-    / {2}http-request set-header X-Sasori-Tried %\[var\(txn.master\)\] .*\n/,
+    "add-header X-Sasori-Tried",
+    / {2}http-request add-header X-Sasori-Tried %\[var\(txn.master\)\] .*\n/,
   ),
   without("queue_full rule", / {2}http-request return status 503 .*srv_queue ge .*\n/),
   without("disable-l7-retry", / {2}http-request disable-l7-retry .*\n/),
