@@ -423,6 +423,27 @@ test("a clock in front of PuppetDB that is ahead hides nothing: changes are aske
   await server.close();
 });
 
+test("a connection that PuppetDB closes in the moment when it is used again is no failure", async () => {
+  const used = new WeakSet<object>();
+  const once =
+    (script: Script): Script =>
+    (response) => {
+      const { socket } = response;
+      if (socket === null || used.has(socket)) socket?.destroy();
+      else script(response);
+      if (socket !== null) used.add(socket);
+    };
+  const scripts = Object.entries(ONE_NODE).map(([entity, script]) => [entity, once(script)]);
+  const server = await startScriptedPuppetdb(Object.fromEntries(scripts) as Scripts);
+  const source = new PuppetDb({ url: server.url });
+  for (let reading = 0; reading < 5; reading += 1) {
+    expect((await source.readAll(soon())).submissions.size).toBe(1);
+    expect((await source.readNodes([NODE], soon())).size).toBe(1);
+  }
+  await source.close();
+  await server.close();
+});
+
 /** Never ends, and counts what it has sent. */
 function endless(): { script: Script; sent: () => number } {
   let sent = 0;

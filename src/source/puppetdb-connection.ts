@@ -6,7 +6,7 @@
 import dns from "node:dns";
 import type { LookupFunction } from "node:net";
 import { isDeepStrictEqual } from "node:util";
-import { Agent, buildConnector, type Dispatcher } from "undici";
+import { Agent, buildConnector, type Dispatcher, request } from "undici";
 import { mayHaveToken } from "../config/contradictions.js";
 import type { PuppetdbServer } from "../config.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
@@ -111,6 +111,29 @@ function newAgent(pem: Pem): TlsAgent {
     lookups: 0,
   };
   return agent;
+}
+
+/** So many connections that were kept may be closed one after the other. */
+const MAX_TRIES = 3;
+
+/**
+ * As `request` of undici. The other side may close a connection that was kept in the moment when it is used again. A query changes
+ * nothing, so it is sent again.
+ */
+export async function send(
+  url: string,
+  agent: TlsAgent,
+  options: { headers: Record<string, string>; signal: AbortSignal; method?: "POST"; body?: string },
+): Promise<Dispatcher.ResponseData> {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await request(url, { ...options, dispatcher: agent.dispatcher });
+    } catch (error) {
+      const isClosed = /^(UND_ERR_SOCKET|ECONNRESET|EPIPE)$/.test(systemCode(error));
+      const isOver = options.signal.aborted || tries === MAX_TRIES;
+      if (!isClosed || agent.alert !== undefined || isOver) throw error;
+    }
+  }
 }
 
 export interface Connection {

@@ -5,7 +5,6 @@
 // catalog is not: an operator who asks another master for a node's catalog rewrites it. So the newest of
 // factset and report decides (or of those that SASORI_OBSERVATIONS names), and the catalog only where a node has neither.
 
-import { request } from "undici";
 import { z } from "zod";
 import type { PuppetdbServer } from "../config.js";
 import { within } from "../deadline.js";
@@ -19,6 +18,7 @@ import {
   Connector,
   checkAnswer,
   queryError,
+  send,
   shortText,
   WRONG_URL,
 } from "./puppetdb-connection.js";
@@ -458,7 +458,7 @@ export class PuppetDb {
     const url = `${this.#config.url}${path}`;
     const { agent, headers } = await this.#connector.open(signal);
     try {
-      const response = await request(url, { dispatcher: agent.dispatcher, headers, signal });
+      const response = await send(url, agent, { headers, signal });
       await checkAnswer(url, response);
       const answer = shape.safeParse(JSON.parse(await shortText(url, response.body)));
       if (answer.success) return answer.data;
@@ -518,17 +518,17 @@ export class PuppetDb {
     });
     try {
       const headers = { accept: "application/json", ...connection.headers };
-      const options = { dispatcher: connection.agent.dispatcher, signal };
+      const { agent } = connection;
       const response = isLong
-        ? await request(url, {
-            ...options,
+        ? await send(url, agent, {
             method: "POST",
             headers: { ...headers, "content-type": "application/json" },
             body: JSON.stringify({ query, origin: "sasori", ...page }),
+            signal,
           })
-        : await request(`${url}?query=${encodeURIComponent(text)}&origin=sasori${parameters(page)}`, {
-            ...options,
+        : await send(`${url}?query=${encodeURIComponent(text)}&origin=sasori${parameters(page)}`, agent, {
             headers,
+            signal,
           });
       await checkAnswer(url, response);
       // Jetty takes the date when the request arrives. Something in front of it may drop the header, or write its own.
