@@ -12,34 +12,49 @@ import { makePuppetCa, type PuppetCa } from "./support/agents-gateway.js";
 import { Child, freePort } from "./support/child.js";
 import { type Block, blocksOf, blockWith, commandsOf, documents } from "./support/documents.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
-import { haproxyBinaries, pathOf } from "./support/parts.js";
+import { haproxyBinaries, partIfThere, pathOf } from "./support/parts.js";
 import { patient } from "./support/patience.js";
 import { type PostgresServer, startPostgres } from "./support/postgres-server.js";
 
-/** What is not run here: commands of a document (of all, without one), and why. */
-const NOT_HERE: readonly { document?: string; commands: RegExp; because: string }[] = [
+const kubectl = partIfThere("kubectl");
+
+/**
+ * What is not run here: commands of a document (of all, without one), and why. `by`: the test that reads them from the
+ * document and runs them. Without it nothing runs them.
+ */
+const NOT_HERE: readonly { document?: string; commands: RegExp; because: string; by?: string }[] = [
   { commands: /^setup\/build\.sh/, because: "every run of the tests begins with it" },
   {
-    commands: /^([A-Z_]+=\S+ )*(nice -n \S+ )?npm (test|run (test:|check|bench|demo|reference))/,
-    because: ".ci/run runs these",
+    commands: /^([A-Z_]+=\S+ )*(nice -n \S+ )?npm (test|run (test:|check|demo))/,
+    because: "these are the tests themselves; .ci/run runs them",
   },
+  { commands: /^([A-Z_]+=\S+ )*npm run (bench|reference)/, because: "they measure, or write into the clone" },
   {
     document: "README.md",
     commands: /docker compose|localhost:(8080|9190)|^sleep/,
-    because: "needs Docker: test/compose runs them",
+    because: "needs Docker",
+    by: "test/compose/stack.ts",
   },
-  { document: "docs/containers.md", commands: /./, because: "needs Docker: test/compose starts these files" },
+  {
+    document: "docs/containers.md",
+    commands: /./,
+    because: "needs Docker",
+    by: "test/compose/compose.test.ts",
+  },
   {
     document: "docs/debian.md",
     commands: /./,
-    because: "needs systemd: test/packages runs them on clean hosts",
+    because: "needs clean hosts with systemd",
+    by: "test/packages/debian.test.ts",
   },
   { document: "docs/install.md", commands: /^(dnf|sasori setup)/, because: "needs RHEL" },
-  { commands: /^kubectl/, because: "needs a cluster: test/deploy-kubernetes.test.ts judges the manifests" },
+  { document: "docs/kubernetes.md", commands: /^kubectl rollout/, because: "needs a cluster" },
+  ...(kubectl === undefined ? [{ commands: /^kubectl/, because: "there is no kubectl here" }] : []),
   {
     document: "docs/agents.md",
     commands: /^(curl|crl=|\{ echo|echo "commit)/,
-    because: "needs agents' masters: test/agents.test.ts runs them",
+    because: "needs masters that serve agents",
+    by: "test/agents.test.ts",
   },
 ];
 
@@ -93,6 +108,13 @@ const STAND_INS = {
   psql: () => `exec ${join(pathOf("postgres"), "psql")} -w "$@"`,
   sudo: () => `[ "$1" = -u ]; shift 2; exec "$@"`,
   puppet: () => `[ "$*" = "config print ssldir" ]; echo ${at("etc/puppetlabs/puppet/ssl")}`,
+  // As far as it does without a cluster: what it would send.
+  kubectl: () => `export KUBECONFIG=/dev/null
+case "$1 $2" in
+  "create secret") exec ${kubectl} "$@" --dry-run=client -o yaml ;;
+  "apply -k") exec ${kubectl} kustomize "$3" ;;
+  *) exit 1 ;;
+esac`,
   // `puppetserver ca generate --certname <name> ...`
   puppetserver: () => `[ "$1 $2 $3" = "ca generate --certname" ]; cd ${at("etc/puppetlabs/puppet/ssl")}
 cp ${ca.gateway.cert} certs/$4.pem; cp ${ca.gateway.key} private_keys/$4.pem`,
@@ -201,6 +223,9 @@ beforeAll(async () => {
   for (const name of readdirSync("examples"))
     write(`work/examples/${name}`, moved(readFileSync(join("examples", name), "utf8")));
   symlinkSync(at("bin/sasori"), at("work/sasori"));
+  symlinkSync(resolve("deploy"), at("work/deploy"));
+  for (const name of ["cert.pem", "key.pem", "ca.pem", "postgres-ca.pem", "state.password"])
+    symlinkSync(at(`etc/sasori/${name}`), at(`work/${name}`));
   write("work/nodes.txt", "node8.example.com master2 # as before\n");
   write("work/my-pools.cfg", `${blockWith("docs/gateway.md", "backend fra").text}\nbackend lon\n`);
 
@@ -264,11 +289,12 @@ describe("a document's commands work as written", () => {
   );
 });
 
-test("what is not run here is in a document still", () => {
-  for (const { document, commands, because } of NOT_HERE) {
+test("what is not run here is in a document still, and in the test that runs it", () => {
+  for (const { document = "", commands, because, by } of NOT_HERE) {
+    if (by !== undefined) expect(readFileSync(by, "utf8"), by).toContain(document);
     const found = shell.filter(
       (block) =>
-        (document ?? block.document) === block.document &&
+        (document || block.document) === block.document &&
         commandsOf(block).some((line) => commands.test(line)),
     );
     expect(found, `${commands} (${because})`).not.toEqual([]);

@@ -5,10 +5,12 @@
 import { readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, onTestFailed, test } from "vitest";
 import { run } from "../support/child.js";
+import { blockWith } from "../support/documents.js";
 import { patient } from "../support/patience.js";
 import { type Gateway, left, PROJECT, quickStart, REPOSITORY, Stack } from "./stack.js";
 
-const UP = ["up", "--build", "--wait", "--wait-timeout", "400"];
+/** The commands of docs/containers.md in the block that has `words`. */
+const commandsWith = (words: string) => blockWith("docs/containers.md", words).text;
 
 /** A sync on schedule, on a machine that has other things to do. */
 const SOON = { timeout: patient(30_000), interval: 250 };
@@ -190,11 +192,12 @@ describe("when parts of it fail", () => {
     await expect.poll(moveAndAsk, SOON).toBe("learned");
   });
 
-  test("HAProxy restarted: the first request is mapped, and sasori finds it in sync", async () => {
+  test("HAProxy restarted, as for an upgrade: the first request is mapped, and sasori finds it in sync", async () => {
     showLogs();
     await stack.move("node4", "master2");
     await stack.compose("exec", "sasori", "npm", "run", "update-map");
-    await stack.compose("restart", "haproxy");
+    // Without the new version itself.
+    await stack.paste(commandsWith("git pull").replace("git pull\n", ""));
     await stack.compose("up", "--wait", "--no-recreate", "haproxy");
     expect(await stack.ask("node4")).toEqual(mapped("master2"));
     await expect
@@ -250,7 +253,8 @@ describe("docker-compose.second-haproxy.yml", () => {
   test("both HAProxys agree, on what is there and on what moves", async () => {
     showLogs();
     stack.override("docker-compose.second-haproxy.yml");
-    await stack.compose(...UP);
+    const printed = await stack.paste(commandsWith("docker-compose.second-haproxy.yml"));
+    expect(printed).toContain('"node":"node1.example.com"');
     const { targets } = await stack.status();
     expect(targets.map(({ target }) => target)).toContain("/run/sasori/haproxy2.sock");
     for (const node of ["node1", "node2", "node3", "node4"]) {
@@ -284,7 +288,7 @@ describe("docker-compose.light.yml", () => {
     expect((await left("volume")).length).toBeGreaterThan(0);
 
     stack.override("docker-compose.light.yml");
-    await stack.compose(...UP);
+    await stack.paste(commandsWith("docker-compose.light.yml"));
     const answers = await Promise.all(["node1", "node2", "node3", "node4"].map((node) => stack.ask(node)));
     expect(answers.map(({ status, master }) => [status, master])).toEqual([
       [200, "master1"],

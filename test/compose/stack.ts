@@ -98,7 +98,7 @@ export class Stack {
     return run("docker", ["compose", ...args], { cwd: REPOSITORY, env: this.#env });
   }
 
-  /** Runs a part of the README as a person would who pastes it, but for the ports. */
+  /** Runs commands of a document as a person would who pastes them, but for the ports. */
   paste(commands: string): Promise<string> {
     const ported = names.reduce(
       (text, name) => text.replaceAll(`localhost:${PUBLISHED[name][1]}`, `localhost:${this.#ports[name]}`),

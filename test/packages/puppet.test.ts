@@ -88,7 +88,7 @@ describe.each([
   test("then requests are routed", async () => {
     const ask = "curl -s -H 'X-Node-Name: web2.example.com' http://127.0.0.1:8080/";
     await expect.poll(() => host.sh(ask), SOON).toContain('"master":"puppet2.example.com"');
-    expect(await host.sh("sasori doctor | grep -v 'answered nobody' | grep -ci failed || true")).toBe("0\n");
+    expect(await host.sh("sasori doctor | grep -ci failed || true")).toBe("0\n");
   });
 
   test("the second run changes nothing", async () => {
