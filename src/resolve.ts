@@ -108,7 +108,7 @@ export class Resolver {
     if (answer?.known === known && answer !== undefined && performance.now() < answer.until)
       return answer.owner === wrong ? undefined : answer.owner;
     // Every producer would be one without a server, and "nobody knows better" would be said of a move that PuppetDB knows.
-    if (!this.#parts.knowsServers()) throw busy("no HAProxy has told its servers yet");
+    if (!this.#parts.knowsServers()) throw busy("sasori does not know HAProxy's servers yet");
     const share = known === undefined ? STRANGERS_SHARE : 1;
     if (this.#underway >= MAX_UNDERWAY * share) throw busy(`${this.#underway} nodes are being looked for`);
     this.#underway += 1;

@@ -13,6 +13,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
 import { readConfig } from "../src/config.js";
 import { freePort, run } from "./support/child.js";
+import { blockWith } from "./support/documents.js";
 import { startMaster, type TestMaster } from "./support/gateway.js";
 import { haproxyBinariesAndNext, partIfThere } from "./support/parts.js";
 import { patient } from "./support/patience.js";
@@ -35,14 +36,17 @@ interface Manifest {
 let folder: string;
 let manifests: Manifest[] = [];
 
-/** What `kubectl apply -k` would send, with the component for monitoring. kubectl asks no cluster for that. */
-async function render(): Promise<Manifest[]> {
+/**
+ * What `kubectl apply -k` would send, with the component for monitoring, and with `more` in the kustomization. kubectl asks no
+ * cluster for that.
+ */
+async function render(name: string, more = ""): Promise<Manifest[]> {
   if (kubectl === undefined) return [];
   const env = { KUBECONFIG: "/dev/null", HOME: folder };
-  const overlay = path.join(folder, "overlay");
+  const overlay = path.join(folder, name);
   await mkdir(overlay);
   const relative = path.relative(overlay, MANIFESTS);
-  const kustomization = `resources: ["${relative}"]\ncomponents: ["${relative}/monitoring"]\n`;
+  const kustomization = `resources: ["${relative}"]\ncomponents: ["${relative}/monitoring"]\n${more}`;
   await writeFile(path.join(overlay, "kustomization.yaml"), kustomization);
   const yaml = await run(kubectl, ["kustomize", overlay], { env });
   const toJson = ["annotate", "--local", "-f", "-", "-o", 'jsonpath={@}{"\\n"}', "rendered=yes"];
@@ -58,12 +62,16 @@ const find = (kind: string, name = "sasori") => {
 const deployment = () => find("Deployment") as unknown as IDeployment;
 const podSpec = () => deployment().spec?.template.spec;
 const containers = () => [...(podSpec()?.initContainers ?? []), ...(podSpec()?.containers ?? [])];
-const sidecar = () => podSpec()?.initContainers?.find(({ restartPolicy }) => restartPolicy === "Always");
+const sidecarOf = (all: readonly Manifest[]) =>
+  (
+    all.find(({ kind }) => kind === "Deployment") as IDeployment | undefined
+  )?.spec?.template.spec?.initContainers?.find(({ restartPolicy }) => restartPolicy === "Always");
+const sidecar = () => sidecarOf(manifests);
 const policy = () => (find("NetworkPolicy") as unknown as INetworkPolicy).spec;
 
 beforeAll(async () => {
   folder = await mkdtemp(path.join(tmpdir(), "sasori-kubernetes-"));
-  manifests = await render();
+  manifests = await render("overlay");
 });
 afterAll(() => rm(folder, { recursive: true, force: true }));
 
@@ -249,6 +257,20 @@ describe.skipIf(kubectl === undefined)("the manifests", NO_KUBECTL, () => {
       env[`SASORI_${name}`] = file;
     expect(readConfig(env)).toMatchObject({ listen: { host: "0.0.0.0", port: 9180 } });
     expect(podSpec()?.enableServiceLinks).toBe(false);
+  });
+
+  test("take the patch of docs/estates.md, by which replicas share a database", async () => {
+    const patched = await render("replicas", blockWith("docs/estates.md", "patches:").text);
+    expect(await fieldErrors(patched)).toBe("");
+    const { env = [], volumeMounts = [] } = sidecarOf(patched) ?? {};
+    const added = env.filter(({ name }) => !sidecar()?.env?.some((one) => one.name === name));
+    expect(added.map(({ name }) => name).sort()).toEqual([
+      "SASORI_REPLICA",
+      "SASORI_STATE_CA",
+      "SASORI_STATE_PASSWORD_FILE",
+      "SASORI_STATE_URL",
+    ]);
+    expect(volumeMounts.map(({ mountPath }) => mountPath)).toContain("/etc/sasori/state");
   });
 
   test("leave each wait the time that it may take", () => {

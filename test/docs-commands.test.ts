@@ -42,6 +42,12 @@ const NOT_HERE: readonly { document?: string; commands: RegExp; because: string;
     by: "test/compose/compose.test.ts",
   },
   {
+    document: "docs/estates.md",
+    commands: /^docker compose|^openssl rand.* state\.password/,
+    because: "needs Docker",
+    by: "test/compose/compose.test.ts",
+  },
+  {
     document: "docs/debian.md",
     commands: /./,
     because: "needs clean hosts with systemd",

@@ -1,13 +1,14 @@
 // What the command line prints of lists, for people: nodes, masters, moves, passes, and what the doctor found.
 // Pure: values in, text out.
 
-import { counted, number } from "../counts.js";
+import { age, counted, duration, number, percent } from "../counts.js";
 import type { Finding } from "../doctor/check.js";
 import type { Diagnosis } from "../doctor/doctor.js";
 import { quote } from "../errors.js";
 import type { Masters, Move, Node, Pass, Replica, Replicas, ServerLoad } from "../http/api-shapes.js";
+import { SILENT_MS } from "../http/lacking.js";
 import { remedyFor, shown, UNROUTABLE_REMEDY, withoutPlace } from "../http/troubles.js";
-import { ago, localTime, prose, type Style, seconds, table } from "./report-text.js";
+import { localTime, prose, type Style, table } from "./report-text.js";
 import type { Column } from "./table.js";
 
 export const NODE_COLUMNS = ["NODE", "MASTER", "SOURCE", "SINCE"];
@@ -41,7 +42,7 @@ export function masterRows({ masters, failures }: Masters, isWide: boolean, styl
   // With SASORI_HAPROXY=none there is no HAProxy to have a server.
   const isAsked = failures.length > 0 || masters.some(({ servers }) => servers.length > 0);
   return masters.flatMap(({ master, nodes, share, servers }) => {
-    const about = [style.bold(master), number(nodes), `${(share * 100).toFixed(1)} %`];
+    const about = [style.bold(master), number(nodes), percent(share)];
     if (servers.length === 0) return [[...about, isAsked ? style.bad("no server in any HAProxy") : ""]];
     if (!isWide) return [[...about, stateOf(servers, style), ...load(servers)]];
     return servers.map((server) => [...about, stateOf([server], style), server.haproxy, ...load([server])]);
@@ -120,9 +121,6 @@ function awayOf({ members = [] }: ServerLoad, style: Style): string[] {
   return away.map(({ name, state, status }) => style[HEALTH_COLOURS[state]](`${name} ${status}`));
 }
 
-/** A replica that is silent for longer is in trouble, whatever it said. */
-const SILENT_MS = 60_000;
-
 const isWell = ({ state, silentMs }: Replica) =>
   silentMs < SILENT_MS && (state === "in sync" || state === "catching up");
 
@@ -139,10 +137,10 @@ export function renderReplicas({ shared, failure, replicas }: Replicas, style: S
       `${haproxys.length - lacking.length} of ${counted(haproxys.length, "HAProxy", "HAProxys")} in sync`,
       lastPass === null
         ? "no pass yet"
-        : `last pass ${lastPass.outcome}, ${ago(lastPass.startedAt, Date.now())}`,
+        : `last pass ${lastPass.outcome}, ${age(lastPass.startedAt, Date.now())}`,
       `sasori ${version}`,
     ];
-    if (silentMs >= SILENT_MS) about.push(style.bad(`silent for ${seconds(silentMs)}`));
+    if (silentMs >= SILENT_MS) about.push(style.bad(`silent for ${duration(silentMs)}`));
     const why = isWell(replica) ? "" : prose(summary);
     return [
       `${style.bold(shown(name))}${self ? " (this one)" : ""}`,
@@ -187,7 +185,7 @@ export function passRow(
     style.dim(localTime(startedAt)),
     kind,
     verdict(outcome),
-    seconds(durationMs),
+    duration(durationMs),
     number(pass.nodes),
     number(pass.moved),
     details.filter((text) => text !== "").join(", "),

@@ -1,7 +1,7 @@
 // What the command line prints for people: short, aligned, saying what changed and what to do about it.
 // Pure: values in, text out.
 
-import { counted, number } from "../counts.js";
+import { age, counted, duration, number } from "../counts.js";
 import { quote } from "../errors.js";
 import type { Lookup, Move, Pass, Status, Story, TargetRow, Trouble } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
@@ -33,8 +33,6 @@ export function styleFor(
   return { bold: paint(1), dim: paint(2), good: paint(32), bad: paint(31), warn: paint(33) };
 }
 
-export const seconds = (ms: number) => (ms < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`);
-
 const two = (value: number) => String(value).padStart(2, "0");
 
 /** A time of the API, in the zone of whoever reads (TZ): `2026-05-01 14:00:00`. */
@@ -46,15 +44,6 @@ export function localTime(iso: string): string {
 
 /** Converts such times within a sentence. Times in file names have no colons, and stay as they are. */
 export const prose = (text: string) => text.replaceAll(/\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z/g, localTime);
-
-/** `12 s ago`, `5 min ago`, `3 h ago`, `2 days ago`. */
-export function ago(iso: string, now: number): string {
-  const passed = Math.max(0, Math.round((now - Date.parse(iso)) / 1_000));
-  if (passed < 60) return `${passed} s ago`;
-  if (passed < 3_600) return `${Math.floor(passed / 60)} min ago`;
-  if (passed < 2 * 86_400) return `${Math.floor(passed / 3_600)} h ago`;
-  return `${Math.floor(passed / 86_400)} days ago`;
-}
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: what `styleFor` puts in
 const PAINT = /\u001b\[\d+m/g;
@@ -117,7 +106,7 @@ export function renderReport(report: SyncReport, style: Style): string {
   ];
   const lines = changeLines(targets[0]?.changes ?? [], moved);
   if (lines.length > 0) lines.push("");
-  const summary = `${verdict} in ${seconds(report.durationMs)}: ${counted(nodes, "node")}, ${number(moved)} changed`;
+  const summary = `${verdict} in ${duration(report.durationMs)}: ${counted(nodes, "node")}, ${number(moved)} changed`;
   lines.push(`${style.bold(`${kind} pass${dryRun ? " (dry run)" : ""}`)} ${summary}`);
   lines.push(...table(targets.map((target) => ["", ...targetLine(target, style)])));
   lines.push(...troubleLines(troublesOfReport(report), style), ...remarks(report, style));
@@ -237,11 +226,11 @@ export function renderStatus(status: Status, style: Style): string {
   about.push([
     "",
     "PuppetDB",
-    lastGoodPoll === null ? "not read yet" : `last read ${ago(lastGoodPoll, Date.now())}`,
+    lastGoodPoll === null ? "not read yet" : `last read ${age(lastGoodPoll, Date.now())}`,
   ]);
   if (lastPass) {
     const { kind, outcome, startedAt: at, durationMs } = lastPass;
-    about.push(["", "last pass", `${kind}, ${outcome}, ${ago(at, Date.now())}, ${seconds(durationMs)}`]);
+    about.push(["", "last pass", `${kind}, ${outcome}, ${age(at, Date.now())}, ${duration(durationMs)}`]);
   }
   lines.push(...table(about));
   if (troubles.length > 0) lines.push("", ...troubleLines(troubles, style));
@@ -259,7 +248,7 @@ function stateOf(target: TargetRow, style: Style): string {
   const about = [
     inSync ? style.good("in sync") : `${counted(pending, "change")} pending`,
     version ? `HAProxy ${version}` : "",
-    comparedAt ? `all entries compared ${ago(comparedAt, Date.now())}` : "",
+    comparedAt ? `all entries compared ${age(comparedAt, Date.now())}` : "",
     those("down"),
     those("drained"),
   ];

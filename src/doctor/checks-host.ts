@@ -7,7 +7,7 @@ import { userInfo } from "node:os";
 import path from "node:path";
 import { askDaemon, daemonUrl, NoSasori } from "../cli/daemon-client.js";
 import type { Config, ListenAddress } from "../config.js";
-import { counted } from "../counts.js";
+import { counted, duration } from "../counts.js";
 import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import type { Status } from "../http/api-shapes.js";
 import type { Certname } from "../node-map.js";
@@ -302,7 +302,7 @@ export function daemonCheck({ listen, apiTokenFile }: Config, version: string): 
         (status.longestDelayMs ?? 0) > LONG_DELAY_MS
           ? {
               outcome: "warning",
-              what: `it was busy for ${((status.longestDelayMs ?? 0) / 1000).toFixed(1)} s within the last minute, and answered no request meanwhile`,
+              what: `it was busy for ${duration(status.longestDelayMs ?? 0)} within the last minute, and answered no request meanwhile`,
               remedy:
                 "give it more processor time. HAProxy waits 2 s for its answer, and then goes on without it",
             }

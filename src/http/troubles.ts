@@ -9,6 +9,7 @@ import type { SyncReport } from "../sync-report.js";
 import type { Server } from "../target/target.js";
 import type { TargetState } from "../target/tracked-target.js";
 import type { Status, Trouble } from "./api-shapes.js";
+import { SILENT_MS } from "./lacking.js";
 
 const KEEPS_MAP = "Meanwhile HAProxy keeps its map";
 const CHECK_PUPPETDB = "check PuppetDB and its log";
@@ -317,8 +318,6 @@ function wrongClock(aheadMs: number, place: string): Trouble {
   );
 }
 
-/** A replica says something every few seconds. */
-const SILENT_MS = MINUTE_MS;
 /** With a larger difference between clocks, of two registrations at two replicas the earlier one may count as the later. */
 const REPLICAS_CLOCK_MS = 5_000;
 

@@ -3,7 +3,7 @@
 
 import type { HeldPlan, Story } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
-import { Cancelled, change, messageOf, Refusal, read } from "./calls.js";
+import { Cancelled, change, messageOf, nodePath, Refusal, read } from "./calls.js";
 import { askToken, confirm } from "./dialogs.js";
 import type { Feed } from "./feed.js";
 import { changesOf } from "./held-plan.js";
@@ -34,8 +34,6 @@ const PASS_WORDS = {
   failed: "Pass failed in part; see the top of the page",
   held: "Pass done, except for what waits for approval",
 };
-
-const nodePath = (certname: string) => `nodes/${encodeURIComponent(certname)}`;
 
 /** Where a change that is in force is still missing: targets that the next pass writes, or the state file. */
 function lacks(story: Story): string {

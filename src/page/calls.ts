@@ -2,6 +2,8 @@
 // Promises: every call has a deadline; a change that needs the token asks the reader for it, says when it is wrong, and
 // is then done; the token lives as long as this tab's session and goes nowhere else.
 
+export const nodePath = (certname: string) => `nodes/${encodeURIComponent(certname)}`;
+
 /** Longer than any read takes; a pass or a registration may wait for a stalled HAProxy first. */
 const READ_DEADLINE_MS = 8_000;
 const CHANGE_DEADLINE_MS = 120_000;

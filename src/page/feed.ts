@@ -13,11 +13,12 @@ import type {
   Status,
   Story,
 } from "../http/api-shapes.js";
-import { type Answer, messageOf, Refusal, read } from "./calls.js";
+import { type Answer, messageOf, nodePath, Refusal, read } from "./calls.js";
 import {
   addMoves,
   addPass,
   emptyMoveLog,
+  MAX_PASSES,
   MINUTE_MS,
   type MoveLog,
   nowOf,
@@ -71,6 +72,8 @@ export function startFeed(state: State, changed: () => void): Feed {
     changed();
   }
 
+  const readStory = async () => state.story && fill<Story>(state.story, nodePath(state.story.certname));
+
   const poll = () =>
     Promise.all([
       fill<Masters>(state.masters, "masters"),
@@ -78,7 +81,7 @@ export function startFeed(state: State, changed: () => void): Feed {
       // Whether replicas share a database does not change while sasori runs.
       state.replicas.value?.shared !== false && fill<Replicas>(state.replicas, "replicas"),
       fill<Nodes>(state.registrations, `nodes?source=registration&limit=${MAX_REGISTRATIONS}`),
-      state.story && fill<Story>(state.story, `nodes/${encodeURIComponent(state.story.certname)}`),
+      readStory(),
     ]);
 
   function refresh(): void {
@@ -129,10 +132,8 @@ export function startFeed(state: State, changed: () => void): Feed {
       const { passes } = heard(await read<{ passes: Pass[] }>("passes"));
       const lastRead = passes[0]?.startedAt ?? "";
       // The stream may have sent newer ones already.
-      state.passes = [...state.passes.filter(({ startedAt }) => startedAt > lastRead), ...passes].slice(
-        0,
-        20,
-      );
+      const newer = state.passes.filter(({ startedAt }) => startedAt > lastRead);
+      state.passes = [...newer, ...passes].slice(0, MAX_PASSES);
       await Promise.all([readMoves(), poll()]);
     } catch (error) {
       if (!(error instanceof Refusal)) lose();
@@ -209,9 +210,7 @@ export function startFeed(state: State, changed: () => void): Feed {
     async open(certname) {
       state.story = certname === undefined ? undefined : { certname };
       changed();
-      if (state.story !== undefined) {
-        await fill<Story>(state.story, `nodes/${encodeURIComponent(state.story.certname)}`);
-      }
+      await readStory();
     },
   };
 }

@@ -4,24 +4,22 @@ import type { Instance } from "../http/api-shapes.js";
 import { usePage } from "./page.js";
 import { nowOf } from "./state.js";
 import css from "./targets.module.css";
-import { Card, Name, Problem, Quiet, StateWord, Time } from "./ui.js";
+import { Card, Name, Read, StateWord, Time } from "./ui.js";
 import { age, counted, duration, number } from "./words.js";
 
 export function HaproxysCard() {
   const { state } = usePage();
-  const { value, problem } = state.instances;
   return (
     <Card label="HAProxys and the map file">
-      {value === undefined ? (
-        <Quiet>{problem ?? "Waiting for the first answer."}</Quiet>
-      ) : (
-        <ul class={css.list}>
-          {[...value.instances, value.file].map((instance) => (
-            <Target key={instance.target} instance={instance} now={nowOf(state)} />
-          ))}
-        </ul>
-      )}
-      {value !== undefined && problem !== undefined && <Problem>{`not read again: ${problem}`}</Problem>}
+      <Read {...state.instances}>
+        {({ instances, file }) => (
+          <ul class={css.list}>
+            {[...instances, file].map((instance) => (
+              <Target key={instance.target} instance={instance} now={nowOf(state)} />
+            ))}
+          </ul>
+        )}
+      </Read>
     </Card>
   );
 }

@@ -23,8 +23,8 @@ export interface Told extends Headline {
 }
 
 const OLD_MAP =
-  "Requests are served from the map of that time. Nodes that move now get their new route when it is back.";
-const OWN_MAP = "It serves the map that it has. Changes do not reach it until this is mended.";
+  "Requests are served from the map of that time. Nodes that move now get their new route when PuppetDB is back.";
+const OWN_MAP = "It serves the map that it has. Changes do not reach it until this is repaired.";
 const OLD_FILE =
   "Requests are served: every running HAProxy has the map. One that restarts now would load an old map file.";
 
@@ -51,7 +51,7 @@ const WORDS: Record<Exclude<ErrorCode | keyof typeof TROUBLES, Otherwise>, Words
   HAPROXY_REPLY: ["HAProxy's answer cannot be used", OWN_MAP],
   HAPROXY_MAP: ["HAProxy does not have the map", "Its clients are not routed by node."],
   HAPROXY_BACKEND: ["HAProxy does not have the backend", "Its clients are not routed by node."],
-  HAPROXY_CHANGED: ["HAProxy is changed by others all the time", OWN_MAP],
+  HAPROXY_CHANGED: ["Another program keeps changing HAProxy", OWN_MAP],
   HAPROXY_SERVER: ["A master could not be added to HAProxy"],
   FILE_READ: ["The map file cannot be read", OLD_FILE],
   FILE_WRITE: ["The map file cannot be written", OLD_FILE],

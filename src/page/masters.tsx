@@ -4,7 +4,7 @@ import { useState } from "preact/hooks";
 import type { Masters, ServerLoad } from "../http/api-shapes.js";
 import css from "./masters.module.css";
 import { usePage } from "./page.js";
-import { Badge, Card, Master, Name, Problem, Quiet, StateWord } from "./ui.js";
+import { Badge, Card, Master, Name, Quiet, Read, StateWord } from "./ui.js";
 import { counted, number, percent } from "./words.js";
 
 /** More are shown when asked for; one that is not up is shown always. */
@@ -23,15 +23,8 @@ const isUp = ({ servers }: MasterRow) => servers.length > 0 && servers.every(isW
 
 export function MastersCard() {
   const { state, domain } = usePage();
-  const { value, problem } = state.masters;
   const [all, setAll] = useState(false);
-  if (value === undefined)
-    return (
-      <Card label="Masters">
-        <Quiet>{problem ?? "Waiting for the first answer."}</Quiet>
-      </Card>
-    );
-  const { masters, unroutable, failures } = value;
+  const masters = state.masters.value?.masters ?? [];
   const most = Math.max(1, ...masters.map(({ nodes }) => nodes));
   const shown = all ? masters : masters.filter((master, index) => index < FEW || !isUp(master));
   const more = masters.length - shown.length;
@@ -47,34 +40,41 @@ export function MastersCard() {
         )
       }
     >
-      <ul class={css.masters}>
-        {shown.map((master) => (
-          <Row key={master.master} master={master} most={most} />
-        ))}
-      </ul>
-      {more > 0 && <Quiet>{counted(more, "more master")}, all up</Quiet>}
-      {masters.length === 0 && <Quiet>No HAProxy has told its servers yet.</Quiet>}
-      {unroutable.length > 0 && (
-        <div class={css.without}>
-          <h3>Producers without a server in HAProxy</h3>
-          <ul>
-            {unroutable.slice(0, MAX_WITHOUT).map(({ producer, nodes }) => (
-              <li key={producer}>
-                <Name>{producer}</Name>
-                <span>{counted(nodes, "node")}</span>
-              </li>
+      <Read {...state.masters}>
+        {({ unroutable, failures }) => (
+          <>
+            <ul class={css.masters}>
+              {shown.map((master) => (
+                <Row key={master.master} master={master} most={most} />
+              ))}
+            </ul>
+            {more > 0 && <Quiet>{counted(more, "more master")}, all up</Quiet>}
+            {masters.length === 0 && <Quiet>sasori does not know HAProxy's servers yet.</Quiet>}
+            {unroutable.length > 0 && <Without unroutable={unroutable} />}
+            {failures.map(({ haproxy }) => (
+              <Quiet key={haproxy}>{`No load figures from ${haproxy}.`}</Quiet>
             ))}
-          </ul>
-          {unroutable.length >= MAX_WITHOUT && <Quiet>There may be more; these have the most nodes.</Quiet>}
-        </div>
-      )}
-      {failures.map(({ haproxy }) => (
-        <Quiet key={haproxy}>{`No load figures from ${haproxy}.`}</Quiet>
-      ))}
-      {problem !== undefined && <Problem>{`not read again: ${problem}`}</Problem>}
+          </>
+        )}
+      </Read>
     </Card>
   );
 }
+
+const Without = ({ unroutable }: Pick<Masters, "unroutable">) => (
+  <div class={css.without}>
+    <h3>Producers without a server in HAProxy</h3>
+    <ul>
+      {unroutable.slice(0, MAX_WITHOUT).map(({ producer, nodes }) => (
+        <li key={producer}>
+          <Name>{producer}</Name>
+          <span>{counted(nodes, "node")}</span>
+        </li>
+      ))}
+    </ul>
+    {unroutable.length >= MAX_WITHOUT && <Quiet>There may be more; these have the most nodes.</Quiet>}
+  </div>
+);
 
 function Row({ master: { master, nodes, share, servers, kind }, most }: { master: MasterRow; most: number }) {
   return (

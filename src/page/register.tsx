@@ -4,7 +4,7 @@ import type { ComponentChildren } from "preact";
 import { usePage } from "./page.js";
 import css from "./register.module.css";
 import { mastersOf, nowOf } from "./state.js";
-import { Card, Master, NodeLink, Problem, Quiet, Time } from "./ui.js";
+import { Card, Master, NodeLink, Quiet, Read, Time } from "./ui.js";
 import { age, number, remarksOf, shortName } from "./words.js";
 
 /** As the API takes them. */
@@ -83,48 +83,47 @@ const Field = ({ label, children }: { label: string; children: ComponentChildren
 
 export function RegistrationsCard() {
   const { state, actions } = usePage();
-  const { value, problem } = state.registrations;
-  const nodes = value?.nodes ?? [];
-  const now = nowOf(state);
   return (
     <Card label="Registrations">
       <Quiet>Routes set by hand. Each ends by itself when PuppetDB has something newer.</Quiet>
-      {nodes.length > 0 && (
-        <ul class={css.list}>
-          {nodes.map(({ certname, master, since, ...remarks }) => (
-            <li key={certname}>
-              <div>
-                <NodeLink>{certname}</NodeLink>
-                <small>
-                  to <Master>{master}</Master>
-                  {since !== null && [
-                    ", ",
-                    <Time key="since" at={since}>
-                      {age(since, now)}
-                    </Time>,
-                  ]}
-                  {remarksOf(remarks)}
-                </small>
-              </div>
-              <button
-                type="button"
-                data-kind="plain"
-                data-do="end"
-                aria-label={`End the registration of ${certname}`}
-                aria-disabled={state.busy !== undefined}
-                onClick={() => void actions.endRegistration(certname)}
-              >
-                End
-              </button>
-            </li>
-          ))}
-        </ul>
-      )}
-      {value?.next != null && (
-        <Quiet>{`There are more than ${number(nodes.length)}; these are the first.`}</Quiet>
-      )}
-      {value !== undefined && nodes.length === 0 && <p>None.</p>}
-      {problem !== undefined && <Problem>{problem}</Problem>}
+      <Read {...state.registrations}>
+        {({ nodes, next }) => (
+          <>
+            {nodes.length === 0 && <p>None.</p>}
+            <ul class={css.list} hidden={nodes.length === 0}>
+              {nodes.map(({ certname, master, since, ...remarks }) => (
+                <li key={certname}>
+                  <div>
+                    <NodeLink>{certname}</NodeLink>
+                    <small>
+                      to <Master>{master}</Master>
+                      {since !== null && (
+                        <>
+                          , <Time at={since}>{age(since, nowOf(state))}</Time>
+                        </>
+                      )}
+                      {remarksOf(remarks)}
+                    </small>
+                  </div>
+                  <button
+                    type="button"
+                    data-kind="plain"
+                    data-do="end"
+                    aria-label={`End the registration of ${certname}`}
+                    aria-disabled={state.busy !== undefined}
+                    onClick={() => void actions.endRegistration(certname)}
+                  >
+                    End
+                  </button>
+                </li>
+              ))}
+            </ul>
+            {next !== null && (
+              <Quiet>{`There are more than ${number(nodes.length)}; these are the first.`}</Quiet>
+            )}
+          </>
+        )}
+      </Read>
       <RegisterForm />
     </Card>
   );

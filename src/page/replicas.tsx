@@ -1,15 +1,13 @@
 // Each replica that shares the state database: in sync or not, and what it last said. Nothing where replicas share none.
 
 import type { Replica } from "../http/api-shapes.js";
+import { SILENT_MS } from "../http/lacking.js";
 import type { Tone } from "./headline.js";
 import { usePage } from "./page.js";
 import { nowOf } from "./state.js";
 import css from "./targets.module.css";
-import { Badge, Card, Name, Problem, StateWord, Time } from "./ui.js";
+import { Badge, Card, Name, Problem, Read, StateWord, Time } from "./ui.js";
 import { age, counted, duration } from "./words.js";
-
-/** A replica that says nothing for longer is a trouble, as in the status. */
-const SILENT_MS = 60_000;
 
 const TONES: Record<Replica["state"], Tone> = {
   starting: "busy",
@@ -20,17 +18,22 @@ const TONES: Record<Replica["state"], Tone> = {
 };
 
 export function ReplicasCard() {
-  const { value, problem } = usePage().state.replicas;
-  if (!value?.shared) return null;
+  const { replicas } = usePage().state;
+  if (!replicas.value?.shared) return null;
   return (
     <Card label="Replicas">
-      <ul class={css.list}>
-        {value.replicas.map((replica) => (
-          <Row key={replica.name} {...replica} />
-        ))}
-      </ul>
-      {value.failure !== undefined && <Problem>{value.failure.message}</Problem>}
-      {problem !== undefined && <Problem>{`not read again: ${problem}`}</Problem>}
+      <Read {...replicas}>
+        {({ replicas, failure }) => (
+          <>
+            <ul class={css.list}>
+              {replicas.map((replica) => (
+                <Row key={replica.name} {...replica} />
+              ))}
+            </ul>
+            {failure !== undefined && <Problem>{failure.message}</Problem>}
+          </>
+        )}
+      </Read>
     </Card>
   );
 }

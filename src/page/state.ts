@@ -7,7 +7,7 @@ export const MINUTE_MS = 60_000;
 /** The plot's minutes: one hour. */
 export const PLOT_MINUTES = 60;
 const MAX_RECENT_MOVES = 100;
-const MAX_PASSES = 20;
+export const MAX_PASSES = 20;
 
 /** A part that is read now and then: its last good answer, and why the newest one is missing. */
 export interface Part<T> {

@@ -4,6 +4,7 @@
 import type { ComponentChildren } from "preact";
 import type { Tone } from "./headline.js";
 import { usePage } from "./page.js";
+import type { Part } from "./state.js";
 import css from "./ui.module.css";
 import { clock, shortName, WHOLE_TIME } from "./words.js";
 
@@ -107,11 +108,12 @@ export const Command = ({ children: text }: { children: string }) => (
 
 const TIME_OR_COMMAND = /(\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z|`[^`]+`)/;
 
-/** A sentence of sasori's: times as the reader's clock has them, and what is in backticks as a command. */
+/** A message of sasori's as a sentence: with times as the reader's clock has them, and what is in backticks as a command. */
 export const Prose = ({ children: text, now }: { children: string; now: number }) => (
   <bdi class={css.name}>
     {text
       .replace(/^(?!sasori )[a-z]+(?= )/, (word) => word.slice(0, 1).toUpperCase() + word.slice(1))
+      .replace(/(?<![.?!…])$/, ".")
       .split(TIME_OR_COMMAND)
       .map((part, index) => {
         if (index % 2 === 0) return part;
@@ -121,18 +123,15 @@ export const Prose = ({ children: text, now }: { children: string; now: number }
   </bdi>
 );
 
-/** A section of the page, with its heading and what can be done there. */
-export const Card = ({
-  label,
-  note,
-  action,
-  children,
-}: {
+interface CardProps {
   label: string;
   note?: string;
   action?: ComponentChildren;
   children: ComponentChildren;
-}) => (
+}
+
+/** A section of the page, with its heading and what can be done there. */
+export const Card = ({ label, note, action, children }: CardProps) => (
   <section class={css.card} aria-label={label}>
     <div class={css.title}>
       <h2>
@@ -144,3 +143,18 @@ export const Card = ({
     {children}
   </section>
 );
+
+/** What a part of the state shows once it was read, and why its newest answer is missing. */
+export const Read = <T,>({
+  value,
+  problem,
+  children,
+}: Part<T> & { children: (value: T) => ComponentChildren }) =>
+  value === undefined ? (
+    <Quiet>{problem ?? "Waiting for the first answer."}</Quiet>
+  ) : (
+    <>
+      {children(value)}
+      {problem !== undefined && <Problem>{`not read again: ${problem}`}</Problem>}
+    </>
+  );

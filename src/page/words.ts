@@ -1,40 +1,12 @@
 // Numbers, times and names as people read them. All pure; times are ISO 8601 and come out in the reader's zone.
 
-export { counted, number } from "../counts.js";
+export { age, counted, duration, number, percent } from "../counts.js";
 
 import type { Node } from "../http/api-shapes.js";
 
-const PERCENT = new Intl.NumberFormat("en", {
-  style: "percent",
-  minimumFractionDigits: 1,
-  maximumFractionDigits: 1,
-});
 const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
 export const WHOLE_TIME = new Intl.DateTimeFormat("en-GB", { dateStyle: "full", timeStyle: "long" });
-
-const MINUTE_MS = 60_000;
-const HOUR_MS = 60 * MINUTE_MS;
-const DAY_MS = 24 * HOUR_MS;
-
-export const percent = (share: number) => PERCENT.format(share);
-
-/** `85 ms`, `1.2 s`, `2 min 3 s`. */
-export function duration(ms: number): string {
-  if (ms < 1_000) return `${Math.round(ms)} ms`;
-  if (ms < MINUTE_MS) return `${(ms / 1_000).toFixed(ms < 10_000 ? 1 : 0)} s`;
-  return `${Math.floor(ms / MINUTE_MS)} min ${Math.round((ms % MINUTE_MS) / 1_000)} s`;
-}
-
-/** `just now`, `12 s ago`, `5 min ago`, `3 h ago`, `2 days ago`. */
-export function age(at: string, now: number): string {
-  const ms = now - Date.parse(at);
-  if (ms < 1_500) return "just now";
-  if (ms < MINUTE_MS) return `${Math.floor(ms / 1_000)} s ago`;
-  if (ms < HOUR_MS) return `${Math.floor(ms / MINUTE_MS)} min ago`;
-  if (ms < 2 * DAY_MS) return `${Math.floor(ms / HOUR_MS)} h ago`;
-  return `${Math.floor(ms / DAY_MS)} days ago`;
-}
 
 /** `03:12:45`, with the day in front if that is not today. */
 export function clock(at: string, now: number): string {

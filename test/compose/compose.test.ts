@@ -3,6 +3,9 @@
  * killed, restarted and stopped. The tests are one story and stand in its order.
  */
 import { readFileSync } from "node:fs";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
 import { afterAll, beforeAll, describe, expect, onTestFailed, test } from "vitest";
 import { run } from "../support/child.js";
 import { blockWith } from "../support/documents.js";
@@ -276,6 +279,27 @@ describe("docker-compose.second-haproxy.yml", () => {
     expect(await stack.ask("node1")).toEqual(mapped("master3"));
     await stack.compose("start", "haproxy2");
     await expectMapped("node1", "master3", ["gateway", "gateway2"]);
+  });
+});
+
+describe("docs/estates.md in compose", () => {
+  test("gives sasori a database in PuppetDB's PostgreSQL", async () => {
+    showLogs();
+    const folder = await mkdtemp(path.join(tmpdir(), "sasori-compose-"));
+    try {
+      const here = (text: string) => text.replaceAll(/(\.\/)?state\.password/g, `${folder}/state.password`);
+      stack.override();
+      await stack.paste(here(blockWith("docs/estates.md", "docker compose exec postgres").text));
+      const override = path.join(folder, "override.yml");
+      await writeFile(override, here(blockWith("docs/estates.md", "secrets: [state_password]").text));
+      stack.override(override);
+      await stack.compose("up", "--wait", "--remove-orphans");
+      await expect
+        .poll(() => stack.compose("exec", "sasori", "sasori", "status", "--replicas"), SOON)
+        .toMatch(/gateway-1.*in sync/);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
   });
 });
 
