@@ -12,8 +12,9 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { readConfig } from "../src/config.js";
 import { startDaemon } from "../src/daemon.js";
 import { type Check, runChecks, verdict } from "../src/doctor/check.js";
-import { supportProblem } from "../src/doctor/checks-haproxy.js";
+import { haproxyChecks, supportProblem } from "../src/doctor/checks-haproxy.js";
 import { type Diagnosis, diagnose } from "../src/doctor/doctor.js";
+import { MapFile } from "../src/target/map-file.js";
 import { VERSION } from "../src/version.js";
 import { makeTlsFiles } from "./support/certificates.js";
 import { freePort } from "./support/child.js";
@@ -179,6 +180,28 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
       expect(differs?.detail).toContain("differ for 3 nodes"); // Node1 is node1.
       expect(differs?.detail).toContain("node2.example.com master3 → master1");
       expect(differs?.detail).toContain("node3.example.com master1 → (missing)");
+    }));
+
+  test("does not warn of a node that moved while the doctor looked", () =>
+    withPatient([{ bin }], async ({ lab, env, mapFile }) => {
+      const config = readConfig(env);
+      const [endpoint] = config.haproxy;
+      if (endpoint === undefined) throw new Error("no HAProxy is configured");
+      const { routes } = await new MapFile(mapFile).read();
+      const early = { name: "map file", look: () => verdict("read early", [], routes) };
+      const socket = lab.haproxys[0]?.socketPath ?? "";
+      await runtimeCommand(socket, `set map ${mapFile} ${NODE} master1`);
+      await runtimeCommand(socket, `set map ${mapFile} node2.example.com master1`);
+      await writeFile(
+        mapFile,
+        (await readFile(mapFile, "utf8")).replace(/^(node1\.example\.com) .*$/m, "$1 master1"),
+      );
+      const findings = await runChecks(
+        [early, ...haproxyChecks(endpoint, config, early).all],
+        () => undefined,
+      );
+      const differs = findings.find(({ check }) => check === "file and live map");
+      expect(differs?.detail).toContain("differ for 1 node: node2.example.com master3 → master1");
     }));
 
   test("names a map and a backend that HAProxy does not have", () =>

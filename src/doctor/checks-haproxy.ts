@@ -14,6 +14,7 @@ import { isAtLeast } from "../releases.js";
 import type { Reading, Submission } from "../source/reading.js";
 import { keepNewer } from "../source/source.js";
 import { BACKEND_REMEDY, field, findMap, type MapState, readServers } from "../target/haproxy.js";
+import { MapFile } from "../target/map-file.js";
 import { Routes } from "../target/routes.js";
 import { dial, pemOf, RuntimeSession, unreachable } from "../target/runtime-api.js";
 import type { Server } from "../target/target.js";
@@ -52,7 +53,7 @@ export function haproxyChecks(endpoint: Endpoint, config: Config, mapFile: MapFi
     ...("host" in endpoint.connect ? [clockCheck(endpoint, socket)] : []),
     map,
     liveMap,
-    agreementCheck(endpoint, mapFile, liveMap),
+    agreementCheck(endpoint, config, mapFile, liveMap),
     ...(config.priorityFile === undefined ? [] : [priorityMapCheck(endpoint, config.priorityFile, socket)]),
     servers,
     healingCheck(endpoint, config, socket),
@@ -375,24 +376,40 @@ function liveMapCheck(endpoint: Endpoint, map: Check<MapState>): Check<ReadonlyM
   };
 }
 
+type Entries = ReadonlyMap<Certname, string>;
+
+/** For each node that differs, how. */
+function differences(file: Entries, live: Entries): Map<Certname, string> {
+  const found = new Map<Certname, string>();
+  for (const [certname, master] of file) {
+    const there = live.get(certname);
+    if (there !== master) found.set(certname, `${certname} ${master} → ${there ?? "(missing)"}`);
+  }
+  for (const certname of live.keys())
+    if (!file.has(certname)) found.set(certname, `${certname} (not in the file)`);
+  return found;
+}
+
 function agreementCheck(
   endpoint: Endpoint,
+  config: Config,
   mapFile: MapFileCheck,
-  liveMap: Check<ReadonlyMap<Certname, string>>,
+  liveMap: Check<Entries>,
 ): Check {
   return {
     name: "file and live map",
     where: endpoint.name,
     needs: [mapFile, liveMap],
-    look(_, known) {
-      const [file, live] = [known.of(mapFile), known.of(liveMap)];
-      const differ: string[] = [];
-      for (const [certname, master] of file) {
-        const there = live.get(certname);
-        if (there !== master) differ.push(`${certname} ${master} → ${there ?? "(missing)"}`);
-      }
-      for (const certname of live.keys())
-        if (!file.has(certname)) differ.push(`${certname} (not in the file)`);
+    async look(_, known) {
+      const live = known.of(liveMap);
+      const before = differences(known.of(mapFile), live);
+      if (before.size === 0) return verdict("they are equal", []);
+      // Nodes that moved between the two readings do not count. sasori writes the file first, so by now it has what the live
+      // map had.
+      const now = differences((await new MapFile(config.mapFile).read()).routes, live);
+      const differ = [...now.keys()]
+        .filter((certname) => before.has(certname))
+        .map((certname) => now.get(certname) ?? "");
       if (differ.length === 0) return verdict("they are equal", []);
       const what = `the file and the live map differ for ${counted(differ.length, "node")}: ${names(differ)}`;
       const remedy =
