@@ -54,7 +54,9 @@ const says = (page: Page, text: string | RegExp) =>
 
 /** Names that are squeezed: short ones that take more than four lines. */
 const SQUEEZED = `[...document.querySelectorAll("bdi")].filter((name) => {
-  const text = name.textContent, lines = new Set([...name.getClientRects()].map(({ top }) => Math.round(top))).size;
+  const range = document.createRange();
+  range.selectNodeContents(name); // A name in a grid is one box, but its text has several lines.
+  const text = name.textContent, lines = new Set([...range.getClientRects()].map(({ top }) => Math.round(top))).size;
   return text.length > 8 && text.length < 80 && name.offsetParent !== null && lines > 4;
 }).map(({ textContent }) => textContent)`;
 
