@@ -18,7 +18,7 @@ const commandsWith = (words: string) => blockWith("docs/containers.md", words).t
 /** A sync on schedule, on a machine that has other things to do. */
 const SOON = { timeout: patient(30_000), interval: 250 };
 /** PuppetDB starts in half a minute, where it has a core to itself. */
-const LATER = { timeout: 300_000, interval: 500 };
+const LATER = { timeout: patient(60_000), interval: 500 };
 
 const MAP = "/var/lib/sasori/node-master.map";
 
