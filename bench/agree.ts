@@ -1,4 +1,4 @@
-// Replicas that share a PostgreSQL: from the order at one of them until every replica's live map has it. And what one
+// Replicas that share a PostgreSQL: from a registration at one of them until every replica's live map has it. And what one
 // registration costs, alone, after thousands of others, and with 999 more in one call, also by the command line. PuppetDB is
 // down: nothing is asked.
 
@@ -16,8 +16,8 @@ import { FLEET, masterOf, nameOf } from "./fleet.js";
 import { type Haproxy, median, preciseCpuMs, quantile, Stage } from "./stage.js";
 
 const REPLICAS = 3;
-const ORDERS = 300;
-/** Between two orders: 20 a second. */
+const REGISTRATIONS = 300;
+/** Between two registrations: 20 a second. */
 const EVERY_MS = 50;
 const LOOK_MS = 2;
 const LOST_MS = 5_000;
@@ -55,7 +55,7 @@ const has = async ({ haproxy, map }: Replica, certname: string, master: string):
   (await runtimeCommand(haproxy.socket, `get map ${map} ${certname}`)).includes(`value="${master}"`);
 
 export const agree: Bench = {
-  what: `${REPLICAS} replicas on one PostgreSQL: from an order at one until all live maps have it, 20 orders a second`,
+  what: `${REPLICAS} replicas on one PostgreSQL: from a registration at one until all live maps have it, 20 registrations a second`,
   run: ({ signal, progress, ran }) =>
     withPostgres(({ port, passwordFile, sql }) =>
       Stage.with(signal, async (stage) => {
@@ -69,15 +69,15 @@ export const agree: Bench = {
           replicas.push(await startReplica(stage, `replica${index}`, env));
         }
         const times = { here: [] as number[], everywhere: [] as number[] };
-        for (let order = 1; order <= ORDERS; order += 1) {
-          progress(`order ${order} of ${ORDERS}`);
-          const { here, everywhere } = await timeOrder(replicas, order, signal);
+        for (let number = 1; number <= REGISTRATIONS; number += 1) {
+          progress(`registration ${number} of ${REGISTRATIONS}`);
+          const { here, everywhere } = await timeRegistration(replicas, number, signal);
           times.here.push(here);
           times.everywhere.push(everywhere);
         }
         return [
           {
-            ...{ nodes: FLEET, replicas: REPLICAS, orders: ORDERS },
+            ...{ nodes: FLEET, replicas: REPLICAS, registrations: REGISTRATIONS },
             ...percentiles("that replica's map", times.here),
             ...percentiles("every map", times.everywhere),
           },
@@ -86,18 +86,19 @@ export const agree: Bench = {
     ),
 };
 
-/** An order at one of them; when its own live map had it, and when the last one had. */
-async function timeOrder(replicas: readonly Replica[], order: number, signal: AbortSignal) {
+/** Registers a node at one of them: when its own live map had it, and when the last one had. */
+async function timeRegistration(replicas: readonly Replica[], number: number, signal: AbortSignal) {
   const pause = sleep(EVERY_MS, undefined, { signal });
-  const certname = nameOf(((order * 7_919) % FLEET) + 1);
-  const master = masterOf(((order * 7_919) % FLEET) + 1, 1);
-  const told = replicas[order % replicas.length];
+  const certname = nameOf(((number * 7_919) % FLEET) + 1);
+  const master = masterOf(((number * 7_919) % FLEET) + 1, 1);
+  const told = replicas[number % replicas.length];
   const began = performance.now();
   const answered = told?.daemon.call("PUT", `/api/v1/nodes/${certname}`, { master });
   const seen = await Promise.all(
     replicas.map(async (replica) => {
       while (!(await has(replica, certname, master))) {
-        if (performance.now() - began > LOST_MS) throw new Error(`order ${order} is not in every map`);
+        if (performance.now() - began > LOST_MS)
+          throw new Error(`registration ${number} is not in every map`);
         await sleep(LOOK_MS);
       }
       return { replica, ms: performance.now() - began };

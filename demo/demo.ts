@@ -74,7 +74,7 @@ function readOptions(): DemoOptions {
         .default(200),
     )
     .addOption(
-      new Option("--move-seconds <seconds>", "about every so many seconds a node moves by itself; 0: never")
+      new Option("--move-seconds <seconds>", "how often a node moves by itself, on average; 0: never")
         .env("DEMO_MOVE_SECONDS")
         .argParser(atLeast(0))
         .default(5),

@@ -44,7 +44,7 @@ function quickStart({ repository, urls, scheduleSeconds }: Stage, { style }: Ter
       [move("node3", "master1"), `sleep ${scheduleSeconds + 1}`, ask("node3")],
     ],
     [
-      "move a node and sync at once, instead of waiting: one line, so that you are faster than the schedule",
+      "move a node and sync at once: in one line, or the schedule may find the move first",
       [`${move("node4", "master2")} && ./sasori sync`, ask("node4")],
     ],
     ["why does a node go where it goes?", ["./sasori lookup node4"]],
@@ -68,7 +68,9 @@ function quickStart({ repository, urls, scheduleSeconds }: Stage, { style }: Ter
     ]),
     "",
     style.bold("Pages"),
-    ...pages.map(([what = "", url = "", note]) => `  ${what.padEnd(17)} ${url} ${style.dim(note ?? "")}`),
+    ...pages.map(([what = "", url = "", note]) =>
+      `  ${what.padEnd(17)} ${url} ${style.dim(note ?? "")}`.trimEnd(),
+    ),
     "",
     `${style.bold("What happens")} ${style.dim("(node1 to node4 move only when you tell them to; Ctrl-C ends everything)")}`,
   ].join("\n");

@@ -10,7 +10,7 @@ export interface Pattern {
   test(text: string): boolean;
 }
 
-/** Producers are a handful, or as many as nodes where each compiles its own catalog. */
+/** There are few producers, except where each node compiles its own catalog: then there are as many as nodes. */
 const MAX_REMEMBERED = 1_000;
 
 /** As DNS compares names: letter case and a dot at the end make no difference. */
@@ -46,7 +46,7 @@ export class Aliases {
   readonly pairs: readonly (readonly [producer: string, master: Master])[];
   readonly #exact = new Map<string, Master>();
   readonly #patterns: { pattern: Pattern; master: Master }[] = [];
-  /** What the patterns said: each submission asks. */
+  /** What the patterns gave for a producer. It is remembered, because it is needed for each submission. */
   readonly #found = new Map<string, Master | undefined>();
 
   constructor(pairs: readonly (readonly [producer: string, master: Master])[] = []) {

@@ -72,7 +72,7 @@ program.hook("preAction", (_, command) => {
   else if (json && output !== undefined) command.error(`error: --json and -o ${output} exclude each other`);
 });
 
-// `sasori sync --json | head`: whoever reads has seen enough.
+// `sasori sync --json | head`: a reader that closes the pipe has read enough, so that is no error.
 for (const stream of [process.stdout, process.stderr]) {
   stream.on("error", (error) => {
     if (systemCode(error) === "EPIPE") process.exit();

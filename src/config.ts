@@ -231,7 +231,7 @@ function toPuppetdbs(env: z.output<typeof Env>): Config["puppetdb"] {
     return urls.map((url) => ({
       url,
       ...(isOneOfSeveral && { from: url }),
-      // Beside one that is reached by TLS there may be one that is not.
+      // Of several PuppetDBs some may be reached by TLS, and others not.
       ...(url.startsWith("https:") && {
         certFile: fileOf(env.SASORI_PUPPETDB_CERT),
         keyFile: fileOf(env.SASORI_PUPPETDB_KEY),
@@ -243,7 +243,7 @@ function toPuppetdbs(env: z.output<typeof Env>): Config["puppetdb"] {
   });
 }
 
-/** What is set, and what is wrong with it before it is looked at. */
+/** The variables that are set, and problems with their names and characters. Their values are not parsed yet. */
 function tidy(environment: Readonly<Record<string, string | undefined>>) {
   // Compose and systemd pass an unset variable as an empty one.
   const env: Record<string, string | undefined> = {};

@@ -154,8 +154,8 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   const request = (wanted: SyncRequest) => {
     sync.request(wanted).catch((error: unknown) => log.error(toFailure(error), "pass"));
   };
-  // A pass under way sees what this tick would look for, or the next tick does. But not one for a learned route: while
-  // many are learned these follow one another without a gap, and PuppetDB would not be asked for as long.
+  // No changes pass is needed while another pass asks PuppetDB: what that misses, the next tick finds. A pass that only
+  // pushes, such as for a learned route, does not count. Such passes may follow each other without a gap for a long time.
   const onTime = (run: () => void) => () => {
     watchdog.tick();
     tellStatus(); // A pass that does not end tells nothing.

@@ -43,8 +43,8 @@ export class SasoriError extends Error {
 }
 
 /**
- * What a report says of a failure: the code, and the message, which names the reason by itself: no cause is added. It is
- * one line, but for `CONFIG_INVALID`, which has one for each problem.
+ * A failure in a report. The message contains the reason, so no cause is added to it. It is one line, except for
+ * `CONFIG_INVALID`: that has one line for each problem.
  */
 export interface Failure {
   code: ErrorCode;

@@ -1,5 +1,6 @@
-// Nodes whose facts and reports come from different masters in every run, which is what Puppet's `report_server` does: by
-// the newest of both they would move twice per run. A node that moves does so once: then both come from its new master.
+// Finds nodes whose facts and reports come from different masters in every run, as with Puppet's `report_server`. By the
+// newest of both they would move twice in each run. A node that really moves does so once: then both come from its new
+// master.
 // Pure state: no I/O, no clock.
 
 import type { Certname, Master, Source } from "./node-map.js";
@@ -17,10 +18,10 @@ interface Pair {
   turns: number;
 }
 
-/** Enough to see it; a whole fleet of such nodes need not be kept. */
+/** This many nodes are enough to notice it. So not every node of a fleet is kept. */
 const MAX_PAIRS = 10_000;
 
-/** A move in the middle of a run is one turn. */
+/** A node that moves in the middle of a run makes one turn, so one turn is no proof. */
 const SURE_TURNS = 2;
 
 export class Flapping {
@@ -30,7 +31,7 @@ export class Flapping {
     this.#pairs = new Map(like === undefined ? [] : like.#pairs);
   }
 
-  /** Takes what is new of a node, and what it had before, or has beside that. */
+  /** `now` is the newest submission of a node; `before` is the one that it replaces, or the newest of the other kind. */
   note(certname: Certname, now: Seen, before: Seen | undefined): void {
     if (before === undefined || before.source === now.source) return;
     const pair = toPair(now, before);
@@ -49,7 +50,10 @@ export class Flapping {
     this.#pairs.delete(certname);
   }
 
-  /** Those that are sure to flap; all with such a pair if they are most of a fleet of so many `nodes`. */
+  /**
+   * The nodes that flap for certain. If more than half of the fleet's `nodes` have facts and a report of different masters, all
+   * of these, because so many nodes do not move at once.
+   */
   nodes(nodes: number): Map<Certname, { facts: Master; report: Master }> {
     const reported = [...this.#pairs].filter(([, { last }]) => last === "report");
     const isMost = reported.length >= SURE_TURNS && reported.length * 2 > Math.min(nodes, MAX_PAIRS);

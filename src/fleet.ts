@@ -37,7 +37,10 @@ const FRESH_MS = 10 * 60_000;
  */
 const INHERITED_ALLOWANCE_MS = 5 * 60_000;
 
-/** The clocks of two replicas may differ by this much, and the status tells of it. An order is not of the future for that. */
+/**
+ * The clocks of two replicas may differ by this much, and the status warns of it. So a registration that is ahead by no more
+ * than this does not count as one from the future.
+ */
 const CLOCKS_DIFFER_MS = 5 * 60_000;
 
 /** One change that is held. `from` is null for a foreign entry, `to` is null if the entry would be removed. */
@@ -174,7 +177,7 @@ export class Fleet {
     return this.observe(isOrder ? { ...route, source: "registration" } : route);
   }
 
-  /** The time of something seen or ordered at `now`: newer than what is known, and than what was ended. */
+  /** The time of something seen or registered at `now`: newer than what is known, and than what was ended. */
   timeAfterKnown(certname: Certname, now: number): number {
     return Math.max(this.map.timeAfterKnown(certname, now), this.#overUntil(certname) + 1);
   }
@@ -544,7 +547,7 @@ export class Fleet {
     yield* eachInPieces(this.unroutable.keys(), (certname) => {
       if (!active.has(certname)) this.unroutable.delete(certname);
     });
-    // A node may have gone while no sasori ran. Then nobody can bring it home.
+    // A node may have been removed while no sasori ran. Then it is not displaced any more.
     yield* eachInPieces(this.homes.keys(), (certname) => {
       if (!active.has(certname) && this.map.get(certname) === undefined) this.#setHome(certname, undefined);
     });

@@ -28,7 +28,7 @@ export class PassQueue<Report> {
   readonly #waiting = new Map<"real" | "dry", Waiting<Report>>();
   #running: Promise<unknown> | undefined;
   #request: SyncRequest = {};
-  /** Of the pass under way. One for each, so that nothing gathers on a signal that lives with the process. */
+  /** Aborts the pass under way. Each pass has its own. Listeners on one that lives as long as the process would pile up. */
   #abort = new AbortController();
   #stopping: SasoriError | undefined;
 

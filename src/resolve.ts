@@ -107,7 +107,7 @@ export class Resolver {
     const answer = this.#remembered.get(certname);
     if (answer?.known === known && answer !== undefined && performance.now() < answer.until)
       return answer.owner === wrong ? undefined : answer.owner;
-    // Every producer would be one without a server, and "nobody knows better" would be said of a move that PuppetDB knows.
+    // Without the servers every producer would look unroutable, and the answer "nothing newer is known" could be wrong.
     if (!this.#parts.knowsServers()) throw busy("sasori does not know HAProxy's servers yet");
     const share = known === undefined ? STRANGERS_SHARE : 1;
     if (this.#underway >= MAX_UNDERWAY * share) throw busy(`${this.#underway} nodes are being looked for`);

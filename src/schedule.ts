@@ -2,8 +2,8 @@
 // Its own timers wait for a time of the clock: they stand still for an hour when it is set back by an hour, go through
 // every second that was left out when it is set on (a day: half a minute without an answer), and leave out what comes
 // more than a second late.
-// Promises: a second that matches is acted on, late if the process was held up; a clock that was set, and a machine that
-// slept, change nothing but that everything is done once, at once.
+// Promises: for each second that matches something is done, late if the process was held up. After somebody has set the
+// clock, or the machine has slept, everything is done once, immediately.
 
 import { createTask, validate } from "node-cron";
 
@@ -41,8 +41,8 @@ export function matcherOf(cron: string): (second: number) => boolean {
 }
 
 /**
- * What node-cron takes for this. Where both are said, the day of the month or that of the week is enough for cron, and has
- * been for as long as there is one; node-cron wants both.
+ * The same for node-cron. If both a day of the month and a day of the week are given, cron runs when either one matches.
+ * node-cron runs only when both match.
  */
 function expressionsOf(cron: string): string[] {
   const fields = (NICKNAMES[cron.trim()] ?? cron).trim().split(/\s+/);
@@ -55,7 +55,7 @@ export class Schedule {
   readonly #jobs: { matches: (second: number) => boolean; run: () => void }[];
   readonly #onJump: (seconds: number) => void;
   readonly #timer: NodeJS.Timeout;
-  /** Up to which everything was done, in seconds since the epoch. */
+  /** Everything was done up to this time (seconds since the epoch). */
   #done = nowSeconds();
 
   /** Begins with the next second. `onJump` is told by how many seconds the clock was set. */

@@ -25,7 +25,7 @@ export interface SyncReport {
   startedAt: string;
   durationMs: number;
   phasesMs: Record<Phase, number>;
-  /** `not asked` also while no HAProxy has told its servers: without them no producer has a master. */
+  /** It is also `not asked` until HAProxy's servers are known, because without them no producer has a master. */
   source: { outcome: "done" | "failed" | "not asked"; submissions: number; failure?: Failure };
   /** Nodes in the desired map after the pass. */
   nodes: number;

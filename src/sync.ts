@@ -191,7 +191,7 @@ export class Sync {
     return this.#instances.flatMap(({ servers }) => servers ?? []);
   }
 
-  /** An HAProxy has told its servers, or there is none to ask. */
+  /** HAProxy's servers are known, or there is no HAProxy to ask. */
   get knowsServers(): boolean {
     return this.#instances.length === 0 || this.#instances.some(({ servers }) => servers !== undefined);
   }
@@ -213,7 +213,7 @@ export class Sync {
     if (state.trouble !== undefined) throw state.trouble;
   }
 
-  /** Takes what another replica shares, and pushes it at once, as if it had been ordered here. */
+  /** Takes what another replica shares, and pushes it at once, as if it had been registered here. */
   #takeNews(rows: readonly Row[]): void {
     // A failed pass says so in its report. During the shutdown of sasori a rejection does not matter.
     this.#submit(() => this.#takeMoves(rows)).catch(() => undefined);

@@ -1,4 +1,4 @@
-// What is over, by node: nodes that were removed from the map, and registrations and learned routes that were ended. Without
+// What has ended, by node: nodes that were removed from the map, and registrations and learned routes that were ended. Without
 // this record an HAProxy that comes back with its old map, or a second sasori that is a pass behind, would bring them back.
 // Promises: the newest are kept. Only their number is bounded, so a wrong clock cannot end one.
 // Pure state: no I/O, no clock.

@@ -137,7 +137,7 @@ export function inLine<T>(
   });
 }
 
-/** What is in /proc says that it has nothing, and so is taken for empty. */
+/** Files in /proc report a size of 0, so they are taken for empty. */
 function usableSize(found: Stats, limit: number): number {
   if (!found.isFile()) {
     const kinds = { isDirectory: "a folder", isFIFO: "a pipe", isSocket: "a socket" } as const;
@@ -151,7 +151,10 @@ function usableSize(found: Stats, limit: number): number {
 
 const megabytes = (bytes: number) => `${Math.ceil(bytes / 1024 / 1024)} MiB`;
 
-/** `36 35 98:0 /maps/nodes.map /var/lib/sasori/nodes.map rw ...`: whoever makes this file anew makes another one. */
+/**
+ * `36 35 98:0 /maps/nodes.map /var/lib/sasori/nodes.map rw ...`: a file that is mounted by itself. A program that replaces it
+ * outside makes another file, and the mount still shows the old one.
+ */
 export function isMountPoint(file: string): boolean {
   try {
     const place = file.replaceAll(" ", "\\040");

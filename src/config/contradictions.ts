@@ -1,4 +1,4 @@
-// What is wrong between variables, as far as each of them says something.
+// Contradictions between variables. What is wrong with a single one is found by its form (forms.ts).
 
 import path from "node:path";
 import { quote } from "../errors.js";
@@ -9,7 +9,7 @@ import { Env } from "./variables.js";
 /** Variables that are set, by name. */
 export type Environment = Readonly<Record<string, string | undefined>>;
 
-/** What is wrong between variables, as far as each of them says something. */
+/** The contradictions between variables, each in one sentence. */
 export function contradictions(env: Environment): string[] {
   const problems = [...poolProblems(env), ...puppetdbContradictions(env)];
   const { SASORI_HAPROXY_CA: haproxyCa, SASORI_HAPROXY_CERT: haproxyCert } = env;
@@ -118,7 +118,7 @@ function puppetdbContradictions(env: Environment): string[] {
   return problems;
 }
 
-/** Whoever is on the way could read it. */
+/** A token goes over https, or to this machine. Over plain HTTP to another one it could be read on the way. */
 export const mayHaveToken = (url: string): boolean =>
   /^https:/i.test(url) || (URL.canParse(url) && isLoopback(new URL(url).hostname.replace(/^\[|\]$/g, "")));
 

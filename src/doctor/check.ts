@@ -15,7 +15,7 @@ export interface Verdict<Value = unknown> {
   value?: Value;
 }
 
-/** What the checks before have found out: `of` for those that this one needs, `maybe` for those it only follows. */
+/** Results of earlier checks: `of` for those that this one needs, `maybe` for those that it only waits for. */
 export interface Known {
   of<Value>(check: Check<Value>): Value;
   maybe<Value>(check: Check<Value>): Value | undefined;
@@ -47,8 +47,8 @@ export interface Finding {
 }
 
 /**
- * Runs the checks, each as soon as those that it waits for are done. They are told, and returned, in the order of the list:
- * one that has come early waits for those before it.
+ * Runs the checks, each as soon as those that it waits for are done. Findings are reported, and returned, in the order of the
+ * list: an early one waits for those before it.
  */
 export async function runChecks(
   checks: readonly Check[],
@@ -146,7 +146,7 @@ export interface Problem {
   remedy: string;
 }
 
-/** `good` if there is no problem; otherwise all of them, as bad as the worst, and `good` for what it says beside. */
+/** Without problems: `ok`, with the text `good`. Otherwise all problems, with the worst outcome of them, then `good` in brackets. */
 export function verdict<Value>(
   good: string,
   problems: readonly (Problem | undefined)[],

@@ -24,7 +24,7 @@ const EXPIRES_SOON_MS = 30 * DAY_MS;
 
 /** More than the resolution of the `Date` header and the way there and back. */
 const SKEW_MS = 5_000;
-/** A run's beginning on the master's clock, seen before PuppetDB's own clock gets there. */
+/** Clocks that differ by less than this do no harm. */
 const AHEAD_MS = 60_000;
 
 export type NodesCheck = Check<Reading>;

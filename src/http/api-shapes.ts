@@ -18,7 +18,7 @@ export const SourceName = z
   .enum(SOURCES)
   .describe("where an observation comes from; inherited: found in the file or a live map at start");
 
-/** What a registration is for, or who ordered it: one line, as people write it. */
+/** The reason of a registration, or who made it: one line, as people write it. */
 const Remark = z.string().min(1).max(MAX_REMARK).refine(isRemark, "expected one line of text");
 const Remarks = {
   reason: Remark.optional().describe("of a registration: what it is for"),
