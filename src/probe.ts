@@ -30,15 +30,19 @@ export function masterAsker({
   };
 }
 
-/** Rejects unless the master answers 200. */
-export type HasNode = (server: Server, path: string, signal: AbortSignal) => Promise<Master>;
+/** The master if it has the node, undefined if it says that it has not. Rejects if it says neither. */
+export type HasNode = (server: Server, path: string, signal: AbortSignal) => Promise<Master | undefined>;
+
+/** Like 500 and above: these say nothing about the node, but that the master is busy or does not let sasori ask. */
+const SAYS_NOTHING = new Set([401, 403, 407, 408, 429]);
 
 export const hasNode =
   (ask: AskMaster): HasNode =>
   async (server, path, signal) => {
     const status = await ask(server, path, signal);
-    if (status !== 200) throw new Error(`${server.name} answered ${status}`);
-    return server.name;
+    if (status === 200) return server.name;
+    if (status >= 500 || SAYS_NOTHING.has(status)) throw new Error(`${server.name} answered ${status}`);
+    return undefined;
   };
 
 /** Connections to masters by TLS. */

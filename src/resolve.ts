@@ -259,16 +259,17 @@ export class Resolver {
     if (probePath === undefined) return undefined;
     await this.#probeTurn(known === undefined);
     const path = probePath.replaceAll("{certname}", certname);
-    const slow = new SasoriError("PROBE_TIMEOUT", "not every master said in time whether it has the node");
-    const master = await within(PROBE_DEADLINE_MS, undefined, slow, async (signal) => {
+    const unsaid = new SasoriError("PROBE_TIMEOUT", "not every master said in time whether it has the node");
+    const master = await within(PROBE_DEADLINE_MS, undefined, unsaid, async (signal) => {
       const up = new Map(servers().flatMap((server) => (server.up ? [[server.address, server]] : [])));
       const asked = Array.from(up.values(), (server) => ({
         name: server.name,
         found: hasNode(server, path, signal),
       }));
       const own = asked.find(({ name }) => name === known?.master)?.found.catch(() => undefined);
-      const first = await Promise.any(asked.map(({ found }) => found)).catch(() => undefined);
-      if (first === undefined) signal.throwIfAborted(); // A master that was too slow may have it.
+      const first = await firstFound(asked.map(({ found }) => found)).catch(() => {
+        throw unsaid; // The master that did not say so may have it.
+      });
       return first && ((await own) ?? first);
     });
     const at = fleet.timeAfterKnown(certname, Date.now());
@@ -284,6 +285,17 @@ export class Resolver {
     this.#nextProbeAt = turn;
     if (turn > now) await sleep(turn - now);
   }
+}
+
+/** The first that is found; undefined if all say that there is nothing. Rejects if there is nothing and one has failed. */
+async function firstFound<T>(asked: readonly Promise<T | undefined>[]): Promise<T | undefined> {
+  const nothing = new Error("nothing");
+  const found = asked.map((one) => one.then((it) => it ?? Promise.reject(nothing)));
+  return Promise.any(found).catch(({ errors }: AggregateError) => {
+    const failure = errors.find((error) => error !== nothing);
+    if (failure !== undefined) throw failure;
+    return undefined;
+  });
 }
 
 /** Never resolves. */

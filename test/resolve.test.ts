@@ -1,5 +1,6 @@
 // "Who has this node now?", with a PuppetDB that is slow on request, and with more questions than the masters may be asked.
 
+import { once } from "node:events";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -174,6 +175,29 @@ describe("evidence", () => {
     fleet.tombstones.set(A, { at: 5 });
     expect(await resolverOf(async () => answerOf(A, "master1"), fleet).owner(A, undefined)).toBeUndefined();
   });
+
+  test.each([
+    { what: "is not allowed to", status: 403 },
+    { what: "is in trouble", status: 500 },
+    { what: "cannot be reached", status: undefined },
+  ])("of a master that $what say whether it has the node is no 'no'", ({ status }) =>
+    withMasters({ master1: new Set(), master2: new Set([B]) }, async (servers) => {
+      const third = createServer((_, response) => response.writeHead(status ?? 500).end());
+      await once(third.listen(0, "127.0.0.1"), "listening");
+      const address = `127.0.0.1:${(third.address() as AddressInfo).port}`;
+      if (status === undefined) third.close();
+      const silent = { name: "master3" as Master, host: "master3", address, state: "up", up: true } as const;
+      const resolver = resolverOf(async () => new Map(), knowing("master1", 4), {
+        probePath: "/{certname}",
+        servers: () => [...servers, silent],
+      });
+      const nobodys = "c.example.com" as Certname;
+      await expect(resolver.owner(nobodys, undefined)).rejects.toMatchObject({ code: "PROBE_TIMEOUT" });
+      expect(await resolver.owner(A, "master1")).toBeUndefined(); // PuppetDB and the map agree.
+      expect(await resolver.owner(B, undefined)).toBe("master2");
+      third.close();
+    }),
+  );
 
   test("of a master that has the node is nothing new where the map says so, and stores nothing", () =>
     withMasters({ master1: new Set([A]), master2: new Set([A]) }, async (servers) => {

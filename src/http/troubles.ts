@@ -115,8 +115,8 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
   },
   BUSY: { meaning: "too many requests at once", remedy: "try again in a moment" },
   PROBE_TIMEOUT: {
-    meaning: "a master did not answer SASORI_PROBE_PATH in time",
-    remedy: "check the masters: at least one is too slow or does not answer",
+    meaning: "a master did not say in time, at SASORI_PROBE_PATH, whether it has a node",
+    remedy: "check the masters: at least one is too slow, does not answer, or does not let sasori ask",
   },
   DAEMON: {
     meaning: "the daemon does not run, cannot listen, or does not answer",
