@@ -477,11 +477,12 @@ export class Fleet {
   }
 
   #takeSubmission(submission: Submission, resolve: Resolve, reading: Reading): boolean {
-    const { certname, producer, at, source, from, rival } = submission;
+    const { producer, at, source, from, rival } = submission;
     const master = resolve(producer);
     if (master === undefined) return this.#takeUnroutable(submission);
+    const known = this.map.get(submission.certname);
+    const certname = known?.certname ?? submission.certname; // So that each name is in memory only once.
     const observation = { certname, master, at, source, ...(from !== undefined && { from }) };
-    const known = this.map.get(certname);
     if ((this.unroutable.get(certname)?.at ?? Number.POSITIVE_INFINITY) <= at)
       this.unroutable.delete(certname);
     // The same submission as before. But its producer may lead to another server now.
