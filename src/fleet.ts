@@ -37,6 +37,9 @@ const FRESH_MS = 10 * 60_000;
  */
 const INHERITED_ALLOWANCE_MS = 5 * 60_000;
 
+/** How many producers a resolver remembers. */
+const MAX_FOUND = 1_000;
+
 /**
  * The clocks of two replicas may differ by this much, and the status warns of it. So a registration that is ahead by no more
  * than this does not count as one from the future.
@@ -482,16 +485,16 @@ export class Fleet {
     if (master === undefined) return this.#takeUnroutable(submission);
     const known = this.map.get(submission.certname);
     const certname = known?.certname ?? submission.certname; // So that each name is in memory only once.
-    const observation = { certname, master, at, source, ...(from !== undefined && { from }) };
     if ((this.unroutable.get(certname)?.at ?? Number.POSITIVE_INFINITY) <= at)
       this.unroutable.delete(certname);
     // The same submission as before. But its producer may lead to another server now.
     if (known?.at === at && known.source === source) {
-      if (isOfOther(observation, known) && known.master !== master && resolve(known.master) !== undefined)
+      if (isOfOther(submission, known) && known.master !== master && resolve(known.master) !== undefined)
         return false; // Two estates have the node with the same time: the map stays as it is.
       if (from !== undefined) this.map.credit(certname, from);
       return this.map.reassign(certname, master);
     }
+    const observation = { certname, master, at, source, ...(from !== undefined && { from }) };
     if (known?.source === "inherited" && known.master === master) {
       this.map.replace(observation);
       this.#took(observation);
@@ -661,11 +664,19 @@ export function resolver(aliases: Aliases, servers: readonly Server[] | undefine
   for (const [host, pool] of poolsByServer(servers ?? [])) known.set(host, pool);
   for (const { name } of servers ?? []) known.set(dnsName(name), name);
   const names = new Set<string>(servers?.map(({ name }) => name));
-  return (producer) => {
+  const find: Resolve = (producer) => {
     const alias = aliases.of(producer);
     if (servers === undefined) return alias ?? (isMaster(producer) ? producer : undefined);
     if (alias !== undefined) return names.has(alias) ? alias : undefined;
     return names.has(producer) ? (producer as Master) : known.get(dnsName(producer));
+  };
+  // A few producers come again and again. With `puppet apply` each node is one, so there is a bound.
+  const found = new Map<string, Master | undefined>();
+  return (producer) => {
+    if (found.has(producer)) return found.get(producer);
+    const master = find(producer);
+    if (found.size < MAX_FOUND) found.set(producer, master);
+    return master;
   };
 }
 

@@ -256,8 +256,9 @@ export class Gathering {
    */
   #receipt(received: string | null | undefined): string | null | undefined {
     const { behindMs } = this.#teller;
+    if (behindMs === 0) return received;
     const at = Date.parse(received ?? "");
-    return behindMs === 0 || Number.isNaN(at) ? received : new Date(at + behindMs).toISOString();
+    return Number.isNaN(at) ? received : new Date(at + behindMs).toISOString();
   }
 
   /** Takes the row of a node that is inactive. Names that cannot be map keys are of no interest here: no map has them. */
