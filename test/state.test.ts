@@ -9,7 +9,7 @@ import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import type { Certname, Master } from "../src/node-map.js";
 import { Journal } from "../src/state/journal.js";
 import { type Change, parseRow, type Row, Rows, toLine } from "../src/state/rows.js";
-import { freeze, held } from "./support/slow-disk.js";
+import { freeze, held, shiftInodes } from "./support/slow-disk.js";
 
 vi.mock("node:fs/promises", async (original) =>
   (await import("./support/slow-disk.js")).slowDisk(await original()),
@@ -291,6 +291,17 @@ describe("the state file", () => {
       expect((await load()).masters.get(node(600))).toBe(what === "adds a line" ? "master1" : "master3");
     },
   );
+
+  test("is written also where a file has another inode each time", async () => {
+    const steady = shiftInodes();
+    try {
+      const { journal } = await load();
+      for (const index of [1, 2, 3]) await journal.save([registered(index, "master1")]);
+    } finally {
+      steady();
+    }
+    expect([...(await load()).masters.keys()]).toEqual([1, 2, 3].map(node));
+  });
 
   test("tells what another one has written also if that was read too late for who had asked", async () => {
     const [one, two] = [new Journal(file), new Journal(file)];

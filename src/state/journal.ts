@@ -26,6 +26,9 @@ const MANY_LINES = 1_000;
 /** How many lines one write has. */
 const CHUNK = 500;
 
+/** There are file systems on which a file has another inode each time. */
+const MAX_TRIES = 3;
+
 /** A larger file is neither written nor read. This is enough for ten million rows. */
 const MAX_BYTES = 2 * 1024 * 1024 * 1024;
 /** Longer lines are cut here, and then their checksum is wrong. sasori's own longest line has 10 kB. */
@@ -348,7 +351,7 @@ export class Journal implements State {
    * Another one may add lines meanwhile, and be killed before it sees that they are gone. What it had added before the rename is
    * found in the file that was replaced: whoever adds a line looks afterwards whether the file is still in its place.
    */
-  async #writeAnew(again: () => void): Promise<void> {
+  async #writeAnew(again: () => void, tries = MAX_TRIES): Promise<void> {
     await this.#readNews(again);
     const read = this.#left;
     const replaced = await open(this.#file, READ_ONLY).catch(() => undefined);
@@ -357,10 +360,10 @@ export class Journal implements State {
       const rows = await inPieces(listOf(this.rows));
       await this.#keepStrange?.(again);
       this.#keepStrange = undefined;
-      const isStill = async () => inodeOf(await this.#fingerprint()) === inodeOf(read);
+      const isStill = async () => tries === 1 || inodeOf(await this.#fingerprint()) === inodeOf(read);
       const content = contentOf(rows, again);
       const written = await replaceFile(this.#file, content, STATE_FILE_MODE, isStill);
-      if (written === undefined) return await this.#writeAnew(again); // Another one has just done the same.
+      if (written === undefined) return await this.#writeAnew(again, tries - 1); // Another one has just done the same.
       this.#isAnew = false;
       this.#lines = rows.length;
       this.#left = fingerprintOf(written);

@@ -31,7 +31,18 @@ export const opened = (): number => reads;
 /** How many wait for what is frozen. */
 export const held = (): number => waiting;
 
-/** `real`, but for what is frozen. sasori opens what it reads by flags of its own (whole-file.ts). */
+let inodes = 0n;
+let areShifting = false;
+
+/** From now on each file has another inode each time, as on some network file systems, until what is returned is called. */
+export function shiftInodes(): () => void {
+  areShifting = true;
+  return () => {
+    areShifting = false;
+  };
+}
+
+/** `real`, but for what is frozen or shifting. sasori opens what it reads by flags of its own (whole-file.ts). */
 export function slowDisk(real: Fs): Fs {
   const open: Fs["open"] = async (file, flags, mode) => {
     const what = typeof flags === "number" ? "reads" : "writes";
@@ -43,5 +54,13 @@ export function slowDisk(real: Fs): Fs {
     }
     return real.open(file, flags, mode);
   };
-  return { ...real, open };
+  const stat = (async (file: string, options?: { bigint: true }) => {
+    const found = await real.stat(file, options);
+    if (areShifting && typeof found.ino === "bigint") {
+      inodes += 1n;
+      found.ino += inodes;
+    }
+    return found;
+  }) as Fs["stat"];
+  return { ...real, open, stat };
 }
