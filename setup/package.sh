@@ -7,6 +7,8 @@
 #   npm run package -- --deb         only the deb; --rpm: only the rpm; --bundle: only dist/bundle; --tree: only the
 #                                    package's files, in dist/packages/tree-<arch>
 #
+# Beside them it puts sasori-<version>.cdx.json, an SBOM of the program, its libraries and Node.js.
+#
 #   PACKAGE_VERSION     another version than package.json's
 #   PACKAGE_MAINTAINER  "NAME <MAIL>" of whoever stands for these packages; git's user without it
 #   PACKAGE_FAST=1      hardly compressed, for tests
@@ -102,7 +104,18 @@ for file in haproxy.cfg agents.cfg heal.lua; do put 644 "haproxy/$file" "etc/hap
 put 640 deploy/systemd/sasori.env etc/sasori/sasori.env
 put 644 deploy/prometheus/sasori.rules.yml usr/share/sasori/prometheus/sasori.rules.yml
 put 644 deploy/grafana/sasori.json usr/share/sasori/grafana/sasori.json
-put 644 dist/bundle/sbom.json usr/share/sasori/sbom.json
+node -e '
+  const [sbom, node] = process.argv.slice(1).map((file) => JSON.parse(require("fs").readFileSync(file)));
+  const { version, license } = node, ref = `node@${version}`;
+  sbom.components.push({
+    "bom-ref": ref, type: "platform", name: "node", version, purl: `pkg:generic/node@${version}`,
+    cpe: `cpe:2.3:a:nodejs:node.js:${version}:*:*:*:*:*:*:*`, licenses: [{ license: { id: license } }],
+  });
+  sbom.dependencies.push({ ref, dependsOn: [] });
+  sbom.dependencies.find((one) => one.ref === sbom.metadata.component["bom-ref"]).dependsOn.push(ref);
+  console.log(JSON.stringify(sbom, null, 2));
+' dist/bundle/sbom.json "$node/package.json" | write 644 usr/share/sasori/sbom.json
+cp "$tree/usr/share/sasori/sbom.json" "$packages/sasori-$version.cdx.json"
 
 # Outside of the package the administrator puts these files where they belong, and what is in them is chosen for that.
 sed "s|^ExecStart=sasori |ExecStart=/usr/bin/sasori |; s|^Description=.*|&\nDocumentation=man:sasori(1)|; s|^# sasori beside HAProxy on one host.*|# sasori beside HAProxy on one host.|" \

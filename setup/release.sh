@@ -45,11 +45,12 @@ case ${1:-} in
   *) say "usage: setup/release.sh [--check|--dry-run]"; exit 2 ;;
 esac
 
+# What an earlier run left there is no part of this release.
+rm -rf "$release" dist/packages/*.{deb,rpm,cdx.json}
 for arch in $archs; do setup/package.sh --arch "$arch"; done
 
-rm -rf "$release"
 mkdir -p "$release"
-mv dist/packages/*.deb dist/packages/*.rpm "$release/"
+mv dist/packages/*.{deb,rpm,cdx.json} "$release/"
 say "the npm archive"
 # Without prepack: that compiles anew, and what is in dist is compiled already.
 npm pack --ignore-scripts --silent --pack-destination "$release" >&2
@@ -63,14 +64,13 @@ sed -i "s/^  \"version\": \".*\"/  \"version\": \"$version\"/" "$release/$module
 tar -c --owner=0 --group=0 --sort=name -C "$release" "$module" | gzip -9n >"$release/$module.tar.gz"
 rm -r "${release:?}/$module"
 
-say "SBOM and notes"
-cp dist/bundle/sbom.json "$release/sasori-$version.cdx.json"
+say "the notes"
 PACKAGE_MAINTAINER="" node setup/packaging/changelog.mjs notes "$version" >"$release/NOTES.md"
 
 if docker info >/dev/null 2>&1; then
   say "the image sasori:$version"
   docker build --quiet --tag "sasori:$version" . >&2
-  docker save "sasori:$version" | gzip -1n >"$release/sasori-$version-image.tar.gz"
+  docker save "sasori:$version" | gzip -1n >"$release/sasori-$version-image-$(docker version --format '{{.Server.Arch}}').tar.gz"
 else
   say "NOT MADE: the image, because there is no Docker here (docker info)"
 fi

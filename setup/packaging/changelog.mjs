@@ -24,7 +24,8 @@ if (first === undefined || built.length === 0) throw new Error(`CHANGELOG.md say
 const news = { name: version, body: built.map(({ body }) => body).join("\n\n") };
 const all = [news, ...others.filter((section) => !isBuilt(section))];
 
-if (form === "notes") process.stdout.write(`${news.body}\n`);
+const check = "Check what you have downloaded, in its folder: `sha256sum -c --ignore-missing SHA256SUMS`";
+if (form === "notes") process.stdout.write(`# sasori ${version}\n\n${check}\n\n${news.body}\n`);
 else process.stdout.write(all.map(form === "deb" ? debian : rpm).join("\n"));
 
 function debian({ name, body }) {
