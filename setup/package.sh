@@ -46,7 +46,7 @@ done
 
 version=${PACKAGE_VERSION:-$(node -p 'require("./package.json").version')}
 packaged=${version/-/\~} # A release candidate is older than its release.
-# Two runs on one commit make the same files.
+# Two runs on one commit make the same files, except V8's bytecode, which is never the same twice.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 export SOURCE_DATE_EPOCH
 PACKAGE_MAINTAINER=${PACKAGE_MAINTAINER:-$(git config user.name || echo sasori) <$(git config user.email || echo "root@$(hostname)")>}

@@ -58,10 +58,11 @@ npm pack --ignore-scripts --silent --pack-destination "$release" >&2
 say "the Puppet module"
 module=sasori-sasori-$version
 mkdir "$release/$module"
+cp LICENSE "$release/$module/"
 git ls-files -z deploy/puppet | tar -c --exclude=deploy/puppet/spec --exclude=deploy/puppet/.rspec --null -T - |
   tar -x -C "$release/$module" --strip-components=2
 sed -i "s/^  \"version\": \".*\"/  \"version\": \"$version\"/" "$release/$module/metadata.json"
-tar -c --owner=0 --group=0 --sort=name -C "$release" "$module" | gzip -9n >"$release/$module.tar.gz"
+tar -c --owner=0 --group=0 --sort=name --mtime="@$(git log -1 --format=%ct)" -C "$release" "$module" | gzip -9n >"$release/$module.tar.gz"
 rm -r "${release:?}/$module"
 
 say "the notes"

@@ -79,6 +79,9 @@ function sbomOf(folders) {
   const all = JSON.parse(
     execFileSync("npm", asked, { cwd: root, encoding: "utf8", maxBuffer: 64 * 1024 * 1024 }),
   );
+  // They would be other ones each time.
+  delete all.serialNumber;
+  delete all.metadata.timestamp;
   const keep = (ref) => wanted.has(ref.replace(/\|.*$/, "")) || ref.startsWith(`${name}@`);
   all.components = all.components.filter((one) => keep(one["bom-ref"]));
   all.dependencies = all.dependencies
