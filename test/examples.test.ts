@@ -29,8 +29,9 @@ async function here(name: string): Promise<string> {
 }
 
 const files = (await readdir("examples")).filter((name) => name !== "README.md");
-/** The pools are the second file of pools.env. */
+/** The pools are the second file of pools.env: its first line says how. */
 const examples = files.filter((name) => name !== "pools.cfg");
+const [, POOLS] = /haproxy -W (-f .*)/.exec(await readFile("examples/pools.cfg", "utf8")) ?? [];
 
 describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
   test.each(examples)("accepts examples/%s", async (name) => {
@@ -38,8 +39,10 @@ describe.each(haproxyBinaries())("HAProxy $version", ({ bin }) => {
     // An environment names the configuration that it is for in its first line.
     const config = /^# (haproxy\/\w+\.cfg)/.exec(await readFile(copy, "utf8"))?.[1] ?? copy;
     const settings = config === copy ? "" : `set -a; . ${copy}; set +a;`;
-    const more = name === "pools.env" ? `-f ${await here("pools.cfg")}` : "";
-    await run("bash", ["-euc", `${settings} exec ${bin} -c -f ${config} ${more}`]);
+    await run("bash", [
+      "-euc",
+      `${settings} exec ${bin} -c ${name === "pools.env" ? POOLS : `-f ${config}`}`,
+    ]);
   });
 });
 

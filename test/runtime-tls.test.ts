@@ -1,5 +1,7 @@
 // HAProxys on other hosts: the Runtime API over TLS as haproxy/runtime-tls.cfg offers it, and HAProxys behind a DNS name.
+import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
+import path from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Endpoint } from "../src/config.js";
 import { diagnose } from "../src/doctor/doctor.js";
@@ -13,7 +15,8 @@ import { MASTERS, withFleetLab } from "./support/fleet-lab.js";
 import { DEFAULTS, type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 
-const RUNTIME_TLS = readFileSync("haproxy/runtime-tls.cfg", "utf8");
+const at = (file: string) => path.resolve("haproxy", file);
+const RUNTIME_TLS = readFileSync(at("runtime-tls.cfg"), "utf8");
 
 let ca: PuppetCa;
 let [ours, strangers, nodes, twice]: Certificate[] = [];
@@ -102,6 +105,18 @@ describe.each(haproxyBinaries())("the Runtime API of HAProxy $version over TLS",
         /^HAPROXY_UNREACHABLE gw1: nothing listens there/,
       );
     }));
+
+  test("is a second file of haproxy.cfg, without a warning", () => {
+    const { status, stderr } = spawnSync(bin, ["-c", "-f", at("haproxy.cfg"), "-f", at("runtime-tls.cfg")], {
+      encoding: "utf8",
+      env: {
+        ...{ NODE_MASTER_MAP: "/dev/null", HAPROXY_SOCKET: "/tmp/none.sock", MASTER1: "127.0.0.1:1" },
+        ...{ STATS_USER: "admin", STATS_PASSWORD: "secret", RUNTIME_CLIENT: "sasori.example.com" },
+        ...{ RUNTIME_CERT: ca.gateway.both, RUNTIME_CA: ca.caBundle },
+      },
+    });
+    expect({ status, warnings: stderr.match(/.*(WARNING|ALERT).*/g) }).toEqual({ status: 0, warnings: null });
+  });
 
   test("is there whatever other files have as defaults for their servers", () =>
     withTls(
