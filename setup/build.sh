@@ -11,7 +11,8 @@ node -e '
 
 # npm writes this file last, so an interrupted installation is not taken for a whole one.
 if [ ! -e node_modules/.package-lock.json ] || [ package-lock.json -nt node_modules/.package-lock.json ]; then
-  npm ci --no-audit --no-fund
+  # Without the packages' own scripts: none is needed, and newer releases of npm warn about each.
+  npm ci --ignore-scripts --no-audit --no-fund
 fi
 
 newest=$(find src demo bench test/support setup/page.config.ts tsconfig.json tsconfig.build.json -type f -newer dist/src/cli.js 2>/dev/null | head -n 1 || true)

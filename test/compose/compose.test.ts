@@ -3,7 +3,7 @@
  * killed, restarted and stopped. The tests are one story and stand in its order.
  */
 import { readFileSync } from "node:fs";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { chown, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, onTestFailed, test } from "vitest";
@@ -290,6 +290,7 @@ describe("docs/estates.md in compose", () => {
       const here = (text: string) => text.replaceAll(/(\.\/)?state\.password/g, `${folder}/state.password`);
       stack.override();
       await stack.paste(here(blockWith("docs/estates.md", "docker compose exec postgres").text));
+      if (process.getuid?.() === 0) await chown(path.join(folder, "state.password"), 1000, 1000);
       const override = path.join(folder, "override.yml");
       await writeFile(override, here(blockWith("docs/estates.md", "secrets: [state_password]").text));
       stack.override(override);
