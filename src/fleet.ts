@@ -515,10 +515,13 @@ export class Fleet {
 
   /**
    * The route is from the map file, and perhaps from a PuppetDB that was not read since. Then it gives way only to what is newer
-   * than all of the file.
+   * than all of the file. The route of a registration that ended is none of PuppetDB's.
    */
-  #mayBeOfOther({ source }: Assignment, { isStandby, active }: Reading): boolean {
-    return source === "inherited" && (isStandby === true || (active === undefined && !this.complete));
+  #mayBeOfOther({ certname, source, at }: Assignment, { isStandby, active }: Reading): boolean {
+    if (source !== "inherited") return false;
+    const end = this.ended.get(certname);
+    const isEnded = end !== undefined && at === timeBefore(end);
+    return !isEnded && (isStandby === true || (active === undefined && !this.complete));
   }
 
   /** False if it is older than what is known. The age of an inherited route is unknown, so everything is newer. */

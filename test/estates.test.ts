@@ -643,3 +643,18 @@ describe("estates", () => {
       expect((await lab.file()).get(NODE)).toBe("master2");
     }));
 });
+
+test("the end of a registration that another replica was told counts also while a standby is asked", () =>
+  withPair("|", async ({ lab, second, sync, full }) => {
+    const certname = parseCertname(NODE);
+    const at = new Date(Date.now() - 60 * MINUTE);
+    for (const client of [lab.puppetdb, second.client])
+      await client.replaceFacts({ certname: NODE, producer: "master1", at });
+    await full();
+    await sync.submit({ certname, master: "master3" as Master, source: "registration" });
+    const own = sync.fleet.own.get(certname);
+    await lab.stopPuppetdb();
+    sync.fleet.takeEnd(certname, { at: own?.at ?? 0, since: own?.at ?? 0, reported: own?.reported });
+    expect(await full()).toMatchObject({ outcome: "done", moved: 1 });
+    expect((await lab.file()).get(NODE)).toBe("master1");
+  }));

@@ -285,13 +285,16 @@ export class Journal implements State {
    */
   async #note<Found>(found: Iterable<Found>, take: (one: Found) => Row | undefined): Promise<Row[]> {
     const news: Row[] = [];
-    await inPieces(
-      eachInPieces(found, (one) => {
-        const row = take(one);
-        if (row !== undefined) news.push(row);
-      }),
-    );
-    await inPieces(eachInPieces(news, (row) => this.#unwritten.take(row)));
+    try {
+      await inPieces(
+        eachInPieces(found, (one) => {
+          const row = take(one);
+          if (row !== undefined) news.push(row);
+        }),
+      );
+    } finally {
+      await inPieces(eachInPieces(news, (row) => this.#unwritten.take(row)));
+    }
     return news;
   }
 
