@@ -535,9 +535,10 @@ function serverOf(row: StateRow): Member | undefined {
 
 /**
  * `srv_op_state` is what HAProxy itself asks before it sends a server a request: 0 stopped, 1 starting, 2 running, 3 leaving
- * (`http-check disable-on-404`), which gets only requests that name it. In maintenance of any kind it is 0. The bits of `srv_admin_state` only say what led there: 1, 2 and 32 are
- * maintenance, 8 and 16 drain, but 4 ("disabled" in the configuration) and 64 (its name came by DNS or from the socket)
- * stay for good, also while it serves (include/haproxy/server-t.h, the same from 2.4 to 3.5).
+ * (`http-check disable-on-404`), which gets only requests that name it. In maintenance of any kind it is 0. The bits of
+ * `srv_admin_state` only say what led there: 1, 2 and 32 are maintenance, 8 and 16 drain, but 4 ("disabled" in the
+ * configuration) and 64 (its name came by DNS or from the socket) stay for good, also while it serves
+ * (include/haproxy/server-t.h, the same from 2.4 to 3.5).
  */
 function stateOf(operational: string, admin: number): Server["state"] {
   if (operational === "0") return "down";
