@@ -6,6 +6,7 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { takeTurn } from "../src/target/turn.js";
+import { run } from "./support/child.js";
 import { patient } from "./support/patience.js";
 
 let folder: string;
@@ -80,6 +81,17 @@ test.each([
   await utimes(`${file}.lock`, old, old);
   await (await takeTurn(file, patient(1_000))).end();
   expect(await readdir(folder)).toEqual([]);
+});
+
+test("waits no longer where somebody has put something else in the place of the lock", async () => {
+  await run("mkfifo", [`${file}.lock`]);
+  await expect(takeTurn(file, 100)).rejects.toMatchObject({
+    code: "BUSY",
+    message: expect.stringContaining("priority.map.lock"),
+  });
+  await rm(`${file}.lock`);
+  await symlink("/dev/zero", `${file}.lock`);
+  await expect(takeTurn(file, 100)).rejects.toMatchObject({ code: "BUSY" });
 });
 
 test("says why no lock can be made", async () => {

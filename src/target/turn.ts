@@ -8,12 +8,15 @@ import { readFile, readlink, realpath, rename, stat, unlink, writeFile } from "n
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { SasoriError, systemCode } from "../errors.js";
+import { readWhole } from "../whole-file.js";
 import { writeError } from "./atomic-file.js";
 
 const LOOK_AGAIN_MS = 20;
 
 /** No turn takes so long: of a holder on another machine, or in another container, only the lock's age can be judged. */
 const FORGOTTEN_MS = 60_000;
+
+const MAX_LOCK_BYTES = 4 * 1024;
 
 /** A turn that was taken. It must be ended. */
 export interface Turn {
@@ -41,12 +44,15 @@ export async function takeTurn(name: string, waitMs: number): Promise<Turn> {
   const until = performance.now() + waitMs;
   for (;;) {
     if (await isMade(lock, us)) return { end: () => removeIf(lock, us) };
-    const theirs = await readFile(lock, "utf8").catch(() => undefined);
+    const theirs = await readLock(lock).catch(() => undefined);
     if (theirs !== undefined && (await isForgotten(lock, theirs))) await removeIf(lock, theirs);
     if (performance.now() > until) throw busy(file, lock, theirs, waitMs);
     await sleep(LOOK_AGAIN_MS);
   }
 }
+
+/** Whoever may write to the folder may put anything in its place, such as a pipe. */
+const readLock = (lock: string): Promise<string> => readWhole(lock, "utf8", MAX_LOCK_BYTES);
 
 /** False if it is there already. */
 async function isMade(lock: string, content: string): Promise<boolean> {
@@ -70,7 +76,7 @@ async function removeIf(lock: string, content: string): Promise<void> {
     () => false, // Another one was faster.
   );
   if (!isOurs) return;
-  const found = await readFile(aside, "utf8").catch(() => content);
+  const found = await readLock(aside).catch(() => content);
   if (found !== content) await isMade(lock, found);
   await unlink(aside).catch(() => undefined);
 }
