@@ -788,9 +788,13 @@ describe("with a daemon", () => {
       });
     }));
 
-  test("whatever else listens there is named as what it is, and not followed", async () => {
+  test.each([
+    ["text/html", "<html>hello</html>"],
+    ["application/json", '{"status":"ok"}'],
+    ["application/json", "null"],
+  ])("whatever else listens there is named as what it is, and not followed: %s %s", async (type, text) => {
     const other = createServer((_request, response) => {
-      response.setHeader("content-type", "text/html").end("<html>hello</html>");
+      response.setHeader("content-type", type).end(text);
     });
     await new Promise<void>((resolve) => other.listen(0, "127.0.0.1", resolve));
     const { port } = other.address() as AddressInfo;

@@ -112,6 +112,16 @@ async function readToken(file: string): Promise<string> {
 export const isRefused = (error: unknown): error is SasoriError =>
   error instanceof SasoriError && (error as { statusCode?: unknown }).statusCode === 400;
 
+/** Each of sasori's answers has one of these keys. Many programs answer JSON to any question. */
+const KEYS_OF_CHANGES = ["certname", "registered"];
+const KEYS = [
+  ...KEYS_OF_CHANGES,
+  ...["troubles", "outcome", "nodes", "masters", "instances", "replicas", "moves", "passes", "changes"],
+];
+
+const hasKey = (answer: unknown, keys: readonly string[]): boolean =>
+  typeof answer === "object" && answer !== null && keys.some((key) => Object.hasOwn(answer, key));
+
 /**
  * The JSON of a 200, or of a 502 for a change that was accepted and is not in every target yet: that has the node's story, or
  * how many nodes were registered. Throws for every other answer: what it says, with its `statusCode`, or `DAEMON` if it is
@@ -122,11 +132,8 @@ async function answerOf(url: string, response: http.IncomingMessage, hasToken = 
   const text = await textOf(response);
   const isJson = /\bjson\b/.test(String(headers["content-type"]));
   const answer = isJson ? (JSON.parse(text) as { title?: unknown; detail?: unknown }) : undefined;
-  if (
-    answer !== undefined &&
-    (statusCode === 200 || (statusCode === 502 && ("certname" in answer || "registered" in answer)))
-  )
-    return answer;
+  const isAccepted = hasKey(answer, statusCode === 502 ? KEYS_OF_CHANGES : KEYS);
+  if ((statusCode === 200 || statusCode === 502) && isAccepted) return answer;
   if (typeof answer?.detail !== "string") throw noSasori(url, `${statusCode} ${quote(text)}`);
   const hint = hasToken ? "the token here differs from the daemon's" : "set SASORI_API_TOKEN_FILE here too";
   const why = statusCode === 401 ? `${answer.detail}: ${hint}` : answer.detail;
