@@ -161,7 +161,7 @@ export const Env = z.object({
     .meta(
       about(
         "options of the servers that are added at run time (docs/gateway.md)",
-        "check maxconn 20 weight 0 ssl verify required ca-file /etc/ca.pem",
+        "check maxconn 20 weight 0 ssl verify required ca-file /etc/ca.pem crt /etc/gw.pem",
       ),
     ),
   SASORI_PROBE_PATH: probePath

@@ -1,12 +1,13 @@
 import { defineConfig } from "vitest/config";
+import { patient } from "../support/patience.js";
 
 // One host, one story: each test goes on where the one before it stopped.
 export default defineConfig({
   test: {
     include: ["test/puppetserver/*.test.ts"],
     bail: 1,
-    testTimeout: 600_000,
-    hookTimeout: 900_000,
-    expect: { poll: { timeout: 30_000, interval: 250 } },
+    testTimeout: patient(200_000),
+    hookTimeout: patient(300_000),
+    expect: { poll: { timeout: patient(10_000), interval: 250 } },
   },
 });
