@@ -282,6 +282,11 @@ describe("the configuration", () => {
     expect(problems({ ...REQUIRED, [name]: value })).toEqual([expect.stringContaining(`${name} ${what}`)]);
   });
 
+  test("takes no offence at such a value of somebody else's variable", () => {
+    const { mapFile } = readConfig({ ...REQUIRED, SASORI_NOTES_OF_OURS: '"the new one" # since May' });
+    expect(mapFile).toBe(REQUIRED.SASORI_MAP_FILE);
+  });
+
   test("blanks around a value are none of it", () => {
     const { mapFile, listen, haproxy } = readConfig({
       ...REQUIRED,
