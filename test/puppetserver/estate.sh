@@ -81,9 +81,11 @@ for name in puppet1 puppet2 puppet3; do
   mkdir -p $at/code/environments/production/modules/site/files
   echo $name >$at/code/environments/production/modules/site/files/$name
 done
+# On a busy machine a start takes long, and the unit's `kill -0` comes before the process has its user, so it is done as root.
 for unit in puppetserver puppet2 puppet3 puppetdb; do
   mkdir -p /etc/systemd/system/$unit.service.d
-  printf '[Service]\nTimeoutStartSec=900\n' >/etc/systemd/system/$unit.service.d/busy-machine.conf
+  { printf '[Service]\nTimeoutStartSec=900\nExecStartPost=\n'; systemctl cat $unit | sed -n 's/^ExecStartPost=sh/ExecStartPost=+sh/p'; } \
+    >/etc/systemd/system/$unit.service.d/busy-machine.conf
 done
 systemctl daemon-reload
 
