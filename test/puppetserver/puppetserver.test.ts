@@ -389,14 +389,20 @@ describe.each([
     ).toBe("204");
   });
 
-  test("an agent that no master can serve waits as Retry-After says; that of Puppet 8 then runs", async () => {
+  test("an agent that no master can serve waits as Retry-After says; that of Puppet 8 then asks again", async () => {
     const all = (state: string) =>
       tell(...MASTERS.map((name) => `set server agents_masters/${name}.example.com state ${state}`));
     await all("maint");
     const run = agent("web1", "puppet").then(() => "ran", String);
     await expect.poll(() => host.sh("cat /estate/agents/web1/log"), IN_TIME).toContain("Sleeping for");
     await all("ready");
-    expect(await run).toContain(version === "7" ? "attempt to read body out of block" : "ran");
+    const ended = await run;
+    // Puppet 7 gives up the request, and perhaps the run.
+    const gaveUp = (await host.sh("cat /estate/agents/web1/log")).includes(
+      "attempt to read body out of block",
+    );
+    expect(gaveUp).toBe(version === "7");
+    if (version === "8") expect(ended).toBe("ran");
   });
 
   test("where masters are pools, agents and tools go on when a puppetserver of their pool stops", async () => {
