@@ -299,6 +299,7 @@ describe("docs/estates.md in compose", () => {
         .poll(() => stack.compose("exec", "sasori", "sasori", "status", "--replicas"), SOON)
         .toMatch(/gateway-1.*in sync/);
     } finally {
+      stack.override();
       await rm(folder, { recursive: true });
     }
   });
