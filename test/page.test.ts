@@ -273,7 +273,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         await status(page).getByText("Requests are served from the map of that time").waitFor();
         await expect.poll(() => status(page).getByText("PUPPETDB_UNREACHABLE").count()).toBe(1);
         await status(page)
-          .getByText(/HAProxy keeps its map$/)
+          .getByText(/HAProxy keeps its map\.$/)
           .waitFor();
         expect(await masterOf(site, NODE)).toBe("master1");
         const failed = section(page, "Passes").getByRole("listitem").filter({ hasText: "failed" });
