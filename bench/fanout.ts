@@ -1,5 +1,5 @@
-// One sasori that feeds many HAProxys: how long until the last of them has what moved. And many sasoris that look at one
-// PuppetDB, each with a map of its own, on the default schedule: what PuppetDB and PostgreSQL spend on them.
+// One sasori that feeds many HAProxy instances: how long until the last of them has what moved. And many sasoris that look at
+// one PuppetDB, each with a map of its own, on the default schedule: what PuppetDB and PostgreSQL spend on them.
 
 import { writeFile } from "node:fs/promises";
 import path from "node:path";
@@ -32,7 +32,7 @@ const EVERY_SECONDS = 5;
 type Progress = (text: string) => void;
 
 export const fanout: Bench = {
-  what: `one sasori to many HAProxys: until the last one has ${MOVED} moved nodes; medians`,
+  what: `one sasori to many HAProxy instances: until the last one has ${MOVED} moved nodes; medians`,
   run: ({ signal, progress, ran }) =>
     withFleet({ progress, ran }, async (puppetdb) => {
       const rows: Row[] = [];
@@ -72,14 +72,14 @@ function feedMany(
         ),
       );
     }
-    progress(`${count} HAProxys, the first filling`);
+    progress(`${count} HAProxy instances, the first filling`);
     const sasori = await startSasori(stage, "sasori", {
       SASORI_PUPPETDB_URL: puppetdb.url,
       SASORI_HAPROXY: haproxys.map(({ socket }) => socket).join(","),
     });
     const seen = { all: [] as number[], push: [] as number[], cpu: [] as number[] };
     for (let turn = 1; turn <= ROUNDS; turn += 1) {
-      progress(`${count} HAProxys, round ${turn} of ${ROUNDS}`);
+      progress(`${count} HAProxy instances, round ${turn} of ${ROUNDS}`);
       await moveNodes(puppetdb, MOVED);
       const [cpu, began] = [preciseCpuMs(sasori.pid), performance.now()];
       const report = await sasori.sync({});

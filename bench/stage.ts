@@ -1,4 +1,4 @@
-// What the benchmarks run on: HAProxys, masters and sasori as processes of their own, on 127.0.0.1, in a folder
+// What the benchmarks run on: HAProxy instances, masters and sasori as processes of their own, on 127.0.0.1, in a folder
 // that is removed in the end. Promises: nothing outlives the stage; nobody's log slows the bench down (standard
 // output goes to /dev/null, errors to a file that is shown when a program fails).
 

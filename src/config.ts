@@ -22,7 +22,7 @@ export interface Endpoint {
   tls?: { certname: string; files: PemFiles };
 }
 
-/** A DNS name for several HAProxys: one for each of its addresses, which may change. */
+/** A DNS name for several HAProxy instances: one for each of its addresses, which may change. */
 export interface EndpointName {
   /** As it is configured. */
   name: string;
@@ -62,7 +62,7 @@ export interface Config {
   /** The estates, and in each the PuppetDBs that have the same nodes: one is asked, the next one when it fails. */
   puppetdb: readonly (readonly PuppetdbServer[])[];
   haproxy: readonly Endpoint[];
-  /** More HAProxys, as DNS names them. */
+  /** More HAProxy instances, as DNS names them. */
   haproxyNames?: readonly EndpointName[] | undefined;
   /** The backend whose servers are the masters. With `pools` it is only their text, for messages. */
   backend: string;

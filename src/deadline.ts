@@ -16,7 +16,7 @@ export async function within<T>(
   use: (signal: AbortSignal, again: () => void) => Promise<T>,
 ): Promise<T> {
   const controller = new AbortController();
-  setMaxListeners(0, controller.signal); // One for each connection, and nobody counts the HAProxys.
+  setMaxListeners(0, controller.signal); // One for each connection, and nobody counts the HAProxy instances.
   const timer = setTimeout(() => controller.abort(late), ms);
   const onStop = () => controller.abort(stop?.reason);
   if (stop?.aborted) onStop();

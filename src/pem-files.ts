@@ -1,5 +1,5 @@
-// The certificates with which sasori asks PuppetDB, masters and HAProxys. Promises: a file that is renewed in place is read
-// again; one that is empty or half-written is an error, and never "no CA", for which Node would trust its own.
+// The certificates with which sasori asks PuppetDB, masters and HAProxy instances. Promises: a file that is renewed in place is
+// read again; one that is empty or half-written is an error, and never "no CA", for which Node would trust its own.
 
 import { X509Certificate } from "node:crypto";
 import { reason, SasoriError } from "./errors.js";

@@ -43,8 +43,8 @@ const FILE_MS = 15_000;
 
 /**
  * Each changes pass compares a sample of the entries of each live map. It is as large as needed to compare all entries
- * between two full passes, but all HAProxys together get no more than MAX_SAMPLE, which takes 0.2 s of a core. So with a
- * hundred HAProxys only a full pass compares all.
+ * between two full passes, but all HAProxy instances together get no more than MAX_SAMPLE, which takes 0.2 s of a core. So with
+ * a hundred HAProxy instances only a full pass compares all.
  */
 const FIRST_CHANGES_PER_FULL = 180;
 const SAMPLE_ALLOWANCE = 0.8;
@@ -428,7 +428,7 @@ export class Sync {
     await inPieces(this.#take(others));
   }
 
-  /** HAProxys behind DNS names come and go. */
+  /** HAProxy instances behind DNS names come and go. */
   async #followNames(stop: AbortSignal): Promise<void> {
     const { names, instances } = this.#parts;
     if (names === undefined) return;
@@ -527,8 +527,8 @@ export class Sync {
   }
 
   /**
-   * Waits for PuppetDB's answer, which may take minutes. Meanwhile it serves registrations, and HAProxys that lack something, also
-   * during a dry run.
+   * Waits for PuppetDB's answer, which may take minutes. Meanwhile it serves registrations, and HAProxy instances that lack
+   * something, also during a dry run.
    */
   async #whileFetching<T>(fetching: Promise<T>, stop: AbortSignal): Promise<T> {
     let fetched = false;

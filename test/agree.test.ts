@@ -1,4 +1,5 @@
-// Replicas that share a PostgreSQL agree, whatever is killed at whatever time. The real PostgreSQL, real HAProxys, real passes.
+// Replicas that share a PostgreSQL agree, whatever is killed at whatever time. The real PostgreSQL, real HAProxy instances,
+// real passes.
 
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -322,7 +323,7 @@ describe("replicas that share a database", () => {
       }
     }));
 
-  test("know each other: name, HAProxys, nodes, state, last pass, version; who stops goes, who is killed is silent", () =>
+  test("know each other: name, HAProxy instances, nodes, state, last pass, version; who stops goes, who is killed is silent", () =>
     withFleetLab([{ bin }, { bin }], async (lab) => {
       await lab.run(node(0), "master1");
       await withDaemon(lab, 0, async (ask) => {

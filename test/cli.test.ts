@@ -276,7 +276,7 @@ describe("without a daemon", () => {
       await lab.run(node(1), "stranger");
       expect((await sasori("lookup", node(0))).stdout).toMatch(/desired +master1, from facts/);
       expect((await sasori("lookup", node(1))).stdout).toMatch(
-        /desired +failed: HAPROXY_UNREACHABLE: PuppetDB says stranger .*1 of 2 HAProxys could not be asked .*the others have none/,
+        /desired +failed: HAPROXY_UNREACHABLE: PuppetDB says stranger .*1 of 2 HAProxy instances could not be asked .*the others have none/,
       );
     }));
 
@@ -305,7 +305,9 @@ describe("with a daemon", () => {
       await startDaemon();
       const well = await sasori("status");
       expect(well.code).toBe(0);
-      expect(lines(well.stdout)[0]).toMatch(/^in sync: 6 nodes, in the map file and in 1 HAProxy\.$/);
+      expect(lines(well.stdout)[0]).toMatch(
+        /^in sync: 6 nodes, in the map file and in 1 HAProxy instance\.$/,
+      );
       await lab.haproxys[0]?.kill();
       expect((await sasori("sync")).code).toBe(1);
       const ill = await sasori("status");

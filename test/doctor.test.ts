@@ -1,4 +1,4 @@
-// The doctor beside real HAProxys: everything well, and then one thing after the other broken. The doctor reports
+// The doctor beside real HAProxy instances: everything well, and then one thing after the other broken. The doctor reports
 // each with its remedy, and changes nothing.
 
 import { execFileSync } from "node:child_process";
@@ -38,7 +38,7 @@ interface Surgery {
 
 type Options = Omit<HaproxyOptions, "bin" | "servers"> & { bin?: string };
 
-/** HAProxys that hold 30 nodes as the first one's map file does, and a PuppetDB that says the same. */
+/** HAProxy instances that hold 30 nodes as the first one's map file does, and a PuppetDB that says the same. */
 async function withPatient(
   options: readonly Options[],
   use: (surgery: Surgery) => Promise<void>,

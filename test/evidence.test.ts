@@ -1,4 +1,5 @@
-// The rules of docs/evidence.md: what moves a route, and what never does. Real HAProxys, the PuppetDB stand-in, real passes.
+// The rules of docs/evidence.md: what moves a route, and what never does. Real HAProxy instances, the PuppetDB stand-in, real
+// passes.
 
 import { readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { afterEach, describe, expect, test, vi } from "vitest";

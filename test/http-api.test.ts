@@ -1,4 +1,4 @@
-// The HTTP API of a daemon beside real HAProxys: every call, every error, the events, and openapi.json held against
+// The HTTP API of a daemon beside real HAProxy instances: every call, every error, the events, and openapi.json held against
 // what is really answered.
 
 import { once } from "node:events";
@@ -487,7 +487,7 @@ describe("the status", () => {
         const status = () => get<Status>("/api/v1/status");
         expect(await status()).toMatchObject({
           state: "in sync",
-          summary: "15 nodes, in the map file and in 1 HAProxy.",
+          summary: "15 nodes, in the map file and in 1 HAProxy instance.",
           troubles: [],
           version: expect.stringMatching(/^\d+\.\d+\.\d+/),
           lastGoodPoll: expect.any(String),

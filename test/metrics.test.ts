@@ -1,4 +1,4 @@
-// What Prometheus is told, by a daemon beside real HAProxys.
+// What Prometheus is told, by a daemon beside real HAProxy instances.
 
 import { spawnSync } from "node:child_process";
 import { pino } from "pino";

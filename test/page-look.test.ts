@@ -289,7 +289,7 @@ describe.skipIf(chromium === undefined)("the page looks right", { timeout: DEADL
           await page.getByText("3 of 3 servers up", { exact: true }).waitFor();
           await lon.getByText("2 of 4 servers up", { exact: true }).waitFor();
           await lon.getByText("4 servers", { exact: true }).click();
-          await lon.getByText("drained in 1 of 2 HAProxys", { exact: true }).waitFor();
+          await lon.getByText("drained in 1 of 2 HAProxy instances", { exact: true }).waitFor();
           for (const width of WIDTHS) {
             await page.setViewportSize({ width, height: 900 });
             await look(page, `page-pools-${width}`);

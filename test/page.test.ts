@@ -143,7 +143,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
         const masters = section(page, "Masters").getByRole("listitem");
         await masters.filter({ hasText: /master1.*up.*10 nodes.*33\.3%/ }).waitFor();
         await expect.poll(() => masters.count()).toBe(3);
-        const haproxy = section(page, "HAProxys and the map file");
+        const haproxy = section(page, "HAProxy instances and the map file");
         await haproxy.getByText(/HAProxy \d+\.\d+/).waitFor();
         await expect.poll(() => haproxy.getByText("in sync").count()).toBe(2);
         await section(page, "Passes").getByRole("listitem").first().waitFor();
@@ -215,7 +215,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
           .getByText(/Start that HAProxy/)
           .waitFor();
         await expect.poll(() => status(page).getByText("HAPROXY_UNREACHABLE").count()).toBe(1);
-        await section(page, "HAProxys and the map file").getByText("HAPROXY_UNREACHABLE").waitFor();
+        await section(page, "HAProxy instances and the map file").getByText("HAPROXY_UNREACHABLE").waitFor();
         await site.gateway.haproxy.restart();
         await says(page, "Everything is in sync");
       }),

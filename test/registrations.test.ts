@@ -1,4 +1,5 @@
-// Many registrations at once: by the HTTP API and by `sasori register --file`. Real HAProxys, a real daemon, the real program.
+// Many registrations at once: by the HTTP API and by `sasori register --file`. Real HAProxy instances, a real daemon, the real
+// program.
 
 import { spawn } from "node:child_process";
 import { readFile, writeFile } from "node:fs/promises";

@@ -1,4 +1,5 @@
-// HAProxys on other hosts: the Runtime API over TLS as haproxy/runtime-tls.cfg offers it, and HAProxys behind a DNS name.
+// HAProxy instances on other hosts: the Runtime API over TLS as haproxy/runtime-tls.cfg offers it, and HAProxy instances behind
+// a DNS name.
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import path from "node:path";
@@ -181,7 +182,7 @@ test("a certificate without its key is told with the HAProxy that it is for", as
   });
 });
 
-describe("HAProxys behind a DNS name", () => {
+describe("HAProxy instances behind a DNS name", () => {
   const [{ bin } = { bin: "" }] = haproxyBinaries();
   const address = (index: number) => `127.0.0.${index + 2}`;
 

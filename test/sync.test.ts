@@ -1234,7 +1234,7 @@ describe("a pass", () => {
     }));
 });
 
-test("compares at most 10,000 entries of all HAProxys in a changes pass, and goes on from there in the next one", () => {
+test("compares at most 10,000 entries of all HAProxy instances in a changes pass, and goes on from there in the next one", () => {
   const bin = haproxyBinaries().at(-1)?.bin ?? "";
   return withFleetLab([{ bin }, { bin }], async (lab) => {
     const sync = await lab.newSync();

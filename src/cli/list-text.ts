@@ -33,7 +33,7 @@ const MASTER_COLUMNS: (Column | string)[] = [
   "STATE",
 ];
 
-/** One row for each master, with the sums of all HAProxys. `wide`: one for each of its servers, in each HAProxy. */
+/** One row for each master, with the sums of all HAProxy instances. `wide`: one for each of its servers, in each HAProxy. */
 export function masterColumns(isWide: boolean): (Column | string)[] {
   return isWide ? [...MASTER_COLUMNS, "HAPROXY", ...LOAD_COLUMNS] : [...MASTER_COLUMNS, ...LOAD_COLUMNS];
 }
@@ -51,7 +51,7 @@ export function masterRows({ masters, failures }: Masters, isWide: boolean, styl
 
 const HEALTH_COLOURS = { up: "good", drained: "warn", down: "bad" } as const;
 
-/** `UP`, or how many HAProxys say what, `UP 2, DOWN 1`; then the servers of a pool that get no requests. */
+/** `UP`, or how many HAProxy instances say what, `UP 2, DOWN 1`; then the servers of a pool that get no requests. */
 function stateOf(servers: readonly ServerLoad[], style: Style): string {
   const counts = new Map<string, { state: ServerLoad["state"]; count: number }>();
   for (const { status, state } of servers)
@@ -88,7 +88,7 @@ function load(servers: readonly ServerLoad[]): string[] {
   ];
 }
 
-/** What the table of masters cannot show: producers without a server, and HAProxys that did not answer. */
+/** What the table of masters cannot show: producers without a server, and HAProxy instances that did not answer. */
 export function masterTroubles({ unroutable, failures }: Masters, style: Style): string[] {
   const lines = unroutable.map(
     ({ producer, nodes }) => `${style.warn("no server")}: ${shown(producer)}, ${counted(nodes, "node")}`,
@@ -134,7 +134,7 @@ export function renderReplicas({ shared, failure, replicas }: Replicas, style: S
     const lacking = haproxys.filter(({ inSync }) => !inSync).map(({ target }) => shown(target));
     const about = [
       counted(nodes, "node"),
-      `${haproxys.length - lacking.length} of ${counted(haproxys.length, "HAProxy", "HAProxys")} in sync`,
+      `${haproxys.length - lacking.length} of ${counted(haproxys.length, "HAProxy instance")} in sync`,
       lastPass === null
         ? "no pass yet"
         : `last pass ${lastPass.outcome}, ${age(lastPass.startedAt, Date.now())}`,

@@ -100,7 +100,7 @@ function unasked({ producer, source }: Submission, code: ErrorCode, silent: numb
   const who =
     silent === all
       ? "no HAProxy could be asked which server that is"
-      : `${silent} of ${all} HAProxys could not be asked which server that is, and the others have none`;
+      : `${silent} of ${all} HAProxy instances could not be asked which server that is, and the others have none`;
   const remedy = "the reason is below; until one is asked, the map file says where the node goes";
   return { code, message: `PuppetDB says ${shown(producer)} (${source}), but ${who}: ${remedy}` };
 }

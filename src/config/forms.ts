@@ -138,7 +138,7 @@ export const endpoints = z.string().transform((text, context): EndpointSetting[]
 /** An endpoint as SASORI_HAPROXY writes it. */
 export interface EndpointSetting extends Pick<Endpoint, "name" | "connect"> {
   isTls?: boolean;
-  /** All addresses of the name are HAProxys, now and later. */
+  /** All addresses of the name are HAProxy instances, now and later. */
   isFollowed?: boolean;
 }
 

@@ -72,7 +72,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "CA that signed the certificates of the HAProxys at `tls://`, PEM",
+        "CA that signed the certificates of the HAProxy instances at `tls://`, PEM",
         "/etc/puppetlabs/puppet/ssl/certs/ca.pem",
       ),
     ),
@@ -82,7 +82,7 @@ export const Env = z.object({
     .optional()
     .meta(
       about(
-        "client certificate for the HAProxys at `tls://`, PEM",
+        "client certificate for the HAProxy instances at `tls://`, PEM",
         "/etc/puppetlabs/puppet/ssl/certs/sasori.pem",
       ),
     ),

@@ -668,6 +668,6 @@ function* unequalServers(seen: readonly { where: string; list: readonly Server[]
     const lacking = [...all].filter((name) => !list.some((server) => server.name === name));
     if (lacking.length === 0) continue;
     const what = `${where} lacks ${names(lacking)}, which another HAProxy has`;
-    yield { outcome: "warning", what, remedy: "use the same masters in all HAProxys" };
+    yield { outcome: "warning", what, remedy: "use the same masters in all HAProxy instances" };
   }
 }

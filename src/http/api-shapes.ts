@@ -239,7 +239,7 @@ export const MasterShape = z.strictObject({
     .describe("its server, or its pool, in each HAProxy; empty: no HAProxy has one"),
 });
 
-/** Masters by number of nodes, then producers without a server, then HAProxys that could not be asked. */
+/** Masters by number of nodes, then producers without a server, then HAProxy instances that could not be asked. */
 export const MastersShape = z.strictObject({
   masters: z.array(MasterShape),
   unroutable: z.array(z.strictObject({ producer: z.string(), nodes: Count })),
@@ -467,7 +467,7 @@ export const WordShape = z.strictObject({
   nodes: Count,
   haproxys: z
     .array(z.strictObject({ target: Line(500), inSync: z.boolean(), pending: Count }))
-    .describe("its HAProxys, without the map file"),
+    .describe("its HAProxy instances, without the map file"),
   lastPass: z
     .strictObject({ startedAt: Time, kind: Line(20), outcome: Line(20), durationMs: Milliseconds })
     .nullable(),

@@ -8,7 +8,7 @@ import type { Socket } from "node:net";
 import type { FastifyReply, FastifyRequest, HookHandlerDoneFunction } from "fastify";
 import { MAX_OPEN_FILES } from "../open-files.js";
 
-/** At most half of the files that sasori may have open. The others are for HAProxys, PuppetDB and files. */
+/** At most half of the files that sasori may have open. The others are for HAProxy instances, PuppetDB and files. */
 export const MAX_CONNECTIONS = Math.min(512, Math.floor(MAX_OPEN_FILES / 2));
 
 /** Requests that a connection may send before the first is answered. No client that we know sends even two. */

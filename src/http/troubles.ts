@@ -370,7 +370,7 @@ function downTroubles(targets: Situation["targets"]): Trouble[] {
   });
 }
 
-/** Each server for which this is true, with the HAProxys where it is. */
+/** Each server for which this is true, with the HAProxy instances where it is. */
 function serversThat(
   targets: Situation["targets"],
   isSo: (server: Server) => boolean,
@@ -475,7 +475,7 @@ export function summarize(
   }
   const haproxys = targets.length - 1;
   const where =
-    haproxys === 0 ? "in the map file" : `in the map file and in ${counted(haproxys, "HAProxy", "HAProxys")}`;
+    haproxys === 0 ? "in the map file" : `in the map file and in ${counted(haproxys, "HAProxy instance")}`;
   return { state: "in sync", summary: `${nodes}, ${where}.` };
 }
 

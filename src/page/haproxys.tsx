@@ -10,7 +10,7 @@ import { age, counted, duration, number } from "./words.js";
 export function HaproxysCard() {
   const { state } = usePage();
   return (
-    <Card label="HAProxys and the map file">
+    <Card label="HAProxy instances and the map file">
       <Read {...state.instances}>
         {({ instances, file }) => (
           <ul class={css.list}>

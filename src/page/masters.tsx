@@ -13,7 +13,7 @@ const MAX_WITHOUT = 20;
 
 type MasterRow = Masters["masters"][number];
 
-/** A server, or a pool with all its servers, as HAProxys see it. */
+/** A server, or a pool with all its servers, as HAProxy instances see it. */
 type Seen = Pick<ServerLoad, "haproxy" | "state" | "status" | "members">;
 
 const upIn = ({ members = [] }: Seen) => members.filter(({ state }) => state === "up").length;
@@ -121,7 +121,7 @@ function Health({ servers }: { servers: readonly Seen[] }) {
       tone={worst === "down" ? "bad" : "warn"}
       title={found.map(({ haproxy }) => haproxy).join(", ")}
     >
-      {all ? word : `${word} in ${found.length} of ${servers.length} HAProxys`}
+      {all ? word : `${word} in ${found.length} of ${servers.length} HAProxy instances`}
     </StateWord>
   );
 }

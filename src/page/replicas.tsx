@@ -54,7 +54,7 @@ function Row({ name, self, state, summary, silentMs, nodes, haproxys, lastPass, 
         </StateWord>
       </p>
       <p class={css.about}>
-        {`${counted(nodes, "node")}, ${inSync} of ${counted(haproxys.length, "HAProxy", "HAProxys")} in sync, sasori ${version}`}
+        {`${counted(nodes, "node")}, ${inSync} of ${counted(haproxys.length, "HAProxy instance")} in sync, sasori ${version}`}
       </p>
       {isSilent && <p class={css.about}>{`last heard of ${duration(silentMs)} ago`}</p>}
       {lastPass !== null && (

@@ -98,7 +98,7 @@ function Figures({ state }: { state: State }) {
       <Figure label="Masters" note="up">
         {servers === undefined ? "…" : `${number(up ?? 0)} of ${number(servers.length)}`}
       </Figure>
-      <Figure label="HAProxys" note={haproxys.length > 0 && "in sync"}>
+      <Figure label="HAProxy instances" note={haproxys.length > 0 && "in sync"}>
         {haproxys.length === 0 ? "none" : `${inSync} of ${haproxys.length}`}
       </Figure>
       <Figure label="PuppetDB read">

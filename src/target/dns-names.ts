@@ -1,5 +1,5 @@
-// HAProxys behind DNS names: a headless Service, a scale set. Each address of a name is one. Promises: while DNS does not
-// answer, those that are known stay; one that has left DNS is fed until it no longer answers, because it may still serve.
+// HAProxy instances behind DNS names: a headless Service, a scale set. Each address of a name is one. Promises: while DNS does
+// not answer, those that are known stay; one that has left DNS is fed until it no longer answers, because it may still serve.
 
 import { promises as dns, type LookupAddress } from "node:dns";
 import { isIPv6 } from "node:net";

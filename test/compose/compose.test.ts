@@ -253,7 +253,7 @@ describe("when parts of it fail", () => {
 });
 
 describe("docker-compose.second-haproxy.yml", () => {
-  test("both HAProxys agree, on what is there and on what moves", async () => {
+  test("both HAProxy instances agree, on what is there and on what moves", async () => {
     showLogs();
     stack.override("docker-compose.second-haproxy.yml");
     const printed = await stack.paste(commandsWith("docker-compose.second-haproxy.yml"));

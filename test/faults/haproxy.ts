@@ -1,4 +1,4 @@
-// What HAProxys may do, on all three versions by turns, with workers that are reloaded. The others are served
+// What HAProxy instances may do, on all three versions by turns, with workers that are reloaded. The others are served
 // meanwhile, and the one that suffered is brought up to date when it can be.
 
 import { once } from "node:events";
@@ -206,7 +206,7 @@ export function haproxyFaults(puppetdb: () => PuppetdbServer): void {
     test("may have all its connections taken, or stall in mid-reply: it is given up, and the others are served", () =>
       withArena(async (arena) => {
         const [taken, cut] = arena.gateways;
-        if (taken === undefined || cut === undefined) throw new Error("two HAProxys are needed");
+        if (taken === undefined || cut === undefined) throw new Error("two HAProxy instances are needed");
         await arena.suffer("HAProxy: one has no free connection, another stalls in mid-reply", async () => {
           const others = await Promise.all(Array.from({ length: MAX_CONNECTIONS }, () => holdOpen(taken)));
           cut.front.tap = {
@@ -255,7 +255,7 @@ function onEach(arena: Arena, fault: string, act: (gateway: Gateway) => Promise<
   );
 }
 
-/** The file and the other HAProxys are right although this one cannot be. */
+/** The file and the other HAProxy instances are right although this one cannot be. */
 async function othersAgree(arena: Arena, except: Gateway): Promise<void> {
   const where = `HAProxy ${except.version}`;
   await arena.until("the others agree", async () => {

@@ -1,4 +1,4 @@
-// Two sasoris that share a file and HAProxys, which nobody should do: they converge, no node is there twice, and both
+// Two sasoris that share a file and HAProxy instances, which nobody should do: they converge, no node is there twice, and both
 // say that they see another writer.
 
 import { describe, expect, test } from "vitest";
@@ -8,7 +8,7 @@ import { Arena, CLI, LONG } from "./arena.js";
 
 export function twoSasoris(puppetdb: () => PuppetdbServer): void {
   describe("Two sasoris", () => {
-    test("on one file and the same HAProxys converge, and both say that somebody else writes", () =>
+    test("on one file and the same HAProxy instances converge, and both say that somebody else writes", () =>
       Arena.with({ puppetdb: puppetdb() }, async (arena) => {
         const port = await freePort();
         const url = `http://127.0.0.1:${port}`;
@@ -26,7 +26,7 @@ export function twoSasoris(puppetdb: () => PuppetdbServer): void {
           };
           const rounds = LONG ? 60 : 8;
           await arena.suffer(
-            "two sasoris on one file and the same HAProxys",
+            "two sasoris on one file and the same HAProxy instances",
             async (index) => {
               await change(index);
               // At the same moment, for the races between reading and writing.

@@ -15,7 +15,7 @@ const YEAR_MS = 365 * 24 * 60 * MINUTE_MS;
 const TRIES = 3;
 
 export interface Setting {
-  /** Which of the HAProxys that there are. */
+  /** Which of the HAProxy instances that there are. */
   haproxys: [number, number];
   /** The gateway repeats requests of every method: the masters check whose node it is before they act. */
   replay: "safe" | "all";
@@ -69,7 +69,10 @@ class Player {
   readonly #told: string[] = [];
   /** Set by hand, and not yet seen by a comparison; where it was disturbed meanwhile, it is only allowed. */
   #hands: { node: string; side: Side; evidence: Evidence }[] = [];
-  /** HAProxys that were started, or beside which sasori was, since everything was compared: what they should hold is not known. */
+  /**
+   * HAProxy instances that were started, or beside which sasori was, since everything was compared: what they should hold is
+   * not known.
+   */
   readonly #unseen = new Set<Side>();
   /** Registered with the second sasori since everything was compared. */
   readonly #unheard = new Set<string>();

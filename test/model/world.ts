@@ -1,5 +1,5 @@
 // The real programs that the model is compared with: sasori as users start it, once or twice on the same file, two real
-// HAProxys with the project's own configuration, masters that check whether a node is theirs and write down what they
+// HAProxy instances with the project's own configuration, masters that check whether a node is theirs and write down what they
 // execute, and the stand-in for PuppetDB. Whatever can be late, cut or down is so until it is told otherwise.
 
 import { once } from "node:events";

@@ -1,5 +1,5 @@
 /**
- * A laboratory for passes: the PuppetDB stand-in, real HAProxys that share one map file, and a Sync over them.
+ * A laboratory for passes: the PuppetDB stand-in, real HAProxy instances that share one map file, and a Sync over them.
  * Everything is on loopback and in a temporary folder, and is gone when the test is over.
  */
 import { mkdir, mkdtemp, readFile, rm } from "node:fs/promises";
@@ -32,7 +32,7 @@ export interface FleetLab {
   run(certname: string, master: string, at?: number): Promise<void>;
 }
 
-/** Gives `use` a laboratory with as many HAProxys as there are options. */
+/** Gives `use` a laboratory with as many HAProxy instances as there are options. */
 export async function withFleetLab<T>(
   options: readonly (Omit<HaproxyOptions, "servers"> & Partial<Pick<HaproxyOptions, "servers">>)[],
   use: (lab: FleetLab) => Promise<T>,

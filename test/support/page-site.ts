@@ -1,6 +1,6 @@
 /**
- * A sasori with a fleet of any size behind its page: the daemon as users start it, real HAProxys with as many servers as
- * wanted, and the stand-in for PuppetDB, which knows the nodes at once.
+ * A sasori with a fleet of any size behind its page: the daemon as users start it, real HAProxy instances with as many servers
+ * as wanted, and the stand-in for PuppetDB, which knows the nodes at once.
  */
 import { fileURLToPath } from "node:url";
 import { Storage, startPuppetdbStandIn } from "../../demo/puppetdb.js";

@@ -73,7 +73,9 @@ function skipped(file: TestModule): string[] {
 function reasonOf(test: TestCase): string {
   const result = test.result();
   const note = result.state === "skipped" ? result.note : undefined;
-  return note ?? test.meta().lacks ?? "left out by the command line, or by .skip or .only";
+  const isFiltered = test.project.config.testNamePattern !== undefined;
+  const lacks = isFiltered ? undefined : test.meta().lacks;
+  return note ?? lacks ?? "left out by the command line, or by .skip or .only";
 }
 
 function slowest(files: readonly TestModule[]): string[] {

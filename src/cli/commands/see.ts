@@ -145,7 +145,7 @@ export function addMasters(program: Command): void {
       isWide: true,
     }),
     [
-      ["sasori masters", "the sums of all HAProxys"],
+      ["sasori masters", "the sums of all HAProxy instances"],
       ["sasori masters -o wide", "each HAProxy on its own line"],
     ],
   ).action(async (options: ListOutput) => {
