@@ -407,9 +407,7 @@ function agreementCheck(
       // Nodes that moved between the two readings do not count. sasori writes the file first, so by now it has what the live
       // map had.
       const now = differences((await new MapFile(config.mapFile).read()).routes, live);
-      const differ = [...now.keys()]
-        .filter((certname) => before.has(certname))
-        .map((certname) => now.get(certname) ?? "");
+      const differ = [...now].flatMap(([certname, how]) => (before.has(certname) ? [how] : []));
       if (differ.length === 0) return verdict("they are equal", []);
       const what = `the file and the live map differ for ${counted(differ.length, "node")}: ${names(differ)}`;
       const remedy =

@@ -243,11 +243,12 @@ export class HaproxyInstance implements Target {
   loads(signal: AbortSignal): Promise<ServerLoad[]> {
     return this.#ask(signal, async (session) => {
       const { backend, pools } = this.#options;
-      const servers = await this.#servers(session);
-      // By its number, because a frontend may have the same name, and by a name HAProxy would find that.
-      const [row] = pools ? [] : stateRows(await session.ask(`show servers state ${backend}`));
-      const stats = await session.ask(`show stat ${row?.be_id ?? -1} ${pools ? 6 : 4} -1`); // 2: backends; 4: servers; -1: all
-      return pools ? poolLoads(stats, servers) : parseLoads(stats, servers);
+      const [servers, stats] = await Promise.all([
+        this.#servers(session),
+        // Not by the backend's name: a frontend may have the same one, and HAProxy would find that.
+        session.ask(`show stat -1 ${pools ? 6 : 4} -1`), // 2: backends; 4: servers; -1: all
+      ]);
+      return pools ? poolLoads(stats, servers) : parseLoads(stats, servers, backend);
     });
   }
 
@@ -594,10 +595,10 @@ function loadRows(stats: string) {
   });
 }
 
-function parseLoads(stats: string, servers: readonly Server[]): ServerLoad[] {
+function parseLoads(stats: string, servers: readonly Server[], backend: string): ServerLoad[] {
   const known = new Map(servers.map((server) => [server.name as string, server]));
-  return loadRows(stats).flatMap(({ svname, load: { status, ...numbers } }) => {
-    const server = known.get(svname);
+  return loadRows(stats).flatMap(({ pxname, svname, load: { status, ...numbers } }) => {
+    const server = pxname === backend ? known.get(svname) : undefined;
     if (server === undefined) return []; // The healer, for one.
     const { name, state, up } = server;
     return { name, status, state, up, ...numbers };
