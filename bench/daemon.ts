@@ -11,6 +11,7 @@ import type { SyncRequest } from "../src/pass-queue.js";
 import type { SyncReport } from "../src/sync-report.js";
 import { freePort } from "../test/support/child.js";
 import { type PuppetdbServer, startPuppetdb } from "../test/support/puppetdb-server.js";
+import { ON_DEMAND } from "../test/support/schedules.js";
 import {
   type Config,
   globalSection,
@@ -24,7 +25,6 @@ export const CLI = fileURLToPath(new URL("../src/cli.js", import.meta.url));
 const SCRIPT = fileURLToPath(new URL("../../bench/nodes.lua", import.meta.url));
 
 export const MASTERS = ["master1", "master2", "master3"];
-export const NEVER = "0 0 1 1 *";
 
 /** Sizes of fleets; fewer by `BENCH_NODES=10000,100000`. */
 export const SIZES = (process.env.BENCH_NODES ?? "10000,100000,1000000").split(",").map(Number);
@@ -68,8 +68,7 @@ export async function startSasori(stage: Stage, name: string, env: Record<string
   const began = performance.now();
   const settings = {
     SASORI_MAP_FILE: path.join(stage.folder, `${name}.map`),
-    SASORI_SCHEDULE: NEVER,
-    SASORI_FULL_SCHEDULE: NEVER,
+    ...ON_DEMAND,
     SASORI_LISTEN: listen,
     ...env,
   };

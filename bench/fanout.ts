@@ -12,7 +12,6 @@ import {
   lookupConfig,
   memoryMiB,
   moveNodes,
-  NEVER,
   newestHaproxy,
   ROUNDS,
   round,
@@ -144,7 +143,6 @@ function askedByMany(
           SASORI_PUPPETDB_URL: puppetdb.url,
           SASORI_HAPROXY: "none",
           SASORI_SCHEDULE: "*/5 * * * * *",
-          SASORI_FULL_SCHEDULE: NEVER,
         }),
       );
     }

@@ -11,7 +11,7 @@ import { Pool } from "undici";
 import { freePort } from "../test/support/child.js";
 import type { PuppetdbServer } from "../test/support/puppetdb-server.js";
 import type { Bench, Row } from "./bench.js";
-import { lookupConfig, NEVER, newestHaproxy, round, startSasori } from "./daemon.js";
+import { lookupConfig, newestHaproxy, round, startSasori } from "./daemon.js";
 import { FLEET, loadPerMinute, masterOf, nameOf, warmUp, withFleet } from "./fleet.js";
 import { cpuMs, median, quantile, Stage } from "./stage.js";
 
@@ -78,7 +78,6 @@ function measure(
       SASORI_PUPPETDB_URL: puppetdb.url,
       SASORI_HAPROXY: haproxy.socket,
       SASORI_SCHEDULE: schedule,
-      SASORI_FULL_SCHEDULE: NEVER,
       ...(isHinted && { SASORI_SYSLOG_LISTEN: `127.0.0.1:${hintPort}` }),
     });
     const pool = new Pool(`http://127.0.0.1:${haproxy.port}`, { connections: 100, pipelining: 1 });

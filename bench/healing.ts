@@ -11,6 +11,7 @@ import { Pool } from "undici";
 import { until } from "../demo/processes.js";
 import { freePort } from "../test/support/child.js";
 import { runtimeCommand } from "../test/support/haproxy-server.js";
+import { ON_DEMAND } from "../test/support/schedules.js";
 import type { Bench, Row } from "./bench.js";
 import { startPuppetdb } from "./puppetdb.js";
 import { gatewayConfig, globalSection, type HaproxyBinary, haproxyBinaries, median, Stage } from "./stage.js";
@@ -23,7 +24,6 @@ const SETTINGS = [
 ] as const;
 /** One client alone needs seconds for that many, and is as exact with a quarter. */
 const STALE = { one: 500, many: 2_000 };
-const NEVER = "0 0 1 1 *";
 /** When a client that got a 404 comes back. */
 const AGAIN_MS = 2_000;
 const REQUEST_DEADLINE_MS = 15_000;
@@ -103,8 +103,7 @@ async function heal(
         SASORI_MAP_FILE: map,
         SASORI_LISTEN: `127.0.0.1:${sasoriPort}`,
         // It never looks for changes by itself, so only healing can help.
-        SASORI_SCHEDULE: NEVER,
-        SASORI_FULL_SCHEDULE: NEVER,
+        ...ON_DEMAND,
       };
       await stage.program("sasori", [process.execPath, CLI, "serve"], sasori, async () => {
         const status = (await (await fetch(`http://127.0.0.1:${sasoriPort}/api/v1/status`)).json()) as {

@@ -9,7 +9,7 @@ import { promisify } from "node:util";
 import { freePort } from "../test/support/child.js";
 import type { PuppetdbServer } from "../test/support/puppetdb-server.js";
 import type { Bench, Row } from "./bench.js";
-import { CLI, lookupConfig, memoryMiB, NEVER, newestHaproxy, ROUNDS, round, startSasori } from "./daemon.js";
+import { CLI, lookupConfig, memoryMiB, newestHaproxy, ROUNDS, round, startSasori } from "./daemon.js";
 import { FLEET, withFleet } from "./fleet.js";
 import { cpuMs, type Haproxy, median, Stage } from "./stage.js";
 
@@ -69,7 +69,6 @@ async function atRest(
     SASORI_PUPPETDB_URL: puppetdb.url,
     SASORI_HAPROXY: haproxy.socket,
     SASORI_SCHEDULE: "*/5 * * * * *",
-    SASORI_FULL_SCHEDULE: NEVER,
   });
   await sleep(SETTLE_SECONDS * 1_000, undefined, { signal });
   progress(`${QUIET_SECONDS} s in which nothing moves`);

@@ -22,6 +22,7 @@ import { withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries, pathOf } from "./support/parts.js";
 import { patient } from "./support/patience.js";
+import { ON_DEMAND } from "./support/schedules.js";
 import { EMPTY, SILENT, startScriptedPuppetdb } from "./support/scripted-puppetdb.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
@@ -29,7 +30,6 @@ const CLI = path.join(ROOT, "dist/src/cli.js");
 const HUNG_DISK = path.join(ROOT, "test/support/hung-disk.mjs");
 const bin = haproxyBinaries().at(-1)?.bin ?? "";
 const node = (index: number) => `node${index}.example.com`;
-const NEVER = "0 0 1 1 *";
 
 // Each run starts a process, which takes long on a busy machine.
 vi.setConfig({ testTimeout: patient(120_000) });
@@ -110,8 +110,7 @@ async function withDesk(count: number, use: (desk: Desk) => Promise<void>): Prom
       SASORI_HAPROXY: lab.haproxys[0]?.socketPath ?? "",
       SASORI_MAP_FILE: lab.mapFile,
       SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
-      SASORI_SCHEDULE: NEVER,
-      SASORI_FULL_SCHEDULE: NEVER,
+      ...ON_DEMAND,
     };
     const daemons: Child[] = [];
     try {
@@ -580,8 +579,7 @@ describe("with a daemon", () => {
       SASORI_HAPROXY: "none",
       SASORI_MAP_FILE: path.join(folder, "stopped.map"),
       SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
-      SASORI_SCHEDULE: NEVER,
-      SASORI_FULL_SCHEDULE: NEVER,
+      ...ON_DEMAND,
     };
     const daemon = new Child(process.execPath, [CLI, "serve"], { env: { ...PLAIN(), ...env } });
     try {
@@ -614,8 +612,7 @@ describe("with a daemon", () => {
       SASORI_HAPROXY: "none",
       SASORI_MAP_FILE: mapFile,
       SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
-      SASORI_SCHEDULE: NEVER,
-      SASORI_FULL_SCHEDULE: NEVER,
+      ...ON_DEMAND,
     };
     // 64 KiB are what a pipe holds; its other end stays open and is not read.
     const full = `mkfifo ${log}; exec 3<>${log}; head -c 65536 /dev/zero >&3; exec "$@" >&3`;
@@ -666,8 +663,7 @@ describe("with a daemon", () => {
       SASORI_HAPROXY: "none",
       SASORI_MAP_FILE: path.join(place, "nodes.map"),
       SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
-      SASORI_SCHEDULE: NEVER,
-      SASORI_FULL_SCHEDULE: NEVER,
+      ...ON_DEMAND,
     };
     const daemon = new Child(process.execPath, ["--import", HUNG_DISK, CLI, "serve"], { env });
     const url = `http://${env.SASORI_LISTEN}`;

@@ -19,6 +19,7 @@ import { haproxyBinariesAndNext, partIfThere } from "./support/parts.js";
 import { patient } from "./support/patience.js";
 import { Pod, Service } from "./support/pods.js";
 import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
+import { EVERY_SECOND } from "./support/schedules.js";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const MANIFESTS = path.join(ROOT, "deploy/kubernetes");
@@ -303,7 +304,7 @@ async function withFleet(use: (fleet: Fleet) => Promise<void>): Promise<void> {
     SASORI_PUPPETDB_URL: url,
     ...Object.fromEntries(["CERT", "KEY", "CA"].map((name) => [`SASORI_PUPPETDB_${name}`, ""])),
     SASORI_MASTER_ALIASES: "",
-    SASORI_SCHEDULE: "* * * * * *",
+    ...EVERY_SECOND,
     ...Object.fromEntries(masters.map((master) => [master.name.toUpperCase(), `127.0.0.1:${master.port}`])),
   };
   try {

@@ -15,6 +15,7 @@ import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
 import { haproxyBinaries, partIfThere, pathOf } from "./support/parts.js";
 import { patient } from "./support/patience.js";
 import { type PostgresServer, startPostgres } from "./support/postgres-server.js";
+import { EVERY_SECOND } from "./support/schedules.js";
 
 const kubectl = partIfThere("kubectl");
 
@@ -179,7 +180,7 @@ beforeAll(async () => {
     // Of the daemon, as its environment file has it.
     SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
     SASORI_API_TOKEN_FILE: at("etc/sasori/api.token"),
-    SASORI_SCHEDULE: "* * * * * *",
+    ...EVERY_SECOND,
     // Of the gateway.
     ...Object.fromEntries(Object.entries(ports).map(([name, port]) => [name, String(port)])),
     NODE_MASTER_MAP: at("var/lib/sasori/gateway.map"),

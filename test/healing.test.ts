@@ -13,6 +13,7 @@ import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 import { patient } from "./support/patience.js";
 import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
+import { EVERY_SECOND, ON_DEMAND } from "./support/schedules.js";
 
 const node = (index: number) => `node${index}.example.com`;
 const NODE = node(1);
@@ -73,14 +74,12 @@ async function withPair(
 ): Promise<void> {
   const sasoriPort = await freePort();
   await withGateway({ ...options, sasoriPort }, async (gateway) => {
-    const never = "0 0 1 1 *";
     const config = readConfig({
       SASORI_PUPPETDB_URL: options.puppetdbUrl,
       SASORI_HAPROXY: gateway.haproxy.socketPath,
       SASORI_MAP_FILE: gateway.haproxy.mapPath,
       SASORI_LISTEN: `127.0.0.1:${sasoriPort}`,
-      SASORI_SCHEDULE: never,
-      SASORI_FULL_SCHEDULE: never,
+      ...ON_DEMAND,
       SASORI_PROBE_PATH: options.probe ? "/probe/{certname}" : "",
       ...options.sasori,
     });
@@ -506,7 +505,7 @@ describe.each(haproxyBinaries())("a wrong route on HAProxy $version", ({ bin, ve
     const sasori = {
       SASORI_NEW_MASTERS: "localhost",
       SASORI_NEW_MASTER_PORT: String(fourth.port),
-      SASORI_SCHEDULE: "* * * * * *",
+      ...EVERY_SECOND,
     };
     await withHealing({ bin, map, masterWorker: true, sasori }, async (lab) => {
       await lab.puppetdb.replaceFacts({ certname: NODE, producer: "localhost" });

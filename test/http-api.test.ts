@@ -34,10 +34,10 @@ import { withGateway } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 import { patient } from "./support/patience.js";
+import { ON_DEMAND } from "./support/schedules.js";
 
 const bin = haproxyBinaries()[0]?.bin ?? "";
 const node = (index: number) => `node${index}.example.com`;
-const NEVER = "0 0 1 1 *";
 const MINUTE = 60_000;
 
 interface Api {
@@ -59,8 +59,7 @@ async function withDaemon(
 ): Promise<void> {
   const config = lab.config({
     SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
-    SASORI_SCHEDULE: NEVER,
-    SASORI_FULL_SCHEDULE: NEVER,
+    ...ON_DEMAND,
     ...extra,
   });
   const daemon = await startDaemon(config, log);

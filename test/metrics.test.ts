@@ -10,6 +10,7 @@ import { freePort } from "./support/child.js";
 import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries, pathOf } from "./support/parts.js";
+import { ON_DEMAND } from "./support/schedules.js";
 
 const bin = haproxyBinaries()[0]?.bin ?? "";
 const node = (index: number) => `node${index}.example.com`;
@@ -28,11 +29,9 @@ interface Running {
 }
 
 async function withDaemon(lab: FleetLab, use: (running: Running) => Promise<void>): Promise<void> {
-  const never = "0 0 1 1 *";
   const config = lab.config({
     SASORI_LISTEN: `127.0.0.1:${await freePort()}`,
-    SASORI_SCHEDULE: never,
-    SASORI_FULL_SCHEDULE: never,
+    ...ON_DEMAND,
   });
   const daemon = await startDaemon(config, pino({ level: "silent" }));
   const { url } = daemon;

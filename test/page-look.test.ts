@@ -13,6 +13,7 @@ import { runtimeCommand } from "./support/haproxy-server.js";
 import { type FleetSite, withFleetSite } from "./support/page-site.js";
 import { patient } from "./support/patience.js";
 import { startPostgres } from "./support/postgres-server.js";
+import { ON_DEMAND } from "./support/schedules.js";
 
 const FOLDER = process.env.PAGE_SCREENSHOTS ?? path.join(tmpdir(), "sasori-page");
 /** The pictures of the documentation. */
@@ -303,31 +304,28 @@ describe.skipIf(chromium === undefined)("the page looks right", { timeout: DEADL
   test("with a held plan of 5,000 nodes", () => {
     const masters = Array.from({ length: 12 }, (_, index) => longMaster(index));
     const nodes = [...fleet(20_000, masters, longNode)];
-    return withFleetSite(
-      { masters, nodes, haproxys: 1, env: { SASORI_SCHEDULE: "0 0 1 1 *" } },
-      async (site) => {
-        const gone = nodes.filter((_, index) => index % 4 === 0);
-        for (const [certname] of gone) site.storage.submit("deactivate node", 3, { certname });
-        await withPage(
-          browser,
-          async (page) => {
-            await page.goto(site.url);
-            await says(page, "Everything is in sync");
-            await page.getByRole("button", { name: "Read everything" }).click();
-            await says(page, "5,000 changes wait for your approval");
-            await page.getByText("200 of 5,000 shown").waitFor();
-            await page.getByRole("button", { name: "Dismiss" }).click();
-            for (const width of [320, 1024, 1440]) {
-              await page.setViewportSize({ width, height: 900 });
-              await look(page, width === 1440 ? "page-held" : `page-held-${width}`);
-            }
-            await page.getByRole("button", { name: "Approve 5,000" }).click();
-            await page.getByRole("dialog").waitFor();
-            await look(page, "page-held-question");
-          },
-          wide(),
-        );
-      },
-    );
+    return withFleetSite({ masters, nodes, haproxys: 1, env: ON_DEMAND }, async (site) => {
+      const gone = nodes.filter((_, index) => index % 4 === 0);
+      for (const [certname] of gone) site.storage.submit("deactivate node", 3, { certname });
+      await withPage(
+        browser,
+        async (page) => {
+          await page.goto(site.url);
+          await says(page, "Everything is in sync");
+          await page.getByRole("button", { name: "Read everything" }).click();
+          await says(page, "5,000 changes wait for your approval");
+          await page.getByText("200 of 5,000 shown").waitFor();
+          await page.getByRole("button", { name: "Dismiss" }).click();
+          for (const width of [320, 1024, 1440]) {
+            await page.setViewportSize({ width, height: 900 });
+            await look(page, width === 1440 ? "page-held" : `page-held-${width}`);
+          }
+          await page.getByRole("button", { name: "Approve 5,000" }).click();
+          await page.getByRole("dialog").waitFor();
+          await look(page, "page-held-question");
+        },
+        wide(),
+      );
+    });
   });
 });

@@ -19,6 +19,7 @@ import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 import { patient } from "./support/patience.js";
 import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
+import { EVERY_SECOND, ON_DEMAND } from "./support/schedules.js";
 
 const CLI = fileURLToPath(new URL("../dist/src/cli.js", import.meta.url));
 const BUILT = fileURLToPath(new URL("../dist/page/", import.meta.url));
@@ -69,7 +70,7 @@ async function withSite(
         SASORI_HAPROXY: gateway.haproxy.socketPath,
         SASORI_MAP_FILE: gateway.haproxy.mapPath,
         SASORI_LISTEN: listen,
-        SASORI_SCHEDULE: "* * * * * *",
+        ...EVERY_SECOND,
         ...extra,
       };
       const start = async () => {
@@ -346,7 +347,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
           await expect.poll(() => focused(page)).toBe("search"); // The button is gone, and nothing is left where it was.
           expect((await site.gateway.ask(NODE)).status).toBe(404);
         }),
-      { SASORI_SCHEDULE: "0 0 1 1 *" },
+      ON_DEMAND,
     ));
 
   test("shows all the names of a held plan, and its command in whole words, however narrow it is", () =>
@@ -364,7 +365,7 @@ describe.skipIf(chromium === undefined)("the page", { timeout: DEADLINE_MS, meta
             expect(await overflow(page)).toBe(0);
           }
         }),
-      { SASORI_SCHEDULE: "0 0 1 1 *" },
+      ON_DEMAND,
     ));
 
   test("registers a node with a master, and ends that", () =>

@@ -23,6 +23,7 @@ import { hold, shippedConfig, startMaster, type TestMaster } from "./support/gat
 import { type HaproxyServer, runtimeCommand, withHaproxy } from "./support/haproxy-server.js";
 import { haproxyBinaries, isFrom } from "./support/parts.js";
 import { type PuppetdbClient, standInClient } from "./support/puppetdb-server.js";
+import { ON_DEMAND } from "./support/schedules.js";
 
 const NODE = "node1.example.com";
 const POOLS = {
@@ -114,13 +115,12 @@ async function withPools(options: Options, use: (lab: Lab) => Promise<void>): Pr
   const started = { bin: options.bin, map: options.map ?? [], config: config as (at: object) => string };
   try {
     await withHaproxy(started, async (haproxy) => {
-      const never = "0 0 1 1 *";
       const env = {
         SASORI_PUPPETDB_URL: url,
         SASORI_HAPROXY: haproxy.socketPath,
         SASORI_MAP_FILE: haproxy.mapPath,
         SASORI_LISTEN: `127.0.0.1:${sasoriPort}`,
-        ...{ SASORI_SCHEDULE: never, SASORI_FULL_SCHEDULE: never },
+        ...ON_DEMAND,
         ...{ SASORI_ROUTE_TO: "backends", SASORI_BACKEND: variables.POOLS },
         ...options.sasori,
       };

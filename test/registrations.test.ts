@@ -14,10 +14,10 @@ import type { Master } from "../src/node-map.js";
 import { freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
 import { haproxyBinaries } from "./support/parts.js";
+import { ON_DEMAND } from "./support/schedules.js";
 
 const bin = haproxyBinaries().at(-1)?.bin ?? "";
 const CLI = path.resolve("dist/src/cli.js");
-const NEVER = "0 0 1 1 *";
 const node = (index: number) => `agent-${index}.site-one.example.com`;
 
 interface Desk {
@@ -31,9 +31,8 @@ interface Desk {
 async function withDesk(lab: FleetLab, use: (desk: Desk) => Promise<void>): Promise<void> {
   for (let index = 0; index < 3; index += 1) await lab.run(node(index), "master1", -60_000);
   const listen = `127.0.0.1:${await freePort()}`;
-  const schedules = { SASORI_SCHEDULE: NEVER, SASORI_FULL_SCHEDULE: NEVER };
   const daemon = await startDaemon(
-    lab.config({ SASORI_LISTEN: listen, ...schedules }),
+    lab.config({ SASORI_LISTEN: listen, ...ON_DEMAND }),
     pino({ level: "silent" }),
   );
   const get = async <T>(where: string) => (await (await fetch(`${daemon.url}${where}`)).json()) as T;

@@ -19,6 +19,7 @@ import { type HaproxyServer, runtimeCommand, showMap, startHaproxy } from "../su
 import { haproxyBinaries } from "../support/parts.js";
 import { patient } from "../support/patience.js";
 import type { PuppetdbServer } from "../support/puppetdb-server.js";
+import { EVERY_SECOND } from "../support/schedules.js";
 import { PuppetdbFront, SocketFront } from "./fronts.js";
 import { enter, enterCode } from "./ledger.js";
 
@@ -151,8 +152,7 @@ export class Arena {
       SASORI_HAPROXY: this.gateways.map(({ target }) => target).join(","),
       SASORI_MAP_FILE: this.mapFile,
       SASORI_LISTEN: `127.0.0.1:${this.port}`,
-      SASORI_SCHEDULE: "* * * * * *",
-      SASORI_FULL_SCHEDULE: "0 0 1 1 *",
+      ...EVERY_SECOND,
       SASORI_PROBE_PATH: "/probe/{certname}",
       ...this.#options.env,
     };

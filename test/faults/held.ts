@@ -19,6 +19,7 @@ import { freePort } from "../support/child.js";
 import { withFleetLab } from "../support/fleet-lab.js";
 import { haproxyBinaries } from "../support/parts.js";
 import { patient } from "../support/patience.js";
+import { EVERY_SECOND } from "../support/schedules.js";
 import { enterCases } from "./ledger.js";
 
 const PARTS = { PuppetDb, Connector, MapFile, HaproxyInstance, RuntimeSession, TrackedTarget, Journal };
@@ -101,7 +102,7 @@ function holdOne(method: string, aTimePasses: () => void): Promise<Hold> {
     withFleetLab([{ bin }], async (lab) => {
       await lab.run("node1.example.com", "master1", -MINUTE);
       const listen = `127.0.0.1:${await freePort()}`;
-      const config = lab.config({ SASORI_LISTEN: listen, SASORI_SCHEDULE: "* * * * * *" });
+      const config = lab.config({ SASORI_LISTEN: listen, ...EVERY_SECOND });
       const daemon = await startDaemon(config, pino({ level: "silent" }));
       const status = async () => (await (await fetch(`${daemon.url}/api/v1/status`)).json()) as Status;
       try {

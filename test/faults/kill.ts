@@ -7,6 +7,7 @@ import { isDeepStrictEqual } from "node:util";
 import { describe, expect, test } from "vitest";
 import { showMap } from "../support/haproxy-server.js";
 import type { PuppetdbServer } from "../support/puppetdb-server.js";
+import { ON_DEMAND } from "../support/schedules.js";
 import { Arena, type Gateway, LONG, parseMap, sleep } from "./arena.js";
 
 /** Makes `kill` happen at a step; the result takes it away again. */
@@ -16,7 +17,7 @@ const RANDOM_TRIES = LONG ? 200 : 16;
 const RANDOM_WITHIN_MS = 400;
 
 /** So that the pass of the next start must repair everything: no schedule, and nothing learned from requests. */
-const START_ONLY = { SASORI_SCHEDULE: "0 0 1 1 *", SASORI_PROBE_PATH: "" };
+const START_ONLY = { ...ON_DEMAND, SASORI_PROBE_PATH: "" };
 
 /** Kills when a line that matches comes by for the nth time. */
 const atLine =

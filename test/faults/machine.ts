@@ -7,6 +7,7 @@ import type { ErrorCode } from "../../src/errors.js";
 import { run } from "../support/child.js";
 import { pathOf } from "../support/parts.js";
 import type { PuppetdbServer } from "../support/puppetdb-server.js";
+import { ON_DEMAND } from "../support/schedules.js";
 import { Arena, sleep } from "./arena.js";
 import { expectWhole } from "./kill.js";
 
@@ -128,7 +129,7 @@ export function machineFaults(puppetdb: () => PuppetdbServer): void {
       }));
 
     test("may send SIGTERM in the middle of a pass: it ends in time, and nothing is half-written", () =>
-      Arena.with({ puppetdb: puppetdb(), env: { SASORI_SCHEDULE: "0 0 1 1 *" } }, async (arena) => {
+      Arena.with({ puppetdb: puppetdb(), env: ON_DEMAND }, async (arena) => {
         const steps = [/^show info/, /^show map #/, /^prepare map/, /^add map @/, /^commit map/];
         await arena.suffer(
           "machine: SIGTERM in mid-pass",

@@ -18,6 +18,7 @@ import { gatewayConfig } from "../support/gateway.js";
 import { type HaproxyServer, runtimeCommand, showMap, startHaproxy } from "../support/haproxy-server.js";
 import { haproxyBinaries } from "../support/parts.js";
 import { patient } from "../support/patience.js";
+import { ON_DEMAND } from "../support/schedules.js";
 import { type Command, type Log, MASTERS } from "./model.js";
 
 const CONDITION_MS = 15_000;
@@ -277,9 +278,7 @@ export class World {
         SASORI_HAPROXY: this.gateways.map(({ front }) => front.path).join(","),
         SASORI_MAP_FILE: this.mapFile,
         SASORI_LISTEN: `127.0.0.1:${sasori.port}`,
-        // Never: a pass is asked for.
-        SASORI_SCHEDULE: "0 0 1 1 *",
-        SASORI_FULL_SCHEDULE: "0 0 1 1 *",
+        ...ON_DEMAND,
         ...this.#env,
       },
     });

@@ -15,6 +15,7 @@ import { type Gateway, withGateway } from "../support/gateway.js";
 import { haproxyBinaries } from "../support/parts.js";
 import { patient } from "../support/patience.js";
 import { type PuppetdbServer, startPuppetdb } from "../support/puppetdb-server.js";
+import { EVERY_SECOND, ON_DEMAND } from "../support/schedules.js";
 
 const CLI = fileURLToPath(new URL("../../dist/src/cli.js", import.meta.url));
 const NODE = "node1.example.com";
@@ -49,7 +50,7 @@ async function withDaemon(
     SASORI_HAPROXY: gateway.haproxy.socketPath,
     SASORI_MAP_FILE: gateway.haproxy.mapPath,
     SASORI_LISTEN: `127.0.0.1:${port}`,
-    SASORI_SCHEDULE: "* * * * * *",
+    ...EVERY_SECOND,
     ...extra,
   };
   const url = `http://127.0.0.1:${port}`;
@@ -100,7 +101,7 @@ describe.each(haproxyBinaries())("sasori beside HAProxy $version", ({ bin }) => 
       await puppetdb.replaceFacts({ certname: NODE, producer: "master1" });
       await puppetdb.replaceFacts({ certname: "other.example.com", producer: "master2" });
       const port = await freePort();
-      const rarely = { SASORI_SCHEDULE: "0 0 1 1 *", SASORI_SYSLOG_LISTEN: `127.0.0.1:${port}` };
+      const rarely = { ...ON_DEMAND, SASORI_SYSLOG_LISTEN: `127.0.0.1:${port}` };
       await withDaemon(
         gateway,
         async ({ url }) => {
@@ -158,7 +159,7 @@ describe("sasori serve", () => {
             passes().every(({ outcome, durationMs }) => outcome === "done" && typeof durationMs === "number"),
           ).toBe(true);
         },
-        { SASORI_SCHEDULE: "0 0 1 1 *" },
+        ON_DEMAND,
       );
     }));
 
@@ -252,7 +253,7 @@ describe("the command line", () => {
             moved: 0,
           });
         },
-        { SASORI_SCHEDULE: "0 0 1 1 *" },
+        ON_DEMAND,
       );
     }));
 
@@ -271,7 +272,7 @@ describe("the command line", () => {
 });
 
 describe("moving nodes by hand", () => {
-  const env = { SASORI_SCHEDULE: "0 0 1 1 *" };
+  const env = ON_DEMAND;
 
   test("sasori register moves a node at once, over a restart, until PuppetDB knows better or it is ended", () =>
     withGateway({ bin }, async (gateway) => {

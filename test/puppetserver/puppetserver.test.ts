@@ -6,6 +6,7 @@ import { readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { blockOf, Host } from "../packages/host.js";
 import { patient } from "../support/patience.js";
+import { ON_DEMAND } from "../support/schedules.js";
 
 /** Of a puppetserver that is being started. */
 const IN_TIME = { timeout: patient(80_000), interval: 1_000 };
@@ -46,8 +47,7 @@ const startSasori = async (more: Record<string, string>) => {
       SASORI_PUPPETDB_CA: PEM.ca,
       SASORI_HAPROXY: "/estate/haproxy/admin.sock",
       SASORI_MAP_FILE: "/estate/haproxy/node-master.map",
-      SASORI_SCHEDULE: "0 0 1 1 *",
-      SASORI_FULL_SCHEDULE: "0 0 1 1 *",
+      ...ON_DEMAND,
       ...more,
     },
     "node /clone/dist/src/cli.js serve",

@@ -9,6 +9,7 @@ import { DEFAULTS, type HaproxyPlaces, type HaproxyServer, startHaproxy } from "
 import { haproxyBinaries } from "./parts.js";
 import { patient } from "./patience.js";
 import { type PuppetdbClient, standInClient } from "./puppetdb-server.js";
+import { EVERY_SECOND } from "./schedules.js";
 
 const CLI = fileURLToPath(new URL("../../dist/src/cli.js", import.meta.url));
 const START_DEADLINE_MS = 30_000;
@@ -64,7 +65,7 @@ export async function withFleetSite(
         SASORI_HAPROXY: haproxys.map(({ socketPath }) => socketPath).join(","),
         SASORI_MAP_FILE: haproxys[0]?.mapPath ?? "",
         SASORI_LISTEN: listen,
-        SASORI_SCHEDULE: "* * * * * *",
+        ...EVERY_SECOND,
         ...env,
       },
     });
