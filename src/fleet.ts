@@ -61,6 +61,8 @@ export class Fleet {
   readonly own: Map<Certname, Observation>;
   /** Displaced nodes with their home: the master that they left while it was down, or by hand while it was drained. */
   readonly homes: Map<Certname, Master>;
+  /** Homes that are no servers of HAProxy any more, and the first full reading without them (ms, PuppetDB's clock). */
+  readonly #lostHomes: Map<Master, number>;
   /** Nodes that were removed, and registrations and learned routes that were ended. */
   readonly tombstones: Tombstones;
   readonly ended: Tombstones<End>;
@@ -95,6 +97,7 @@ export class Fleet {
     this.unroutable = unroutable;
     this.own = new Map(like?.own);
     this.homes = new Map(like?.homes);
+    this.#lostHomes = new Map(like === undefined ? [] : like.#lostHomes);
     this.tombstones = new Tombstones(like?.tombstones);
     this.ended = new Tombstones(like?.ended);
     this.flapping = new Flapping(like?.flapping);
@@ -384,8 +387,26 @@ export class Fleet {
     const gone = active === undefined ? this.#goneSince(reading) : yield* this.#goneFrom(reading, active);
     yield* this.#judge(gone, reading, rules);
     if (active !== undefined) this.complete = true;
-    if (reading.kind === "full") yield* this.#findOldest();
+    if (reading.kind === "full") {
+      yield* this.#settleHomeless(reading.asOf, resolve);
+      yield* this.#findOldest();
+    }
     return lateMs;
+  }
+
+  /**
+   * If HAProxy no longer has a node's home, nobody can move the node back. It is at home where it has run since. A home that is
+   * missing only for a moment, such as during a reload, is not lost.
+   */
+  *#settleHomeless(asOf: number, resolve: Resolve): Generator<void> {
+    const before = new Map(this.#lostHomes);
+    this.#lostHomes.clear();
+    yield* eachInPieces(this.homes, ([certname, home]) => {
+      if (resolve(home) === home) return;
+      const since = before.get(home) ?? asOf;
+      this.#lostHomes.set(home, since);
+      if ((this.map.get(certname)?.at ?? 0) > since) this.#setHome(certname, undefined);
+    });
   }
 
   *#findOldest(): Generator<void> {

@@ -636,6 +636,41 @@ describe("a pass", () => {
       expect([...(await lab.newSync()).fleet.homes]).toEqual([[name(0), "master1"]]);
     }));
 
+  test("takes a node whose home HAProxy no longer has for at home where it has run since, and no other", () =>
+    withFleetLab([{ bin, masterWorker: true }], async (lab) => {
+      const moved = [0, 1, 2].map(name);
+      for (const certname of moved) await lab.run(certname, "master2", -MINUTE);
+      const rows = moved.map((key, index) => {
+        const value = { master: (index === 2 ? "master3" : "master1") as Master };
+        return { kind: "home" as const, key: key as Certname, value };
+      });
+      await new Journal(`${lab.mapFile}.state.json`).save(rows);
+      const sync = await lab.newSync();
+      expect(await full(sync)).toMatchObject({ displaced: 3 });
+      const socket = lab.haproxys[0]?.socketPath ?? "";
+      await runtimeCommand(socket, "set server puppet/master1 state maint");
+      await runtimeCommand(socket, "del server puppet/master1");
+      expect(await full(sync)).toMatchObject({ displaced: 3 });
+
+      await lab.haproxys[0]?.reload(); // The server is there again: it was missing for a moment.
+      expect(await full(sync)).toMatchObject({ displaced: 3 });
+      await lab.run(name(0), "master2");
+      expect(await full(sync)).toMatchObject({ displaced: 3 });
+
+      await runtimeCommand(socket, "set server puppet/master1 state maint");
+      await runtimeCommand(socket, "del server puppet/master1");
+      expect(await full(sync)).toMatchObject({ displaced: 3 });
+      await lab.run(name(0), "master2", 1);
+      await lab.run(name(2), "master2", 1);
+      expect(await full(sync)).toMatchObject({ displaced: 2 });
+      const homes = [
+        [name(1), "master1"],
+        [name(2), "master3"],
+      ];
+      expect([...sync.fleet.homes]).toEqual(homes);
+      expect([...(await lab.newSync()).fleet.homes]).toEqual(homes);
+    }));
+
   test("starts from the last good map when PuppetDB is down, and gives it to an empty HAProxy", () =>
     withFleetLab([{ bin }], async (lab) => {
       await lab.stopPuppetdb();
