@@ -323,6 +323,49 @@ describe("replicas that share a database", () => {
       }
     }));
 
+  test("say all the time that the role may no longer write, and nothing when it may again", () =>
+    withFleetLab([], async (lab) => {
+      const role = `app_${databases}`;
+      const app = `CREATE ROLE ${role} LOGIN PASSWORD '${postgres.password}'`;
+      await postgres.sql("postgres", `${app}; ALTER DATABASE ${database} OWNER TO ${role}`);
+      const { stateDatabase, stateFile } = lab.config({
+        SASORI_STATE_URL: `postgres://${role}@127.0.0.1:${postgres.port}/${database}`,
+        SASORI_STATE_PASSWORD_FILE: postgres.passwordFile,
+      });
+      if (stateDatabase === undefined) throw new Error("there is a URL");
+      const state = new SharedState(new Journal(stateFile), stateDatabase);
+      state.describe(() => "{}");
+      const failure = () => state.failure?.message;
+      const sessions = async () =>
+        Number(
+          await postgres.sql(
+            "postgres",
+            `SELECT sessions FROM pg_stat_database WHERE datname = '${database}'`,
+          ),
+        );
+      try {
+        await state.load();
+        await expect.poll(() => state.heard.length, { timeout: patient(15_000) }).toBe(1);
+        await postgres.sql(database, `REVOKE INSERT ON sasori_replicas FROM ${role}`);
+        await expect.poll(failure, { timeout: patient(15_000) }).toMatch(/permission denied/);
+        const before = await sessions();
+        const said = new Set<string | undefined>();
+        let isOver = false;
+        const watch = () => {
+          said.add(failure());
+          if (!isOver) setImmediate(watch);
+        };
+        watch();
+        await expect.poll(sessions, { timeout: patient(30_000) }).toBeGreaterThanOrEqual(before + 3);
+        isOver = true;
+        expect([...said]).toEqual([failure()]);
+        await postgres.sql(database, `GRANT INSERT ON sasori_replicas TO ${role}`);
+        await expect.poll(failure, { timeout: patient(30_000) }).toBeUndefined();
+      } finally {
+        await state.close();
+      }
+    }));
+
   test("know each other: name, HAProxy instances, nodes, state, last pass, version; who stops goes, who is killed is silent", () =>
     withFleetLab([{ bin }, { bin }], async (lab) => {
       await lab.run(node(0), "master1");

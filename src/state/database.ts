@@ -248,12 +248,13 @@ export class Database {
         Promise.race([this.#begin(session), ended, rejection(signal)]),
       );
       this.#session = session;
-      this.#failure = undefined;
-      isUp();
       this.#onFirst?.();
       for (;;) {
         this.#pull(session);
         await Promise.race([this.#look(session), ended]);
+        // Only now: a role that may read but not write would connect, exchange all rows and fail several times a second.
+        this.#failure = undefined;
+        isUp();
         await Promise.race([pause(LOOK_MS, this.#closing.signal), ended]);
       }
     } finally {
