@@ -388,7 +388,9 @@ export class Sync {
       if (reading.kind === "full") this.#serverNames = this.#namesOfServers();
       forget(reading);
       const { verdict } = this.fleet;
-      approvalUnmatched &&= !(verdict.kind === "allowed" && verdict.byApproval === approve);
+      // It may have been approved before, by another person or at another replica.
+      const isApproved = approve !== undefined && this.fleet.guard.approvals.has(approve);
+      approvalUnmatched &&= !(verdict.kind === "allowed" && isApproved);
     }
     const submitted = await this.#takeSubmitted();
     const masters = await this.#settleMasters(kind, stop);

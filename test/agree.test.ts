@@ -159,6 +159,10 @@ describe("replicas that share a database", () => {
       expect(await one?.request({ approve: held?.id })).toMatchObject({ outcome: "done", nodes: 5 });
       await expect.poll(async () => (await two?.request({}))?.nodes).toBe(5);
       expect(two?.fleet.verdict).toMatchObject({ kind: "allowed" });
+      // A second person approves the same plan, there or here, and another one that nobody has seen.
+      for (const sync of [one, two])
+        expect(await sync?.request({ approve: held?.id })).not.toHaveProperty("approvalUnmatched");
+      expect(await two?.request({ approve: "0123456789ab" })).toMatchObject({ approvalUnmatched: true });
       await expectEverywhere(lab, node(1), undefined);
       const third = await lab.newSync({ ...replica(lab, 1), SASORI_STATE_FILE: `${lab.mapFile}.new` });
       expect(third.fleet.tombstones.has(node(1))).toBe(true);

@@ -35,6 +35,16 @@ describe("the configuration", () => {
     });
   });
 
+  test.each([
+    ["5%", { percent: 5 }],
+    ["20", { entries: 20 }],
+    // Not "a few in a small map": nothing is removed without approval.
+    ["0%", { entries: 0 }],
+    ["0", { entries: 0 }],
+  ])("reads the limit for removals %s", (text, maxRemoved) => {
+    expect(readConfig({ ...REQUIRED, SASORI_MAX_REMOVED: text })).toMatchObject({ maxRemoved });
+  });
+
   test("takes several PuppetDBs: bars between alternatives, commas between estates", () => {
     const several = (url: string) => readConfig({ ...REQUIRED, SASORI_PUPPETDB_URL: url }).puppetdb;
     expect(several("http://pdb1:8080 | http://pdb2:8080/, http://pdb.us:8080")).toMatchObject([

@@ -201,7 +201,8 @@ export const removalLimit = z.string().transform((text, context): RemovalLimit =
   if (match === null || (match[2] === "%" && number > 100)) {
     return fail(context, "a share from 0% to 100%, or a number of entries");
   }
-  return match[2] === "%" ? { percent: number } : { entries: number };
+  // 0% means that every removal waits. A share leaves a few removals free (see guard.ts).
+  return match[2] === "%" && number > 0 ? { percent: number } : { entries: number };
 });
 
 export const listenAddress = z.string().transform((text, context): ListenAddress => {

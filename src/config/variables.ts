@@ -199,7 +199,13 @@ export const Env = z.object({
     .meta(about("when to read everything and compare every map: cron", "*/15 * * * *")),
   SASORI_MAX_REMOVED: removalLimit
     .prefault("10%")
-    .meta(about("more removals than this wait for approval: a share of the map, or a number", "10%", "10%")),
+    .meta(
+      about(
+        "more removals than this wait for approval: a share of the map, and more than 10 nodes; or a number",
+        "10%",
+        "10%",
+      ),
+    ),
   SASORI_PRIORITY_FILE: absolutePath
     .optional()
     .meta(about("the gateway's second map, for `sasori priority`", "/var/lib/sasori/priority.map")),
