@@ -1,5 +1,6 @@
 import dns from "node:dns";
 import { copyFile, mkdtemp, readFile, rm, unlink, writeFile } from "node:fs/promises";
+import type { ServerResponse } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
@@ -278,6 +279,43 @@ describe("what PuppetDB may answer instead of rows", () => {
     });
   });
 
+  test("an answer that has almost stopped is given up after a minute, and one that goes on is not", async () => {
+    vi.useFakeTimers({ toFake: ["setInterval", "clearInterval"] });
+    try {
+      const sent: ServerResponse[] = [];
+      const begun: Script = (response) => {
+        stalledAfter(`[${ROW}`)(response);
+        sent.push(response);
+      };
+      server.scripts = { ...ONE_NODE, factsets: begun };
+      let rows = 0;
+      const read = () =>
+        source.readAll(soon(), () => {
+          rows += 1;
+          return true;
+        });
+      const dripping = failure(read());
+      await expect.poll(() => rows).toBe(1);
+      vi.advanceTimersByTime(60_000);
+      expect(await dripping).toMatchObject({
+        code: "PUPPETDB_TIMEOUT",
+        message: expect.stringMatching(/factsets sends its answer byte by byte .*PuppetDB's log/),
+      });
+
+      const long = read();
+      await expect.poll(() => rows).toBe(2);
+      sent.at(-1)?.write(`,${ROW}`.repeat(1_000));
+      await expect.poll(() => rows).toBe(1_002);
+      vi.advanceTimersByTime(60_000);
+      sent.at(-1)?.end("]");
+      expect((await long).submissions.size).toBe(1);
+    } finally {
+      vi.useRealTimers();
+    }
+    await source.close();
+    await server.untilAlone();
+  });
+
   test("readings side by side share their connections", async () => {
     server.scripts = ONE_NODE;
     const readings = Array.from({ length: 5 }, () => source.readAll(soon()));
@@ -362,6 +400,17 @@ describe("what PuppetDB may answer instead of rows", () => {
         withoutProducer: new Set([NODE]),
       });
     }
+    await source.close();
+  });
+
+  test("a submission from before 1970 is old, and not one of a clock that is ahead", async () => {
+    const time = "1969-07-20T20:17:40.000Z";
+    server.scripts = {
+      ...ONE_NODE,
+      factsets: answer(`[${ROW.replace("2026-01-01T00:00:00.000Z", time)}]`),
+    };
+    const { submissions, ahead } = await source.readAll(soon());
+    expect([submissions.get(NODE)?.at, ahead?.size]).toEqual([Date.parse(time), 0]);
     await source.close();
   });
 

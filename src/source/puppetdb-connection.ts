@@ -13,8 +13,8 @@ import { quote, reason, SasoriError, systemCode } from "../errors.js";
 import { type Pem, PemFiles, readNamed } from "../pem-files.js";
 
 /**
- * No byte for this long means that PuppetDB hangs. For the latest reports it first hashes all nodes: 5 s with
- * 100,000, and more than in proportion with a million. A reading of changes is ended earlier, by its signal.
+ * An answer that does not begin for this long means that PuppetDB hangs. For the latest reports it first hashes all nodes: 5 s
+ * with 100,000, and more than in proportion with a million. A reading of changes is ended earlier, by its signal.
  */
 const SILENCE_MS = 5 * 60_000;
 const CONNECT_MS = 5_000;
@@ -103,9 +103,8 @@ function newAgent(pem: Pem): TlsAgent {
       if (error === null) done(null, socket);
       else done(error, null);
     });
-  const silence = { headersTimeout: SILENCE_MS, bodyTimeout: SILENCE_MS };
   const agent: TlsAgent = {
-    dispatcher: new Agent({ connect, ...silence }),
+    dispatcher: new Agent({ connect, headersTimeout: SILENCE_MS }),
     pem,
     alert: undefined,
     lookups: 0,
@@ -174,6 +173,31 @@ export async function checkAnswer(url: string, response: Dispatcher.ResponseData
   const hasNoToken = statusCode === 401 && !mayHaveToken(url);
   const remedy = hasNoToken ? NO_TOKEN : (REMEDIES[statusCode] ?? (statusCode >= 500 ? SEE_LOG : WRONG_URL));
   throw new SasoriError("PUPPETDB_STATUS", `${url} answered ${statusCode}: ${text}; ${remedy}`);
+}
+
+/** Once PuppetDB has begun to answer, it sends megabytes a second. An answer that brings less than this has almost stopped. */
+const SLOW_BYTES = 64 * 1024;
+const SLOW_MS = 60_000;
+
+/**
+ * The pieces of an answer of any size. Throws `PUPPETDB_TIMEOUT` for one that drips: it would keep the pass, and all news, waiting
+ * until the deadline of a full reading.
+ */
+export async function* piecesOf(url: string, body: Dispatcher.ResponseData["body"]): AsyncGenerator<Buffer> {
+  let bytes = 0;
+  const watching = setInterval(() => {
+    const what = `${url} sends its answer byte by byte (${bytes} in ${SLOW_MS / 1_000} s)`;
+    if (bytes < SLOW_BYTES) body.destroy(new SasoriError("PUPPETDB_TIMEOUT", `${what}; ${SEE_LOG}`));
+    bytes = 0;
+  }, SLOW_MS);
+  try {
+    for await (const piece of body as AsyncIterable<Buffer>) {
+      bytes += piece.length;
+      yield piece;
+    }
+  } finally {
+    clearInterval(watching);
+  }
 }
 
 /** What PuppetDB says about itself has a kilobyte. */

@@ -17,6 +17,7 @@ import {
   type Connection,
   Connector,
   checkAnswer,
+  piecesOf,
   queryError,
   send,
   shortText,
@@ -535,9 +536,9 @@ export class PuppetDb {
       const clock = Date.parse(String(response.headers.date)) || began;
       if (this.#isDoubtful) this.#compare(clock, began);
       const decoder = new TextDecoder("utf-8", { fatal: true });
-      for await (const chunk of response.body) {
-        await letOthersIn(); // With a fast PuppetDB the next chunk is there already, and nothing else would get a turn.
-        rows.push(decoder.decode(chunk as Buffer, { stream: true }));
+      for await (const piece of piecesOf(url, response.body)) {
+        await letOthersIn(); // With a fast PuppetDB the next piece is there already, and nothing else would get a turn.
+        rows.push(decoder.decode(piece, { stream: true }));
       }
       rows.push(decoder.decode());
       rows.end();

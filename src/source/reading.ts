@@ -226,7 +226,7 @@ export class Gathering {
         return;
       }
       this.withoutProducer.delete(certname);
-      const until = isAhead ? Date.parse(dated) : 0;
+      const until = isAhead ? Date.parse(dated) : at;
       const isWrong = until > at + AHEAD_MS;
       if (isWrong) this.ahead.set(certname, { producer: cut(producer), until });
       const submission = {
