@@ -3,7 +3,8 @@
 // every second that was left out when it is set on (a day: half a minute without an answer), and leave out what comes
 // more than a second late.
 // Promises: for each second that matches something is done, late if the process was held up. After somebody has set the
-// clock, or the machine has slept, everything is done once, immediately.
+// clock, or the machine has slept, or summer time begins (the times that it leaves out never match) or ends, everything is
+// done once, immediately.
 
 import { createTask, validate } from "node-cron";
 
@@ -75,12 +76,16 @@ export class Schedule {
     this.#done = now;
     const jumped = Math.abs(now - before) > MAX_LATE_S;
     if (jumped) this.#onJump(now - before);
+    const isAnew = jumped || offset(now) !== offset(before);
     for (const { matches, run } of this.#jobs) {
-      let isDue = jumped;
+      let isDue = isAnew;
       for (let second = before + 1; second <= now && !isDue; second += 1) isDue = matches(second);
       if (isDue) run();
     }
   }
 }
+
+/** Local time's distance to UTC. */
+const offset = (second: number) => new Date(second * 1000).getTimezoneOffset();
 
 const nowSeconds = () => Math.floor(Date.now() / 1000);

@@ -55,6 +55,28 @@ test.each([
   expect(ran.slice(2)).toEqual(Array(4).fill("changes"));
 });
 
+test.each([
+  ["Europe/Berlin", "2027-03-28T00:59:50Z", "30 2 * * *"], // 02:30 does not come on this day.
+  ["America/New_York", "2027-03-14T06:59:50Z", "30 2 * * *"],
+  ["Europe/Berlin", "2027-10-31T00:59:50Z", "30 1 * * *"],
+])("in %s everything is done once when summer time begins or ends (%s)", (zone, at, cron) => {
+  const before = process.env.TZ;
+  process.env.TZ = zone;
+  try {
+    vi.setSystemTime(Date.parse(at));
+    schedule.stop();
+    schedule = new Schedule([{ cron, run: () => ran.push("full") }], (seconds) => jumps.push(seconds));
+    vi.advanceTimersByTime(5 * SECOND);
+    expect(ran).toEqual([]);
+    vi.advanceTimersByTime(20 * 60 * SECOND);
+    expect(ran).toEqual(["full"]);
+    expect(jumps).toEqual([]);
+  } finally {
+    if (before === undefined) delete process.env.TZ;
+    else process.env.TZ = before;
+  }
+});
+
 test("nothing is done any more when it was stopped", () => {
   schedule.stop();
   vi.advanceTimersByTime(HOUR);
