@@ -547,6 +547,33 @@ test("a name that DNS gives no answer about is told as that", async () => {
   lookup.mockRestore();
 });
 
+test("a name that leads to another PuppetDB is followed within a minute, even if the old one still answers", async () => {
+  const old = await startScriptedPuppetdb(ONE_NODE);
+  const where = { host: "127.0.0.2", port: Number(new URL(old.url).port) };
+  const other = await startScriptedPuppetdb(ONE_NODE, undefined, where);
+  let address = "127.0.0.1";
+  const look = (_: string, __: unknown, done: (error: null, found: dns.LookupAddress[]) => void) =>
+    done(null, [{ address, family: 4 }]);
+  const lookup = vi.spyOn(dns, "lookup").mockImplementation(look as unknown as typeof dns.lookup);
+  vi.useFakeTimers({ toFake: ["Date"] });
+  const source = new PuppetDb({ url: `http://puppetdb.example.com:${where.port}` });
+  try {
+    await source.readAll(soon());
+    expect([old.asked.length > 0, other.asked.length]).toEqual([true, 0]);
+    address = where.host;
+    vi.setSystemTime(Date.now() + 61_000);
+    const before = old.asked.length;
+    await source.readAll(soon());
+    expect([old.asked.length - before, other.asked.length > 0]).toEqual([0, true]);
+  } finally {
+    vi.useRealTimers();
+    lookup.mockRestore();
+    await source.close();
+    await old.close();
+    await other.close();
+  }
+});
+
 describe("credentials", () => {
   let dir: string;
   const at = (name: string) => join(dir, name);

@@ -18,6 +18,11 @@ import { type Pem, PemFiles, readNamed } from "../pem-files.js";
  */
 const SILENCE_MS = 5 * 60_000;
 const CONNECT_MS = 5_000;
+/**
+ * A connection is used for this long at most. Otherwise it would last as long as it is busy, even if the name leads to another
+ * PuppetDB by now, and the old one still answers.
+ */
+const CONNECTION_MS = 60_000;
 
 const VARIABLES = {
   ca: "SASORI_PUPPETDB_CA",
@@ -104,7 +109,7 @@ function newAgent(pem: Pem): TlsAgent {
       else done(error, null);
     });
   const agent: TlsAgent = {
-    dispatcher: new Agent({ connect, headersTimeout: SILENCE_MS }),
+    dispatcher: new Agent({ connect, headersTimeout: SILENCE_MS, clientTtl: CONNECTION_MS }),
     pem,
     alert: undefined,
     lookups: 0,

@@ -49,10 +49,11 @@ export const EMPTY = answer("[]");
 /** Takes the request and says nothing. */
 export const SILENT: Script = () => undefined;
 
-/** Starts it on a free port of loopback, with TLS when there are options for it. */
+/** Starts it on a free port of loopback, or at this address, with TLS when there are options for it. */
 export async function startScriptedPuppetdb(
   scripts: Scripts,
   tls?: ServerOptions,
+  where = { host: "127.0.0.1", port: 0 },
 ): Promise<ScriptedPuppetdb> {
   const connections = new Set<Socket>();
   const changes = new EventEmitter();
@@ -83,10 +84,10 @@ export async function startScriptedPuppetdb(
     changes.emit("change");
     (scripted.scripts[entity] ?? scripted.scripts.other)(response);
   });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  await new Promise<void>((resolve) => server.listen(where.port, where.host, resolve));
   const { port } = server.address() as AddressInfo;
   const scripted: ScriptedPuppetdb = {
-    url: `${tls === undefined ? "http" : "https"}://127.0.0.1:${port}`,
+    url: `${tls === undefined ? "http" : "https"}://${where.host}:${port}`,
     scripts,
     asked: [],
     untilAsked: (entity) => until(() => scripted.asked.some((query) => query.entity === entity)),
