@@ -42,6 +42,27 @@ test("gives each its turn, one after the other, and leaves nothing behind", asyn
   expect(await readdir(folder)).toEqual([]);
 });
 
+test("leaves no lock behind on a full disk, which would keep everybody waiting when there is space again", async () => {
+  const script = path.join(folder, "take.mjs");
+  const built = new URL("../dist/src/target/turn.js", import.meta.url).href;
+  await writeFile(
+    script,
+    `import { readdirSync, unlinkSync } from "node:fs";
+     import { takeTurn } from "${built}";
+     const [, , disk] = process.argv;
+     const failure = await takeTurn(disk + "/priority.map", 0).catch((error) => error);
+     const left = readdirSync(disk);
+     unlinkSync(disk + "/filler");
+     await (await takeTurn(disk + "/priority.map", 0)).end();
+     console.log(JSON.stringify({ code: failure.code, left }));`,
+  );
+  const disk = path.join(folder, "disk");
+  const inside = `mkdir ${disk}; mount -t tmpfs -o size=4k none ${disk}; head -c 4096 /dev/zero > ${disk}/filler; exec ${process.execPath} ${script} ${disk}`;
+  const flags = process.getuid?.() === 0 ? "-m" : "-Urm";
+  const said = await run("unshare", [flags, "sh", "-ec", inside]);
+  expect(JSON.parse(said)).toEqual({ code: "FILE_FULL", left: ["filler"] });
+});
+
 test("takes a link for the file that it leads to", async () => {
   await writeFile(file, "");
   const linked = path.join(folder, "link.map");

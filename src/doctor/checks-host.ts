@@ -167,7 +167,10 @@ function folderError(folder: string, error: unknown): CheckError {
   const code = error instanceof SasoriError ? error.code : "";
   const why = systemCode(error instanceof SasoriError ? error.cause : error);
   if (code === "FILE_FULL")
-    return new CheckError("the disk or quota is full", `free some space in ${folder}`);
+    return new CheckError(
+      "the disk or quota is full, or its inodes are used up",
+      `free some space in ${folder}`,
+    );
   if (why === "ENOENT") return new CheckError("it does not exist", `create it: mkdir -p ${folder}`);
   if (why === "EROFS") return new CheckError("its file system is mounted read-only", "mount it writable");
   if (code === "FILE_READ_ONLY") {

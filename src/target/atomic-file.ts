@@ -110,7 +110,7 @@ async function syncFolder(folder: string): Promise<void> {
 /** What `replaceFile` throws: the code and the remedy that belong to the reason. */
 export function writeError(file: string, error: unknown): SasoriError {
   const folder = path.dirname(file);
-  const full = `the disk or quota is full: free some space in ${folder}`;
+  const full = `the disk or quota is full, or its inodes are used up: free some space in ${folder}`;
   const readOnly = `the folder ${folder} is not writable for sasori: give its user or group write permission (the file is replaced by a rename, so the folder counts)`;
   const known: Record<string, ["FILE_FULL" | "FILE_READ_ONLY" | "FILE_MOUNTED" | "FILE_WRITE", string]> = {
     ENOSPC: ["FILE_FULL", full],

@@ -4,7 +4,7 @@
 // alone (proper-lockfile) or not be kept (lockfile); Node has no flock(2), and that would be open to all who can read the file.
 
 import { randomUUID } from "node:crypto";
-import { readFile, readlink, realpath, rename, stat, unlink, writeFile } from "node:fs/promises";
+import { type FileHandle, open, readFile, readlink, realpath, rename, stat, unlink } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { SasoriError, systemCode } from "../errors.js";
@@ -56,12 +56,17 @@ const readLock = (lock: string): Promise<string> => readWhole(lock, "utf8", MAX_
 
 /** False if it is there already. */
 async function isMade(lock: string, content: string): Promise<boolean> {
+  let handle: FileHandle | undefined;
   try {
-    await writeFile(lock, content, { flag: "wx" });
+    handle = await open(lock, "wx");
+    await handle.writeFile(content);
     return true;
   } catch (error) {
     if (systemCode(error) === "EEXIST") return false;
+    if (handle !== undefined) await unlink(lock).catch(() => undefined); // On a full disk it is empty, and nobody's.
     throw writeError(lock, error);
+  } finally {
+    await handle?.close();
   }
 }
 
