@@ -11,8 +11,9 @@ import { SasoriError } from "../src/errors.js";
 import { type Master, NodeMap, parseCertname } from "../src/node-map.js";
 import { Resolver } from "../src/resolve.js";
 import { Alternatives } from "../src/source/alternatives.js";
+import { Estates } from "../src/source/estates.js";
 import { Gathering } from "../src/source/reading.js";
-import type { Replica } from "../src/source/source.js";
+import type { Replica, Source, Wanted } from "../src/source/source.js";
 import { assemble, Sync, type SyncParts } from "../src/sync.js";
 import { freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
@@ -406,6 +407,37 @@ describe("estates", () => {
         silent.closeAllConnections();
       }
     }));
+
+  test("one that hangs is left alone for half a minute by changes passes, and asked by each full one", async () => {
+    let asked = 0;
+    const reading = { kind: "full", asOf: 1, inactiveCount: 0, submissions: new Map(), inactive: new Map() };
+    const states = () => [{ url: "http://puppetdb.example.com:8080" }];
+    const well = {
+      states,
+      read: async () => ({ ...reading, refused: new Set(), withoutProducer: new Set() }),
+    };
+    const hanging = {
+      states,
+      async read() {
+        asked += 1;
+        throw new SasoriError("PUPPETDB_TIMEOUT", "silent");
+      },
+    };
+    const estates = new Estates([well, hanging] as unknown as Source[]);
+    const read = async (kind: "full" | "changes") => {
+      const { failures } = await estates.read(kind, new AbortController().signal, {} as Wanted);
+      return [asked, failures?.[0]?.code];
+    };
+    expect(await read("full")).toEqual([1, "PUPPETDB_TIMEOUT"]);
+    expect(await read("changes")).toEqual([1, "PUPPETDB_TIMEOUT"]);
+    vi.advanceTimersByTime(29_000);
+    expect(await read("changes")).toEqual([1, "PUPPETDB_TIMEOUT"]);
+    expect(await read("full")).toEqual([2, "PUPPETDB_TIMEOUT"]);
+    vi.advanceTimersByTime(29_000);
+    expect(await read("changes")).toEqual([2, "PUPPETDB_TIMEOUT"]);
+    vi.advanceTimersByTime(1_000);
+    expect(await read("changes")).toEqual([3, "PUPPETDB_TIMEOUT"]);
+  });
 
   test("a node goes only when each that had it says so", () =>
     withPair(",", async ({ lab, second, sync, full, changes }) => {

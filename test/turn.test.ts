@@ -57,7 +57,7 @@ test("leaves no lock behind on a full disk, which would keep everybody waiting w
      console.log(JSON.stringify({ code: failure.code, left }));`,
   );
   const disk = path.join(folder, "disk");
-  const inside = `mkdir ${disk}; mount -t tmpfs -o size=4k none ${disk}; head -c 4096 /dev/zero > ${disk}/filler; exec ${process.execPath} ${script} ${disk}`;
+  const inside = `mkdir ${disk}; mount -t tmpfs -o size=64k none ${disk}; head -c 1M /dev/zero > ${disk}/filler 2>${disk}.log || true; exec ${process.execPath} ${script} ${disk}`;
   const flags = process.getuid?.() === 0 ? "-m" : "-Urm";
   const said = await run("unshare", [flags, "sh", "-ec", inside]);
   expect(JSON.parse(said)).toEqual({ code: "FILE_FULL", left: ["filler"] });

@@ -11,9 +11,14 @@ import { keepNewer, PartlyRead, type PuppetdbState, type Source, type Wanted } f
 /** Whoever asks about a few nodes waits a second at most. */
 const OTHERS_MS = 500;
 
+/** An estate that did not answer in time is left alone by changes passes for this long. */
+const SILENT_PAUSE_MS = 30_000;
+
 /** What is remembered about one estate. */
 interface Estate {
   source: Source;
+  /** It did not answer in time, and is asked again then (`performance.now()`). */
+  silent?: { failure: SasoriError; until: number };
   /** Its active nodes, as of the last reading that was taken over; undefined until it was read. */
   members: Set<Certname> | undefined;
   refused: ReadonlySet<string>;
@@ -21,7 +26,10 @@ interface Estate {
 }
 
 /** An estate after one reading. */
-type Update = Omit<Estate, "source"> & { reading: Reading | undefined; failure: Failure | undefined };
+type Update = Omit<Estate, "source" | "silent"> & {
+  reading: Reading | undefined;
+  failure: Failure | undefined;
+};
 
 export class Estates implements Source {
   readonly #estates: Estate[];
@@ -43,7 +51,7 @@ export class Estates implements Source {
 
   async read(kind: Reading["kind"], signal: AbortSignal, wanted: Wanted): Promise<Reading> {
     const answers = await Promise.allSettled(
-      this.#estates.map(({ source }) => source.read(kind, signal, wanted)),
+      this.#estates.map((estate) => this.#readOne(estate, kind, signal, wanted)),
     );
     signal.throwIfAborted();
     const updates: Update[] = [];
@@ -54,6 +62,25 @@ export class Estates implements Source {
     if (first?.status === "rejected" && updates.every(({ reading }) => reading === undefined))
       throw first.reason;
     return inPieces(unite(updates, this.#names()));
+  }
+
+  /** An estate that hangs would otherwise delay what the others have to tell, in each pass until its deadline. */
+  async #readOne(
+    estate: Estate,
+    kind: Reading["kind"],
+    signal: AbortSignal,
+    wanted: Wanted,
+  ): Promise<Reading> {
+    const { silent } = estate;
+    if (silent !== undefined && kind === "changes" && performance.now() < silent.until) throw silent.failure;
+    delete estate.silent;
+    try {
+      return await estate.source.read(kind, signal, wanted);
+    } catch (error) {
+      if (error instanceof SasoriError && error.code === "PUPPETDB_TIMEOUT")
+        estate.silent = { failure: error, until: performance.now() + SILENT_PAUSE_MS };
+      throw error;
+    }
   }
 
   took(lateMs: number): void {
