@@ -1,5 +1,6 @@
 // Masters that come and go: a producer that appears in PuppetDB gets an HAProxy server at run time, if the operator's pattern
-// allows it. It gets the server again after each reload of HAProxy, and loses it when no node is left there.
+// allows it. It gets the server again after each reload of HAProxy, another address when its name has another one, and loses
+// it when no node is left there.
 // Promises: only names that the pattern matches, and no more servers than the limit; servers of HAProxy's own
 // configuration are never touched; one HAProxy's failure never stops another; a silent resolver holds up no pass.
 // HAProxy does not tell which of its servers were added at run time. So those that an earlier run of sasori has added are
@@ -18,13 +19,15 @@ const LOOKUP_MS = 2_000;
 /** For this long a name without an address is not looked up again. */
 const REMEMBERED_MS = 60_000;
 
-/** Throws when the name has no address. */
-type LookUp = (name: string) => Promise<{ address: string; family: number }>;
+/** All addresses of a name. Throws when it has none. */
+type LookUp = (name: string) => Promise<{ address: string; family: number }[]>;
+
+const lookUpHere: LookUp = (name) => lookup(name, { all: true });
 
 /** A name that is looked up. */
 interface Question {
-  /** The address that was found, in the form that HAProxy takes; undefined: none. */
-  host: string | undefined;
+  /** The addresses that were found, in the form that HAProxy takes. */
+  hosts: readonly string[];
   /** Why there is none. */
   why: string;
   /** When to forget it (`performance.now()`): never before it is answered. */
@@ -37,6 +40,8 @@ export interface ServerHost {
   /** Returns the process that has it now. Throws `HAPROXY_...`. */
   addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<string>;
   enableServer(name: Master, options: string, signal: AbortSignal): Promise<string>;
+  /** Throws `HAPROXY_CHANGED` when another process answers. */
+  readdressServer(name: Master, address: string, process: string, signal: AbortSignal): Promise<void>;
   /** Throws `HAPROXY_REPLY` while it still serves requests, `HAPROXY_CHANGED` when another process answers. */
   removeServer(name: Master, process: string, signal: AbortSignal): Promise<void>;
 }
@@ -44,7 +49,7 @@ export interface ServerHost {
 export interface MasterChange {
   haproxy: string;
   master: string;
-  change: "added" | "removed";
+  change: "added" | "removed" | "readdressed";
   failure?: Failure;
 }
 
@@ -53,18 +58,20 @@ export class NewMasters {
   readonly #lookUp: LookUp;
   /** The servers that should exist in addition to those of the configuration, each with its address. */
   readonly #wanted = new Map<Master, string>();
+  /** The addresses that they had before. A server with any other one has it from the operator, who may know better. */
+  readonly #former = new Map<Master, Set<string>>();
   /** Names that were asked for and not yet answered, or had no address lately. */
   readonly #questions = new Map<Master, Question>();
 
-  constructor(options: NonNullable<Config["newMasters"]>, lookUp: LookUp = lookup) {
+  constructor(options: NonNullable<Config["newMasters"]>, lookUp: LookUp = lookUpHere) {
     this.#options = options;
     this.#lookUp = lookUp;
   }
 
   /**
    * Decides which producers should have servers. Whether a server is still needed is checked only after a full reading, because
-   * that takes a walk through all nodes, and as long as an `added` server is there that should be removed. Returns the failures
-   * of producers that get no server.
+   * that takes a walk through all nodes, and as long as an `added` server is there that should be removed. Then the names are
+   * looked up again, too. Returns the failures of producers that get no server.
    */
   async consider(
     fleet: Pick<Fleet, "map" | "unroutable" | "homes">,
@@ -89,8 +96,15 @@ export class NewMasters {
         this.#options.pattern.test(name) &&
         !servers.every((list) => list.some((server) => isWhole(server, name))),
     ) as Master[];
-    await this.#findAddresses(lacking, stop);
-    return lacking.flatMap((name) => this.#want(name) ?? []);
+    const names = full ? [...new Set([...lacking, ...this.#wanted.keys()])] : lacking;
+    await this.#findAddresses(names, stop);
+    return names.flatMap((name) => this.#want(name) ?? []);
+  }
+
+  #isFormer(name: Master, address: string): boolean {
+    return (
+      address.endsWith(`:${this.#options.port}`) && this.#former.get(name)?.has(hostOf(address)) === true
+    );
   }
 
   /** HAProxy does not remove a server that still serves requests. If nodes came back to it meanwhile, the server is kept. */
@@ -107,7 +121,9 @@ export class NewMasters {
 
   #forgetUnused(masters: ReadonlySet<string>, producers: ReadonlySet<string>): void {
     for (const name of this.#wanted.keys()) {
-      if (!masters.has(name) && !producers.has(name)) this.#wanted.delete(name);
+      if (masters.has(name) || producers.has(name)) continue;
+      this.#wanted.delete(name);
+      this.#former.delete(name);
     }
   }
 
@@ -116,11 +132,11 @@ export class NewMasters {
    * also those that had a server before, because a rebuilt master may have another address. A late answer is used in the next
    * pass.
    */
-  async #findAddresses(lacking: readonly Master[], stop: AbortSignal): Promise<void> {
+  async #findAddresses(names: readonly Master[], stop: AbortSignal): Promise<void> {
     for (const [name, { until }] of this.#questions)
       if (until < performance.now()) this.#questions.delete(name);
     const isNew = (name: Master) => !this.#wanted.has(name);
-    const unasked = lacking.filter((name) => !this.#questions.has(name));
+    const unasked = names.filter((name) => !this.#questions.has(name));
     const underway = [...this.#questions.values()].filter(({ until }) => until === Number.POSITIVE_INFINITY);
     const room = Math.max(0, this.#options.limit - this.#wanted.size - underway.length);
     const asked = [...unasked.filter((name) => !isNew(name)), ...unasked.filter(isNew).slice(0, room)];
@@ -131,14 +147,14 @@ export class NewMasters {
 
   async #ask(name: Master): Promise<void> {
     const question: Question = {
-      host: undefined,
+      hosts: [],
       why: `no answer within ${LOOKUP_MS} ms`,
       until: Number.POSITIVE_INFINITY,
     };
     this.#questions.set(name, question);
     try {
-      const { address, family } = await this.#lookUp(name);
-      question.host = family === 6 ? `[${address}]` : address;
+      const addresses = await this.#lookUp(name);
+      question.hosts = addresses.map(({ address, family }) => (family === 6 ? `[${address}]` : address));
     } catch (error) {
       question.why = reason(error);
     }
@@ -149,15 +165,21 @@ export class NewMasters {
   #want(name: Master): Failure | undefined {
     const { limit } = this.#options;
     const question = this.#questions.get(name);
-    const isNew = !this.#wanted.has(name);
+    const host = this.#wanted.get(name);
+    const isNew = host === undefined;
     const failure = (why: string): Failure => ({
       code: "HAPROXY_SERVER",
       message: `master ${name} gets no server: ${why}`,
     });
     if (isNew && this.#wanted.size >= limit)
       return failure(`${limit} were added already (SASORI_NEW_MASTER_LIMIT)`);
-    if (question?.host !== undefined) {
-      this.#wanted.set(name, question.host);
+    const [first] = question?.hosts ?? [];
+    if (first !== undefined) {
+      // Of several addresses DNS tells another one first each time.
+      const next = question?.hosts.find((one) => one === host) ?? first;
+      if (host !== undefined && next !== host)
+        this.#former.set(name, (this.#former.get(name) ?? new Set()).add(host));
+      this.#wanted.set(name, next);
       this.#questions.delete(name);
       return undefined;
     }
@@ -165,7 +187,10 @@ export class NewMasters {
     return isNew && question ? failure(`its name has no address (${question.why})`) : undefined;
   }
 
-  /** Gives one HAProxy the servers that it lacks, and takes those away that `added` earlier and nobody needs. */
+  /**
+   * Gives one HAProxy the servers that it lacks. Of those that were `added` earlier, some get another address, and those are taken
+   * away that nobody needs.
+   */
   async settle(
     host: ServerHost,
     servers: readonly Server[],
@@ -185,13 +210,18 @@ export class NewMasters {
       );
     };
     for (const [name, at] of this.#wanted) {
-      if (servers.some((server) => isWhole(server, name))) continue;
-      await attempt(name, "added", async () => {
-        const process = has.has(name)
-          ? await host.enableServer(name, options, signal)
-          : await host.addServer(name, `${at}:${port}`, options, signal);
-        added.set(name, process);
-      });
+      const address = `${at}:${port}`;
+      const there = servers.find((server) => isWhole(server, name));
+      const since = added.get(name);
+      if (there === undefined)
+        await attempt(name, "added", async () => {
+          const process = has.has(name)
+            ? await host.enableServer(name, options, signal)
+            : await host.addServer(name, address, options, signal);
+          added.set(name, process);
+        });
+      else if (since !== undefined && at !== hostOf(there.address) && this.#isFormer(name, there.address))
+        await attempt(name, "readdressed", () => host.readdressServer(name, address, since, signal));
     }
     for (const [name, process] of added) {
       if (this.#wanted.has(name)) continue;

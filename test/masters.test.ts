@@ -32,6 +32,7 @@ async function additions(newMasters: NewMasters): Promise<string[]> {
       return "1@1";
     },
     enableServer: async () => "1@1",
+    readdressServer: async () => undefined,
     removeServer: async () => undefined,
   };
   await newMasters.settle(host, [], new Map<Master, string>(), never);
@@ -62,7 +63,7 @@ describe("the addresses of new masters", () => {
     const newMasters = new NewMasters(OPTIONS, async (name) => {
       asked.push(name);
       if (name !== "puppet6") throw new Error("ENOTFOUND");
-      return { address: "2001:db8::6", family: 6 };
+      return [{ address: "2001:db8::6", family: 6 }];
     });
     const fleet = fleetOf(...masters(7), "elsewhere");
     await newMasters.consider(fleet, true, NO_SERVERS, NONE_ADDED, never);
@@ -84,7 +85,7 @@ describe("the addresses of new masters", () => {
     const newMasters = new NewMasters(OPTIONS, async () => {
       stop.abort();
       await answered;
-      return { address: "192.0.2.1", family: 4 };
+      return [{ address: "192.0.2.1", family: 4 }];
     });
     const fleet = fleetOf("puppet1");
     expect(await newMasters.consider(fleet, true, NO_SERVERS, NONE_ADDED, stop.signal)).toHaveLength(1);
@@ -93,12 +94,27 @@ describe("the addresses of new masters", () => {
     expect(await additions(newMasters)).toEqual(["puppet1 192.0.2.1:8140"]);
   });
 
+  test("stay as they are while DNS has them, among others and in any order", async () => {
+    let found = ["192.0.2.1"];
+    const newMasters = new NewMasters(OPTIONS, async () => found.map((address) => ({ address, family: 4 })));
+    const fleet = fleetOf("puppet1");
+    for (const [addresses, taken] of [
+      [["192.0.2.1"], "192.0.2.1"],
+      [["192.0.2.2", "192.0.2.1"], "192.0.2.1"],
+      [["192.0.2.3", "192.0.2.2"], "192.0.2.3"],
+    ] as const) {
+      found = [...addresses];
+      expect(await newMasters.consider(fleet, true, NO_SERVERS, NONE_ADDED, never)).toEqual([]);
+      expect(await additions(newMasters)).toEqual([`puppet1 ${taken}:8140`]);
+    }
+  });
+
   test("are asked for again after a reload, and kept where there is no answer any more", async () => {
     const addresses = ["192.0.2.1", "192.0.2.2"];
     const newMasters = new NewMasters(OPTIONS, async () => {
       const address = addresses.shift();
       if (address === undefined) throw new Error("EAI_AGAIN");
-      return { address, family: 4 };
+      return [{ address, family: 4 }];
     });
     const fleet = fleetOf("puppet1");
     for (const host of ["192.0.2.1", "192.0.2.2", "192.0.2.2"]) {

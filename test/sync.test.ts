@@ -4,6 +4,7 @@ import { createServer as createHttpServer, type ServerResponse } from "node:http
 import { type AddressInfo, createServer } from "node:net";
 import path from "node:path";
 import { describe, expect, test, vi } from "vitest";
+import { NewMasters } from "../src/masters.js";
 import type { Certname, Master, Observation } from "../src/node-map.js";
 import type { SyncRequest } from "../src/pass-queue.js";
 import { Journal } from "../src/state/journal.js";
@@ -177,6 +178,36 @@ describe.each(haproxyBinaries())("a pass with HAProxy $version", ({ bin }) => {
       );
       expect(await full(sync)).toMatchObject({ outcome: "done", learned: 0 });
       await expectEverywhere(lab, routes);
+    }));
+
+  test("gives a server that it added the address to which its name leads now", () =>
+    withFleetLab([{ bin }], async (lab) => {
+      const master = "puppet9.example.com";
+      await lab.run(name(0), master);
+      const config = lab.config({ SASORI_NEW_MASTERS: master, SASORI_NEW_MASTER_PORT: "18149" });
+      const parts = assemble(config);
+      let found = { address: "127.0.0.2", family: 4 };
+      if (config.newMasters) parts.newMasters = new NewMasters(config.newMasters, async () => [found]);
+      const sync = new Sync(parts);
+      const changes = async () => (await full(sync)).masters.changes;
+      const haproxy = lab.haproxys[0]?.socketPath ?? "";
+      expect(await changes()).toEqual([{ haproxy, master, change: "added" }]);
+      for (const next of [
+        { address: "127.0.0.3", family: 4 },
+        { address: "::1", family: 6 },
+      ]) {
+        expect(await changes()).toEqual([]);
+        found = next;
+        expect(await changes()).toEqual([{ haproxy, master, change: "readdressed" }]);
+        const state = await runtimeCommand(haproxy, "show servers state puppet");
+        expect(state).toContain(` ${master} ${next.address} `);
+        expect(state.split("\n").find((line) => line.includes(master))).toContain(" 18149 ");
+      }
+      expect(await changes()).toEqual([]);
+      await runtimeCommand(haproxy, `set server puppet/${master} addr 127.0.0.9 port 18149`);
+      found = { address: "127.0.0.4", family: 4 };
+      expect(await changes()).toEqual([]); // Whoever did that knows why.
+      await parts.puppetdb.close();
     }));
 
   test("ends with the right map when HAProxy is reloaded during the push", () =>

@@ -301,7 +301,7 @@ export const PassShape = z.strictObject({
       z.strictObject({
         haproxy: z.string(),
         master: MasterText,
-        change: z.enum(["added", "removed"]),
+        change: z.enum(["added", "removed", "readdressed"]),
         failure: FailureShape.optional(),
       }),
     ),

@@ -276,20 +276,46 @@ export class HaproxyInstance implements Target {
     return RuntimeSession.with(this.#endpoint, signal, (session) => enable(session, server, options));
   }
 
-  /**
-   * Removes a server that was added to this process. HAProxy refuses while the server has connections. `process` must still
-   * run: in another process a server of this name is one of the configuration, and HAProxy (2.6, 3.0, 3.2) would remove it too.
-   */
+  /** Gives a server that was added to this process another address. `process`: see `#changeServer`. */
+  readdressServer(name: Master, address: string, process: string, signal: AbortSignal): Promise<void> {
+    return this.#changeServer(name, process, signal, async (session, server) => {
+      const [, host = "", port = ""] = /^\[?(.*?)\]?:(\d+)$/.exec(address) ?? [];
+      const reply = await session.ask(`set server ${server} addr ${host} port ${port}`);
+      // "IP changed from '192.0.2.1' to '192.0.2.2', no need to change the port, by 'stats socket command'"
+      if (!/^(IP changed|no need to change)/.test(reply))
+        throw new SasoriError(
+          "HAPROXY_SERVER",
+          `${this.name}: ${server} keeps its address: ${quote(reply, 200)}`,
+        );
+    });
+  }
+
+  /** Removes a server that was added to this process. HAProxy refuses while the server has connections. */
   removeServer(name: Master, process: string, signal: AbortSignal): Promise<void> {
-    const server = `${this.#options.backend}/${name}`;
-    return RuntimeSession.with(this.#endpoint, signal, async (session) => {
-      if (processOf(await session.ask("show info")) !== process)
-        throw new SasoriError("HAPROXY_CHANGED", `${this.name}: it was reloaded: ${server} is not removed`);
+    return this.#changeServer(name, process, signal, async (session, server) => {
       await session.run(`disable server ${server}`); // Without that it is never removed.
       await askExperimental(session, `del server ${server}`).catch(async (error: unknown) => {
         await session.run(`enable server ${server}`);
         throw error;
       });
+    });
+  }
+
+  /**
+   * `process` must still run: in another process a server of this name is one of the configuration, and HAProxy (2.6, 3.0, 3.2)
+   * would change it too.
+   */
+  #changeServer(
+    name: Master,
+    process: string,
+    signal: AbortSignal,
+    change: (session: RuntimeSession, server: string) => Promise<void>,
+  ): Promise<void> {
+    const server = `${this.#options.backend}/${name}`;
+    return RuntimeSession.with(this.#endpoint, signal, async (session) => {
+      if (processOf(await session.ask("show info")) !== process)
+        throw new SasoriError("HAPROXY_CHANGED", `${this.name}: it was reloaded: ${server} is not changed`);
+      await change(session, server);
     });
   }
 
