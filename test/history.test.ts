@@ -122,6 +122,30 @@ describe("the history", () => {
     expect(history.puppetdb).toBeUndefined();
     expect(history.lastGoodPoll).toBe("2026-01-01T00:00:15.000Z");
   });
+
+  test("remembers that PuppetDB cannot be read as a whole, although changes can, until it is; not after an outage", () => {
+    const history = new History();
+    const failure = { code: "PUPPETDB_TIMEOUT", message: "byte by byte" } as const;
+    const pass = (kind: "full" | "changes", isGood: boolean, startedAt = AT) => {
+      const source = isGood ? REPORT.source : ({ outcome: "failed", submissions: 0, failure } as const);
+      history.takePass({ ...REPORT, kind, source, startedAt });
+      return history.puppetdb;
+    };
+    for (let times = 0; times < 3; times += 1) {
+      expect(pass("full", false)).toBeDefined();
+      expect(pass("changes", false)).toBeDefined();
+    }
+    expect(pass("changes", true)).toBeUndefined();
+    expect(pass("full", true)).toBeUndefined();
+
+    const since = "2026-01-01T00:15:00.000Z";
+    expect(pass("full", false, since)).toEqual({ failure, since });
+    for (let times = 0; times < 3; times += 1) expect(pass("changes", true)).toBeUndefined();
+    expect(pass("full", false)).toBeDefined();
+    for (let times = 0; times < 3; times += 1) expect(pass("changes", true)).toEqual({ failure, since });
+    expect(pass("full", true)).toBeUndefined();
+    expect(pass("changes", true)).toBeUndefined();
+  });
 });
 
 test("the list of passes and those that are told live agree on which is worth a line, a push alone is", () => {

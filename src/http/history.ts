@@ -21,12 +21,19 @@ export interface HistoryWatcher {
   pass(pass: Pass): void;
 }
 
+interface PuppetdbFailure {
+  failure: Failure;
+  since: string;
+}
+
 export class History {
   /** When PuppetDB was last read, ISO 8601. */
   lastGoodPoll: string | undefined;
   lastPass: Pass | undefined;
   /** PuppetDB's failure, while there is one, and when it began. */
-  puppetdb: { failure: Failure; since: string } | undefined;
+  puppetdb: PuppetdbFailure | undefined;
+  /** The last full reading has failed; `alone`: how many in a row have, although changes were read afterwards. */
+  #full: (PuppetdbFailure & { alone: number; isLast: boolean }) | undefined;
   /** The oldest first. It is cut only when it is twice as long as allowed, because removing the first of an array is slow. */
   #moves: Move[] = [];
   readonly #passes: Pass[] = [];
@@ -79,13 +86,18 @@ export class History {
   }
 
   takePass(report: SyncReport): void {
-    const { source, startedAt } = report;
+    const { source, startedAt, kind } = report;
     if (source.outcome === "done") {
-      this.#filled ||= report.kind === "full" && !report.dryRun; // Also where there was nothing to fill.
+      this.#filled ||= kind === "full" && !report.dryRun; // Also where there was nothing to fill.
       this.lastGoodPoll = startedAt;
-      this.puppetdb = undefined;
+      this.puppetdb = this.#fullAlone(kind);
     } else if (source.failure !== undefined) {
-      this.puppetdb = { failure: source.failure, since: this.puppetdb?.since ?? startedAt };
+      const { failure } = source;
+      this.puppetdb = { failure, since: this.puppetdb?.since ?? startedAt };
+      if (kind === "full") {
+        const { since, alone } = this.#full ?? { since: startedAt, alone: 0 };
+        this.#full = { failure, since, alone, isLast: true };
+      }
     }
     // A failure that lasts is one event, not one for each pass.
     const sign = signOf(report);
@@ -95,6 +107,19 @@ export class History {
     if (pass.listed) this.#passes.push(pass);
     if (this.#passes.length > MAX_PASSES) this.#passes.shift();
     for (const watcher of this.#watchers) watcher.pass(pass);
+  }
+
+  /**
+   * After a good reading: why everything cannot be read, if that was so twice, while changes can. After an outage the next full
+   * reading is waited for.
+   */
+  #fullAlone(kind: SyncReport["kind"]): PuppetdbFailure | undefined {
+    if (kind === "full") this.#full = undefined;
+    if (this.#full === undefined) return undefined;
+    if (this.#full.isLast) this.#full.alone += 1;
+    this.#full.isLast = false;
+    const { failure, since, alone } = this.#full;
+    return alone < 2 ? undefined : { failure, since };
   }
 
   /** The newest first. */
