@@ -403,14 +403,13 @@ describe("what PuppetDB may answer instead of rows", () => {
     await source.close();
   });
 
-  test("a submission from before 1970 is old, and not one of a clock that is ahead", async () => {
-    const time = "1969-07-20T20:17:40.000Z";
+  test("a submission from before 1970 is the oldest, and not one of a clock that is ahead", async () => {
     server.scripts = {
       ...ONE_NODE,
-      factsets: answer(`[${ROW.replace("2026-01-01T00:00:00.000Z", time)}]`),
+      factsets: answer(`[${ROW.replace("2026-01-01T00:00:00.000Z", "1969-07-20T20:17:40.000Z")}]`),
     };
     const { submissions, ahead } = await source.readAll(soon());
-    expect([submissions.get(NODE)?.at, ahead?.size]).toEqual([Date.parse(time), 0]);
+    expect([submissions.get(NODE)?.at, ahead?.size]).toEqual([0, 0]);
     await source.close();
   });
 

@@ -9,7 +9,7 @@ import { z } from "zod";
 import type { PuppetdbServer } from "../config.js";
 import { within } from "../deadline.js";
 import { quote, SasoriError } from "../errors.js";
-import type { Certname, NodeMap } from "../node-map.js";
+import { type Certname, LATEST_TIME, type NodeMap } from "../node-map.js";
 import { eachInPieces, inPieces, letOthersIn } from "../pieces.js";
 import { isAtLeast } from "../releases.js";
 import { JsonRows } from "./json-rows.js";
@@ -441,7 +441,7 @@ export class PuppetDb {
       this.#ask("/pdb/meta/v1/server-time", TimeAnswer, soon),
     ).catch(() => undefined);
     const time = Date.parse(answer?.server_time ?? "");
-    return Number.isNaN(time) ? undefined : Math.floor(time - (performance.now() - began));
+    return time < LATEST_TIME ? Math.floor(time - (performance.now() - began)) : undefined;
   }
 
   #date(found: Gathering, own: number | undefined, began: number): void {

@@ -219,14 +219,14 @@ export class Gathering {
       const receipt = this.#receipt(received);
       // Both texts have the same form, so they can be compared as texts.
       const isAhead = dated != null && receipt != null && receipt < dated;
-      const at = Date.parse((isAhead ? receipt : dated) ?? "");
+      const at = Math.max(0, Date.parse((isAhead ? receipt : dated) ?? "")); // Nothing is older than 1970.
       if (producer === null || !(at < LATEST_TIME)) {
         if (!this.submissions.has(certname) && !this.unroutable.has(certname))
           this.withoutProducer.add(certname);
         return;
       }
       this.withoutProducer.delete(certname);
-      const until = isAhead ? Date.parse(dated) : at;
+      const until = isAhead ? Date.parse(dated) : 0;
       const isWrong = until > at + AHEAD_MS;
       if (isWrong) this.ahead.set(certname, { producer: cut(producer), until });
       const submission = {
