@@ -739,6 +739,18 @@ test("instances tell their process, their map and how they were last written", (
     });
   }));
 
+/** Sends this as it is written, and reads until the connection is closed. */
+async function sayTo(url: string, text: string): Promise<string> {
+  const socket = connect({ host: "127.0.0.1", port: Number(new URL(url).port) });
+  socket.setEncoding("utf8").write(text);
+  let answered = "";
+  socket.on("data", (chunk: string) => {
+    answered += chunk;
+  });
+  await once(socket, "close");
+  return answered;
+}
+
 describe("a request that is wrong", () => {
   test("is answered with problem+json, a code, and what was expected", () =>
     withFleetLab([{ bin }], async (lab) => {
@@ -800,6 +812,12 @@ describe("a request that is wrong", () => {
               raw("POST", "/api/v1/sync", "full=1", { "content-type": "application/x-www-form-urlencoded" }),
           ],
           [
+            415,
+            "without content-encoding",
+            () => raw("POST", "/api/v1/sync", "{}", { ...json, "content-encoding": "gzip" }),
+          ],
+          [400, "expected object", () => raw("PUT", `/api/v1/nodes/${node(0)}`, "")],
+          [
             403,
             "SASORI_API_TOKEN_FILE",
             () => send("POST", "/api/v1/sync", {}, { origin: "http://evil.example" }),
@@ -857,21 +875,29 @@ describe("a request that is wrong", () => {
   test("with a flood of headers, or that is no HTTP, is told before it is a request", () =>
     withFleetLab([], (lab) =>
       withDaemon(lab, async ({ url }) => {
-        const say = async (text: string) => {
-          const socket = connect({ host: "127.0.0.1", port: Number(new URL(url).port) });
-          socket.setEncoding("utf8").write(text);
-          let answered = "";
-          socket.on("data", (chunk: string) => {
-            answered += chunk;
-          });
-          await once(socket, "close");
-          return answered;
-        };
+        const say = (text: string) => sayTo(url, text);
         const flood = Array.from({ length: 400 }, (_, index) => `x-${index}: ${"y".repeat(60)}\r\n`).join("");
         expect(await say(`GET /healthz HTTP/1.1\r\nhost: localhost\r\n${flood}\r\n`)).toMatch(
           /^HTTP\/1\.1 431 [\s\S]*application\/problem\+json[\s\S]*"status":431/,
         );
         expect(await say("hello\r\n\r\n")).toMatch(/^HTTP\/1\.1 400 [\s\S]*application\/problem\+json/);
+        for (const hosts of ["", "host: localhost\r\nhost: localhost\r\n"])
+          expect(await say(`GET /healthz HTTP/1.1\r\nconnection: close\r\n${hosts}\r\n`)).toMatch(
+            /^HTTP\/1\.1 400 [\s\S]*application\/problem\+json[\s\S]*one Host header/,
+          );
+      }),
+    ));
+
+  test("is not one without a Host in HTTP/1.0, one with an unknown expectation, or one that names the type of no body", () =>
+    withFleetLab([{ bin }], (lab) =>
+      withDaemon(lab, async ({ url }) => {
+        const say = (text: string) => sayTo(url, text);
+        expect(await say("GET /healthz HTTP/1.0\r\n\r\n")).toMatch(/^HTTP\/1\.1 200 /);
+        const head = "HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n";
+        expect(await say(`GET /healthz ${head}expect: more\r\n\r\n`)).toMatch(/^HTTP\/1\.1 200 /);
+        const empty = `${head}content-type: application/json\r\ncontent-length: 0\r\n\r\n`;
+        expect(await say(`POST /api/v1/sync ${empty}`)).toMatch(/^HTTP\/1\.1 200 /);
+        expect(await say(`DELETE /api/v1/nodes/${node(0)} ${empty}`)).toMatch(/has no registration/);
       }),
     ));
 

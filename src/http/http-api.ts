@@ -86,10 +86,13 @@ export async function buildApi(parts: ApiParts): Promise<FastifyInstance> {
   const methods = rememberRoutes(api);
   const connections = new Connections();
   api.server.on("connection", connections.accept);
+  // Another expectation than 100-continue is no reason to refuse a request. Node would answer it by itself, with nothing.
+  api.server.on("checkExpectation", (...asked) => api.server.emit("request", ...asked));
   connections.skipEnded(api.server);
   api.addHook("onRequest", connections.queue);
   api.addHook("preHandler", connections.begin);
   api.addHook("onSend", connections.end);
+  api.addHook("onRequest", needOneHost);
   if (parts.tokenFile === undefined) api.addHook("onRequest", refuseForeignPages);
   api.setErrorHandler((error, _request, reply) => problem(reply, error));
   await describeApi(api, parts.version);
@@ -132,7 +135,8 @@ function newServer() {
   const api = Fastify({
     bodyLimit: MAX_BODY_BYTES,
     requestTimeout: REQUEST_MS,
-    http: { headersTimeout: REQUEST_MS, connectionsCheckingInterval: 1_000 },
+    // Node would answer a request without Host by itself, with nothing: see needOneHost.
+    http: { headersTimeout: REQUEST_MS, connectionsCheckingInterval: 1_000, requireHostHeader: false },
     // An idle connection of a browser or a balancer must not keep sasori from stopping.
     forceCloseConnections: true,
     routerOptions: { maxParamLength: 255 },
@@ -144,6 +148,10 @@ function newServer() {
   api.removeContentTypeParser("text/plain"); // Only JSON has a meaning here.
   const parse = api.getDefaultJsonParser("error", "error");
   api.addContentTypeParser("application/json", { parseAs: "string" }, (request, text, done) => {
+    if (request.headers["content-encoding"] !== undefined)
+      return done(httpError(415, "send JSON without content-encoding"));
+    // Many clients name the type of a body also where they send none.
+    if (text === "") return done(null, undefined);
     parse(request, String(text), (error, body) => {
       const isBad = error === null && hasKeyTwice(String(text), body);
       done(isBad ? httpError(400, "a key occurs twice: name each node and each field once") : error, body);
@@ -565,6 +573,13 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
 }
 
 // ---- who may ask
+
+/** RFC 9112, 3.2. With two of them, this server and a proxy before it could each believe another one. */
+async function needOneHost({ raw: { headersDistinct, httpVersion } }: FastifyRequest): Promise<void> {
+  const { host = [] } = headersDistinct;
+  if (host.length === 1 || (host.length === 0 && httpVersion === "1.0")) return;
+  throw httpError(400, `a request has one Host header; this one has ${host.length}`);
+}
 
 /**
  * Without a token only programs of this machine may ask. A web page in a browser on this machine may not, except ours: not if
