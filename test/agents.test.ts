@@ -60,11 +60,12 @@ const besideVariables = ({ socketPath }: { socketPath: string }) => ({
   ...{ MASTER1: "127.0.0.1:8141", MASTER2: "127.0.0.1:8142", MASTER3: "127.0.0.1:8143" },
 });
 
-/** What `haproxy -c` says of these files when some variables are missing. */
+/** What `haproxy -c` says of these files when some variables are missing, or there are more. */
 function check(
   bin: string,
   files: string[],
   without: string[] = [],
+  more: Record<string, string> = {},
 ): { status: number | null; text: string } {
   const folder = mkdtempSync(path.join(tmpdir(), "sasori-cfg-"));
   const at = {
@@ -76,6 +77,7 @@ function check(
   const all = {
     ...agentsVariables(ca, at, 8150, [8151, 8152, 8153]),
     ...(files.length > 1 ? besideVariables(at) : {}),
+    ...more,
   };
   const env = Object.fromEntries(Object.entries(all).filter(([name]) => !without.includes(name)));
   const { status, stderr } = spawnSync(bin, ["-c", ...files.flatMap((file) => ["-f", file])], {
@@ -115,6 +117,15 @@ describe.each(haproxyBinaries())("agents through HAProxy $version", ({ bin }) =>
     expect(status).not.toBe(0);
     expect(text).toMatch(new RegExp(`${name}.* not set`));
   });
+
+  test.each(["MASTER0", "MASTER33", "AGENTS_MASTER33"])(
+    "do not start with %s, which no server line takes",
+    (name) => {
+      const { status, text } = check(bin, [AGENTS_CONFIG], [], { [name]: "puppet33.example.com:8140" });
+      expect(status).not.toBe(0);
+      expect(text).toMatch(/this file takes MASTER1 to MASTER32/);
+    },
+  );
 
   test("reach the master that the map has for the CN of their certificate, in any letter case", () =>
     withGateway(async ({ ask, haproxy }) => {

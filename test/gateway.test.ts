@@ -113,7 +113,10 @@ describe.each(haproxyBinariesAndNext())("the gateway on HAProxy $version", ({ bi
     { name: "NOT_MINE_STATUS", value: "403", says: /NOT_MINE_STATUS must be 404 or 421/ },
     { name: "GATEWAY_ADDRESS", value: "", says: /GATEWAY_ADDRESS or STATS_ADDRESS is empty/ },
     { name: "STATS_ADDRESS", value: "", says: /GATEWAY_ADDRESS or STATS_ADDRESS is empty/ },
-    { name: "MASTER33", value: "puppet33.example.com:8140", says: /MASTER33 is set/ },
+    ...["MASTER0", "MASTER33"].map((name) => ({
+      ...{ name, value: "puppet33.example.com:8140" },
+      says: /this file takes MASTER1 to MASTER32/,
+    })),
   ])("does not start with $name=$value, which it would take for something else", ({ name, value, says }) => {
     const { status, text } = check(bin, { more: { [name]: value } });
     expect(status).not.toBe(0);
