@@ -2,12 +2,16 @@
 import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { PassThrough, Readable } from "node:stream";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { startPuppetdbStandIn } from "../demo/puppetdb.js";
+import { askProducers, isWanted } from "../src/cli/setup.js";
 import { readConfig } from "../src/config.js";
 import { lookAtHost, parseHaproxy, parseIni } from "../src/setup/host.js";
 import { envFile, parseEnvFile, propose, withoutMoved } from "../src/setup/proposal.js";
 import { putFile } from "../src/setup/put-file.js";
-import { run } from "./support/child.js";
+import { freePort, run } from "./support/child.js";
+import { standInClient } from "./support/puppetdb-server.js";
 
 let root: string;
 beforeEach(async () => {
@@ -60,14 +64,14 @@ describe("what is found on a host", () => {
     expect(await lookAtHost(root)).toEqual({ puppet: undefined, puppetdbUrl: undefined, haproxy: undefined });
   });
 
-  test("an agent's certificate, PuppetDB's first address, HAProxy's sockets that may change a map", async () => {
+  test("an agent's certificate, PuppetDB's addresses, HAProxy's sockets that may change a map", async () => {
     await put({ ...AGENT, ...DEBIAN_HAPROXY });
     const host = await lookAtHost(root);
     expect(host.puppet).toMatchObject({
       certname: "gateway.example.com",
       caFile: path.join(root, SSL, "certs/ca.pem"),
     });
-    expect(host.puppetdbUrl).toBe("https://puppetdb1.example.com:8081");
+    expect(host.puppetdbUrl).toBe("https://puppetdb1.example.com:8081|https://b:8081");
     expect(host.haproxy).toMatchObject({ sockets: ["/run/haproxy/admin.sock"], chroot: "/var/lib/haproxy" });
   });
 
@@ -115,11 +119,71 @@ describe("what is found on a host", () => {
     });
   });
 
+  test("what a configuration says in quotes, by prefixes, in CRLF lines, and in sections that have servers of another kind", () => {
+    const lines = [
+      ...["global", '  chroot "/var/lib/haproxy"', '  stats socket "/run/haproxy/a.sock" level admin'],
+      ...["  stats socket unix@/run/haproxy/b.sock mode 660 level admin", "backend puppet # the masters"],
+      ...[
+        '  use-server "%[var(txn.master)]" if { var(txn.master) -m found }',
+        "  server puppet1 10.0.0.1:8140",
+      ],
+      ...["  server-template puppet 2 _x-puppet._tcp.example.com", "ring logs", "  server logs 10.0.0.9:514"],
+    ];
+    expect(parseHaproxy(lines.join("\r\n"))).toMatchObject({
+      sockets: ["/run/haproxy/a.sock", "/run/haproxy/b.sock"],
+      chroot: "/var/lib/haproxy",
+      backends: [
+        {
+          name: "puppet",
+          servers: ["puppet1", "puppet"],
+          hosts: ["10.0.0.1", "_x-puppet._tcp.example.com"],
+          isRouted: true,
+        },
+      ],
+    });
+  });
+
   test("INI files as people write them", () => {
     expect(parseIni('a=1\n# b = 2\n[main]\nc = "d e"\n[agent]\nc=f')).toEqual({
       main: { a: "1", c: "d e" },
       agent: { c: "f" },
     });
+  });
+});
+
+test.each([
+  { typed: "yes\n", answer: true },
+  { typed: "Y \n", answer: true },
+  { typed: "\n", answer: false },
+  { typed: "yesterday\n", answer: false },
+  { typed: "yes", answer: true },
+  { typed: "", answer: false },
+])("what is typed ($typed) is a yes or not, also when the input ends there", async ({ typed, answer }) => {
+  expect(await isWanted(Readable.from(typed === "" ? [] : [typed]), new PassThrough())).toBe(answer);
+});
+
+describe("the producers", () => {
+  test("are those of the first PuppetDB that answers, and of each estate, the one with the most nodes first", async () => {
+    const nodes = { "node1.example.com": "b", "node2.example.com": "b", "node3.example.com": "a" };
+    const standIns = await Promise.all([freePort(), freePort()]);
+    const urls = standIns.map((port) => `http://127.0.0.1:${port}`);
+    const running = await Promise.all(
+      standIns.map((port) => startPuppetdbStandIn({ host: "127.0.0.1", port })),
+    );
+    try {
+      for (const [certname, producer] of Object.entries(nodes))
+        await standInClient(urls[0] ?? "").replaceFacts({ certname, producer, at: new Date() });
+      // It applies its own catalogs.
+      await standInClient(urls[1] ?? "").replaceFacts({ certname: "c", producer: "c", at: new Date() });
+      const from = (value: string) =>
+        askProducers([{ name: "SASORI_PUPPETDB_URL", value, why: "" }], undefined);
+      const closed = `http://127.0.0.1:${await freePort()}`;
+      expect(await from(`${closed}|${urls[0]},${urls[1]}`)).toEqual(["b", "a"]);
+      await expect(from(`${urls[0]},${closed}`)).rejects.toMatchObject({ code: "PUPPETDB_UNREACHABLE" });
+      await expect(from("puppetdb:8081")).rejects.toThrow("expected an http or https URL");
+    } finally {
+      await Promise.all(running.map((one) => one.close()));
+    }
   });
 });
 
@@ -133,7 +197,7 @@ describe("what is proposed", () => {
     );
     expect(missing).toEqual([]);
     expect(named(daemon)).toMatchObject({
-      SASORI_PUPPETDB_URL: "https://puppetdb1.example.com:8081",
+      SASORI_PUPPETDB_URL: "https://puppetdb1.example.com:8081|https://b:8081",
       SASORI_HAPROXY: "/run/haproxy/sasori.sock",
       SASORI_PUPPETDB_KEY: "/etc/sasori/ssl/key.pem",
     });

@@ -6,12 +6,14 @@
 
 import { execFile, spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
+import { once } from "node:events";
 import { chown, mkdir, readFile, rename, stat } from "node:fs/promises";
 import path from "node:path";
-import { createInterface } from "node:readline/promises";
+import { createInterface } from "node:readline";
 import { promisify } from "node:util";
+import { puppetdbUrls } from "../config/forms.js";
 import { reason, SasoriError, toFailure } from "../errors.js";
-import { lookAtHost } from "../setup/host.js";
+import { lookAtHost, type PuppetFiles } from "../setup/host.js";
 import {
   envFile,
   type Kept,
@@ -68,7 +70,12 @@ export async function setUp(
     return false;
   }
   const { STATS_PASSWORD: password = randomBytes(16).toString("hex") } = kept.gateway;
-  return start(proposal, await write(proposal, password));
+  const written = await write(proposal, password).catch((error: unknown) => {
+    if (error instanceof SasoriError) throw error;
+    const what = `not every file could be written, and nothing was started: ${reason(error)}`;
+    throw new SasoriError("FILE_WRITE", `${what}: mend that, and run this again`, { cause: error });
+  });
+  return start(proposal, written);
 }
 
 /** What stands in a settings file. */
@@ -77,22 +84,42 @@ const readOwn = async (file: string) => parseEnvFile(await readFile(file, "utf8"
 /** Remarks, beside what `--print` prints. */
 const tell = (line: string): unknown => process.stderr.write(`${line}\n`);
 
-/** The producers in PuppetDB, the one with the most nodes first. Nodes that apply their own catalogs are left out. */
-async function askProducers(
+/**
+ * The producers in PuppetDB, the one with the most nodes first; undefined without an address. Nodes that apply their own
+ * catalogs are left out. Of alternatives the first that answers is asked, and all estates.
+ */
+export async function askProducers(
   settings: readonly Setting[],
-  puppet: { certFile: string; keyFile: string; caFile: string } | undefined,
+  puppet: PuppetFiles | undefined,
 ): Promise<string[] | undefined> {
-  const url = settings.find(({ name }) => name === "SASORI_PUPPETDB_URL")?.value;
-  if (url === undefined) return undefined;
+  const urls = settings.find(({ name }) => name === "SASORI_PUPPETDB_URL")?.value;
+  if (urls === undefined) return undefined;
+  const estates = puppetdbUrls.safeParse(urls);
+  if (!estates.success)
+    throw new SasoriError("USAGE", `SASORI_PUPPETDB_URL: expected ${estates.error.issues[0]?.message}`);
+  const counts = new Map<string, number>();
+  for (const estate of estates.data)
+    for (const producer of await firstAnswer(estate, (url) => producersOf(url, puppet)))
+      counts.set(producer, (counts.get(producer) ?? 0) + 1);
+  return [...counts]
+    .sort(([a, nodes], [b, others]) => others - nodes || (a < b ? -1 : 1))
+    .map(([name]) => name);
+}
+
+async function firstAnswer<T>([url = "", ...others]: string[], ask: (url: string) => Promise<T>): Promise<T> {
+  return ask(url).catch((error: unknown) => {
+    if (others.length === 0) throw error;
+    tell(`PuppetDB could not be asked: ${toFailure(error).message}. Asking the next one`);
+    return firstAnswer(others, ask);
+  });
+}
+
+/** One for each node. */
+async function producersOf(url: string, puppet: PuppetFiles | undefined): Promise<string[]> {
   const puppetdb = new PuppetDb({ url, ...(url.startsWith("https:") ? puppet : undefined) });
   try {
     const { submissions } = await puppetdb.readAll(AbortSignal.timeout(PUPPETDB_MS));
-    const counts = new Map<string, number>();
-    for (const [certname, { producer }] of submissions)
-      if (producer !== certname) counts.set(producer, (counts.get(producer) ?? 0) + 1);
-    return [...counts]
-      .sort(([a, nodes], [b, others]) => others - nodes || (a < b ? -1 : 1))
-      .map(([name]) => name);
+    return [...submissions].flatMap(([certname, { producer }]) => (producer === certname ? [] : [producer]));
   } finally {
     await puppetdb.close();
   }
@@ -110,14 +137,18 @@ function show({ daemon, gateway, certificates }: Proposal, style: Style | undefi
   process.stdout.write(`${parts.join("\n")}\n`);
 }
 
-async function isWanted(): Promise<boolean> {
-  const lines = createInterface({ input: process.stdin, output: process.stderr });
-  try {
-    const answer = await lines.question("Write these files, and start sasori? [yes/no] ");
-    return /^y(es)?$/i.test(answer.trim());
-  } finally {
-    lines.close();
-  }
+/** Without an answer (Ctrl-C, Ctrl-D, no input at all) it is not. */
+export async function isWanted(
+  input: NodeJS.ReadableStream = process.stdin,
+  output: NodeJS.WritableStream = process.stderr,
+): Promise<boolean> {
+  const lines = createInterface({ input, output, prompt: "Write these files, and start sasori? [yes/no] " });
+  lines.prompt();
+  const ended = once(lines, "close").then(() => ["\n"]);
+  const [answer = ""]: string[] = await Promise.race([once(lines, "line"), ended]);
+  if (answer === "\n") tell("");
+  lines.close();
+  return /^y(es)?$/i.test(answer.trim());
 }
 
 /** Returns what gateway.env was before, as `putFile` does. */

@@ -95,13 +95,14 @@ async function puppetSettings(at: At): Promise<[certname: string | undefined, ss
   return [undefined, undefined];
 }
 
-/** `server_urls = https://puppetdb1:8081,https://puppetdb2:8081`: sasori asks one, the first. */
+/** `server_urls = https://puppetdb1:8081,https://puppetdb2:8081`: Puppet asks the second if the first fails, and so does sasori. */
 async function findPuppetdb(at: At): Promise<string | undefined> {
   for (const folder of CONFIGURATIONS) {
     const text = await textOf(at(`${folder}/puppetdb.conf`));
     const main = text === undefined ? undefined : parseIni(text).main;
-    const url = main?.server_urls?.split(",")[0]?.trim();
-    if (url) return url.replace(/\/+$/, "");
+    const urls = (main?.server_urls ?? "").split(",").map((url) => url.trim().replace(/\/+$/, ""));
+    const all = [...new Set(urls.filter((url) => url !== ""))];
+    if (all.length > 0) return all.join("|");
     if (main?.server) return `https://${main.server}:${main.port ?? "8081"}`;
   }
   return undefined;
@@ -144,6 +145,10 @@ async function versionOf(haproxy: string): Promise<string | undefined> {
   return /^HA-?Proxy version (\S+)/.exec(said?.stdout ?? "")?.[1];
 }
 
+/** Up to 3.4. Some of those that are no backend have servers too. */
+const SECTIONS =
+  /^(global|defaults|frontend|backend|listen|resolvers|peers|userlist|cache|program|mailers|ring|log-forward|log-profile|http-errors|fcgi-app|crt-store|traces|acme|healthcheck)$/;
+
 type Configured = Omit<HaproxyFiles, "files" | "version" | "options">;
 
 /** What concerns sasori in a configuration of HAProxy. */
@@ -152,23 +157,24 @@ export function parseHaproxy(text: string): Configured {
   const maps = new Set<string>();
   let backend: HaproxyFiles["backends"][number] | undefined;
   for (const written of text.split("\n")) {
-    const line = written.replace(/(^|\s)#.*/, "");
+    const line = written.replace(/(^|\s)#.*/, "").replaceAll(/["']/g, "");
     const words = line.trim().split(/\s+/);
     const [first = "", second = "", third = ""] = words;
-    if (
-      /^(global|defaults|frontend|backend|listen|resolvers|peers|userlist|cache|program|mailers)$/.test(first)
-    )
+    if (SECTIONS.test(first))
       backend = /^(backend|listen)$/.test(first)
         ? { name: second, servers: [], hosts: [], isRouted: false }
         : undefined;
     if (first === "chroot") found.chroot = second;
-    if (first === "stats" && second === "socket" && third.startsWith("/")) {
-      if (words[words.indexOf("level") + 1] === "admin") found.sockets.push(third);
+    const socket = third.replace(/^unix@/, "");
+    if (first === "stats" && second === "socket" && socket.startsWith("/")) {
+      if (words[words.indexOf("level") + 1] === "admin") found.sockets.push(socket);
     }
-    if (backend !== undefined && first === "server") {
+    if (backend !== undefined && /^server(-template)?$/.test(first)) {
       if (backend.servers.length === 0) found.backends.push(backend);
       backend.servers.push(second);
-      backend.hosts.push(third.replace(/:\d+$/, ""));
+      // server-template <prefix> <count> <host>
+      const host = first === "server" ? third : words[3];
+      backend.hosts.push((host ?? "").replace(/:\d+$/, ""));
     }
     if (backend !== undefined && first === "use-server" && second.startsWith("%[")) backend.isRouted = true;
     if (first === "use_backend" && second.startsWith("%[")) found.hasPools = true;
