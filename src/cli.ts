@@ -97,7 +97,9 @@ async function main(): Promise<void> {
     const { code, message } = toFailure(error);
     process.stderr.write(`sasori: ${code}: ${message}\n`);
     if (code === "INTERNAL" && !(error instanceof SasoriError))
-      process.stderr.write(`${(error as Error).stack}\n`);
+      process.stderr.write(
+        `${(error as Error).stack}\nIf the daemon was not restarted after an upgrade, restart it. Otherwise this is a fault of sasori.\n`,
+      );
     process.exitCode = code === "CONFIG_INVALID" || code === "USAGE" ? EXIT.usage : EXIT.failed;
   }
 }

@@ -809,6 +809,37 @@ describe("with a daemon", () => {
     }
   });
 
+  test("a daemon of another version ends no command in an endless loop, and is told to be restarted", async () => {
+    const answers: Record<string, object> = {
+      "/api/v1/nodes": { nodes: [] },
+      "/api/v1/displaced": { nodes: [] },
+      "/api/v1/masters": { masters: [{ master: "master1", nodes: 1 }] },
+    };
+    const other = createServer(({ url = "" }, response) => {
+      const answer = answers[url.replace(/\?.*/, "")];
+      const problem = { status: 404, title: "USAGE", detail: `no such resource: "${url}"` };
+      response.statusCode = answer ? 200 : 404;
+      response.setHeader("content-type", "application/json").end(JSON.stringify(answer ?? problem));
+    });
+    await new Promise<void>((resolve) => other.listen(0, "127.0.0.1", resolve));
+    const { port } = other.address() as AddressInfo;
+    const ask = (...args: string[]) => run("sasori", args, { SASORI_LISTEN: `127.0.0.1:${port}` });
+    try {
+      for (const list of [["nodes"], ["rebalance", "--dry-run"]])
+        expect(await ask(...list)).toMatchObject({ code: 0, stdout: "" });
+      expect(await ask("passes")).toMatchObject({
+        code: 1,
+        stderr: expect.stringMatching(/^sasori: DAEMON: .* does not know this question: .*Restart it/),
+      });
+      expect(await ask("masters")).toMatchObject({
+        code: 1,
+        stderr: expect.stringContaining("If the daemon was not restarted after an upgrade, restart it."),
+      });
+    } finally {
+      other.close();
+    }
+  });
+
   test("nodes are listed page by page, whatever their number, and a closed pipe ends it quietly", () =>
     withDesk(3, async ({ lab, sasori, bash, startDaemon }) => {
       const many = Array.from(

@@ -135,6 +135,10 @@ async function answerOf(url: string, response: http.IncomingMessage, hasToken = 
   const isAccepted = hasKey(answer, statusCode === 502 ? KEYS_OF_CHANGES : KEYS);
   if ((statusCode === 200 || statusCode === 502) && isAccepted) return answer;
   if (typeof answer?.detail !== "string") throw noSasori(url, `${statusCode} ${quote(text)}`);
+  if (statusCode === 404 && answer.detail.startsWith("no such resource")) {
+    const remedy = "is it of another version? Restart it, if it was not restarted after an upgrade";
+    throw new SasoriError("DAEMON", `the daemon on ${url} does not know this question: ${remedy}`);
+  }
   const hint = hasToken ? "the token here differs from the daemon's" : "set SASORI_API_TOKEN_FILE here too";
   const why = statusCode === 401 ? `${answer.detail}: ${hint}` : answer.detail;
   // A message about the request is clear by itself. A message about the daemon or the token gets the URL in front.

@@ -60,7 +60,7 @@ export async function listNodes(
     if (json && isFirst) await write('{"nodes":[');
     await write(json ? jsonRows(nodes, printed === 0) : text(nodes));
     printed += nodes.length;
-    next = following;
+    next = following ?? null; // A daemon of another version may not tell.
   }
   if (json) await write(`\n],"next":${JSON.stringify(next ?? null)}}\n`);
   else if (printed === 0) process.stderr.write("no nodes found\n");
@@ -117,7 +117,7 @@ export async function recentMoves(
     const asked = query({ certname, master, before, limit: Math.min(PAGE, limit - moves.length) });
     const page = await mustAskDaemon<Moves>(address, "GET", `/api/v1/moves?${asked}`);
     moves.push(...page.moves);
-    if (page.next === null || moves.length >= limit) return { ...page, moves };
+    if (!page.next || moves.length >= limit) return { ...page, moves };
     before = page.next;
   }
 }

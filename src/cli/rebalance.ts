@@ -83,7 +83,7 @@ export async function displacedNodes(address: Address, home: string | undefined)
     const path = `/api/v1/displaced?${query({ home, limit: PAGE, cursor })}`;
     const page = await mustAskDaemon<DisplacedNodes>(address, "GET", path);
     nodes.push(...page.nodes);
-    cursor = page.next;
+    cursor = page.next ?? null; // A daemon of another version may not tell; so below.
   }
   return nodes;
 }
@@ -125,7 +125,7 @@ export async function planDrain(address: Address, from: string): Promise<NodeMov
   for (let cursor: string | null | undefined; cursor !== null; ) {
     const { nodes, next } = await nodesOf(address, from, PAGE, cursor);
     for (const { certname } of nodes) moves.push({ certname, from, to: takePlace(places) });
-    cursor = next;
+    cursor = next ?? null;
   }
   return moves;
 }
@@ -159,7 +159,7 @@ export async function drain(
       const isMoved = await mover.move(certname, to, `${number(done)}/${number(Math.max(done, total))}`);
       if (isMoved) moves.push({ certname, from, to });
     }
-    cursor = next;
+    cursor = next ?? null;
   }
   const isWell = mover.conclude(`moved away from ${from}`);
   const masters = await mastersOf(address);
