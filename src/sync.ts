@@ -421,12 +421,15 @@ export class Sync {
 
   /** What another sasori that shares the state file was told, or found out. */
   async #takeOthers(stop: AbortSignal): Promise<void> {
+    const { state } = this.#parts;
+    const { trouble } = state;
     const late = new SasoriError("FILE_READ", `gave up after ${LOOK_MS / 1000} s`);
     // If the file cannot be read, the next write reports why.
-    const read = (signal: AbortSignal, again: () => void) => this.#parts.state.readOthers(signal, again);
+    const read = (signal: AbortSignal, again: () => void) => state.readOthers(signal, again);
     const others = await within(LOOK_MS, stop, late, read).catch(() => []);
     if (others.length === 0) return;
-    this.#othersWroteAt = Date.now();
+    const wasOurs = trouble !== undefined && state.trouble === undefined; // It could not be read at the start.
+    if (!wasOurs) this.#othersWroteAt = Date.now();
     await inPieces(this.#take(others));
   }
 

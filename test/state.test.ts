@@ -328,9 +328,36 @@ describe("the state file", () => {
       const { journal: next, masters } = await load();
       expect([...masters.keys()]).toEqual([node(1)]);
       expect(next.trouble?.message).toContain("its file system has not answered");
+      thaw();
+      await next.save([registered(2, "master2")]);
+      expect(next.trouble?.message).toContain("A copy of the whole file was set aside");
     } finally {
       thaw();
     }
+    expect([...(await load()).masters.keys()]).toEqual([node(1), node(2)]);
+  });
+
+  test("that could not be read at the start is taken over as soon as it can, and nothing of it is lost", async () => {
+    const { journal } = await load();
+    await journal.save([registered(1, "master1")]);
+    const [before, thaw] = [held(), freeze(file, "reads")];
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    try {
+      const loading = load();
+      await expect.poll(held).toBeGreaterThan(before);
+      vi.advanceTimersByTime(15_000);
+      const { journal: next, masters } = await loading;
+      expect([masters.size, next.trouble?.code]).toEqual([0, "STATE_FILE"]);
+      vi.useRealTimers();
+      thaw();
+      expect(await next.readOthers(signal())).toMatchObject([{ key: node(1) }]);
+      expect(next.trouble).toBeUndefined();
+      await next.save([registered(2, "master2")]);
+    } finally {
+      vi.useRealTimers();
+      thaw();
+    }
+    expect([...(await load()).masters.keys()]).toEqual([node(1), node(2)]);
   });
 
   test("that two share ends with what both were told, whoever wrote last or wrote it anew", async () => {

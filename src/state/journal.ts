@@ -162,7 +162,10 @@ export class Journal implements State {
   #lines = 0;
   /** The file as it was left, see #fingerprint. */
   #left = MISSING;
+  /** The file is never written, because this is a dry run and something is wrong with it. */
   #blocked: SasoriError | undefined;
+  /** Why the file, or some of it, is not in force or cannot be kept, until it can. */
+  #unread: SasoriError | undefined;
   #aside: { file: string; error: SasoriError } | undefined;
   /** Set if somebody else changed the file and it can no longer be used as a whole: sets it aside before it is rewritten. */
   #keepStrange: ((again: () => void) => Promise<void>) | undefined;
@@ -173,15 +176,17 @@ export class Journal implements State {
     this.#file = file;
   }
 
-  /** The problem that `load` or `readOthers` found. It goes away when the file that was set aside is removed. */
+  /**
+   * The problem that `load` or `readOthers` found. It goes away when the file that was set aside is removed, or could be read.
+   */
   get trouble(): SasoriError | undefined {
-    return this.#aside?.error ?? this.#blocked;
+    return this.#aside?.error ?? this.#blocked ?? this.#unread;
   }
 
   /**
-   * Reads the file. A file that cannot be read or understood is set aside under another name. If that fails, or if `untouched`,
-   * the file is left alone and never written. Lines that cannot be used are left out, and a copy of the file with them is set
-   * aside. `trouble` tells of both.
+   * Reads the file. A file that cannot be read or understood is set aside under another name. If that fails, it is read again
+   * later, and not written before. If `untouched`, the file is left alone and never written. Lines that cannot be used are left
+   * out, and a copy of the file with them is set aside. `trouble` tells of both.
    */
   async load(untouched = false): Promise<Row[]> {
     try {
@@ -200,8 +205,9 @@ export class Journal implements State {
       if (unusable.length > 0) await this.#keepWhatWasFound(found, untouched);
     } catch (error) {
       if (systemCode(error) === "ENOENT") return [];
+      if (untouched) this.#blocked = this.#unusable(error);
       // If the file system does not answer, renaming would hang too.
-      if (untouched || error instanceof SilentFile) this.#block(error);
+      else if (error instanceof SilentFile) this.#unread = this.#unusable(error);
       else await this.#setAside(error);
     }
     return [...this.rows];
@@ -216,14 +222,17 @@ export class Journal implements State {
 
   async #keepWhatWasFound({ unusable, checksum }: Found, untouched: boolean): Promise<void> {
     const what = `${unusableEntries(unusable)} of the state file ${this.#file} cannot be used; the others are in force`;
+    if (untouched) {
+      this.#blocked = new SasoriError("STATE_FILE", what);
+      return;
+    }
+    const keep = (again: () => void) => this.#keepCopy(checksum, what, again);
     try {
-      if (untouched) throw new Error("nothing is to be touched");
-      await inLine(this.#file, LOAD_MS, undefined, (again) => this.#keepCopy(checksum, what, again));
+      await inLine(this.#file, LOAD_MS, undefined, keep);
     } catch (error) {
-      const remedy = untouched
-        ? ""
-        : `. New entries are not saved, because the file cannot be copied: ${reason(error)}`;
-      this.#blocked = new SasoriError("STATE_FILE", `${what}${remedy}`, { cause: error });
+      this.#keepStrange = keep; // Before the next write, for example when the disk has space again.
+      const why = `. New entries are not saved, because the file cannot be copied: ${reason(error)}`;
+      this.#unread = new SasoriError("STATE_FILE", `${what}${why}`, { cause: error });
     }
   }
 
@@ -236,6 +245,7 @@ export class Journal implements State {
     const isKept = await stat(aside).then(isThere, () => false);
     if (!isKept) await replaceFile(aside, piecesOf(this.#file, again), STATE_FILE_MODE);
     const message = `${what}. A copy of the whole file was set aside as ${aside}`;
+    this.#unread = undefined;
     this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message) };
   }
 
@@ -249,20 +259,17 @@ export class Journal implements State {
     try {
       await rename(this.#file, aside);
     } catch {
-      this.#block(
-        error,
-        ", nor set it aside",
-        ", and new ones are not kept; let sasori's user read and write it",
-      );
+      const remedy = ", and new ones are not kept; let sasori's user read and write it";
+      this.#unread = this.#unusable(error, ", nor set it aside", remedy);
       return;
     }
     const message = `${this.#file} is not a usable state file (${what}): it was set aside as ${aside}. Its registrations and learned routes are not in force`;
     this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message, { cause: error }) };
   }
 
-  #block(error: unknown, tried = "", remedy = ""): void {
+  #unusable(error: unknown, tried = "", remedy = ""): SasoriError {
     const message = `cannot use the state file ${this.#file} (${stateProblem(error)})${tried}: registrations and learned routes in it are not in force${remedy}`;
-    this.#blocked = new SasoriError("STATE_FILE", message, { cause: error });
+    return new SasoriError("STATE_FILE", message, { cause: error });
   }
 
   /** Takes changes that happened here. Returns their rows; `write` writes them. */
@@ -395,6 +402,7 @@ export class Journal implements State {
       throw writeError(this.#file, error);
     }
     const message = `${what}. That file was set aside as ${aside} and is not in force`;
+    this.#unread = undefined;
     this.#aside = { file: aside, error: new SasoriError("STATE_FILE", message) };
   }
 
@@ -411,8 +419,9 @@ export class Journal implements State {
 
   /** If nobody waits any more when it is done, the next `readOthers` tells the news. */
   async #readNews(again?: () => void): Promise<void> {
-    const { file = "" } = this.#aside ?? {};
-    if (file !== "" && !(await stat(file).then(isThere, isElse))) this.#aside = undefined;
+    const isGone = async (file: string) => !(await stat(file).then(isThere, isElse));
+    if (this.#aside !== undefined && (await isGone(this.#aside.file))) this.#aside = undefined;
+    if (this.#unread !== undefined && (await isGone(this.#file))) this.#unread = undefined;
     const found = await this.#fingerprint();
     if (found === this.#left) return;
     this.#left = found;
@@ -421,9 +430,12 @@ export class Journal implements State {
     if (found === MISSING) return;
     try {
       await inPieces(this.#merge(await readState(this.#file, again)));
+      this.#unread = undefined;
     } catch (error) {
       if (systemCode(error) === "ENOENT") return;
-      const what = `${this.#file} was replaced by a file that is not a usable state file (${stateProblem(error)})`;
+      if (systemCode(error) !== "") this.#left = MISSING; // The file may be as it was, and readable next time.
+      const was = this.#unread === undefined ? "was replaced by a file that is not" : "is not";
+      const what = `${this.#file} ${was} a usable state file (${stateProblem(error)})`;
       this.#keepStrange = () => this.#keepUnusable(what);
     }
   }
