@@ -109,7 +109,7 @@ export async function askProducers(
 async function firstAnswer<T>([url = "", ...others]: string[], ask: (url: string) => Promise<T>): Promise<T> {
   return ask(url).catch((error: unknown) => {
     if (others.length === 0) throw error;
-    tell(`PuppetDB could not be asked: ${toFailure(error).message}. Asking the next one`);
+    tell(`asking the next PuppetDB, because one could not be asked: ${toFailure(error).message}`);
     return firstAnswer(others, ask);
   });
 }
