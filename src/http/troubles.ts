@@ -415,7 +415,8 @@ function fleetTroubles(
   if (displaced > 0) {
     const names = [...new Set(homes)].sort().join(", ");
     const what = `${counted(displaced, "node")} left ${names || "a master"} while it was down or drained`;
-    const remedy = "when the master is stable again, move them back: `sasori rebalance`";
+    const remedy =
+      "when the master is stable again, move them back: `sasori rebalance`. If you removed it from HAProxy for good, they are at home where they run next";
     troubles.push(warning("displaced", "masters", what, remedy));
   }
   if (unroutable.nodes > 0) {
