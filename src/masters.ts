@@ -12,6 +12,7 @@ import type { Config } from "./config.js";
 import { type Failure, reason, toFailure } from "./errors.js";
 import type { Fleet } from "./fleet.js";
 import { isMaster, type Master } from "./node-map.js";
+import { isUsable } from "./target/dns-names.js";
 import type { Server } from "./target/target.js";
 
 /** Deadline for looking up all names of a pass together. */
@@ -153,7 +154,8 @@ export class NewMasters {
     };
     this.#questions.set(name, question);
     try {
-      const addresses = await this.#lookUp(name);
+      const addresses = (await this.#lookUp(name)).filter(isUsable);
+      if (addresses.length === 0) question.why = "DNS blocks it";
       question.hosts = addresses.map(({ address, family }) => (family === 6 ? `[${address}]` : address));
     } catch (error) {
       question.why = reason(error);

@@ -102,6 +102,7 @@ describe("the addresses of new masters", () => {
       [["192.0.2.1"], "192.0.2.1"],
       [["192.0.2.2", "192.0.2.1"], "192.0.2.1"],
       [["192.0.2.3", "192.0.2.2"], "192.0.2.3"],
+      [["0.0.0.0"], "192.0.2.3"], // A nameserver that blocks the name.
     ] as const) {
       found = [...addresses];
       expect(await newMasters.consider(fleet, true, NO_SERVERS, NONE_ADDED, never)).toEqual([]);

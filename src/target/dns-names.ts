@@ -13,8 +13,9 @@ const LOOKUP_MS = 5_000;
 /** A target for each. More than these behind one name are a mistake of DNS, or somebody's. */
 const MAX_ADDRESSES = 256;
 
-/** What nameservers answer for names that they block. The system would take it for this host. */
-const NOBODY = new Set(["0.0.0.0", "::"]);
+/** Whether a host can have it. For a name that they block, nameservers answer with one that the system takes for this host. */
+export const isUsable = ({ address }: Pick<LookupAddress, "address">): boolean =>
+  address !== "0.0.0.0" && address !== "::";
 
 /** All addresses of a host. Rejects with ENOTFOUND where it has none, or as Node's `dns.lookup` does. */
 export type LookUp = (host: string) => Promise<LookupAddress[]>;
@@ -59,11 +60,8 @@ export class DnsNames {
           throw error;
         })
         .then((addresses) => {
-          const all = new Set(addresses.map(({ address }) => address));
-          const hosts = [...all]
-            .filter((host) => !NOBODY.has(host))
-            .sort()
-            .slice(0, MAX_ADDRESSES);
+          const all = new Set(addresses.filter(isUsable).map(({ address }) => address));
+          const hosts = [...all].sort().slice(0, MAX_ADDRESSES);
           const scheme = name.name.replace(/\+dns:.*$/, "");
           const place = (host: string) => (isIPv6(host) ? `[${host}]` : host);
           this.#known.set(
