@@ -575,10 +575,11 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
 // ---- who may ask
 
 /** RFC 9112, 3.2. With two of them, this server and a proxy before it could each believe another one. */
-async function needOneHost({ raw: { headersDistinct, httpVersion } }: FastifyRequest): Promise<void> {
-  const { host = [] } = headersDistinct;
-  if (host.length === 1 || (host.length === 0 && httpVersion === "1.0")) return;
-  throw httpError(400, `a request has one Host header; this one has ${host.length}`);
+async function needOneHost({ raw: { rawHeaders, httpVersion } }: FastifyRequest): Promise<void> {
+  const names = rawHeaders.filter((_, index) => index % 2 === 0);
+  const hosts = names.filter((name) => /^host$/i.test(name)).length;
+  if (hosts === 1 || (hosts === 0 && httpVersion === "1.0")) return;
+  throw httpError(400, `a request has one Host header; this one has ${hosts}`);
 }
 
 /**
