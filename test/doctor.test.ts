@@ -244,6 +244,21 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
       expect(finding(diagnosis, "masters")?.outcome).toBe("ok");
     }));
 
+  test("says that two sockets lead to one HAProxy, and not that two HAProxy instances are one", () =>
+    withPatient([{ bin, tcpStats: true }, { bin }], async ({ lab, examine }) => {
+      const [first = "", second = ""] = lab.haproxys.map(({ socketPath }) => socketPath);
+      const tcp = `tcp://127.0.0.1:${lab.haproxys[0]?.ports.stats}`;
+      const diagnosis = await examine({ SASORI_HAPROXY: [first, second, tcp].join(",") });
+      const isTwin = expect.stringContaining("this is the same HAProxy as at");
+      for (const one of [first, second])
+        expect(finding(diagnosis, "HAProxy", one)).not.toMatchObject({ detail: isTwin });
+      expect(finding(diagnosis, "HAProxy", tcp)).toMatchObject({
+        outcome: "warning",
+        detail: expect.stringContaining(`this is the same HAProxy as at ${first}`),
+        remedy: expect.stringContaining("name each HAProxy once in SASORI_HAPROXY"),
+      });
+    }));
+
   test("holds servers against producers: down, missing, misspelt, unequal", () =>
     withPatient([{ bin }, { bin, tcpStats: true }], async ({ lab, examine }) => {
       const [first, second] = lab.haproxys;

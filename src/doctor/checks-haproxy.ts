@@ -38,10 +38,17 @@ const MAX_NAMES = 5;
 export interface HaproxyChecks {
   all: Check[];
   endpoint: Endpoint;
+  socket: Check<string>;
   servers: Check<Server[]>;
 }
 
-export function haproxyChecks(endpoint: Endpoint, config: Config, mapFile: MapFileCheck): HaproxyChecks {
+/** `earlier`: those of the other endpoints that stand before this one. */
+export function haproxyChecks(
+  endpoint: Endpoint,
+  config: Config,
+  mapFile: MapFileCheck,
+  earlier: readonly HaproxyChecks[] = [],
+): HaproxyChecks {
   const socket = socketCheck(endpoint);
   const map = mapCheck(endpoint, config, socket);
   const liveMap = liveMapCheck(endpoint, map);
@@ -49,7 +56,7 @@ export function haproxyChecks(endpoint: Endpoint, config: Config, mapFile: MapFi
   const all = [
     socket,
     levelCheck(endpoint, config, socket),
-    versionCheck(endpoint, socket, map),
+    versionCheck(endpoint, socket, map, earlier),
     ...("host" in endpoint.connect ? [clockCheck(endpoint, socket)] : []),
     map,
     liveMap,
@@ -58,7 +65,7 @@ export function haproxyChecks(endpoint: Endpoint, config: Config, mapFile: MapFi
     servers,
     healingCheck(endpoint, config, socket),
   ];
-  return { all, endpoint, servers };
+  return { all, endpoint, socket, servers };
 }
 
 const names = (all: readonly string[]): string =>
@@ -243,16 +250,37 @@ export function supportProblem(version: string, now: number): Problem | undefine
   };
 }
 
-function versionCheck(endpoint: Endpoint, socket: Check<string>, map: Check<MapState>): Check {
+/** Which process it is, of which host or container. */
+const identityOf = (info: string) =>
+  ["Pid", "Start_time_sec", "node"].map((name) => field(info, name)).join(" ");
+
+function sameProblem(twin: HaproxyChecks | undefined): Problem | undefined {
+  if (twin === undefined) return undefined;
+  return {
+    outcome: "warning",
+    what: `this is the same HAProxy as at ${twin.endpoint.name}, so sasori changes its map twice, and meets its own changes`,
+    remedy: "name each HAProxy once in SASORI_HAPROXY",
+  };
+}
+
+function versionCheck(
+  endpoint: Endpoint,
+  socket: Check<string>,
+  map: Check<MapState>,
+  earlier: readonly HaproxyChecks[],
+): Check {
   return {
     name: "HAProxy",
     where: endpoint.name,
     needs: [socket],
-    follows: [map],
+    follows: [map, ...earlier.map((one) => one.socket)],
     look(_, known) {
-      const version = field(known.of(socket), "Version");
+      const info = known.of(socket);
+      const version = field(info, "Version");
       const entries = known.maybe(map)?.entries ?? 0;
-      const problems: (Problem | undefined)[] = [];
+      const isThis = (other: string | undefined) =>
+        other !== undefined && identityOf(other) === identityOf(info);
+      const problems = [sameProblem(earlier.find((one) => isThis(known.maybe(one.socket))))];
       if (!isAtLeast(version, 2, 4)) {
         const what = "sasori needs HAProxy 2.4 or newer";
         problems.push({ outcome: "failed", what, remedy: "upgrade HAProxy" });

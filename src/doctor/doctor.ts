@@ -5,7 +5,7 @@
 import { type Config, readConfig } from "../config.js";
 import { DnsNames } from "../target/dns-names.js";
 import { type Check, type Finding, runChecks } from "./check.js";
-import { haproxyChecks, mastersCheck, probeCheck } from "./checks-haproxy.js";
+import { type HaproxyChecks, haproxyChecks, mastersCheck, probeCheck } from "./checks-haproxy.js";
 import { daemonCheck, fileChecks, nodeCheck } from "./checks-host.js";
 import { puppetdbChecks } from "./checks-puppetdb.js";
 import { stateDatabaseChecks } from "./checks-state.js";
@@ -19,7 +19,9 @@ export interface Diagnosis {
 export function checksFor(config: Config, version: string): Check[] {
   const files = fileChecks(config);
   const puppetdb = puppetdbChecks(config);
-  const haproxys = config.haproxy.map((endpoint) => haproxyChecks(endpoint, config, files.mapFile));
+  const haproxys: HaproxyChecks[] = [];
+  for (const endpoint of config.haproxy)
+    haproxys.push(haproxyChecks(endpoint, config, files.mapFile, [...haproxys]));
   return [
     ...puppetdb.all,
     ...files.all,

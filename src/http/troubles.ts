@@ -106,7 +106,8 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
   },
   HAPROXY_CHANGED: {
     meaning: "another program changed or reloaded HAProxy during each of three pushes",
-    remedy: "find the program that writes to this map or reloads this HAProxy. sasori keeps trying",
+    remedy:
+      "find the program that writes to this map or reloads this HAProxy, unless SASORI_HAPROXY names it twice (`sasori doctor` says so). sasori keeps trying",
   },
   HAPROXY_SERVER: {
     meaning: "a server cannot be added or used at run time",
