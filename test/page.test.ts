@@ -10,7 +10,7 @@ import type { Browser, Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { startPuppetdbStandIn } from "../demo/puppetdb.js";
 import type { Move, Status, Trouble } from "../src/http/api-shapes.js";
-import { tell } from "../src/page/headline.js";
+import { explain } from "../src/page/headline.js";
 import { addMoves, domainOf, emptyMoveLog, MINUTE_MS, plotOf } from "../src/page/state.js";
 import { findChromium, launchChromium, NO_CHROMIUM, overflow, withPage } from "./support/browser.js";
 import { Child, freePort } from "./support/child.js";
@@ -688,7 +688,7 @@ describe("the headline tells what clients see", () => {
   const since = "2026-05-01T14:17:20.000Z";
   const base = { ready: true, state: "failing", targets: [], troubles: [] } as unknown as Status;
   const told = (trouble: Partial<Trouble>, status: Partial<Status> = {}, domain = "") =>
-    tell(
+    explain(
       { severity: "critical", remedy: "", where: "puppetdb", code: "", what: "", ...trouble },
       { ...base, ...status },
       domain,

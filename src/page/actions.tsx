@@ -1,8 +1,9 @@
 // What a person can do on the page: look for a node, start a pass, approve a held plan, register a node.
-// Promises: one change at a time; each says how it went; what is easily a mistake asks first.
+// Promises: one change at a time; each reports its result; what could easily be a mistake is confirmed first.
 
 import type { HeldPlan, Story } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
+import type { SyncReport } from "../sync-report.js";
 import { Cancelled, change, messageOf, nodePath, Refusal, read } from "./calls.js";
 import { askToken, confirm } from "./dialogs.js";
 import type { Feed } from "./feed.js";
@@ -14,17 +15,10 @@ import { counted, duration, number } from "./words.js";
 /** A notice of success disappears by itself. One of a failure stays until it is dismissed. */
 const NOTICE_MS = 10_000;
 
-interface PassAnswer {
-  outcome: "done" | "failed" | "held";
-  moved: number;
-  durationMs: number;
-  approvalUnmatched?: true;
-}
-
-export interface Registration {
+interface Registration {
   certname: string;
   master: string;
-  /** Empty where it was not given. */
+  /** Empty if it was not given. */
   by: string;
   reason: string;
 }
@@ -38,7 +32,7 @@ const PASS_WORDS = {
 /** Where a change that is in force is still missing: targets that the next pass writes, or the state file. */
 function lacks(story: Story): string {
   const untold = lacking(story);
-  const targets = ` ${counted(untold, "target")} could not be written yet; the next pass writes it.`;
+  const targets = ` ${counted(untold, "target")} could not be written yet; the next pass writes the change.`;
   const file = story.unsaved ? ` But ${story.unsaved.message}.` : "";
   return (untold > 0 ? targets : "") + file;
 }
@@ -46,7 +40,7 @@ function lacks(story: Story): string {
 export type Actions = ReturnType<typeof actionsOn>;
 
 export function actionsOn(state: State, feed: Feed, changed: () => void) {
-  /** Does it, says how it went, and reads again what it may have changed. Resolves with whether it was done. */
+  /** Runs the call, shows its result, and reads again what it may have changed. Resolves to whether it succeeded. */
   async function perform(what: string, call: () => Promise<Notice>): Promise<boolean> {
     if (state.busy !== undefined) return false;
     state.busy = what;
@@ -77,7 +71,7 @@ export function actionsOn(state: State, feed: Feed, changed: () => void) {
 
   const sync = (what: "sync" | "full" | "approve", body: { full?: boolean; approve?: string } = {}) =>
     perform(what, async () => {
-      const report = await change<PassAnswer>("POST", "sync", body, askToken);
+      const report = await change<SyncReport>("POST", "sync", body, askToken);
       if (report.approvalUnmatched) {
         const why = "the plan has changed since, or PuppetDB could not be read";
         throw new Refusal(409, `Nothing was approved: ${why}. Read the plan that is shown now.`);
@@ -106,7 +100,7 @@ export function actionsOn(state: State, feed: Feed, changed: () => void) {
     if (sure) await sync("approve", { approve: id });
   }
 
-  /** A name that PuppetDB does not know may be a typing error. */
+  /** Asks first if PuppetDB does not know the name, because it may be a typo. */
   async function isMeant({ certname, master }: Registration): Promise<boolean> {
     const { value } = await read<Story>(nodePath(certname));
     if (value.desired.master !== undefined || value.desired.unroutableProducer !== undefined) return true;
@@ -141,7 +135,7 @@ export function actionsOn(state: State, feed: Feed, changed: () => void) {
     await feed.search(text);
   }
 
-  /** Enter in the search: the node of that name, else the first one that was found. */
+  /** For Enter in the search: opens the node of that name, or else the first one that was found. */
   async function openFirst(text: string): Promise<void> {
     await search(text);
     const { nodes = [], unroutable = [] } = state.search.found.value ?? {};

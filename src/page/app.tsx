@@ -1,6 +1,7 @@
-// The page as a whole: the line at the top, the parts, and how the last thing that the reader did went.
+// The page as a whole: the top bar, the cards, and the result of the reader's last action.
 
-import { Component, type ComponentChildren, type FunctionComponent } from "preact";
+import type { ComponentChildren, FunctionComponent } from "preact";
+import { useErrorBoundary } from "preact/hooks";
 import css from "./app.module.css";
 import { HaproxysCard } from "./haproxys.js";
 import { MastersCard } from "./masters.js";
@@ -80,25 +81,14 @@ function Notice() {
 
 const parts = (...cards: FunctionComponent[]) =>
   cards.map((Card) => (
-    <Part key={Card}>
+    <ErrorBoundary key={Card}>
       <Card />
-    </Part>
+    </ErrorBoundary>
   ));
 
-/** A bug in one part must not take the others away. */
-class Part extends Component<{ children: ComponentChildren }, { failed: boolean }> {
-  override state = { failed: false };
-
-  override componentDidCatch(error: unknown): void {
-    reportError(error); // In the console.
-    this.setState({ failed: true });
-  }
-
-  override render() {
-    return this.state.failed ? (
-      <Problem>This part of the page has a bug. Reload the page.</Problem>
-    ) : (
-      this.props.children
-    );
-  }
+/** A bug in one card must not break the others. It is reported in the console. */
+function ErrorBoundary({ children }: { children: ComponentChildren }) {
+  const [error] = useErrorBoundary(reportError);
+  if (error !== undefined) return <Problem>This part of the page has a bug. Reload the page.</Problem>;
+  return <>{children}</>;
 }

@@ -1,6 +1,6 @@
 // The page's calls to sasori: reads, and changes, which carry the bearer token where one is wanted.
-// Promises: every call has a deadline; a change that needs the token asks the reader for it, says when it is wrong, and
-// is then done; the token lives as long as this tab's session and goes nowhere else.
+// Promises: every call has a deadline; a change that needs the token asks the reader for it, says if it is wrong, and
+// is then made; the token lives as long as this tab's session and goes nowhere else.
 
 export const nodePath = (certname: string) => `nodes/${encodeURIComponent(certname)}`;
 
@@ -9,7 +9,7 @@ const READ_DEADLINE_MS = 8_000;
 const CHANGE_DEADLINE_MS = 120_000;
 const TOKEN_KEY = "sasori-token";
 
-/** sasori answered, but not with what was asked for. `message` is its own. */
+/** sasori answered with an error; `message` is the text of its answer. */
 export class Refusal extends Error {
   readonly status: number;
   constructor(status: number, message: string) {
@@ -23,7 +23,7 @@ export class Cancelled extends Error {}
 
 export interface Answer<T> {
   value: T;
-  /** sasori's clock less this machine's, to the second. */
+  /** sasori's clock minus this machine's, in whole seconds. */
   clockSkewMs: number;
 }
 
@@ -36,7 +36,7 @@ export async function read<T>(resource: string): Promise<Answer<T>> {
   const value = await answerOf<T>(response);
   const date = Date.parse(response.headers.get("date") ?? "");
   const skew = date - Date.now();
-  // The header has whole seconds: below two, the clocks agree.
+  // The header has whole seconds, so a difference of less than two means that the clocks agree.
   return { value, clockSkewMs: Math.abs(skew) > 2_000 ? skew : 0 };
 }
 
@@ -85,7 +85,7 @@ async function answerOf<T>(response: Response): Promise<T> {
   return body as T;
 }
 
-/** What to tell the reader of a call that failed. */
+/** The message for the reader about a call that failed. */
 export function messageOf(error: unknown): string {
   if (error instanceof Refusal) return error.message;
   if (error instanceof DOMException && error.name === "TimeoutError") return "sasori did not answer in time";

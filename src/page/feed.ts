@@ -1,6 +1,6 @@
 // Keeps the page's state up to date: by the stream of events, and by reading what the stream does not have.
 // Promises: after a lost connection everything is read again; a loss is noticed within seconds, even if the connection is only
-// silent; a burst of events causes one round of reads. While the tab is hidden, only the stream goes on.
+// silent; a burst of events causes one round of reads. While the tab is hidden, only the stream is read.
 
 import type {
   Instances,
@@ -38,20 +38,20 @@ const MAX_REGISTRATIONS = 100;
 const MAX_FOUND = 20;
 
 export interface Feed {
-  /** Looks for nodes by a part of their name. */
+  /** Looks for nodes by a part of their names. */
   search(text: string): Promise<void>;
   /** Opens a node's story; undefined closes it. */
   open(certname: string | undefined): Promise<void>;
-  /** Reads again what a change of the reader's may have changed. */
+  /** Reads again what a change made on this page may have changed. */
   refresh(): void;
 }
 
-/** Starts it; `changed` is called whenever the state was changed. */
+/** Starts the feed; `changed` is called after every change of the state. */
 export function startFeed(state: State, changed: () => void): Feed {
   let events: EventSource | undefined;
   let retryMs = RETRY_MS.first;
   let refreshing = false;
-  /** Moves that arrive while the last hour's are read. */
+  /** Moves that arrive while those of the last hour are being read. */
   let early: Move[] | undefined;
 
   const heard = <T>({ value, clockSkewMs }: Answer<T>): T => {
@@ -60,7 +60,7 @@ export function startFeed(state: State, changed: () => void): Feed {
     return value;
   };
 
-  /** Reads into a part of the state; what was there stays when that fails. */
+  /** Reads into a part of the state. If that fails, the old value stays. */
   async function fill<T>(part: Part<T>, resource: string): Promise<void> {
     try {
       part.value = heard(await read<T>(resource));
@@ -84,12 +84,16 @@ export function startFeed(state: State, changed: () => void): Feed {
       readStory(),
     ]);
 
+  function pollIfSeen(): void {
+    if (!document.hidden && state.link.kind === "live") void poll();
+  }
+
   function refresh(): void {
     if (refreshing) return;
     refreshing = true;
     window.setTimeout(() => {
       refreshing = false;
-      if (!document.hidden && state.link.kind === "live") void poll();
+      pollIfSeen();
     }, REFRESH_MS);
   }
 
@@ -99,7 +103,7 @@ export function startFeed(state: State, changed: () => void): Feed {
     early = meanwhile;
     try {
       const { log, known } = await readLastHour();
-      if (early !== meanwhile) return; // The stream was lost in between, and another reading has begun.
+      if (early !== meanwhile) return; // The stream was lost meanwhile, and another reading has begun.
       state.moves = addMoves(addMoves(log, known, nowOf(state)), meanwhile, nowOf(state));
     } finally {
       if (early === meanwhile) early = undefined;
@@ -186,12 +190,8 @@ export function startFeed(state: State, changed: () => void): Feed {
 
   let latest = 0;
   connect();
-  window.setInterval(() => {
-    if (!document.hidden && state.link.kind === "live") void poll();
-  }, POLL_MS);
-  document.addEventListener("visibilitychange", () => {
-    if (!document.hidden && state.link.kind === "live") void poll();
-  });
+  window.setInterval(pollIfSeen, POLL_MS);
+  document.addEventListener("visibilitychange", pollIfSeen);
 
   return {
     refresh,
@@ -203,7 +203,7 @@ export function startFeed(state: State, changed: () => void): Feed {
       changed();
       if (text === "") return;
       await fill<Nodes>(found, `nodes?q=${encodeURIComponent(text)}&limit=${MAX_FOUND}`);
-      if (mine !== latest) return; // The reader has typed on.
+      if (mine !== latest) return; // The reader has typed more.
       state.search = { text, found };
       changed();
     },

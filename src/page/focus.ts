@@ -3,9 +3,8 @@
 const CONTROLS = "a[href], button, input, select, summary";
 
 /**
- * Draws, and where that removes the element that has the keyboard, gives it to a neighbour in the same section: to the
- * next control that does the same (the next row's button), else to the next one, else to the one before, else to the
- * search.
+ * Draws. If that removes the focused element, the focus goes to a neighbour in the same section: to the next control
+ * that does the same (the next row's button), otherwise to the next one, to the one before, or to the search.
  */
 export function keepFocus(draw: () => void): void {
   const had = document.activeElement;
@@ -20,7 +19,7 @@ export function keepFocus(draw: () => void): void {
   );
   const search = document.getElementById("search");
   for (const control of [...alike, ...next, ...controls.slice(0, at).reverse(), search]) {
-    control?.focus({ preventScroll: true }); // One that is gone or hidden does not take it.
+    control?.focus({ preventScroll: true }); // An element that is gone or hidden does not take it.
     if (document.activeElement === control) return;
   }
 }

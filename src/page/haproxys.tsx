@@ -5,7 +5,7 @@ import { usePage } from "./page.js";
 import { nowOf } from "./state.js";
 import css from "./targets.module.css";
 import { Card, Name, Read, StateWord, Time } from "./ui.js";
-import { age, counted, duration, number } from "./words.js";
+import { age, counted, duration, listOf, number } from "./words.js";
 
 export function HaproxysCard() {
   const { state } = usePage();
@@ -60,6 +60,8 @@ function Target({ instance, now }: { instance: Instance; now: number }) {
 const readable = (map: string) => map.replace(/\d+(?= entries)/, (digits) => number(Number(digits)));
 
 const pushed = ({ add, set, del }: { add: number; set: number; del: number }) =>
-  [add > 0 && `${number(add)} new`, set > 0 && `${number(set)} moved`, del > 0 && `${number(del)} removed`]
-    .filter(Boolean)
-    .join(", ") || "no change";
+  listOf(
+    add > 0 && `${number(add)} new`,
+    set > 0 && `${number(set)} moved`,
+    del > 0 && `${number(del)} removed`,
+  ) || "no change";

@@ -15,10 +15,10 @@ export interface Headline {
   detail: string;
 }
 
-/** A trouble as the page tells it: what clients see, then the cause and what to do. */
-export interface Told extends Headline {
+/** A trouble as the page shows it: what clients see, then the cause and what to do. */
+export interface ExplainedTrouble extends Headline {
   trouble: Trouble;
-  /** Undefined where the detail is all that is known. */
+  /** Undefined if the detail says it already. */
   cause: string | undefined;
 }
 
@@ -28,13 +28,13 @@ const OWN_MAP = "It serves the map that it has. Changes do not reach it until th
 const OLD_FILE =
   "Requests are served: every running HAProxy has the map. One that restarts now would load an old map file.";
 
-/** What is not told as a trouble, or has a title that names its master or says how many. */
+/** Codes that are never shown as a trouble, and those whose title is made below. */
 type Otherwise =
   | ("CONFIG_INVALID" | "USAGE" | "BUSY" | "PROBE_TIMEOUT" | "DAEMON" | "STOPPED" | "INTERNAL")
   | ("held" | "unroutable" | keyof typeof OF_MASTER);
 type Words = [title: string, detail?: string];
 
-/** Titles, and what the trouble means for clients where its own words do not say that. A new code needs one. */
+/** Titles, and what the trouble means for clients if its own words do not say that. Every code needs a title. */
 const WORDS: Record<Exclude<ErrorCode | keyof typeof TROUBLES, Otherwise>, Words> = {
   PUPPETDB_UNREACHABLE: ["PuppetDB unreachable", OLD_MAP],
   PUPPETDB_TIMEOUT: ["PuppetDB does not answer", OLD_MAP],
@@ -73,7 +73,7 @@ const WORDS: Record<Exclude<ErrorCode | keyof typeof TROUBLES, Otherwise>, Words
   second_sasori: ["Another sasori writes the same files"],
 };
 
-/** Titles that name the master. */
+/** The rest of a title that begins with the master. */
 const OF_MASTER = {
   down: "is down",
   drained: "is drained",
@@ -84,7 +84,7 @@ const OF_MASTER = {
 const at = <Value>(table: Record<string, Value>, code: string): Value | undefined =>
   Object.hasOwn(table, code) ? table[code] : undefined;
 
-export function tell(trouble: Trouble, status: Status, domain: string, now: number): Told {
+export function explain(trouble: Trouble, status: Status, domain: string, now: number): ExplainedTrouble {
   const { code, severity, where, what, since } = trouble;
   const tone = severity === "critical" ? "bad" : "warn";
   const held = code === "held" ? status.lastPass?.held : undefined;
@@ -109,7 +109,7 @@ export function tell(trouble: Trouble, status: Status, domain: string, now: numb
   return { tone, title: title + from, detail: served, trouble, cause: named };
 }
 
-/** Titles that say how many. */
+/** Titles with a number. */
 function titleOf({ code }: Trouble, { lastPass }: Status): string | undefined {
   const { unroutable } = lastPass ?? {};
   if (code !== "unroutable" || unroutable === undefined) return undefined;
@@ -117,25 +117,25 @@ function titleOf({ code }: Trouble, { lastPass }: Status): string | undefined {
 }
 
 /** The headline, and every trouble; the headline's own is the first of them. */
-export function headlineOf(state: State): Headline & { told: Told[] } {
+export function headlineOf(state: State): Headline & { troubles: ExplainedTrouble[] } {
   const { status, link } = state;
   const now = nowOf(state);
   const domain = domainOf(mastersOf(state));
-  const told = status?.troubles.map((trouble) => tell(trouble, status, domain, now)) ?? [];
+  const troubles = status?.troubles.map((trouble) => explain(trouble, status, domain, now)) ?? [];
   if (link.kind === "lost") {
     const shown =
       status === undefined
         ? "It has not answered yet."
         : `What you see is how things were at ${clock(new Date(state.heardAt).toISOString(), now)}.`;
     const detail = `${shown} This page keeps trying.`;
-    return { tone: "stale", title: "The connection to sasori is lost", detail, told };
+    return { tone: "stale", title: "The connection to sasori is lost", detail, troubles };
   }
   if (status === undefined)
-    return { tone: "busy", title: "Looking", detail: "Waiting for sasori's answer.", told };
-  const [worst] = told;
-  if (worst !== undefined) return { ...worst, told };
+    return { tone: "busy", title: "Looking", detail: "Waiting for sasori's answer.", troubles };
+  const [worst] = troubles;
+  if (worst !== undefined) return { ...worst, troubles };
   const detail = status.summary;
-  if (status.state === "in sync") return { tone: "good", title: "Everything is in sync", detail, told };
-  if (status.state === "starting") return { tone: "busy", title: "sasori is starting", detail, told };
-  return { tone: "busy", title: "Catching up", detail, told };
+  if (status.state === "in sync") return { tone: "good", title: "Everything is in sync", detail, troubles };
+  if (status.state === "starting") return { tone: "busy", title: "sasori is starting", detail, troubles };
+  return { tone: "busy", title: "Catching up", detail, troubles };
 }

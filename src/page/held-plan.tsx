@@ -1,4 +1,4 @@
-// A held plan, whole, before somebody approves it: how many nodes each master would lose, and every name.
+// The whole held plan, to read before approving it: how many nodes each master would lose, and every name.
 
 import { useEffect, useState } from "preact/hooks";
 import type { HeldPlan as Plan, Status } from "../http/api-shapes.js";
@@ -6,21 +6,19 @@ import { messageOf, read } from "./calls.js";
 import css from "./held-plan.module.css";
 import { usePage } from "./page.js";
 import { Command, Master, Name, Problem, Quiet, Route } from "./ui.js";
-import { counted, number, percent } from "./words.js";
+import { counted, listOf, number, percent } from "./words.js";
 
 /** How many names are read at once. */
 const PAGE = 200;
 
-export type Held = NonNullable<NonNullable<Status["lastPass"]>["held"]>;
+type Held = NonNullable<NonNullable<Status["lastPass"]>["held"]>;
 type PlanMaster = Plan["masters"][number];
 
 /** `removed`, `moved` or both, as `20 removed, 3 moved`. */
 export const changesOf = ({ removed, moved }: Pick<PlanMaster, "removed" | "moved">) =>
-  [removed > 0 && `${number(removed)} removed`, moved > 0 && `${number(moved)} moved`]
-    .filter(Boolean)
-    .join(", ");
+  listOf(removed > 0 && `${number(removed)} removed`, moved > 0 && `${number(moved)} moved`);
 
-/** Its key is the plan's id, so another plan gets a new one. */
+/** Its key is the plan's id, so another plan gets a new component. */
 export function HeldPlan({ held }: { held: Held }) {
   const { state, actions } = usePage();
   const [plan, setPlan] = useState<Plan>();
@@ -66,7 +64,7 @@ export function HeldPlan({ held }: { held: Held }) {
               </li>
             ))}
           </ul>
-          {/* biome-ignore lint/a11y/noNoninteractiveTabindex: who has no mouse scrolls it with the keyboard */}
+          {/* biome-ignore lint/a11y/noNoninteractiveTabindex: people without a mouse scroll it with the keyboard */}
           <section class={css.names} tabIndex={0} aria-label="Every name of the plan">
             <ul>
               {plan.changes.map(({ certname, from, to }) => (

@@ -1,5 +1,5 @@
-// Brings state, network and screen together. Rendering is a function of the state, at most some times a second, and not
-// at all in a hidden tab.
+// Brings state, network and screen together. Rendering is a function of the state. It happens a few times a second at
+// most, and never in a hidden tab.
 
 import { render } from "preact";
 import "./base.css";
@@ -47,7 +47,7 @@ function draw(): void {
   );
 }
 
-/** The address says which story is open, so that it can be sent to somebody. */
+/** The address says which story is open, so that a link to it can be sent. */
 async function followAddress(): Promise<void> {
   if (location.hash === "#search") return;
   const certname = /^#node=(.+)$/.exec(location.hash)?.[1];
@@ -63,7 +63,7 @@ function decoded(text: string): string {
   try {
     return decodeURIComponent(text);
   } catch {
-    return text; // A broken address: sasori will say that this is no certname.
+    return text; // The address is broken: sasori will answer that this is not a certname.
   }
 }
 

@@ -7,7 +7,7 @@ import { usePage } from "./page.js";
 import { Badge, Card, Master, Name, Quiet, Read, StateWord } from "./ui.js";
 import { counted, number, percent } from "./words.js";
 
-/** More are shown when asked for; one that is not up is shown always. */
+/** How many are shown at first. A master that is not up is always shown. */
 const FEW = 12;
 const MAX_WITHOUT = 20;
 
@@ -99,8 +99,8 @@ function Row({ master: { master, nodes, share, servers, kind }, most }: { master
 }
 
 /**
- * One word when every HAProxy sees the same, else how many see it down, or drained. Of a pool that is up: how many of its
- * servers are.
+ * One word if every HAProxy sees the same. Otherwise how many see it down or drained. For a pool that is up: how many of
+ * its servers are up.
  */
 function Health({ servers }: { servers: readonly Seen[] }) {
   const [first] = servers;
@@ -126,7 +126,7 @@ function Health({ servers }: { servers: readonly Seen[] }) {
   );
 }
 
-/** The servers of a pool by name, when asked for. */
+/** The servers of a pool by name, shown on a click. */
 function Members({ servers }: { servers: readonly Seen[] }) {
   const seen = servers.flatMap(({ haproxy, members = [] }) =>
     members.map((member) => ({ ...member, haproxy })),

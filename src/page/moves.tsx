@@ -61,7 +61,7 @@ function Caption({ state }: { state: State }) {
   );
 }
 
-/** Moves, the newest first. `ofOne`: of one node, whose name need not be repeated. */
+/** Moves, the newest first. `ofOne`: all are of one node, so its name is left out. */
 export const MoveList = ({ moves, now, ofOne }: { moves: readonly Move[]; now: number; ofOne?: true }) => (
   <ol class={css.moves}>
     {moves.map((move) => (
@@ -79,11 +79,11 @@ export const MoveList = ({ moves, now, ofOne }: { moves: readonly Move[]; now: n
   </ol>
 );
 
-/** Where it comes from, and what the person said who made it. */
+/** Where it comes from, and the remarks of the person who made it. */
 const whyOf = (move: Move) =>
   (move.source === null ? "no longer in PuppetDB" : SOURCE_WORDS[move.source]) + remarksOf(move);
 
-/** uPlot draws on a canvas of its own, outside of the rendering. */
+/** uPlot draws on its own canvas, outside Preact. */
 function Plot({ state }: { state: State }) {
   const place = useRef<HTMLDivElement>(null);
   const plot = useRef<{ drawn: string; uplot: uPlot | undefined }>({ drawn: "", uplot: undefined });
@@ -103,7 +103,7 @@ function Plot({ state }: { state: State }) {
 
 type Colours = Record<"accent" | "soft" | "quiet" | "line", string>;
 
-/** As the browser reckons them, in light or dark. */
+/** The colours as computed by the browser, for light or dark mode. */
 function coloursOf(place: HTMLElement): Colours {
   const of = (variable: keyof Colours) => {
     place.style.color = `var(--${variable})`;
@@ -133,7 +133,7 @@ function plotOptions(width: number, most: number, colours: Colours): uPlot.Optio
     padding: [8, 18, 0, 0],
     cursor: { show: false },
     legend: { show: false },
-    // The last bar begins at its minute: it needs the room of one more.
+    // The last bar begins at its minute, so the axis needs room for one more.
     scales: {
       x: { time: true, range: (_plot, first, last) => [first, last + 60] },
       y: { range: [0, Math.max(4, most * 1.1)] },

@@ -1,4 +1,4 @@
-// What every part of the page has at hand: the state, and what a person can do.
+// What every part of the page can use: the state, and what a person can do.
 
 import { createContext } from "preact";
 import { useContext } from "preact/hooks";
@@ -8,7 +8,7 @@ import type { State } from "./state.js";
 export interface PageContext {
   state: State;
   actions: Actions;
-  /** The domain of all masters, which lists leave out. */
+  /** The domain that all masters share. Lists leave it out. */
   domain: string;
 }
 

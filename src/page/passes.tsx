@@ -5,10 +5,10 @@ import { usePage } from "./page.js";
 import css from "./passes.module.css";
 import { nowOf } from "./state.js";
 import { Card, Icon, Quiet, Time } from "./ui.js";
-import { clock, counted, duration, number } from "./words.js";
+import { clock, counted, duration, listOf, number } from "./words.js";
 
 const SHOWN = 8;
-/** A quicker one needs no explanation. */
+/** For a quicker pass the phases are not shown. */
 const SLOW_MS = 1_000;
 
 const PHASE_WORDS = {
@@ -74,12 +74,11 @@ function wordsOf({ kind, dryRun, outcome, moved, learned, targets }: Pass): stri
   const written = targets.filter((target) => target.outcome === "applied").map(({ target }) => target);
   const pushed = written.length > 0 ? `pushed to ${written.join(", ")}` : "nothing to change";
   const changed = moved > 0 ? `${counted(moved, "node")} changed` : pushed;
-  const words = [
+  return listOf(
     dryRun && "dry run",
     outcome !== "done" && outcome,
     (moved > 0 || written.length > 0 || outcome === "done") && changed,
     learned > 0 && `${number(learned)} learned`,
     KIND_WORDS[kind],
-  ];
-  return words.filter(Boolean).join(", ");
+  );
 }

@@ -7,10 +7,10 @@ import { mastersOf, nowOf } from "./state.js";
 import { Card, Master, NodeLink, Quiet, Read, Time } from "./ui.js";
 import { age, number, remarksOf, shortName } from "./words.js";
 
-/** As the API takes them. */
+/** The API's limit. */
 const MAX_REMARK = 200;
 
-/** Moves a node, or any node where none is given. `isOwn`: its route was set by hand, or learned, and can be ended. */
+/** Moves the given node, or asks which node. `isOwn`: its route was registered or learned, so it can be ended. */
 export function RegisterForm({ certname, isOwn = false }: { certname?: string; isOwn?: boolean }) {
   const { state, actions, domain } = usePage();
   const busy = state.busy !== undefined;
@@ -74,7 +74,7 @@ export function RegisterForm({ certname, isOwn = false }: { certname?: string; i
 }
 
 const Field = ({ label, children }: { label: string; children: ComponentChildren }) => (
-  // biome-ignore lint/a11y/noLabelWithoutControl: the control is what it is given
+  // biome-ignore lint/a11y/noLabelWithoutControl: the control is its child
   <label class={css.field}>
     {label}
     {children}

@@ -1,4 +1,5 @@
-// Each replica that shares the state database: in sync or not, and what it last said. Nothing where replicas share none.
+// Each replica that shares the state database: in sync or not, and what it last said. Nothing if replicas do not share
+// one.
 
 import type { Replica } from "../http/api-shapes.js";
 import { SILENT_MS } from "../http/lacking.js";

@@ -1,4 +1,4 @@
-// What the page knows, and how news changes it. Nothing here touches the screen or the network.
+// What the page knows, and how events change it. Nothing here touches the screen or the network.
 // Promises: memory is bounded whatever the fleet does: moves are counted per minute, and only the newest are kept.
 
 import type { Instances, Masters, Move, Nodes, Pass, Replicas, Status, Story } from "../http/api-shapes.js";
@@ -15,7 +15,7 @@ export interface Part<T> {
   problem?: string;
 }
 
-/** Moves of one minute: from master to master, and all with those that came or went. */
+/** Moves in one minute: `moved` from master to master; `all` also counts new and removed nodes. */
 export interface MinuteOfMoves {
   moved: number;
   all: number;
@@ -27,7 +27,7 @@ export interface MoveLog {
   minutes: Map<number, MinuteOfMoves>;
   /** The newest first. */
   recent: Move[];
-  /** From when on all moves are counted, in ms since the epoch. */
+  /** Since when all moves are counted, in ms since the epoch. */
   wholeSince: number;
 }
 
@@ -40,7 +40,7 @@ export interface Notice {
 
 export interface State {
   link: Link;
-  /** What to add to this machine's clock to have sasori's. */
+  /** sasori's clock minus this machine's. */
   clockSkewMs: number;
   /** When sasori last answered, by its clock. */
   heardAt: number;
@@ -55,7 +55,7 @@ export interface State {
   story: ({ certname: string } & Part<Story>) | undefined;
   /** The call that changes something and is under way, such as "sync". */
   busy: string | undefined;
-  /** How the last one went. */
+  /** The result of the last such call. */
   notice: Notice | undefined;
 }
 
@@ -86,7 +86,7 @@ export const initialState = (): State => ({
 /** Now, by sasori's clock. */
 export const nowOf = ({ clockSkewMs }: State) => Date.now() + clockSkewMs;
 
-/** Adds moves, in the order in which they happened; those that were counted already are passed over. */
+/** Adds moves, in the order in which they happened; those that were counted already are skipped. */
 export function addMoves(log: MoveLog, moves: readonly Move[], now: number): MoveLog {
   const news = moves.filter(({ id }) => id > log.lastId);
   const last = news.at(-1);
@@ -103,7 +103,7 @@ export function addMoves(log: MoveLog, moves: readonly Move[], now: number): Mov
   return { ...log, lastId: last.id, minutes, recent };
 }
 
-/** The plot's columns, the oldest first; the last is the minute that is not over. */
+/** The plot's columns, the oldest first; the last is the current minute. */
 export function plotOf(log: MoveLog, now: number): { at: number[]; moved: number[]; all: number[] } {
   const last = Math.floor(now / MINUTE_MS);
   const minutes = Array.from({ length: PLOT_MINUTES }, (_, index) => last - PLOT_MINUTES + 1 + index);
@@ -115,7 +115,7 @@ export function plotOf(log: MoveLog, now: number): { at: number[]; moved: number
   };
 }
 
-/** The last hour's moves in all. `isWhole`: none of them is forgotten. */
+/** The number of moves in the last hour. `isWhole`: none is missing. */
 export function hourOf(log: MoveLog, now: number): { total: number; moved: number; isWhole: boolean } {
   const { all, moved } = plotOf(log, now);
   const sum = (values: number[]) => values.reduce((total, value) => total + value, 0);
@@ -131,7 +131,7 @@ export function mastersOf({ status, masters }: State): string[] {
   return [...names].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
 }
 
-/** What all names have behind their first label, such as `.example.com`; empty where that is nothing. */
+/** The domain that all names share, such as `.example.com`; empty if there is none. */
 export function domainOf(names: readonly string[]): string {
   const [first = ""] = names;
   const labels = first.split(".").slice(1);
@@ -139,7 +139,7 @@ export function domainOf(names: readonly string[]): string {
   return (names.length > 1 && shared.find((end) => names.every((name) => name.endsWith(end)))) || "";
 }
 
-/** A pass that ended: quiet ones only tell that PuppetDB was read and how many nodes there are. */
+/** Takes a pass that ended. A quiet one only updates when PuppetDB was read, and the number of nodes. */
 export function addPass(state: State, pass: Pass): void {
   const { status } = state;
   if (status !== undefined && !pass.dryRun) {

@@ -1,7 +1,7 @@
 // What clients see, what is wrong and what to do, and the figures that a person looks at first.
 
 import type { ComponentChildren } from "preact";
-import { headlineOf, type Told } from "./headline.js";
+import { type ExplainedTrouble, headlineOf } from "./headline.js";
 import { HeldPlan } from "./held-plan.js";
 import { usePage } from "./page.js";
 import { hourOf, nowOf, type State } from "./state.js";
@@ -11,7 +11,7 @@ import { age, number } from "./words.js";
 
 export function StatusCard() {
   const { state } = usePage();
-  const { tone, title, detail, told } = headlineOf(state);
+  const { tone, title, detail, troubles } = headlineOf(state);
   const now = nowOf(state);
   return (
     <section class={css.status} aria-label="Is everything in sync?">
@@ -26,12 +26,12 @@ export function StatusCard() {
           </p>
         </div>
       </div>
-      {told.length > 0 && (
+      {troubles.length > 0 && (
         <ul class={css.troubles} aria-label="What is wrong, and what to do">
-          {told.map((one, index) => (
+          {troubles.map((one, index) => (
             <Trouble
               key={`${one.trouble.code} ${one.trouble.where}`}
-              told={one}
+              explained={one}
               // The headline has said so already, unless it says that the connection is lost.
               titled={index > 0 || tone === "stale"}
               now={now}
@@ -44,8 +44,8 @@ export function StatusCard() {
   );
 }
 
-function Trouble({ told, titled, now }: { told: Told; titled: boolean; now: number }) {
-  const { tone, title, detail, trouble, cause } = told;
+function Trouble({ explained, titled, now }: { explained: ExplainedTrouble; titled: boolean; now: number }) {
+  const { tone, title, detail, trouble, cause } = explained;
   const { state } = usePage();
   const held = trouble.code === "held" ? state.status?.lastPass?.held : undefined;
   return (

@@ -26,12 +26,12 @@ export function Story({ opened }: { opened: NonNullable<State["story"]> }) {
       </div>
       {problem !== undefined && <Problem>{problem}</Problem>}
       {value === undefined && problem === undefined && <Quiet>Asking every HAProxy …</Quiet>}
-      {value !== undefined && <Told story={value} now={nowOf(state)} />}
+      {value !== undefined && <Details story={value} now={nowOf(state)} />}
     </article>
   );
 }
 
-function Told({ story, now }: { story: Whole; now: number }) {
+function Details({ story, now }: { story: Whole; now: number }) {
   const { certname, desired, file, live, home, moves, health } = story;
   const wanted = desired.master ?? null;
   const isOwn = desired.source === "registration" || desired.source === "learned";
@@ -100,11 +100,11 @@ function Answer({ desired, now }: { desired: Whole["desired"]; now: number }) {
       <p class={css.answer} data-tone="bad">
         <strong>404: no route</strong>
         {producer === undefined ? (
-          "It is not in the map: no master has submitted anything of this node to PuppetDB, and nobody has registered it."
+          "It is not in the map: no master has submitted anything for this node to PuppetDB, and nobody has registered it."
         ) : (
           <>
-            Its latest submission in PuppetDB came from <Name>{producer}</Name>, and HAProxy has no server for
-            that. Give HAProxy a server with that name or host, or set SASORI_MASTER_ALIASES.
+            Its latest submission in PuppetDB came from <Name>{producer}</Name>, for which HAProxy has no
+            server. Add an HAProxy server with that name or host, or set SASORI_MASTER_ALIASES.
           </>
         )}
       </p>
@@ -121,8 +121,7 @@ function Answer({ desired, now }: { desired: Whole["desired"]; now: number }) {
         </>
       )}
       .{" "}
-      {(source === "registration" || source === "learned") &&
-        "PuppetDB's next newer submission replaces that."}
+      {(source === "registration" || source === "learned") && "A newer submission in PuppetDB replaces that."}
     </p>
   );
 }
@@ -135,7 +134,7 @@ interface StopProps {
   children?: ComponentChildren;
 }
 
-/** One place that should have the route. If none should have one, all agree, but that gets no green tick. */
+/** One place that should have the route. If the node has no route, all agree, but none gets a green tick. */
 function Stop({ where, holds, wanted, failure, children }: StopProps) {
   const right = failure === undefined && holds === wanted;
   const tone: Tone = !right ? "bad" : wanted === null ? "busy" : "good";
@@ -146,7 +145,7 @@ function Stop({ where, holds, wanted, failure, children }: StopProps) {
       </span>
       <span class={css.holds}>
         {tone !== "busy" && <Icon sign={tone} />}
-        {failure !== undefined ? "cannot say" : holds === null ? "no route" : <Name>{holds}</Name>}
+        {failure !== undefined ? "unknown" : holds === null ? "no route" : <Name>{holds}</Name>}
       </span>
       {!right && failure === undefined && <span>differs; the next pass corrects it</span>}
       {failure !== undefined && <code title={failure.message}>{failure.code}</code>}

@@ -1,5 +1,6 @@
 // The small things of which every part of the page is made: signs, names, times, sasori's own sentences, and the card.
-// Promises: a name from outside is text, whatever it holds; its own direction of writing ends with it.
+// Promises: a name from outside is shown as text, whatever it contains; its writing direction does not affect the text
+// around it.
 
 import type { ComponentChildren } from "preact";
 import type { Tone } from "./headline.js";
@@ -61,7 +62,7 @@ export const Badge = ({ children }: { children: ComponentChildren }) => (
   <span class={css.badge}>{children}</span>
 );
 
-/** A name from outside. A line may end behind its dots. */
+/** A name from outside. A line may break after its dots. */
 export const Name = ({ children: name }: { children: string }) => (
   <bdi class={css.name}>
     {name.split(/(?<=\.)/).map((part, index) => (index === 0 ? part : [<wbr key={part} />, part]))}
@@ -75,14 +76,14 @@ export const NodeLink = ({ children: certname }: { children: string }) => (
   </a>
 );
 
-/** A master without the domain that all masters have, which the card "Masters" tells once. */
+/** A master without the domain that all masters share; the card "Masters" shows that domain. */
 export const Master = ({ children: master }: { children: string }) => (
   <span title={master}>
     <Name>{shortName(master, usePage().domain)}</Name>
   </span>
 );
 
-/** `master1 → master2`; null is told as the word for none. */
+/** `master1 → master2`; if there is no `to`, the word `none` is shown. */
 export const Route = ({ from, to, none }: { from: string | null; to: string | null; none: string }) => (
   <span>
     {from === null ? "new" : <Master>{from}</Master>}
@@ -92,14 +93,14 @@ export const Route = ({ from, to, none }: { from: string | null; to: string | nu
   </span>
 );
 
-/** A time that says the whole of it when pointed at. */
+/** A time whose tooltip has the whole date. */
 export const Time = ({ at, children }: { at: string; children: string }) => (
   <time dateTime={at} title={WHOLE_TIME.format(new Date(at))}>
     {children}
   </time>
 );
 
-/** A line may end between two words of a command, not behind the hyphens of an option. */
+/** A line may break between two words of a command, but not after the hyphens of an option. */
 export const Command = ({ children: text }: { children: string }) => (
   <code>
     {text.split(/(--\S+)/).map((part, index) => (index % 2 ? <span class={css.option}>{part}</span> : part))}
@@ -108,7 +109,7 @@ export const Command = ({ children: text }: { children: string }) => (
 
 const TIME_OR_COMMAND = /(\d{4}-\d\d-\d\dT\d\d:\d\d:[\d.]{2,6}Z|`[^`]+`)/;
 
-/** A message of sasori's as a sentence: with times as the reader's clock has them, and what is in backticks as a command. */
+/** A message of sasori as a sentence: times are in the reader's time zone, text in backticks is a command. */
 export const Prose = ({ children: text, now }: { children: string; now: number }) => (
   <bdi class={css.name}>
     {text
@@ -130,7 +131,7 @@ interface CardProps {
   children: ComponentChildren;
 }
 
-/** A section of the page, with its heading and what can be done there. */
+/** A section of the page, with its heading and an action. */
 export const Card = ({ label, note, action, children }: CardProps) => (
   <section class={css.card} aria-label={label}>
     <div class={css.title}>
@@ -144,7 +145,7 @@ export const Card = ({ label, note, action, children }: CardProps) => (
   </section>
 );
 
-/** What a part of the state shows once it was read, and why its newest answer is missing. */
+/** Shows a part of the state once it was read, and why its newest answer is missing. */
 export const Read = <T,>({
   value,
   problem,

@@ -1,4 +1,4 @@
-// Numbers, times and names as people read them. All pure; times are ISO 8601 and come out in the reader's zone.
+// Numbers, times and names as people read them. Pure. Times are ISO 8601, and are shown in the reader's time zone.
 
 export { age, counted, duration, number, percent } from "../counts.js";
 
@@ -7,6 +7,9 @@ import type { Node } from "../http/api-shapes.js";
 const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
 export const WHOLE_TIME = new Intl.DateTimeFormat("en-GB", { dateStyle: "full", timeStyle: "long" });
+
+/** Joins what there is to say: `listOf("a", false, "b")` is `a, b`. */
+export const listOf = (...words: (string | false | undefined)[]) => words.filter(Boolean).join(", ");
 
 /** `03:12:45`, with the day in front if that is not today. */
 export function clock(at: string, now: number): string {
@@ -18,7 +21,7 @@ export function clock(at: string, now: number): string {
 /** The same without the seconds. */
 export const minute = (at: string, now: number) => clock(at, now).slice(0, -3);
 
-/** A master's name without the domain that all masters have. */
+/** A master's name without the domain that all masters share. */
 export const shortName = (master: string, domain: string) =>
   domain !== "" && master.endsWith(domain) ? master.slice(0, -domain.length) : master;
 
@@ -34,7 +37,7 @@ export const SOURCE_WORDS: Record<Source, string> = {
   inherited: "found at start",
 };
 
-/** Who registered it, and what for: ` by alice: “ticket 4711”`. */
+/** Who registered it, and why: ` by alice: “ticket 4711”`. */
 export const remarksOf = ({ by, reason }: Pick<Node, "by" | "reason">) =>
   `${by === undefined ? "" : ` by ${by}`}${reason === undefined ? "" : `: “${reason}”`}`;
 
