@@ -11,7 +11,7 @@
 --      txn.master  the master to try now; unset when there is none
 --      txn.server  only for a pool whose servers are all drained: the server of it to try
 --      txn.route   learned: sasori says that the node is there; redispatched: another master answers in place of its own
---      txn.final   set if this master's answer goes to the client whatever its status: no other one is tried after it
+--      txn.final   set if this master's answer goes to the client whatever its status; no other master is tried after it
 
 -- POOLS is set with pools.cfg. haproxy.cfg refuses to start with it.
 local POOLS = {}
@@ -159,8 +159,8 @@ core.register_action("heal", { "http-req" }, function(txn)
   if (owner or first) and name then return go(name, "redispatched", is_last) end
 end)
 
--- The client got the answer "not mine", because its request must not be executed twice. Afterwards this asks sasori all the
--- same. sasori pushes what it finds, so that the next request is right.
+-- The client got the answer "not mine", because its request must not be executed twice. Afterwards this still asks sasori.
+-- sasori pushes what it finds, so that the next request goes to the right master.
 local later, count_later = {}, 0
 
 core.register_action("ask_later", { "http-res" }, function(txn)
@@ -176,8 +176,8 @@ core.register_action("ask_later", { "http-res" }, function(txn)
 end)
 
 -- HAProxy makes its own sockets with ".new" at the end. They get their final names here, when the new process serves. If a
--- reload fails, the new process never comes this far, and so it does not take the sockets of the running process away.
--- A process that inherits the sockets of the one before it has nothing to rename. So leftovers of others are removed first.
+-- reload fails, the new process never gets this far, so the running process keeps its sockets. A process that inherits the
+-- sockets of the one before it has nothing to rename. So leftovers of others are removed first.
 local OWN = { SOCKET .. ".heal", SOCKET .. ".sasori" }
 if masters == pools then OWN[#OWN + 1] = SOCKET .. ".pools" end
 for _, file in ipairs(OWN) do os.remove((os.getenv("HAPROXY_CHROOT") or "") .. file .. ".new") end
@@ -189,7 +189,7 @@ core.register_task(function()
     local socket = core.tcp()
     if not socket:connect("unix@" .. file) then
       core.log(core.alert, "no wrong route will heal: HAProxy cannot reach its own socket " .. file .. ". HAProxy's user must be "
-        .. "allowed to make files in that folder; with a chroot, HAPROXY_CHROOT must name that")
+        .. "allowed to create files in that folder. If HAProxy has a chroot, set HAPROXY_CHROOT to it")
     end
     socket:close()
   end

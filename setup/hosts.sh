@@ -5,7 +5,7 @@
 #   setup/hosts.sh NAME      makes it, if it is missing; prints its folder
 #
 #   bookworm, trixie    Debian 12 (Puppet 7) and 13 (Puppet 8) with HAProxy
-#   ...-puppet          and the Puppet agent, the modules that sasori's module uses, and their makers' tools
+#   ...-puppet          and the Puppet agent, the modules that sasori's module uses, and the tools for making modules
 #   ...-puppetserver    and puppetserver, the Puppet agent, PuppetDB and PostgreSQL
 #
 # It needs root on Debian, systemd-nspawn and mmdebstrap (apt install systemd-container mmdebstrap). PARTS_DIR moves the
@@ -14,7 +14,7 @@ set -euo pipefail
 umask 022
 cd "$(dirname "$0")/.."
 
-# Raise the number when a host is made differently. The old ones are then made again.
+# Raise the number when hosts are made differently. The old ones are then made again.
 recipe=1
 hosts=${PARTS_DIR:-/var/cache/sasori}/hosts-$recipe
 base=systemd,systemd-sysv,dbus,haproxy,ca-certificates,procps,curl,iproute2

@@ -10,8 +10,8 @@
 # Beside them it puts sasori-<version>.cdx.json, an SBOM of the program, its libraries and Node.js.
 #
 #   PACKAGE_VERSION     another version than package.json's
-#   PACKAGE_MAINTAINER  "NAME <MAIL>" of whoever stands for these packages; git's user without it
-#   PACKAGE_FAST=1      hardly compressed, for tests
+#   PACKAGE_MAINTAINER  "NAME <MAIL>" of the person responsible for these packages; by default git's user
+#   PACKAGE_FAST=1      little compression, for tests
 #
 # It needs dpkg-deb for the deb, and rpmbuild for the rpm (on Debian and Ubuntu: apt install rpm).
 set -euo pipefail
@@ -87,7 +87,7 @@ for file in sasori.cjs program.cjs package.json page/index.html page/page.js pag
 done
 sed -i "s/\"version\": \".*\"/\"version\": \"$version\"/" "$lib/package.json"
 
-# V8's bytecode of what a command needs that asks the daemon. Made by the very Node that will read it.
+# V8's bytecode of what a command that asks the daemon needs. It is made by the same Node that will read it.
 if "$lib/node" --version >/dev/null 2>&1; then
   SASORI_PACKAGING_CACHE=$lib/program.cache SASORI_LISTEN=127.0.0.1:1 "$lib/node" "$lib/sasori.cjs" status 2>/dev/null || true
   [ -s "$lib/program.cache" ] || die "no bytecode was made of dist/bundle/program.cjs"
@@ -117,12 +117,13 @@ node -e '
 ' dist/bundle/sbom.json "$node/package.json" | write 644 usr/share/sasori/sbom.json
 cp "$tree/usr/share/sasori/sbom.json" "$packages/sasori-$version.cdx.json"
 
-# Outside of the package the administrator puts these files where they belong, and what is in them is chosen for that.
+# Without the package the administrator installs these files by hand, so the package's copies differ.
 sed "s|^ExecStart=sasori |ExecStart=/usr/bin/sasori |; s|^Description=.*|&\nDocumentation=man:sasori(1)|; s|^# sasori beside HAProxy on one host.*|# sasori beside HAProxy on one host.|" \
   deploy/systemd/sasori.service | write 644 usr/lib/systemd/system/sasori.service
 sed '1d; s|=/etc/sasori/gateway.env|=-/etc/sasori/gateway.env|' deploy/systemd/haproxy-sasori.conf |
   write 644 usr/lib/systemd/system/haproxy.service.d/sasori.conf
-# HAProxy is another package, which may come later or never: what needs its user is in files that only the scripts read.
+# HAProxy is another package, which may be installed later or never. So what needs its user is in files that only the
+# scripts read.
 sed '1d; /^m /d; /HAProxy.s group/d' deploy/systemd/sysusers.conf | write 644 usr/lib/sysusers.d/sasori.conf
 sed '1d; /haproxy/d; /HAProxy talks/d; /uses them/d' deploy/systemd/tmpfiles.conf | write 644 usr/lib/tmpfiles.d/sasori.conf
 cat >>"$tree/usr/lib/tmpfiles.d/sasori.conf" <<'END'

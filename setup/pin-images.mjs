@@ -1,13 +1,13 @@
 #!/usr/bin/env node
 // Writes the digest of each image of others behind its tag, in the Dockerfile, in docker-compose.yml and for Kubernetes.
-// A tag may name another image tomorrow, a digest never does.
+// A tag may name another image tomorrow. A digest always names the same one.
 //
 //   setup/pin-images.mjs          asks the registries, and pins every image or renews its digest
 //   setup/pin-images.mjs --check  asks them too, and only says which images have no digest or an older one (exit code 1)
-//   setup/pin-images.mjs --list   asks nobody: prints the images as they are written
+//   setup/pin-images.mjs --list   asks no registry: prints the images as they are written
 //
-// It asks by `docker buildx imagetools`, which needs no engine, and has the logins of `docker login`. The digest is that of
-// the image for all processors. If one image cannot be found, nothing is written.
+// It asks with `docker buildx imagetools`, which needs no engine, and uses the logins of `docker login`. The digest is that
+// of the image for all processors. If one image cannot be found, nothing is written.
 import { execFile } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -15,7 +15,7 @@ import { promisify } from "node:util";
 
 const ANSWER_MS = 60_000;
 
-// Each pattern ends where the digest belongs, with the digest that is there. Without a tag it is an image of our own.
+// Each pattern ends with the digest, or where it belongs. An image without a tag is one of our own.
 const DIGEST = "(?<digest>sha256:[0-9a-f]{64})";
 const REFERENCE = String.raw`(?<name>[\w./:-]+):(?:\$\{\w+:-)?(?<tag>[\w.-]+)`;
 const FILES = [
@@ -54,7 +54,7 @@ for (const { file, image, digest } of behind) {
 }
 if (behind.length === 0) console.log("every image has the digest of its tag");
 else if (mode === "--check")
-  fail("not written: setup/pin-images.mjs without --check writes these digests", 1);
+  fail("nothing was written: run setup/pin-images.mjs without --check to write these digests", 1);
 
 /** The digest of each image. Ends the program if one cannot be had. */
 async function askForAll(wanted) {

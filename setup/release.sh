@@ -29,7 +29,7 @@ check() {
   unpinned=$(setup/pin-images.mjs --list | awk '!/@/ { n++ } END { print n + 0 }')
   [ "$unpinned" = 0 ] || problems+=("images without a digest: $unpinned (setup/pin-images.mjs writes them)")
   if ! status=$(git status --porcelain 2>&1) || [ -n "$status" ]; then
-    problems+=("the work tree is no clean clone: commit, or publish from a fresh clone")
+    problems+=("this is not a clean clone: commit your changes, or publish from a fresh clone")
   elif [ "$(git tag --points-at HEAD --list "v$version")" = "" ]; then
     problems+=("the commit has no tag v$version: npm version $version sets it")
   fi
@@ -52,7 +52,7 @@ for arch in $archs; do setup/package.sh --arch "$arch"; done
 mkdir -p "$release"
 mv dist/packages/*.{deb,rpm,cdx.json} "$release/"
 say "the npm archive"
-# Without prepack: that compiles anew, and what is in dist is compiled already.
+# Without prepack, which would compile again what is in dist already.
 npm pack --ignore-scripts --silent --pack-destination "$release" >&2
 
 say "the Puppet module"

@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 if ! version=$(docker info --format '{{.ServerVersion}}' 2>/dev/null) || [ -z "$version" ]; then
-  echo "npm run test:compose needs Docker: \`docker info\` finds no engine here (is it started? may you use it?)" >&2
+  echo "npm run test:compose needs Docker: \`docker info\` finds no engine here. Start it, or get the right to use it" >&2
   exit 1
 fi
 if ! docker compose -f docker-compose.yml -f docker-compose.light.yml -f docker-compose.second-haproxy.yml config --quiet; then

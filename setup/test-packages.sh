@@ -13,7 +13,7 @@ lacking() {
 }
 lacks=$(lacking | paste -sd ' ')
 if [ -n "$lacks" ]; then
-  echo "npm run test:packages needs Debian, and here is missing: $lacks (packages: apt install ${lacks#root })" >&2
+  echo "npm run test:packages needs root on Debian. Missing here: $lacks (packages: apt install ${lacks#root })" >&2
   exit 1
 fi
 

@@ -5,7 +5,7 @@
 import { RE2JS } from "re2js";
 import { isMaster, type Master } from "./node-map.js";
 
-/** Says of a whole text whether it matches. */
+/** Tells whether a whole text matches. */
 export interface Pattern {
   test(text: string): boolean;
 }
@@ -13,16 +13,16 @@ export interface Pattern {
 /** There are few producers, except where each node compiles its own catalog: then there are as many as nodes. */
 const MAX_REMEMBERED = 1_000;
 
-/** As DNS compares names: letter case and a dot at the end make no difference. */
+/** For comparing names as DNS does: letter case and a dot at the end make no difference. */
 export const dnsName = (name: string) => name.toLowerCase().replace(/\.$/, "");
 
 const isPlain = (text: string) => /^[A-Za-z0-9_.-]+$/.test(text);
 
-/** At commas, but not at those inside of `{1,3}` or `[a,b]`. */
+/** Splits at commas, but not at those inside `{1,3}` or `[a,b]`. */
 const parts = (list: string) => list.split(/,(?![^{}[\]]*[}\]])/).map((part) => part.trim());
 const words = (list: string) => list.trim().split(/(?:\s*,\s*|\s+)(?![^{}[\]]*[}\]])/);
 
-/** A regular expression of a whole name. Throws what is wrong with it. */
+/** A regular expression for a whole name. Throws what is wrong with it. */
 export function compile(text: string, { dns = false } = {}): Pattern {
   const compiled = RE2JS.compile(text, dns ? RE2JS.CASE_INSENSITIVE : 0);
   return { test: (name) => compiled.testExact(name) };
@@ -42,11 +42,11 @@ export function nameList(text: string): Pattern {
 
 /** Producers whose master has another name in HAProxy. */
 export class Aliases {
-  /** As they are written. */
+  /** The pairs as they are written. */
   readonly pairs: readonly (readonly [producer: string, master: Master])[];
   readonly #exact = new Map<string, Master>();
   readonly #patterns: { pattern: Pattern; master: Master }[] = [];
-  /** What the patterns gave for a producer. It is remembered, because it is needed for each submission. */
+  /** What the patterns gave for a producer, remembered because every submission needs it. */
   readonly #found = new Map<string, Master | undefined>();
 
   constructor(pairs: readonly (readonly [producer: string, master: Master])[] = []) {
@@ -71,7 +71,9 @@ export class Aliases {
     return new Aliases(pairs);
   }
 
-  /** The master that this producer is called; a plain name counts more than a pattern, and of patterns the first. */
+  /**
+   * The master that this producer stands for. A plain name wins over a pattern, and of several patterns the first one wins.
+   */
   of(producer: string): Master | undefined {
     const name = dnsName(producer);
     return this.#exact.get(name) ?? (this.#patterns.length > 0 ? this.#ofPattern(name) : undefined);

@@ -1,7 +1,6 @@
 #!/usr/bin/env node
-// The command line. It asks the running daemon where there is one and does the work itself elsewhere, and it
-// prints what a SyncReport, a Lookup or a Status says: for people, or with --json for machines.
-// Exit codes: src/cli/exit-codes.ts.
+// The command line. It asks the running daemon, or does the work itself if none runs. It prints a SyncReport, a Lookup or
+// a Status: for people, or with --json for machines. Exit codes are in src/cli/exit-codes.ts.
 //
 // Only what every command needs is loaded at once; each command loads the rest by import(). undici, zod and fastify take
 // longer to load than most commands take, and people wait for those (`npm run bench -- start` measures it).
@@ -26,15 +25,15 @@ import { EXIT, EXIT_CODES } from "./cli/exit-codes.js";
 import { reason, SasoriError, systemCode, toFailure } from "./errors.js";
 import { VERSION } from "./version.js";
 
-// Of a host with several addresses Node tries each for 250 ms: too short for one that is far away, when the one beside it
-// (IPv6, most often) leads nowhere. This is time for the first packet to be sent twice.
+// If a host has several addresses, Node tries each for 250 ms. That is too short for one that is far away, if another one
+// (mostly IPv6) leads nowhere. This is long enough for the first packet to be sent twice.
 const ADDRESS_MS = 1_500;
 setDefaultAutoSelectFamilyAttemptTimeout(Math.max(ADDRESS_MS, getDefaultAutoSelectFamilyAttemptTimeout()));
 
 const program = new Command("sasori")
   .description("Keeps HAProxy's node-to-puppetserver map in sync with PuppetDB.")
   .version(VERSION)
-  .configureHelp({ minWidthToWrap: 20 }) // Below that it prints long lines, and the list of commands leaves less than 40.
+  .configureHelp({ minWidthToWrap: 20 }) // Narrower text is not wrapped. The list of commands leaves less than 40 columns.
   .showHelpAfterError("Run sasori --help for the list of commands.")
   .exitOverride();
 withExamples(program, [
@@ -72,7 +71,7 @@ program.hook("preAction", (_, command) => {
   else if (json && output !== undefined) command.error(`error: --json and -o ${output} exclude each other`);
 });
 
-// `sasori sync --json | head`: a reader that closes the pipe has read enough, so that is no error.
+// `sasori sync --json | head`: a reader that closes the pipe has read enough, so this is not an error.
 for (const stream of [process.stdout, process.stderr]) {
   stream.on("error", (error) => {
     if (systemCode(error) === "EPIPE") process.exit();
@@ -98,7 +97,7 @@ async function main(): Promise<void> {
     process.stderr.write(`sasori: ${code}: ${message}\n`);
     if (code === "INTERNAL" && !(error instanceof SasoriError))
       process.stderr.write(
-        `${(error as Error).stack}\nIf the daemon was not restarted after an upgrade, restart it. Otherwise this is a fault of sasori.\n`,
+        `${(error as Error).stack}\nIf the daemon was not restarted after an upgrade, restart it. Otherwise this is a bug in sasori.\n`,
       );
     process.exitCode = code === "CONFIG_INVALID" || code === "USAGE" ? EXIT.usage : EXIT.failed;
   }

@@ -1,5 +1,5 @@
 // The configuration: environment variables, checked once, all problems reported together. Nothing else reads a SASORI_
-// variable. config/ has the variables, the forms of their values, and what is wrong between them.
+// variable. config/ has the variables, the forms of their values, and contradictions between them.
 
 import { hostname } from "node:os";
 import { z } from "zod";
@@ -14,17 +14,17 @@ import { PemFiles, type PemPaths } from "./pem-files.js";
 export type { ListenAddress, RemovalLimit } from "./config/forms.js";
 export { describeVariables, type Variable } from "./config/variables.js";
 
-/** One Runtime API: a socket path, or an address. `name` is what logs, metrics and reports call it. */
+/** One Runtime API: a socket path, or an address. `name` is its name in logs, metrics and reports. */
 export interface Endpoint {
   name: string;
   connect: { path: string } | { host: string; port: number };
-  /** TLS, with a client certificate; `certname` is the name that HAProxy's certificate must have. */
+  /** For TLS with a client certificate. HAProxy's certificate must have the name `certname`. */
   tls?: { certname: string; files: PemFiles };
 }
 
 /** A DNS name for several HAProxy instances: one for each of its addresses, which may change. */
 export interface EndpointName {
-  /** As it is configured. */
+  /** As the configuration writes it. */
   name: string;
   host: string;
   port: number;
@@ -34,7 +34,7 @@ export interface EndpointName {
 /** One PuppetDB, and how to reach it. */
 export interface PuppetdbServer {
   url: string;
-  /** Its name beside nodes that came from it, if several PuppetDBs are configured. */
+  /** If several PuppetDBs are configured: the name that marks nodes from this one. */
   from?: string | undefined;
   certFile?: string | undefined;
   keyFile?: string | undefined;
@@ -43,7 +43,7 @@ export interface PuppetdbServer {
   observations?: readonly ObservationKind[] | undefined;
 }
 
-/** How PostgreSQL is reached; `where` is what logs and messages call it. */
+/** How PostgreSQL is reached; `where` is its name in logs and messages. */
 export interface StateDatabase {
   where: string;
   host: string;
@@ -59,10 +59,10 @@ export interface StateDatabase {
 }
 
 export interface Config {
-  /** The estates, and in each the PuppetDBs that have the same nodes: one is asked, the next one when it fails. */
+  /** The estates, and in each the PuppetDBs that have the same nodes: one is asked, and if it fails the next one. */
   puppetdb: readonly (readonly PuppetdbServer[])[];
   haproxy: readonly Endpoint[];
-  /** More HAProxy instances, as DNS names them. */
+  /** Names of further HAProxy instances that DNS knows. */
   haproxyNames?: readonly EndpointName[] | undefined;
   /** The backend whose servers are the masters. With `pools` it is only their text, for messages. */
   backend: string;
@@ -73,7 +73,7 @@ export interface Config {
   masterAliases: Aliases;
   newMasters?: { pattern: Pattern; port: number; limit: number; options: string } | undefined;
   probePath?: string | undefined;
-  /** With it masters are asked by TLS. */
+  /** If set, masters are asked over TLS. */
   probeTls?: PemPaths | undefined;
   schedule: string;
   fullSchedule: string;
@@ -87,7 +87,7 @@ export interface Config {
   stateFile: string;
   /** The database that replicas share. */
   stateDatabase?: StateDatabase | undefined;
-  /** What other replicas call this one. */
+  /** The name of this replica for the others. */
   replica: string;
   logLevel: (typeof LOG_LEVELS)[number];
   /** Variables that begin with SASORI_ and are not sasori's: Kubernetes and scripts make such names. */
@@ -231,7 +231,7 @@ function toPuppetdbs(env: z.output<typeof Env>): Config["puppetdb"] {
     return urls.map((url) => ({
       url,
       ...(isOneOfSeveral && { from: url }),
-      // Of several PuppetDBs some may be reached by TLS, and others not.
+      // Some of several PuppetDBs may be reached over TLS, and others not.
       ...(url.startsWith("https:") && {
         certFile: fileOf(env.SASORI_PUPPETDB_CERT),
         keyFile: fileOf(env.SASORI_PUPPETDB_KEY),
@@ -258,8 +258,8 @@ function tidy(environment: Readonly<Record<string, string | undefined>>) {
 }
 
 /**
- * A value without what a file of variables has added. Not every reader of such files takes quotes and comments away, and none
- * of our values has them.
+ * A value without the quotes and comments of a file of variables. Not every reader of such files removes them, and none of
+ * our values has any.
  */
 function unwrap(value: string): { meant: string; problem?: string } {
   const text = value.trim();
@@ -270,14 +270,14 @@ function unwrap(value: string): { meant: string; problem?: string } {
   if (!isUnix)
     return {
       meant: text,
-      problem: `ends in a carriage return: ${file} Windows line ends, save it with Unix ones`,
+      problem: `ends in a carriage return, because ${file} Windows line ends: save it with Unix line ends`,
     };
   if (quoted !== undefined)
-    return { meant: quoted, problem: `is in quotes, which are part of the value here: remove them` };
+    return { meant: quoted, problem: `is in quotes, which count as part of the value: remove them` };
   if (before !== undefined)
     return {
       meant: before,
-      problem: `has a comment, which is part of the value here: put it on its own line`,
+      problem: `has a comment, which counts as part of the value: put it on its own line`,
     };
   return { meant: text };
 }
@@ -285,7 +285,9 @@ function unwrap(value: string): { meant: string; problem?: string } {
 const foreignNames = (env: Environment): string[] =>
   Object.keys(env).filter((name) => name.startsWith("SASORI_") && !(name in Env.shape));
 
-/** What Kubernetes sets for a Service such as `sasori-haproxy`. Other names that it makes are not similar to ours. */
+/**
+ * What Kubernetes sets for a Service such as `sasori-haproxy`. The other names that Kubernetes makes are not similar to ours.
+ */
 const isOfKubernetes = (name: string, value = ""): boolean =>
   name.endsWith("_PORT") && /^(tcp|udp|sctp):\/\/\S+:\d+$/.test(value);
 

@@ -28,22 +28,22 @@ import { changedAnything, type SyncReport } from "./sync-report.js";
 import { VERSION } from "./version.js";
 import { Watchdog } from "./watchdog.js";
 
-/** What a pass under way may take to finish on SIGTERM; with the rest of the shutdown it stays below 10 s. */
+/** How long a pass under way may take to finish on SIGTERM. Together with the rest, the shutdown takes less than 10 s. */
 const STOP_GRACE_MS = 7_000;
 
 /** After this long the process ends on SIGTERM even if something hangs. */
 const STOP_MS = 9_000;
 
-/** After a stop, time for the last lines of the log. */
+/** Time for the last lines of the log at the end. */
 const LOG_GRACE_MS = 1_000;
 
-/** If more nodes move at once, the page and other listeners are told to read everything again, and not each move. */
+/** If more nodes move at once, the page and other listeners do not get each move, but are told to read everything again. */
 const MAX_MOVES_TOLD = 1_000;
 
 /** Runs until SIGTERM or SIGINT. Throws only when it cannot start. */
 export async function serve(config: Config): Promise<void> {
-  // A full reading makes much that is soon forgotten, and V8 lets the heap grow with it rather than collect: with 100,000
-  // nodes four full passes took the process to 290 MiB. With these flags it is 160.
+  // A full reading makes much short-lived garbage, and V8 prefers to let the heap grow: with 100,000 nodes the process had
+  // 290 MiB after four full passes. With these flags it has 160.
   // `--optimize-for-size` would save 10 MiB more. But then V8 stops everything for a whole collection when the heap reaches
   // its limit, instead of collecting step by step: 0.2 s with a million nodes.
   setFlagsFromString("--semi-space-growth-factor=1");
@@ -54,9 +54,10 @@ export async function serve(config: Config): Promise<void> {
   const log = newLog(config.logLevel);
   let daemon: Daemon | undefined;
   // Listen from the first moment to the last, because without a listener SIGHUP ends the process. Before the daemon is up
-  // nothing needs to be done: its first pass is a full one.
+  // nothing needs to be done, because its first pass is a full one.
   process.on("SIGHUP", () => daemon?.sync({ full: true }));
-  // Without a listener Node opens its debugger on port 9229 to every program of this machine, or ends: HAProxy takes both.
+  // Without listeners, SIGUSR1 makes Node open its debugger to every program on this machine (port 9229), and SIGUSR2 ends
+  // it. Operators send both to HAProxy.
   for (const signal of ["SIGUSR1", "SIGUSR2"]) process.on(signal, () => log.warn(`ignored ${signal}`));
   daemon = await startDaemon(config, log);
   const [signal] = (await Promise.race([once(process, "SIGTERM"), once(process, "SIGINT")])) as [string];
@@ -134,8 +135,9 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
     version: VERSION,
     tokenFile: config.apiTokenFile,
   });
-  const isOurs = "does a sasori run there already? `sasori status`";
-  const url = await listen(api, config.listen).catch(cannotListen("SASORI_LISTEN", config.listen, isOurs));
+  const ifInUse =
+    "stop the program that listens there, which may be another sasori (`sasori status` shows it)";
+  const url = await listen(api, config.listen).catch(cannotListen("SASORI_LISTEN", config.listen, ifInUse));
   listeners = await listenForHints(config, {
     map: sync.fleet.map,
     resolver,
@@ -157,11 +159,11 @@ export async function startDaemon(config: Config, log: Logger): Promise<Daemon> 
   const request = (wanted: SyncRequest) => {
     sync.request(wanted).catch((error: unknown) => log.error(toFailure(error), "pass"));
   };
-  // No changes pass is needed while another pass asks PuppetDB: what that misses, the next tick finds. A pass that only
+  // No changes pass is needed while another pass asks PuppetDB: the next tick finds what that misses. A pass that only
   // pushes, such as for a learned route, does not count. Such passes may follow each other without a gap for a long time.
   const onTime = (run: () => void) => () => {
     watchdog.tick();
-    tellStatus(); // A pass that does not end tells nothing.
+    tellStatus(); // A pass that does not end reports nothing.
     run();
   };
   const changes = { cron: config.schedule, run: onTime(() => (sync.looking ? undefined : request({}))) };
@@ -197,8 +199,8 @@ async function listen(api: FastifyInstance, { host, port }: Config["listen"]): P
 }
 
 /**
- * Tells listeners, and the log, what happens: each trouble when it appears and when it is over. Returns a function that looks
- * for troubles between passes.
+ * Reports to listeners and to the log what happens: each trouble when it appears and when it is over. Returns a function that
+ * looks for troubles between passes.
  */
 function tellEvents(history: History, events: EventStream, overview: Overview, log: Logger): () => void {
   let told: Status["troubles"] = [];

@@ -1,13 +1,13 @@
-// Deadlines. `AbortSignal.any([stop, AbortSignal.timeout(ms)])` is not one on Node 20: a timeout that only `any`
-// refers to may be collected and then never fires, and a long-lived `stop` gathers a listener for each. Here a
-// timer holds the controller, and both are gone when the work is.
+// Deadlines. `AbortSignal.any([stop, AbortSignal.timeout(ms)])` is no reliable deadline on Node 20: a timeout that only `any`
+// refers to may be garbage-collected and then never fires, and a long-lived `stop` collects a listener for each. Here a timer
+// holds the controller, and both are removed when the work is done.
 
 import { setMaxListeners } from "node:events";
 import { reason, type SasoriError } from "./errors.js";
 
 /**
  * Runs `use` with a signal that aborts after `ms` with `late`, or together with `stop`. When `use` is done, the signal aborts too,
- * so that nothing is left running. Work of any size calls `again` after each step: then `ms` begins anew.
+ * so that nothing is left running. Long work calls `again` after each step, which restarts `ms`.
  */
 export async function within<T>(
   ms: number,
@@ -16,7 +16,8 @@ export async function within<T>(
   use: (signal: AbortSignal, again: () => void) => Promise<T>,
 ): Promise<T> {
   const controller = new AbortController();
-  setMaxListeners(0, controller.signal); // One for each connection, and nobody counts the HAProxy instances.
+  // There is one listener for each connection, and the number of HAProxy instances has no bound.
+  setMaxListeners(0, controller.signal);
   const timer = setTimeout(() => controller.abort(late), ms);
   const onStop = () => controller.abort(stop?.reason);
   if (stop?.aborted) onStop();
@@ -37,7 +38,7 @@ export async function within<T>(
 export class Patience {
   #isLost = false;
 
-  /** Throws what `silent` makes of the reason. */
+  /** Rejects with the error that `silent` makes of the reason. */
   async wait<T>(
     signal: AbortSignal | undefined,
     silent: (why: string) => SasoriError,
@@ -61,7 +62,7 @@ export class Patience {
   }
 }
 
-/** Lets a number of works run at once. Others wait in line, in the order in which they came. */
+/** Lets a number of tasks run at once. Others wait in line, in the order in which they came. */
 export class Line {
   #free: number;
   readonly #waiting: (() => void)[] = [];
@@ -70,7 +71,10 @@ export class Line {
     this.#free = places;
   }
 
-  /** Begins `work` when there is a place for it. If the signal aborts before, it begins at once, and fails by that signal. */
+  /**
+   * Begins `work` when there is a place for it. If the signal aborts before that, it begins at once, and fails by that
+   * signal.
+   */
   async join<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T> {
     const hasPlace = await this.#place(signal);
     try {
@@ -108,7 +112,7 @@ export class Line {
   }
 }
 
-/** One work at a time, shared by all who asked before it began. Those who ask while it runs share the next one. */
+/** One run at a time, shared by all who asked before it began. Those who ask during it share the next one. */
 export class Shared<T> {
   readonly #work: () => Promise<T>;
   #running: Promise<T> | undefined;

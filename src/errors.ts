@@ -51,7 +51,7 @@ export interface Failure {
   message: string;
 }
 
-/** Any thrown value as a Failure. What is not a SasoriError is a mistake of ours: code `INTERNAL`. */
+/** Any thrown value as a Failure. Any other error than a SasoriError is a bug of ours: code `INTERNAL`. */
 export function toFailure(thrown: unknown): Failure {
   if (thrown instanceof SasoriError) return { code: thrown.code, message: thrown.message };
   return { code: "INTERNAL", message: reason(thrown) };
@@ -60,7 +60,7 @@ export function toFailure(thrown: unknown): Failure {
 /** The reason inside a thrown value, for the end of a message: "connect ECONNREFUSED 127.0.0.1:8080". */
 export function reason(thrown: unknown): string {
   if (systemCode(thrown) === "EMFILE")
-    return `EMFILE, too many open files: sasori may have ${MAX_OPEN_FILES} open, connections among them: raise that limit (\`ulimit -n\`, or LimitNOFILE= of its unit)`;
+    return `EMFILE, too many open files: sasori may have ${MAX_OPEN_FILES} open, including connections: raise that limit (\`ulimit -n\`, or LimitNOFILE= of its unit)`;
   // Node reports a host with several addresses as an AggregateError whose own message is empty.
   if (thrown instanceof AggregateError && thrown.errors.length > 0) return reason(thrown.errors[0]);
   return thrown instanceof Error ? thrown.message || thrown.name : String(thrown);
@@ -78,7 +78,7 @@ export function quote(text: string, limit = 80): string {
   return JSON.stringify(text.length > limit ? `${text.slice(0, limit)}…` : text);
 }
 
-/** Throws `DAEMON` when sasori cannot listen on the address. `ifInUse`: what to do if another program has it. */
+/** Throws `DAEMON`, because sasori cannot listen on the address. `ifInUse`: what to do if another program uses it. */
 export const cannotListen =
   (variable: string, { host, port }: { host: string; port: number }, ifInUse: string) =>
   (error: unknown): never => {

@@ -1,7 +1,6 @@
-// Finds nodes whose facts and reports come from different masters in every run, as with Puppet's `report_server`. By the
-// newest of both they would move twice in each run. A node that really moves does so once: then both come from its new
-// master.
-// Pure state: no I/O, no clock.
+// Finds nodes whose facts and reports come from different masters in every run, as with Puppet's `report_server`. If the
+// newest of both decided, they would move twice in each run. A node that really moves does so once: then both come from its
+// new master. Pure state: no I/O, no clock.
 
 import type { Certname, Master, Source } from "./node-map.js";
 
@@ -14,7 +13,7 @@ interface Pair {
   facts: Master;
   report: Master;
   last: "facts" | "report";
-  /** How often the other kind came next. */
+  /** How often a submission of the other kind came next. */
   turns: number;
 }
 
@@ -51,8 +50,8 @@ export class Flapping {
   }
 
   /**
-   * The nodes that flap for certain. If more than half of the fleet's `nodes` have facts and a report of different masters, all
-   * of these, because so many nodes do not move at once.
+   * The nodes that certainly flap. If more than half of the fleet's `nodes` have facts and reports from different masters,
+   * then all of these, because so many nodes do not move at once.
    */
   nodes(nodes: number): Map<Certname, { facts: Master; report: Master }> {
     const reported = [...this.#pairs].filter(([, { last }]) => last === "report");

@@ -1,4 +1,4 @@
-// What sasori believes of the fleet: the desired map, the nodes that cannot be routed, what waits for approval, what was
+// What sasori believes about the fleet: the desired map, the nodes that cannot be routed, what waits for approval, what was
 // removed. A reading of PuppetDB is merged in here; nothing here knows where the map is put. docs/evidence.md has the rules.
 // Pure state: no I/O, no clock.
 
@@ -22,12 +22,12 @@ import { beats, type Change, type Kind } from "./state/rows.js";
 import type { Contents, Server } from "./target/target.js";
 import { type End, Tombstones } from "./tombstones.js";
 
-/** Finds the HAProxy server of a producer; undefined if HAProxy has none. */
+/** Finds a producer's server in HAProxy; undefined if HAProxy has none. */
 export type Resolve = (producer: string) => Master | undefined;
 
 /**
  * A node that was seen this lately is not gone because one answer does not list it: a PuppetDB behind a balancer may
- * lag, and one that was restored from a backup has never heard of it. Its deactivation is believed at once.
+ * lag, and one that was restored from a backup has never heard of it. A deactivation is believed at once.
  */
 const FRESH_MS = 10 * 60_000;
 
@@ -41,8 +41,8 @@ const INHERITED_ALLOWANCE_MS = 5 * 60_000;
 const MAX_FOUND = 1_000;
 
 /**
- * The clocks of two replicas may differ by this much, and the status warns of it. So a registration that is ahead by no more
- * than this does not count as one from the future.
+ * The clocks of two replicas may differ by this much, and the status warns of it. So a registration that is ahead by up to
+ * this much does not count as one from the future.
  */
 const CLOCKS_DIFFER_MS = 5 * 60_000;
 
@@ -57,11 +57,11 @@ export class Fleet {
   readonly map: NodeMap;
   /** Nodes with a newer submission of a producer without a server. The route of an older one is kept. */
   readonly unroutable: Map<Certname, Submission>;
-  /** Registrations and learned routes in force: what PuppetDB does not know yet, and must not be lost. */
+  /** Registrations and learned routes in force. PuppetDB does not know them yet, so they must not be lost. */
   readonly own: Map<Certname, Observation>;
   /** Displaced nodes with their home: the master that they left while it was down, or by hand while it was drained. */
   readonly homes: Map<Certname, Master>;
-  /** Homes that are no servers of HAProxy any more, and the first full reading without them (ms, PuppetDB's clock). */
+  /** Homes that are no longer servers in HAProxy, and the first full reading without them (ms, PuppetDB's clock). */
   readonly #lostHomes: Map<Master, number>;
   /** Nodes that were removed, and registrations and learned routes that were ended. */
   readonly tombstones: Tombstones;
@@ -77,21 +77,21 @@ export class Fleet {
   /** What PuppetDB said in the last full reading that is older than the route it would replace. */
   readonly #stepsBack: Map<Certname, StepBack>;
   /**
-   * Set if somebody else made the map: its entries that cannot be routes of sasori's, each with its node if its key is a
+   * Set if somebody else made the map: its entries that cannot be sasori's routes, each with its node if its key is a
    * certname. Undefined: the map is our own.
    */
   foreign: Map<string, Certname | undefined> | undefined;
   /** Certnames that cannot be map keys, and nodes without a known producer, since the last full reading. */
   readonly refused: Set<string>;
   readonly withoutProducer: Set<Certname>;
-  /** Nodes with a submission whose date PuppetDB's clock has not reached. */
+  /** Nodes with a submission that is dated later than PuppetDB's clock. */
   readonly ahead: Map<Certname, Ahead>;
-  /** Everything was read at least once: only then is a node that PuppetDB does not list gone. */
+  /** Everything was read at least once. Before that, a node that PuppetDB does not list does not count as gone. */
   complete: boolean;
   /** The time of the oldest observation in the map (ms), as of the last full reading; 0: unknown. */
   oldestAt = 0;
 
-  /** Empty, or a copy to try something out on: see `copy`. */
+  /** Makes an empty fleet, or a copy for trying something out: see `copy`. */
   constructor(like?: Fleet, map = new NodeMap(), unroutable: Fleet["unroutable"] = new Map()) {
     this.map = map;
     this.unroutable = unroutable;
@@ -137,7 +137,10 @@ export class Fleet {
     for (const stray of strays ?? []) this.foreign?.set(stray, undefined);
   }
 
-  /** False if something newer is known. A registration or a learned route becomes one of our own, behind all others of the node. */
+  /**
+   * False if something newer is known. A registration or a learned route becomes one of our own; its place is after all
+   * others of the node.
+   */
   observe(observation: Observation): boolean {
     const { certname, at } = observation;
     if (isOfPuppetdb(observation)) return this.#take(observation);
@@ -147,7 +150,7 @@ export class Fleet {
     return this.#take(last < at ? observation : { ...observation, place: last + 1 });
   }
 
-  /** What was seen until then is over (ms). The clock that had dated it may have been ahead. */
+  /** Everything that was seen until then is over (ms). The clock that dated it may have been ahead. */
   #overUntil(certname: Certname): number {
     const { at = -1, since = -1 } = this.ended.get(certname) ?? {};
     return Math.min(at, since);
@@ -189,8 +192,8 @@ export class Fleet {
   }
 
   /**
-   * Our clock was ahead, and was set back by so much (ms). What it had dated later than `latest` is dated anew, so that something
-   * newer of PuppetDB's counts. Its place stays as it is.
+   * Our clock was ahead, and was set back by this much (ms). What it had dated later than `latest` gets a new date, so that
+   * newer observations of PuppetDB count. Its place stays as it is.
    */
   *setBack(byMs: number, latest: number): Generator<void> {
     const dated = (at: number) => (at > latest ? Math.min(at - byMs, latest) : at);
@@ -224,7 +227,7 @@ export class Fleet {
   withdraw(ended: Observation, observation: Observation | undefined, now: number): void {
     const { certname } = ended;
     const own = this.own.get(certname);
-    // Meanwhile there is another registration, or PuppetDB had something newer.
+    // Meanwhile there is another registration, or PuppetDB has had something newer.
     if (own === undefined || placeOf(own) !== placeOf(ended)) return;
     this.#remove(certname, own.at);
     this.ended.set(certname, { at: placeOf(own), since: now, reported: own.reported });
@@ -273,7 +276,7 @@ export class Fleet {
     return false;
   }
 
-  /** A plan that was approved at another replica. */
+  /** Takes over a plan that was approved at another replica. */
   takeApproval(id: string, at: number): void {
     this.guard.approvals.set(id, at);
     if (this.verdict.kind === "held" && this.verdict.id === id) this.#heldChanged = true;
@@ -322,14 +325,14 @@ export class Fleet {
     return this.#held.has(certname) || this.#stepsBack.has(certname);
   }
 
-  /** What approval of the held plan would do to one of its entries. */
+  /** What an approval of the held plan would do to this entry. */
   heldChange(certname: string): HeldChange {
     const step = this.#stepsBack.get(certname as Certname);
     const from = this.map.get(certname as Certname)?.master ?? null;
     return { certname, from, to: step?.observation?.master ?? null };
   }
 
-  /** The node is no longer held. That makes another plan of what remains, and the next reading gives it another id. */
+  /** The node is no longer held. What remains is another plan, which gets another id with the next reading. */
   #unhold(certname: Certname): void {
     if (this.#held.delete(certname)) this.#heldChanged = true;
   }
@@ -505,13 +508,13 @@ export class Fleet {
     const master = resolve(producer);
     if (master === undefined) return this.#takeUnroutable(submission);
     const known = this.map.get(submission.certname);
-    const certname = known?.certname ?? submission.certname; // So that each name is in memory only once.
+    const certname = known?.certname ?? submission.certname; // This keeps each name in memory only once.
     if ((this.unroutable.get(certname)?.at ?? Number.POSITIVE_INFINITY) <= at)
       this.unroutable.delete(certname);
-    // The same submission as before. But its producer may lead to another server now.
+    // The same submission as before, but its producer may have another server now.
     if (known?.at === at && known.source === source) {
       if (isOfOther(submission, known) && known.master !== master && resolve(known.master) !== undefined)
-        return false; // Two estates have the node with the same time: the map stays as it is.
+        return false; // Two estates have the node with the same time, so the map stays as it is.
       if (from !== undefined) this.map.credit(certname, from);
       return this.map.reassign(certname, master);
     }
@@ -535,8 +538,8 @@ export class Fleet {
   }
 
   /**
-   * The route is from the map file, and perhaps from a PuppetDB that was not read since. Then it gives way only to what is newer
-   * than all of the file. The route of a registration that ended is none of PuppetDB's.
+   * The route is from the map file, and perhaps from a PuppetDB that was not read since. Then it gives way only to what is
+   * newer than everything in the file. The route of a registration that ended did not come from PuppetDB.
    */
   #mayBeOfOther({ certname, source, at }: Assignment, { isStandby, active }: Reading): boolean {
     if (source !== "inherited") return false;
@@ -570,7 +573,7 @@ export class Fleet {
     for (const [certname, found] of ahead ?? []) if (found.until > asOf) this.ahead.set(certname, found);
   }
 
-  /** After a full reading: everything that it does not list. */
+  /** After a full reading: the nodes that it does not list. */
   *#goneFrom(reading: Reading, active: Names): Generator<void, Certname[]> {
     yield* eachInPieces(this.unroutable.keys(), (certname) => {
       if (!active.has(certname)) this.unroutable.delete(certname);
@@ -601,7 +604,7 @@ export class Fleet {
     return own?.source === "registration" && inactiveSince <= own.at;
   }
 
-  /** After a reading of changes: what was deactivated lately, and what was held and has not come back. */
+  /** After a reading of changes: nodes that were deactivated lately, and held ones that have not come back. */
   #goneSince(reading: Reading): Certname[] | "as held" {
     const { inactive, submissions } = reading;
     const news = new Set<Certname>();
@@ -617,7 +620,7 @@ export class Fleet {
     return [...this.#held, ...news];
   }
 
-  /** `voidUntil`: what PuppetDB said until then (ms) does not bring it back. */
+  /** `voidUntil`: what PuppetDB said until then (ms) does not bring the node back. */
   #remove(certname: Certname, voidUntil: number): void {
     this.#unhold(certname);
     const { from, at = 0 } = this.map.get(certname) ?? {};
@@ -649,12 +652,12 @@ function routeOf(own: Observation) {
 const believedAt = ({ at, reported = -1 }: Observation, latest: number): number =>
   Math.min(at, Math.max(latest, reported + 1));
 
-/** Shortly before what PuppetDB had said when the route that ended was made: so that this, and all that is newer, counts. */
+/** A time shortly before what PuppetDB had said when the ended route was made, so that this, and everything newer, counts. */
 const timeBefore = ({ reported = 0 }: End): number => Math.max(0, reported - 1);
 
 /**
- * PuppetDB says something older than the route: it was restored from a backup. It is no step back if HAProxy no longer has the
- * route's server: then any route is better.
+ * A step back: PuppetDB says something older than the route, so it was restored from a backup. If HAProxy no longer has the
+ * route's server, it is not a step back, because then any route is better.
  */
 const isStepBack = (observation: Observation, known: Assignment, resolve: Resolve): boolean =>
   observation.at < known.at &&
@@ -663,13 +666,13 @@ const isStepBack = (observation: Observation, known: Assignment, resolve: Resolv
   (isOfPuppetdb(known) || known.source === "inherited") &&
   resolve(known.master) !== undefined;
 
-/** The two come from different PuppetDBs. If one is behind the other, it has not gone back in time. */
+/** The two come from different PuppetDBs. One that is behind the other has not gone back in time. */
 const isOfOther = (one: Pick<Observation, "from">, other: Pick<Observation, "from">): boolean =>
   one.from !== undefined && other.from !== undefined && one.from !== other.from;
 
 /**
- * Another PuppetDB told this route. Then the node stays although this PuppetDB does not list it, or lists a deactivation that
- * is older, because this PuppetDB may be behind. If it is unknown which PuppetDB told the route, the node stays if a standby
+ * The route came from another PuppetDB. Then the node stays, although this PuppetDB does not list it or lists an older
+ * deactivation, because this one may be behind. If it is unknown where the route came from, the node stays if only a standby
  * does not list it.
  */
 function isToldByOther(known: Assignment, { told, isStandby }: Reading, inactiveSince?: number): boolean {
@@ -679,8 +682,8 @@ function isToldByOther(known: Assignment, { told, isStandby }: Reading, inactive
 }
 
 /**
- * An alias first, then a master of the producer's name, then the one that has a server with that name or host. With no
- * HAProxy to ask (`servers` undefined) the producer's own name is the master's.
+ * First by an alias, then by a master with the producer's name, then by a server with that name or host. With no HAProxy to
+ * ask (`servers` undefined) the producer's own name is the master's.
  */
 export function resolver(aliases: Aliases, servers: readonly Server[] | undefined): Resolve {
   const known = new Map<string, Master | undefined>();

@@ -1,8 +1,7 @@
-// The guard decides what may be removed from the map, and what waits until a person approves exactly that.
-// It holds too many removals, all removals from a map that somebody else made, and steps back in time of PuppetDB.
-// Promises: a new or restored PuppetDB, whose answer `[]` is valid, empties no map; many removals are noticed even if they
-// come little by little; an approval counts only for the plan that it names.
-// Pure state: no I/O, no clock.
+// The guard decides what may be removed from the map, and what waits until a person approves it. It holds too many removals,
+// all removals from a map that somebody else made, and steps back in time of PuppetDB.
+// Promises: a new or restored PuppetDB, whose empty answer `[]` is valid, does not empty the map; many removals are noticed
+// even if they come little by little; an approval counts only for the plan that it names. Pure state: no I/O, no clock.
 
 import { createHash } from "node:crypto";
 import type { RemovalLimit } from "./config.js";
@@ -10,7 +9,7 @@ import { counted, number } from "./counts.js";
 import type { Certname, Observation } from "./node-map.js";
 import { eachInPieces, sortInPieces } from "./pieces.js";
 
-/** How one pass is judged: the limit, the plan id that a person approved, and the time (ms) of the monotonic clock. */
+/** By what one pass is judged: the limit, the plan id that a person approved, and the time (ms) of the monotonic clock. */
 export interface GuardRules {
   limit: RemovalLimit;
   approved?: string | undefined;
@@ -31,11 +30,11 @@ export interface Losses {
   gone: readonly Certname[];
   /** Entries of somebody else's map that cannot be a route of sasori's; undefined when the map is our own. */
   foreign: readonly string[] | undefined;
-  /** What PuppetDB says that is older than the route it would replace. */
+  /** Submissions that are older than the route they would replace. */
   stepsBack: readonly StepBack[];
-  /** The time of the newest route that would be removed or replaced. An approval that is older was not given for it. */
+  /** The time of the newest route that would be removed or replaced. An older approval was not given for it. */
   newestAt: number;
-  /** With several estates: what each would lose. Then each is judged by itself. */
+  /** With several estates: what each would lose. Each is then judged by itself. */
   estates?: readonly EstateLosses[] | undefined;
 }
 
@@ -63,14 +62,14 @@ export interface Judgement {
   held: readonly Certname[];
 }
 
-/** In a small map a few removals are a large share. So up to this many are allowed, unless they empty the map. */
+/** In a small map a few removals are a large share, so up to this many are allowed, unless they empty the map. */
 const FEW_ENTRIES = 10;
 
 /** The guard compares with the largest map of this time: fleets grow and shrink, but not by much within a month. */
 const DAY_MS = 24 * 60 * 60_000;
 const MEMORY_MS = 30 * DAY_MS;
 
-/** How large the map was at a time (ms) of the monotonic clock. */
+/** The size of the map at a time (ms) of the monotonic clock. */
 export interface SizeThen {
   at: number;
   size: number;
@@ -116,8 +115,8 @@ export class Guard {
   }
 
   /**
-   * Which removals are held, why, and of which estates. A node that may be of several estates is held if one of them holds
-   * it.
+   * Which removals are held, why, and of which estates. A node that may belong to several estates is held if one of them
+   * holds it.
    */
   #removals(losses: Losses, size: number, { limit, now }: GuardRules) {
     const { gone, foreign, estates } = losses;
@@ -147,7 +146,7 @@ export class Guard {
     return guard;
   }
 
-  /** Of the estates only those whose losses were approved. */
+  /** Only for the estates whose losses were approved. */
   #forgetAll(size: number, estates: readonly EstateLosses[], now: number): void {
     this.#forget(size, now);
     for (const { name, size, gone } of estates) this.ofEstate(name).#forget(size - gone.length, now);

@@ -1,6 +1,6 @@
 // The log: lines of JSON on standard output. Promises: a reader that stopped, or a disk that is full, costs lines of the log
 // and nothing else; how many were lost is in the log as soon as it can be written again.
-// pino's own output keeps every line until it is written, and tries for ever when the process ends.
+// pino's own output keeps every line until it is written, and tries forever when the process ends.
 
 import { write } from "node:fs";
 import { type Logger, pino } from "pino";
@@ -53,7 +53,10 @@ class Output {
     });
   }
 
-  /** The next line of the log tries again, on a line of its own: what was written may end in the middle of one. */
+  /**
+   * The next line of the log tries again. It starts on a line of its own, because what was written may end in the middle of
+   * one.
+   */
   #lose(bytes: Buffer): void {
     const lines = `${bytes.toString("latin1")}${this.#waiting}`.split("\n");
     this.#lost += lines.filter((line) => line !== "").length;

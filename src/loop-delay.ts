@@ -14,7 +14,8 @@ export class LoopDelay {
 
   constructor() {
     this.#delays.enable();
-    // After the histogram's own timer, which is late as well: a reset before it would lose what just came to an end.
+    // This runs after the histogram's own timer, which is late as well. A reset before that would lose the delay that just
+    // ended.
     this.#timer = setInterval(() => setImmediate(() => this.#note()), 1_000).unref();
   }
 

@@ -29,16 +29,16 @@ const lookUpHere: LookUp = (name) => lookup(name, { all: true });
 interface Question {
   /** The addresses that were found, in the form that HAProxy takes. */
   hosts: readonly string[];
-  /** Why there is none. */
+  /** Why it has no address. */
   why: string;
-  /** When to forget it (`performance.now()`): never before it is answered. */
+  /** When it is forgotten (`performance.now()`), but never before it is answered. */
   until: number;
 }
 
 /** An HAProxy whose servers can be changed at run time. */
 export interface ServerHost {
   readonly name: string;
-  /** Returns the process that has it now. Throws `HAPROXY_...`. */
+  /** Returns the process that now has the server. Throws `HAPROXY_...`. */
   addServer(name: Master, address: string, options: string, signal: AbortSignal): Promise<string>;
   enableServer(name: Master, options: string, signal: AbortSignal): Promise<string>;
   /** Throws `HAPROXY_CHANGED` when another process answers. */
@@ -59,9 +59,9 @@ export class NewMasters {
   readonly #lookUp: LookUp;
   /** The servers that should exist in addition to those of the configuration, each with its address. */
   readonly #wanted = new Map<Master, string>();
-  /** The addresses that they had before. A server with any other one has it from the operator, who may know better. */
+  /** The addresses that they had before. If a server has any other address, the operator has set it, and it stays. */
   readonly #former = new Map<Master, Set<string>>();
-  /** Names that were asked for and not yet answered, or had no address lately. */
+  /** Names whose lookup has not been answered yet, or that had no address lately. */
   readonly #questions = new Map<Master, Question>();
 
   constructor(options: NonNullable<Config["newMasters"]>, lookUp: LookUp = lookUpHere) {
@@ -70,8 +70,8 @@ export class NewMasters {
   }
 
   /**
-   * Decides which producers should have servers. Whether a server is still needed is checked only after a full reading, because
-   * that takes a walk through all nodes, and as long as an `added` server is there that should be removed. Then the names are
+   * Decides which producers should have servers. Whether a server is still needed is checked only after a full reading,
+   * because that goes through all nodes, or while an `added` server is there that should be removed. Then all names are
    * looked up again, too. Returns the failures of producers that get no server.
    */
   async consider(
@@ -86,11 +86,11 @@ export class NewMasters {
     const masters = new Set<Master>();
     if (full || leaving.length > 0) {
       for (const { master } of fleet.map.assignments()) masters.add(master);
-      for (const home of fleet.homes.values()) masters.add(home); // `sasori rebalance` brings its nodes back.
+      for (const home of fleet.homes.values()) masters.add(home); // `sasori rebalance` moves its nodes back.
       this.#takeBack(leaving, masters, servers);
       if (full) this.#forgetUnused(masters, producers);
     }
-    // A master may have its server in one HAProxy and not, or after a reload no longer, in another.
+    // A master may have its server in one HAProxy, but not in another, or not any longer after a reload.
     const lacking = [...new Set([...this.#wanted.keys(), ...producers, ...masters])].filter(
       (name) =>
         isMaster(name) &&
@@ -163,7 +163,7 @@ export class NewMasters {
     question.until = performance.now() + REMEMBERED_MS;
   }
 
-  /** Returns why it gets no server; undefined also while it is not known. */
+  /** Returns why it gets no server. Undefined if it gets one, or if that is not known yet. */
   #want(name: Master): Failure | undefined {
     const { limit } = this.#options;
     const question = this.#questions.get(name);
@@ -185,7 +185,7 @@ export class NewMasters {
       this.#questions.delete(name);
       return undefined;
     }
-    // One that had an address keeps it.
+    // A name that had an address keeps it.
     return isNew && question ? failure(`its name has no address (${question.why})`) : undefined;
   }
 
@@ -228,7 +228,7 @@ export class NewMasters {
     for (const [name, process] of added) {
       if (this.#wanted.has(name)) continue;
       if (has.has(name)) await attempt(name, "removed", () => host.removeServer(name, process, signal));
-      else added.delete(name); // An earlier pass has removed it.
+      else added.delete(name); // It was removed in an earlier pass.
     }
     return changes;
   }

@@ -62,38 +62,38 @@ export const isOfPuppetdb = ({ source }: Pick<Observation, "source">): boolean =
 export const placeOf = ({ place, at }: Pick<Observation, "place" | "at">): number => place ?? at;
 
 /**
- * Later times are refused. PuppetDB takes years up to 9999, but no real clock shows them, and later ones have no four-digit
- * year.
+ * Later times are refused. PuppetDB takes years up to 9999, but no real clock shows them, and later years have more than four
+ * digits.
  */
 export const LATEST_TIME = Date.UTC(9000, 0);
 
-/** One node seen at one master. `at` is in milliseconds since the epoch, on the clock of whoever saw it. */
+/** One node seen at one master. `at` is in milliseconds since the epoch, on the clock of the program that saw it. */
 export interface Observation {
   certname: Certname;
   master: Master;
   at: number;
   source: Source;
-  /** Which PuppetDB told it, where several are configured. */
+  /** Which PuppetDB it came from, if several are configured. */
   from?: string;
   /**
    * For a registration or learned route: the time of the PuppetDB observation that it replaced; missing if there was none.
    */
   reported?: number | undefined;
   /**
-   * For a registration or learned route: its place among those of the node, if that is later than `at`, because a clock was
-   * ahead when it or an earlier one was dated. `at` says what PuppetDB's observations are compared with.
+   * For a registration or learned route: its place in their order for this node, if that is later than `at`, because a clock
+   * was ahead when it or an earlier one was dated. PuppetDB's observations are compared with `at`.
    */
   place?: number;
   /** For an inherited route: PuppetDB was read and says nothing newer. */
   confirmed?: true;
-  /** For a registration: its reason, and who made it by their own word; one line each. */
+  /** For a registration: its reason, and who made it by their own account; one line each. */
   reason?: string | undefined;
   by?: string | undefined;
 }
 
-/** Maximum length of a reason, or of the name of who gave it: one line. */
+/** Maximum length of a reason, or of the name of the person who gave it: one line. */
 export const MAX_REMARK = 200;
-// biome-ignore lint/suspicious/noControlCharactersInRegex: these are what is refused.
+// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is refused.
 export const isRemark = (text: string): boolean => !/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/.test(text);
 
 /** The reason of a registration, and who made it, if that was given. */
@@ -105,7 +105,7 @@ export const remarksOf = ({ reason, by }: Pick<Observation, "reason" | "by">) =>
 /** The newest observation of a node. */
 export type Assignment = Observation;
 
-/** What a node had before it changed; `undefined` for a node that the map did not hold. */
+/** The master that a node had before it changed; `undefined` for a node that the map did not hold. */
 export type Before = Map<Certname, Master | undefined>;
 
 export class NodeMap {
@@ -114,7 +114,7 @@ export class NodeMap {
   /** The time of the newest PuppetDB observation ever taken, even if its node was removed since. 0: none yet. */
   newestAt = 0;
 
-  /** A map that holds the same. */
+  /** A copy of the map. */
   static *copy(from: NodeMap): Generator<void, NodeMap> {
     const copy = new NodeMap();
     copy.#assignments = yield* copyInPieces(from.#assignments);
@@ -141,7 +141,7 @@ export class NodeMap {
     return this.#assignments.keys();
   }
 
-  /** All assignments, in no order that a caller may rely on. */
+  /** All assignments, in no particular order. */
   assignments(): IterableIterator<Assignment> {
     return this.#assignments.values();
   }
@@ -163,13 +163,13 @@ export class NodeMap {
     return true;
   }
 
-  /** Notes that another PuppetDB tells the same observation now. */
+  /** Notes that the same observation now comes from another PuppetDB. */
   credit(certname: Certname, from: string): void {
     const known = this.#assignments.get(certname);
     if (known !== undefined && known.from !== from) this.#assignments.set(certname, { ...known, from });
   }
 
-  /** Takes the observation even if it is older: the known one was inherited, or a person approved the step back. */
+  /** Takes the observation even if it is older, because the known one was inherited, or a person approved the step back. */
   replace(observation: Observation): void {
     const known = this.#assignments.get(observation.certname);
     if (known?.master !== observation.master) this.#remember(observation.certname, known?.master);

@@ -2,7 +2,7 @@
 
 import { readFileSync } from "node:fs";
 
-/** `Max open files            20000                20000                files`: what is in force, and how far it may go. */
+/** `Max open files            20000                20000                files`: the limit, and the highest that is allowed. */
 function readLimit(): number {
   try {
     const [, limit] = /^Max open files\s+(\d+)/m.exec(readFileSync("/proc/self/limits", "utf8")) ?? [];

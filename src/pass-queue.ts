@@ -7,7 +7,7 @@ import { SasoriError } from "./errors.js";
 const ABANDON_MS = 1_000;
 
 export interface SyncRequest {
-  /** Do not ask PuppetDB: only bring what is known to the targets. */
+  /** Do not ask PuppetDB. Only bring to the targets what is known. */
   known?: boolean | undefined;
   /** Read everything and compare it with every target, instead of looking for changes. */
   full?: boolean | undefined;
@@ -28,7 +28,7 @@ export class PassQueue<Report> {
   readonly #waiting = new Map<"real" | "dry", Waiting<Report>>();
   #running: Promise<unknown> | undefined;
   #request: SyncRequest = {};
-  /** Aborts the pass under way. Each pass has its own. Listeners on one that lives as long as the process would pile up. */
+  /** Aborts the pass under way. Each pass has its own, because listeners on a single long-lived one would pile up. */
   #abort = new AbortController();
   #stopping: SasoriError | undefined;
 
@@ -40,7 +40,7 @@ export class PassQueue<Report> {
     return this.#running !== undefined;
   }
 
-  /** A pass under way asks PuppetDB; one that only brings out what is known does not. */
+  /** A pass is under way that asks PuppetDB. One that only pushes what is known does not. */
   get looking(): boolean {
     return this.busy && this.#request.known !== true;
   }
@@ -57,7 +57,7 @@ export class PassQueue<Report> {
 
   /**
    * Lets the pass under way finish for `graceMs`, then abandons it, and after ABANDON_MS more no longer waits for its end.
-   * Whoever waits for a next one is told.
+   * Requests for a next pass are rejected.
    */
   async stop(graceMs: number): Promise<void> {
     const stopping = new SasoriError("STOPPED", "sasori was told to stop");
@@ -102,7 +102,7 @@ export class PassQueue<Report> {
     this.#running = undefined;
     for (const [kind, waiting] of this.#waiting) {
       this.#waiting.delete(kind);
-      // Until it has really begun, a request must not overtake it.
+      // A request must not overtake it before it has really begun.
       this.#running = waiting.report.catch(() => undefined);
       waiting.start();
       return;
@@ -110,7 +110,7 @@ export class PassQueue<Report> {
   }
 }
 
-/** One request that does what both ask for. `known` is the least, so it is where joining begins. */
+/** One request that does what both ask for. It starts from `known`, which is the least. */
 function join(a: SyncRequest, b: SyncRequest): SyncRequest {
   return {
     known: a.known && b.known,

@@ -22,7 +22,7 @@ export type Pem = Record<"ca" | "cert" | "key", string | undefined>;
 export class PemFiles {
   readonly #paths: Paths;
   readonly #variables: Partial<Pem>;
-  /** What was last found to be right. */
+  /** The last content that was usable. */
   readonly #checked: Partial<Pem> = {};
   #pem: Promise<Pem> | undefined;
   /** (`performance.now()`) */
@@ -34,7 +34,7 @@ export class PemFiles {
     this.#variables = variables;
   }
 
-  /** Read again after a second at the earliest. Rejects as `read`. */
+  /** The content, read again after a second at the earliest. Rejects like `read`. */
   current(): Promise<Pem> {
     const now = performance.now();
     if (this.#pem !== undefined && now - this.#readAt < READ_AGAIN_MS) return this.#pem;
@@ -44,8 +44,8 @@ export class PemFiles {
   }
 
   /**
-   * As they are now: one after the other, so that a file that hangs is the only one that is waited for. Rejects with the file
-   * and what is wrong with it, or the reason of `signal`.
+   * Reads the files now, one after the other, so that one that hangs blocks only itself. Rejects with the file and what is
+   * wrong with it, or with the reason of `signal`.
    */
   async read(signal?: AbortSignal): Promise<Pem> {
     const { certFile, keyFile, caFile } = this.#paths;
@@ -64,14 +64,14 @@ export class PemFiles {
       text === this.#checked[part]
         ? undefined
         : pemProblem(text, part === "key" ? "PRIVATE KEY" : "CERTIFICATE");
-    const remedy = variable === undefined ? "" : `: mend it, or name another file in ${variable}`;
+    const remedy = variable === undefined ? "" : `: repair it, or name another file in ${variable}`;
     if (problem !== undefined) throw new Error(`${file} ${problem}${remedy}`);
     this.#checked[part] = text;
     return text;
   }
 }
 
-/** A secret, or a certificate. Throws an Error that names the file and the variable, or the reason of `signal`. */
+/** Reads a secret or a certificate. Throws an Error that names the file and the variable, or the reason of `signal`. */
 export async function readNamed(
   file: string,
   variable: string | undefined,
@@ -86,7 +86,7 @@ export async function readNamed(
   }
 }
 
-/** What keeps a text from being a PEM file with at least one such part, each of them whole. */
+/** Why a text is not a PEM file with at least one part of this kind, all of them complete. Undefined if it is. */
 export function pemProblem(text: string, kind: "CERTIFICATE" | "PRIVATE KEY"): string | undefined {
   const [begun, ended] = [/-----BEGIN /g, /-----END [A-Z0-9 ]+-----/g].map(
     (mark) => text.match(mark)?.length ?? 0,

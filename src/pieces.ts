@@ -1,6 +1,6 @@
 // Long work in pieces, so that requests are answered meanwhile: HAProxy waits two seconds for the owner of a node, and then
 // gives up healing. Work says by `yield` where it may be interrupted. This file decides whether it is.
-// Why not a thread: threads of Node share no objects. The fleet would be there twice, and would be copied after each change.
+// Why not a thread: threads of Node share no objects. The fleet would exist twice, and would be copied after each change.
 // Receiving a copy of a million nodes takes a second in the very thread that should stay free.
 
 /**
@@ -8,13 +8,15 @@
  */
 const PIECE_MS = 10;
 
-/** When others last got a turn. There is one such time for all work, because several works may run in the same turn. */
+/** When other work last got a turn. There is one such time for all work, because several tasks may run in the same turn. */
 let began = 0;
 let next: Promise<void> | undefined;
 
 const isTime = () => performance.now() - began > PIECE_MS;
 
-/** Lets other work run, if a piece is over. That must not change anything that the caller's work reads or changes. */
+/**
+ * Lets other work run, if a piece is over. The other work must not change anything that the caller's work reads or changes.
+ */
 export async function letOthersIn(): Promise<void> {
   if (isTime()) await breathe();
 }
@@ -42,7 +44,7 @@ export async function inPieces<Result>(work: Generator<void, Result>): Promise<R
 /** Some entries are a piece of work of half a millisecond. */
 const STEP = 256;
 
-/** The items, with a place between some of them where the work may be interrupted. */
+/** Goes through the items. Between some of them the work may be interrupted. */
 export function* eachInPieces<Item>(items: Iterable<Item>, use: (item: Item) => void): Generator<void> {
   let count = 0;
   for (const item of items) {
@@ -67,7 +69,7 @@ export function* copyInPieces<Key, Value>(from: ReadonlyMap<Key, Value>): Genera
 /** How many are sorted in one go. */
 const RUN = 1_000;
 
-/** A merge sort. `compare` as that of Array's sort, for items of which no two are equal. */
+/** A merge sort. `compare` works as for Array's sort; no two items may be equal. */
 export function* sortInPieces<Item>(
   items: Iterable<Item>,
   compare: (a: Item, b: Item) => number,
@@ -91,7 +93,7 @@ export function* sortInPieces<Item>(
   return runs[0] ?? [];
 }
 
-/** Two sorted lists as one. */
+/** Merges two sorted lists. */
 function* zip<Item>(
   left: Item[],
   right: Item[],

@@ -56,8 +56,8 @@ export function* planFromChanges(desired: NodeMap, pending: Before): Generator<v
 }
 
 /**
- * As `planFromChanges`, but targets that lack the same share one plan. It must be used before `desired` or the pending changes
- * change. For the file and one HAProxy it saves half of the time and memory: 75 MiB with a million nodes.
+ * As `planFromChanges`, but targets that lack the same changes share one plan. It must be used before `desired` or the
+ * pending changes change. With the file and one HAProxy this saves half of the time and memory: 75 MiB with a million nodes.
  */
 export function plansFromChanges(desired: NodeMap): (pending: Before) => Promise<Plan> {
   const plans = new Map<Before, Promise<Plan>>();
@@ -83,7 +83,7 @@ function planOne(plan: Plan, certname: Certname, from: string | undefined, wante
   if (from === to) return;
   if (from === undefined) plan.add.push({ certname, to: to as Master });
   else if (to === undefined) plan.del.push({ certname, from });
-  // What was only inherited from one target never overrules what another one holds: only PuppetDB can decide.
+  // A route that was only inherited from one target never overrules the route of another one. Only PuppetDB can decide.
   else if (wanted !== undefined && isUndecided(wanted)) plan.undecided.set(certname, from as Master);
   else plan.set.push({ certname, from, to });
 }
@@ -92,7 +92,7 @@ const isUndecided = ({ source, confirmed }: Observation) => source === "inherite
 
 /**
  * The plan without changes that would remove somebody else's entry. `capitals`: nodes whose key in the map has capital letters.
- * sasori cannot change such an entry, so it adds one in small letters, which HAProxy's lookup finds.
+ * sasori cannot change such an entry, so it adds one in lower case, which HAProxy's lookup finds.
  */
 export function* keepingOthers(plan: Plan, capitals: ReadonlySet<Certname>): Generator<void, Plan> {
   const set: Change[] = [];
@@ -111,7 +111,7 @@ function settled(plan: Plan): Plan {
   return { ...plan, kind: isChanged ? "changes" : "unchanged" };
 }
 
-/** How many entries it changes. */
+/** The number of entries that the plan changes. */
 export const countOf = ({ add, set, del }: Plan): number => add.length + set.length + del.length;
 
 /**

@@ -30,10 +30,10 @@ export function masterAsker({
   };
 }
 
-/** The master if it has the node, undefined if it says that it has not. Rejects if it says neither. */
+/** The master if it has the node, undefined if it says that it does not. Rejects if it does not say. */
 export type HasNode = (server: Server, path: string, signal: AbortSignal) => Promise<Master | undefined>;
 
-/** Like 500 and above: these say nothing about the node, but that the master is busy or does not let sasori ask. */
+/** These, as all from 500 on, say nothing about the node. They say that the master is busy, or does not let sasori ask. */
 const SAYS_NOTHING = new Set([401, 403, 407, 408, 429]);
 
 export const hasNode =
@@ -45,7 +45,7 @@ export const hasNode =
     return undefined;
   };
 
-/** Connections to masters by TLS. */
+/** Connections to masters over TLS. */
 class TlsAgents {
   readonly #files: PemFiles;
   readonly #aliases: Config["masterAliases"];
@@ -60,7 +60,7 @@ class TlsAgents {
   async of(server: Server): Promise<Dispatcher> {
     const pem = await this.#files.current();
     if (!isDeepStrictEqual(this.#agents?.pem, pem)) {
-      for (const old of this.#agents?.of.values() ?? []) old.close().catch(() => undefined); // When it has its answers.
+      for (const old of this.#agents?.of.values() ?? []) old.close().catch(() => undefined); // Closed when its requests are answered.
       this.#agents = { pem, of: new Map() };
     }
     const agents = this.#agents?.of ?? new Map<string, Agent>();
@@ -80,14 +80,14 @@ const newAgent = (pem: Pem, names: readonly string[]) =>
     },
   });
 
-/** A Puppet master's certificate has its certname: its host, its server's name, or what an alias says. */
+/** A Puppet master's certificate has its certname. That is its host, its server's name, or the producer of an alias. */
 function namesOf({ name, host, address, members = [] }: Server, aliases: Config["masterAliases"]): string[] {
   const producers = aliases.pairs.flatMap(([producer, server]) => (server === name ? [producer] : []));
   const asked = members.flatMap((server) => (server.address === address ? [server.name] : []));
   return [...new Set([host, name, ...asked, ...producers])];
 }
 
-/** Undefined if the certificate has one of the names. */
+/** Undefined if the certificate has one of the names; otherwise what is wrong. */
 function wrongName(names: readonly string[], certificate: PeerCertificate): Error | undefined {
   const errors = names.map((name) => checkServerIdentity(name, certificate));
   if (errors.includes(undefined)) return undefined;

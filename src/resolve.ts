@@ -24,7 +24,7 @@ const PUPPETDB_DEADLINE_MS = DEADLINE_MS - PROBE_DEADLINE_MS;
 /** A person can wait longer. */
 const PATIENT_MS = 15_000;
 
-/** How long an answer is remembered: a moved node's requests come in bursts, but a right route may soon be wrong. */
+/** How long an answer is remembered: a moved node's requests come in bursts, but a correct route may soon be wrong. */
 const REMEMBERED_MS = 3_000;
 const MAX_REMEMBERED = 10_000;
 
@@ -34,33 +34,33 @@ const MAX_REMEMBERED = 10_000;
  */
 const PROBES_PER_SECOND = 100;
 const MAX_PROBE_WAIT_MS = 400;
-/** After a quiet time the probes of up to this long may come at once. */
+/** After a quiet time, as many probes may run at once as are otherwise spread over this time. */
 const PROBE_BURST_MS = 1_000;
 
 /**
- * How many nodes may be asked about at once. Further ones are refused. Names that the map does not hold get only a share of
- * that, and of the probes, because anybody can make up any number of them.
+ * For how many nodes an answer may be sought at once. Further ones are refused. Names that the map does not hold get only a
+ * share of that, and of the probes, because anybody can make up any number of them.
  */
 const MAX_UNDERWAY = 1_000;
 const STRANGERS_SHARE = 0.5;
 
-/** Nodes in one question to PuppetDB. */
+/** Maximum number of nodes in one query to PuppetDB. */
 const MAX_BATCH = 200;
-/** PuppetDB rests between two questions as long as the first one took, but no longer than this. */
+/** Between two queries PuppetDB gets a pause as long as the first one took, but no longer than this. */
 const MAX_REST_MS = 100;
 
 export interface ResolverParts {
   fleet: Pick<Fleet, "map" | "tombstones" | "timeAfterKnown">;
   puppetdb: Pick<Source, "readNodes">;
-  /** Producer to server, by the servers that HAProxy has now. */
+  /** Finds a producer's server among those that HAProxy has now. */
   resolve: () => Resolve;
-  /** False after a start, until the first HAProxy was looked at. */
+  /** False after a start, until the first HAProxy was read. */
   knowsServers: () => boolean;
   servers: () => readonly Server[];
   /** Path of a master that answers 200 for a node that it has, with `{certname}` in it. */
   probePath: string | undefined;
   hasNode: HasNode;
-  /** Gets what was found out, and must bring it into the map. */
+  /** Called with what was found out. It must bring that into the map. */
   onObservation: (observation: Observation) => void;
 }
 
@@ -102,7 +102,7 @@ export class Resolver {
    */
   async owner(certname: Certname, wrong: string | undefined): Promise<Master | undefined> {
     const known = this.#parts.fleet.map.get(certname);
-    // The map already has another master than the one that was tried. That HAProxy has not got the change yet.
+    // The map already has another master than the one that was tried. The HAProxy that asks does not have the change yet.
     if (known !== undefined && known.source !== "inherited" && known.master !== wrong) return known.master;
     const answer = this.#remembered.get(certname);
     if (answer?.known === known && answer !== undefined && performance.now() < answer.until)
@@ -141,7 +141,7 @@ export class Resolver {
     }
     const isConfirmed = !(observation instanceof Error) && known !== undefined && known.master === wrong;
     const probed = await this.#probe(certname, known).catch((error: SasoriError) => {
-      if (isConfirmed && error.code === "PROBE_TIMEOUT") return undefined; // No evidence.
+      if (isConfirmed && error.code === "PROBE_TIMEOUT") return undefined; // This is not evidence.
       throw error;
     });
     if (probed === undefined && observation instanceof Error) throw observation;
@@ -152,7 +152,7 @@ export class Resolver {
     return at > (known?.at ?? this.#parts.fleet.tombstones.get(certname)?.at ?? -1);
   }
 
-  /** Reading is not writing: what the map says already is not learned. */
+  /** Reading is not writing: nothing is learned that the map says already. */
   #learn(observation: Observation, known: Assignment | undefined): void {
     const { certname, master: owner } = observation;
     if (owner === known?.master) return;
@@ -171,7 +171,7 @@ export class Resolver {
       Promise.race([waiting.found, rejection(signal)]),
     ).finally(() => {
       waiting.askers -= 1;
-      // The question may still wait behind one that PuppetDB is slow to answer.
+      // The query may still wait for an earlier one that PuppetDB answers slowly.
       const isUnsent = this.#waiting.get(certname) === waiting;
       if (isUnsent && waiting.askers === 0) this.#waiting.delete(certname);
     });
@@ -184,7 +184,7 @@ export class Resolver {
   #enqueue(certname: Certname): Waiting {
     const waiting = { askers: 0 } as Waiting;
     waiting.found = new Promise((resolve, reject) => Object.assign(waiting, { resolve, reject }));
-    waiting.found.catch(() => undefined); // If nobody waits for it any more, a failure is not "unhandled".
+    waiting.found.catch(() => undefined); // If no caller waits any more, a failure must not be an unhandled rejection.
     this.#waiting.set(certname, waiting);
     if (!this.#asking) void this.#askWaiting();
     return waiting;
@@ -242,7 +242,7 @@ export class Resolver {
     this.#asking = false;
   }
 
-  /** Nodes of the map first, so that none of them waits behind names that somebody made up. */
+  /** Nodes of the map come first, so that none of them waits for names that somebody made up. */
   #nextBatch(): Map<Certname, Waiting> {
     const { map } = this.#parts.fleet;
     const isStranger = ([certname]: [Certname, Waiting]) => Number(map.get(certname) === undefined);
@@ -268,7 +268,7 @@ export class Resolver {
       }));
       const own = asked.find(({ name }) => name === known?.master)?.found.catch(() => undefined);
       const first = await firstFound(asked.map(({ found }) => found)).catch(() => {
-        throw unsaid; // The master that did not say so may have it.
+        throw unsaid; // The master that did not answer may have it.
       });
       return first && ((await own) ?? first);
     });

@@ -1,17 +1,17 @@
 // When it is time for a pass: cron expressions and the machine's clock. node-cron only says whether a second matches.
-// Its own timers wait for a time of the clock: they stand still for an hour when it is set back by an hour, go through
-// every second that was left out when it is set on (a day: half a minute without an answer), and leave out what comes
-// more than a second late.
-// Promises: for each second that matches something is done, late if the process was held up. After somebody has set the
-// clock, or the machine has slept, or summer time begins (the times that it leaves out never match) or ends, everything is
-// done once, immediately.
+// Its own timers wait for a time of the clock: if the clock is set back by an hour, they stand still for an hour. If it
+// is set forward, they go through every second that was left out (for a day, sasori would not answer for half a minute).
+// And they skip what comes more than a second late.
+// Promises: every second that matches causes a run, which is late if the process was held up. Every schedule runs once,
+// immediately, after somebody has set the clock, after the machine has slept, and when summer time begins (the times that
+// it leaves out never match) or ends.
 
 import { createTask, validate } from "node-cron";
 
 /** How often the clock is looked at. */
 const BEAT_MS = 250;
 
-/** A process that was held up for longer is treated as a clock that was set. */
+/** If the process was held up for longer, that is treated as a change of the clock. */
 const MAX_LATE_S = 60;
 
 export interface Job {
@@ -20,7 +20,7 @@ export interface Job {
   run(): void;
 }
 
-/** As crontab(5) has them. */
+/** The nicknames of crontab(5). */
 const NICKNAMES: Record<string, string> = {
   "@yearly": "0 0 1 1 *",
   "@annually": "0 0 1 1 *",
@@ -35,7 +35,7 @@ const NICKNAMES: Record<string, string> = {
 export const isCron = (text: string): boolean =>
   expressionsOf(text).every((expression) => validate(expression));
 
-/** Says of a second (since the epoch) whether it is time. */
+/** Tells whether a second (since the epoch) matches. */
 export function matcherOf(cron: string): (second: number) => boolean {
   const tasks = expressionsOf(cron).map((expression) => createTask(expression, () => undefined));
   return (second) => tasks.some((task) => task.match(new Date(second * 1000)));
@@ -56,10 +56,10 @@ export class Schedule {
   readonly #jobs: { matches: (second: number) => boolean; run: () => void }[];
   readonly #onJump: (seconds: number) => void;
   readonly #timer: NodeJS.Timeout;
-  /** Everything was done up to this time (seconds since the epoch). */
+  /** All schedules have run up to this time (seconds since the epoch). */
   #done = nowSeconds();
 
-  /** Begins with the next second. `onJump` is told by how many seconds the clock was set. */
+  /** Begins with the next second. `onJump` is called with the number of seconds by which the clock was set. */
   constructor(jobs: readonly Job[], onJump: (seconds: number) => void) {
     this.#jobs = jobs.map(({ cron, run }) => ({ matches: matcherOf(cron), run }));
     this.#onJump = onJump;

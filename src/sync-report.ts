@@ -8,7 +8,7 @@ import type { SyncRequest } from "./pass-queue.js";
 import type { Reading } from "./source/reading.js";
 import type { TargetReport, TrackedTarget } from "./target/tracked-target.js";
 
-/** Names that a report repeats; it always counts all. */
+/** How many names a report lists; it always counts all. */
 const MAX_SAMPLES = 20;
 
 interface Sample {
@@ -17,7 +17,7 @@ interface Sample {
 }
 
 export interface SyncReport {
-  /** `known`: PuppetDB was not asked, only what was known went to the targets. */
+  /** `known`: PuppetDB was not asked. Only what was known went to the targets. */
   kind: "known" | "changes" | "full";
   dryRun: boolean;
   outcome: "done" | "failed" | "held";
@@ -29,7 +29,7 @@ export interface SyncReport {
   source: { outcome: "done" | "failed" | "not asked"; submissions: number; failure?: Failure };
   /** Nodes in the desired map after the pass. */
   nodes: number;
-  /** How many nodes changed in the map, by the plan of the file; which ones stands in its report. */
+  /** How many nodes changed in the map, by the plan of the file. The file's report lists them. */
   moved: number;
   learned: number;
   /** HAProxy servers that were added or removed at run time, and producers that could get none. */
@@ -41,7 +41,7 @@ export interface SyncReport {
   withoutProducer: Sample;
   /** Producers whose clock was ahead of PuppetDB's: their nodes with such a submission, and its latest date (ISO 8601). */
   clocksAhead: Record<string, { nodes: number; until: string }>;
-  /** Nodes whose facts come from another master than their reports in every run. */
+  /** Nodes whose facts and reports come from different masters in every run. */
   flapping: Sample & { between: [facts: string, reports: string][] };
   /** `all` is where the daemon's HTTP API lists every change; `sasori diff --held` prints them. */
   held?: { id: string; reason: string; all: "/api/v1/plan" } & Sample;
@@ -104,7 +104,7 @@ export function makeReport(facts: PassFacts): SyncReport {
   };
 }
 
-/** Whether a pass changed anything anywhere; one that only brought a restarted HAProxy up to date did. */
+/** Whether a pass changed anything, including one that only brought a restarted HAProxy up to date. */
 export const changedAnything = ({
   moved,
   learned,
@@ -148,7 +148,7 @@ function flapping({ flapping, map }: Fleet): SyncReport["flapping"] {
   return { ...sample(nodes.keys(), nodes.size), between: [...between.values()].slice(0, MAX_SAMPLES) };
 }
 
-/** Takes the first names only: there may be a million. */
+/** Takes only the first names, because there may be a million. */
 function sample(names: Iterable<string>, count: number): Sample {
   const samples: string[] = [];
   for (const name of names) {

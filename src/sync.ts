@@ -30,7 +30,7 @@ import { type TargetDetail, type TargetState, TrackedTarget } from "./target/tra
 
 /** Deadline for a look at a target, and for the state file. Both are a few lines, which take milliseconds. */
 const LOOK_MS = 15_000;
-/** While PuppetDB is read, the targets are looked at this often, so that a restarted HAProxy need not wait for PuppetDB. */
+/** While PuppetDB is read, the targets are looked at this often, so that a restarted HAProxy does not wait for PuppetDB. */
 const LOOK_AGAIN_MS = 5_000;
 /** Deadline for reading a target: a million entries take seconds. A push gets more time, because HAProxy may be far away. */
 const TARGET_MS = 2 * 60_000;
@@ -42,9 +42,9 @@ const PUSH_MS_PER_ENTRY = 0.2;
 const FILE_MS = 15_000;
 
 /**
- * Each changes pass compares a sample of the entries of each live map. It is as large as needed to compare all entries
- * between two full passes, but all HAProxy instances together get no more than MAX_SAMPLE, which takes 0.2 s of a core. So with
- * a hundred HAProxy instances only a full pass compares all.
+ * Each changes pass compares a sample of the entries of each live map. It is large enough to compare all entries between two
+ * full passes. But for all HAProxy instances together it is at most MAX_SAMPLE, which takes 0.2 s of a core. So with a
+ * hundred HAProxy instances only a full pass compares all entries.
  */
 const FIRST_CHANGES_PER_FULL = 180;
 const SAMPLE_ALLOWANCE = 0.8;
@@ -70,7 +70,7 @@ export interface SyncParts {
   instances: HaproxyInstance[];
   names?: { dns: DnsNames; make: (endpoint: Endpoint) => HaproxyInstance } | undefined;
   state: State;
-  /** The same object as `state`, if replicas share it. */
+  /** The same object as `state`, if replicas share a database. */
   shared?: SharedState | undefined;
   newMasters?: NewMasters | undefined;
 }
@@ -105,7 +105,7 @@ const rulesOf = ({ masterAliases, puppetdb, backend, pools }: Config): string =>
     ...(pools ? ["backends"] : []),
   ]);
 
-/** Is told what a Sync does, at the moment when it does it. */
+/** Called when a Sync does something. */
 export interface SyncWatcher {
   /**
    * Which nodes changed in the map, each with its master before. Called when every target waits for it, before the next
@@ -121,16 +121,18 @@ export class Sync {
   lastReport: SyncReport | undefined;
   /**
    * A map is being served: read from PuppetDB or found as the last good one, and in an HAProxy. Once true it stays so:
-   * HAProxy goes on with what it has, and one that starts anew finds it in the file.
+   * HAProxy goes on with what it has, and one that is started again finds it in the file.
    */
   served = false;
   /** How many nodes the map had that an HAProxy last got. It changes only when a push is done. */
   servedNodes = 0;
-  /** The step of the pass under way, for whoever shows progress. */
+  /** The step of the pass under way, for showing progress. */
   phase: Phase | undefined;
   /** When another sasori last wrote the map file or the state file (ms since the epoch). */
   #othersWroteAt = 0;
-  /** Set while learned routes or registrations could not be saved, so that a restart would lose them: the reason. */
+  /**
+   * Why learned routes or registrations could not be saved, so that a restart would lose them. Undefined if all are saved.
+   */
   unsaved: Failure | undefined;
   /** The wall-clock time at which the monotonic clock was 0 (ms since the epoch), see #lookAtClock. */
   #startedAt = Date.now() - performance.now();
@@ -144,7 +146,10 @@ export class Sync {
   /** Changes made outside of a pass, such as registrations, and the callers that wait until every target has them. */
   #submitted: { change: (fleet: Fleet) => void | Promise<void>; done: () => void }[] = [];
   #onSubmission = () => {};
-  /** The next pass must be a full one: another sasori ended a registration, and only PuppetDB knows the route instead. */
+  /**
+   * The next pass must be a full one, because another sasori ended a registration, and only PuppetDB knows the route that
+   * replaces it.
+   */
   #mustReadAll = false;
   #origin: Contents["origin"];
   #serverNames = "";
@@ -180,7 +185,7 @@ export class Sync {
     return this.#targets.map(({ state }) => state);
   }
 
-  /** As targets(), with what each is and how it was last written. */
+  /** Like targets(), with the kind of each and its last push. */
   targetDetails(): TargetDetail[] {
     return this.#targets.map(({ detail }) => detail);
   }
@@ -196,14 +201,14 @@ export class Sync {
     return this.#instances.length === 0 || this.#instances.some(({ servers }) => servers !== undefined);
   }
 
-  /** Finds the server of a producer, by the servers that are there now. */
+  /** Finds a producer's server among those that exist now. */
   resolver(): Resolve {
     return resolver(this.#parts.config.masterAliases, this.servers());
   }
 
   /**
    * Takes over what an earlier run has left; for a dry run without touching it. Throws `STATE_FILE` for what could not be
-   * taken over; sasori can go on without.
+   * taken over; sasori can go on without it.
    */
   async restore({ dryRun = false }: Pick<SyncRequest, "dryRun"> = {}): Promise<void> {
     const { file, state, shared } = this.#parts;
@@ -225,7 +230,7 @@ export class Sync {
    * HAProxy may see another state of a master.
    */
   async #takeMoves(rows: readonly Row[]): Promise<void> {
-    await this.#remember("with homes"); // What we found out before.
+    await this.#remember("with homes"); // First what we found out before.
     await inPieces(this.#take(rows));
     await this.#remember();
   }
@@ -243,7 +248,7 @@ export class Sync {
     switch (row.kind) {
       case "ended": {
         const since = Math.min(row.value.since, latestTime());
-        // PuppetDB says what takes its place.
+        // PuppetDB decides what takes its place.
         if (fleet.takeEnd(row.key, { ...row.value, at: row.at, since })) this.#mustReadAll = true;
         break;
       }
@@ -419,7 +424,7 @@ export class Sync {
     return { fleet, approvalUnmatched: false, masters: NO_MASTERS, journal: undefined };
   }
 
-  /** What another sasori that shares the state file was told, or found out. */
+  /** Takes over what another sasori has written into the shared state file. */
   async #takeOthers(stop: AbortSignal): Promise<void> {
     const { state } = this.#parts;
     const { trouble } = state;
@@ -472,9 +477,9 @@ export class Sync {
   }
 
   /**
-   * A full reading is also needed when HAProxy has other servers than before, because submissions are not sent
-   * twice, and at the first contact with an HAProxy, because the guard must judge what it holds. And for an approval:
-   * what is held is remembered, and only a full reading says whether PuppetDB has been restored since.
+   * A full reading is also needed in three cases. If HAProxy has other servers than before, because PuppetDB does not repeat
+   * old submissions in a reading of changes. At the first contact with an HAProxy, because the guard must judge what it
+   * holds. And for an approval, because only a full reading tells whether PuppetDB has been restored since the plan was held.
    */
   #kindOf(request: SyncRequest): SyncReport["kind"] {
     const otherServers = this.#namesOfServers() !== this.#serverNames;
@@ -494,7 +499,7 @@ export class Sync {
   }
 
   async #fetch(kind: SyncReport["kind"], stop: AbortSignal): Promise<Reading | Failure | undefined> {
-    // Until then every producer would look unroutable.
+    // Without the servers, every producer would look unroutable.
     if (kind === "known" || !this.knowsServers) return undefined;
     const resolve = this.resolver();
     const hasServer = (producer: string) => resolve(producer) !== undefined;
@@ -510,8 +515,8 @@ export class Sync {
    */
   async #settleKnown(request: SyncRequest, kind: SyncReport["kind"], stop: AbortSignal): Promise<void> {
     const { map } = this.fleet;
-    // If somebody else wrote the file, such as another sasori, then probably to HAProxy too. A changed value does not show in
-    // HAProxy's fingerprint, so the live maps are read whole.
+    // Somebody who wrote the file, such as another sasori, has probably written to HAProxy too. A changed value does not show
+    // in HAProxy's fingerprint, so the live maps are read whole.
     const isFull = request.full === true || this.#file.touched;
     await this.#each(TARGET_MS, stop, (target, signal) => target.readIfChanged(isFull, map, signal));
     const isOfSasori = this.#file.contents?.origin === "sasori";
@@ -539,7 +544,7 @@ export class Sync {
     let fetched = false;
     const done = fetching.finally(() => {
       fetched = true;
-      this.#onSubmission = () => {}; // The last one would keep the whole reading in memory until the next pass.
+      this.#onSubmission = () => {}; // Otherwise the last one would keep the whole reading in memory until the next pass.
     });
     while (!fetched) {
       const submission = new Promise<void>((resolve) => {
@@ -601,8 +606,8 @@ export class Sync {
   /** Routes that a HAProxy learned since it was last in sync become observations for all others. */
   async #learn(fleet: Fleet): Promise<void> {
     const names = new Set(this.servers()?.map(({ name }) => name));
-    // All are asked before anything is learned. Otherwise, after one has learned a route, the old route of another HAProxy
-    // would look newer.
+    // All are compared before anything is learned. Otherwise, once a route is learned from one HAProxy, the old route of
+    // another one would look newer.
     const learned: Observation[][] = [];
     for (const target of this.#instances)
       learned.push(await target.learned(fleet.map, (name) => names.has(name)));
@@ -639,7 +644,7 @@ export class Sync {
     return (["up", "drained"] as const).find((state) => states.includes(state)) ?? "down";
   }
 
-  /** Adds and removes servers; what PuppetDB said of their nodes is merged by the next pass, a full one. */
+  /** Adds and removes servers. The next pass, a full one, merges what PuppetDB said about their nodes. */
   async #settleMasters(kind: SyncReport["kind"], stop: AbortSignal) {
     const { newMasters, instances } = this.#parts;
     if (newMasters === undefined) return NO_MASTERS;

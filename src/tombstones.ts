@@ -7,8 +7,7 @@ import type { Certname } from "./node-map.js";
 
 export interface Tombstone {
   /**
-   * PuppetDB's observations count only if they are newer than this: when the node was deactivated (ms, PuppetDB's clock).
-   * 0: all count.
+   * When the node was deactivated (ms, PuppetDB's clock). PuppetDB's observations count only if they are newer. 0: all count.
    */
   at: number;
   /** With several PuppetDBs: which one the route came from, and its time. From another one only newer observations count. */
@@ -17,7 +16,7 @@ export interface Tombstone {
 
 /** The end of a registration or learned route. */
 export interface End {
-  /** The place (see Observation) of the newest that is over (ms). */
+  /** The place (see Observation) of the newest one that ended (ms). */
   at: number;
   /** When it was ended (ms). */
   since: number;
@@ -52,7 +51,7 @@ export class Tombstones<Stone = Tombstone> {
   }
 
   set(certname: Certname, stone: Stone): void {
-    this.#stones.delete(certname); // So that it becomes the last one.
+    this.#stones.delete(certname); // Deleted first, so that it becomes the last one.
     this.#stones.set(certname, stone);
     const [oldest] = this.#stones.keys();
     if (oldest !== undefined && this.#stones.size > MAX_TOMBSTONES) this.#stones.delete(oldest);

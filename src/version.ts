@@ -2,7 +2,7 @@
 
 import { existsSync, readFileSync } from "node:fs";
 
-// Beside the bundle of a deb or rpm; one folder up from the sources, two from what is built of them.
+// It is beside the bundle of a deb or rpm, one folder above the sources, or two above the compiled files.
 const places = ["./package.json", "../package.json", "../../package.json"].map(
   (path) => new URL(path, import.meta.url),
 );

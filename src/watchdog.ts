@@ -4,7 +4,7 @@
 
 import type { SyncReport } from "./sync-report.js";
 
-/** PuppetDB counts as not read if the schedules came round this many times without a good pass, */
+/** PuppetDB counts as not read if the schedules came due this many times without a good pass, */
 const MISSED_TICKS = 3;
 /** and if that has lasted for this long plus twice the length of a full pass, because no other pass can run meanwhile. */
 const PATIENCE_MS = 60_000;
@@ -23,7 +23,7 @@ export class Watchdog {
     this.#goodAt = now();
   }
 
-  /** A schedule says that PuppetDB should be read now. */
+  /** A schedule is due: PuppetDB should be read now. */
   tick(): void {
     this.#ticks += 1;
   }

@@ -19,12 +19,15 @@ import { Line, within } from "./deadline.js";
 
 /** Maximum size of a file: enough for a map of five million nodes. */
 const MAX_BYTES = 256 * 1024 * 1024;
-/** What is done with a piece of it takes some milliseconds. */
+/** Work on a piece of this size takes some milliseconds. */
 const PIECE_BYTES = 64 * 1024;
-/** Maximum size of a secret or PEM file. All CA certificates that come with a system have 300 kB. */
+/** Maximum size of a secret or PEM file. A system's bundle of all CA certificates has 300 kB. */
 const MAX_SECRET_BYTES = 1024 * 1024;
 
-/** These flags keep a pipe from blocking, and a terminal from becoming ours. For a file they change nothing. */
+/**
+ * With these flags a pipe does not block, and a terminal does not become our controlling terminal. For a file they change
+ * nothing.
+ */
 export const READ_ONLY = constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY;
 
 /** A small file takes a millisecond. */
@@ -36,10 +39,10 @@ export class UnusableFile extends Error {}
 /** The file system does not answer. The operation may still end later. */
 export class SilentFile extends Error {}
 
-/** A path, or what was opened before and stays open. */
+/** A path, or a file that was opened before and stays open. */
 type Place = string | FileHandle;
 
-/** The whole text. Throws `UnusableFile`, or as Node does. */
+/** Reads the whole text. Throws `UnusableFile`, or Node's errors. */
 export async function readWhole(
   file: Place,
   encoding: "latin1" | "utf8",
@@ -57,14 +60,14 @@ export async function readWhole(
   }
 }
 
-/** The same in pieces, for what is too much at once. Each is gone when the next one comes. */
+/** The same in pieces, for large files. A piece is valid only until the next one comes. */
 export async function* readInPieces(file: Place, limit: number): AsyncGenerator<Buffer> {
   const { handle, size, close } = await openUsable(file, limit);
   try {
     const bytes = Buffer.allocUnsafe(PIECE_BYTES);
     for (let at = 0; at < size; ) {
       const { bytesRead } = await handle.read(bytes, 0, Math.min(PIECE_BYTES, size - at), at);
-      if (bytesRead === 0) return; // It was cut meanwhile.
+      if (bytesRead === 0) return; // The file was shortened meanwhile.
       at += bytesRead;
       yield bytes.subarray(0, bytesRead);
     }
@@ -76,7 +79,7 @@ export async function* readInPieces(file: Place, limit: number): AsyncGenerator<
 async function openUsable(file: Place, limit: number) {
   if (typeof file !== "string")
     return { handle: file, size: usableSize(await file.stat(), limit), close: async () => {} };
-  usableSize(await stat(file), limit); // Before it is opened: even that may do something to a device.
+  usableSize(await stat(file), limit); // Checked before it is opened, because opening a device may already have an effect.
   const handle = await open(file, READ_ONLY);
   try {
     return { handle, size: usableSize(await handle.stat(), limit), close: () => handle.close() };
@@ -86,7 +89,7 @@ async function openUsable(file: Place, limit: number) {
   }
 }
 
-/** A token or PEM file. Throws `SilentFile`, the reason of `signal`, or as `readWhole` does. */
+/** Reads a token or PEM file. Throws `SilentFile`, the reason of `signal`, or what `readWhole` throws. */
 export function readSecretFile(file: string, signal?: AbortSignal): Promise<string> {
   return inLine(file, SECRET_MS, signal, () => readWhole(file, "latin1", MAX_SECRET_BYTES));
 }
@@ -104,7 +107,7 @@ export function readSecretFileSync(file: string): string {
   }
 }
 
-/** One line for each folder, because a whole file system hangs and not a single file. */
+/** One queue for each folder, because whole file systems hang, not single files. */
 const lines = new Map<string, Line>();
 /** Node has four threads for files and DNS names. One is left for the map file, whatever hangs. */
 const threads = new Line(3);
@@ -137,7 +140,7 @@ export function inLine<T>(
   });
 }
 
-/** Files in /proc report a size of 0, so they are taken for empty. */
+/** Files in /proc report a size of 0, so they count as empty. */
 function usableSize(found: Stats, limit: number): number {
   if (!found.isFile()) {
     const kinds = { isDirectory: "a folder", isFIFO: "a pipe", isSocket: "a socket" } as const;

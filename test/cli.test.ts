@@ -342,7 +342,8 @@ describe("with a daemon", () => {
       expect(told).toMatchObject({
         code: 1,
         stdout: expect.stringMatching(/desired +master2[\s\S]*\.away +failed: HAPROXY_UNREACHABLE/),
-        stderr: "the registration is in force; 1 target could not be written yet; the next pass writes it\n",
+        stderr:
+          "the registration is in force; 1 target could not be written yet; the next pass writes the change\n",
       });
       const ended = await sasori("register", node(0), "--end", "--json");
       expect({ code: ended.code, desired: (JSON.parse(ended.stdout) as Story).desired }).toMatchObject({
@@ -371,7 +372,7 @@ describe("with a daemon", () => {
       await refused(["register", node(0), "--end"], 2, /^sasori: USAGE: node0\S+ has no registration\n$/);
       env.SASORI_API_TOKEN_FILE = "";
       const untold =
-        /^sasori: USAGE: the daemon on http:\S+ answered 401: .*: set SASORI_API_TOKEN_FILE here too\n$/;
+        /^sasori: USAGE: the daemon on http:\S+ answered 401: .*: set SASORI_API_TOKEN_FILE here to a file with the daemon's token\n$/;
       await refused(["register", node(0), "master2"], 2, untold);
       env.SASORI_API_TOKEN_FILE = `${tokenFile}s`;
       await refused(["sync"], 2, /^sasori: USAGE: .*ENOENT.*: correct SASORI_API_TOKEN_FILE\n$/);
@@ -427,7 +428,7 @@ describe("with a daemon", () => {
         lines: [
           ...[1, 3].map(
             (place) =>
-              `${place}/4  ${node(place === 1 ? 0 : 3)} → master1; 1 target could not be written yet; the next pass writes it`,
+              `${place}/4  ${node(place === 1 ? 0 : 3)} → master1; 1 target could not be written yet; the next pass writes the change`,
           ),
           "2 nodes moved back",
           "2 of them are not in every target yet; the next pass writes them",
@@ -543,7 +544,7 @@ describe("with a daemon", () => {
       await expect(
         askDaemon(address, "PUT", `/api/v1/nodes/${node(0)}`, { master: "master1" }),
       ).rejects.toMatchObject({
-        message: `the daemon on http://127.0.0.1:${port} did not answer within 30 s: it hangs or is busy, and may still carry out the request: see its log, and \`sasori status\``,
+        message: `the daemon on http://127.0.0.1:${port} did not answer within 30 s. It hangs or is busy, and may still carry out the request: see its log and \`sasori status\``,
       });
       expect(waits).toEqual([30_000, 30_000, 900_000, 30_000]);
     } finally {
@@ -741,7 +742,7 @@ describe("with a daemon", () => {
           command,
           code: 1,
           stdout: expect.stringMatching(
-            /(nobody|nothing) listens there: the socket itself is mounted[\s\S]*mount its folder/,
+            /nothing listens there, because the socket itself is mounted[\s\S]*mount its folder/,
           ),
         });
       }
@@ -801,7 +802,7 @@ describe("with a daemon", () => {
         const { code, stderr } = await run("sasori", args, { SASORI_LISTEN: `127.0.0.1:${port}` });
         expect({ args, code }).toEqual({ args, code: 1 });
         expect(stderr).toMatch(
-          /^sasori: DAEMON: another program than sasori listens on .*, .*SASORI_LISTEN.*\n$/,
+          /^sasori: DAEMON: a program other than sasori listens on .*\. It answered .*: correct SASORI_LISTEN.*\n$/,
         );
       }
     } finally {
@@ -829,7 +830,7 @@ describe("with a daemon", () => {
         expect(await ask(...list)).toMatchObject({ code: 0, stdout: "" });
       expect(await ask("passes")).toMatchObject({
         code: 1,
-        stderr: expect.stringMatching(/^sasori: DAEMON: .* does not know this question: .*Restart it/),
+        stderr: expect.stringMatching(/^sasori: DAEMON: .* does not know this call: restart it/),
       });
       expect(await ask("masters")).toMatchObject({
         code: 1,
@@ -1185,7 +1186,7 @@ describe("drain", () => {
         const { code, stdout, stderr } = await sasori("drain", "master1", ...words);
         expect({ code, said: `${stdout}${stderr}` }).toEqual({
           code: 1,
-          said: expect.stringContaining("no HAProxy sees any other master than master1 up"),
+          said: expect.stringContaining("no HAProxy sees a master other than master1 up"),
         });
         expect(await nodesOf("master1")).toEqual([node(0)]);
       }
@@ -1232,7 +1233,7 @@ describe("priority", () => {
         expect(await priority("list", "--json")).toMatchObject({ code: 0, stdout: "{}\n" });
         expect(await priority("set", "db1.example.com", "-100")).toEqual({
           code: 0,
-          stdout: `db1.example.com  -100\n  ${first.socketPath}  told\n  ${second.socketPath}  told\n`,
+          stdout: `db1.example.com  -100\n  ${first.socketPath}  updated\n  ${second.socketPath}  updated\n`,
           stderr: "",
         });
         await everywhere("db1.example.com -100");
@@ -1242,7 +1243,7 @@ describe("priority", () => {
         expect(half.code).toBe(1);
         expect(lines(half.stdout)).toEqual([
           "192.0.2.7  5",
-          `  ${first.socketPath}  told`,
+          `  ${first.socketPath}  updated`,
           expect.stringContaining(`  ${second.socketPath}  failed: HAPROXY_UNREACHABLE: `),
         ]);
         await second.restart();

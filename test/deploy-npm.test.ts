@@ -121,7 +121,7 @@ describe("the npm package", () => {
       env: environment,
     }).catch(String);
     expect(refusal).toMatch(
-      /failed \(1\).*no repository.*no heading.*images without a digest.*no clean clone/s,
+      /failed \(1\).*no repository.*no heading.*images without a digest.*not a clean clone/s,
     );
     const { publishConfig } = JSON.parse(await readFile(path.join(ROOT, "package.json"), "utf8"));
     expect(publishConfig).toEqual({ access: "public", provenance: true });

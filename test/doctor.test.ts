@@ -210,7 +210,7 @@ describe.each(haproxyBinaries())("the doctor beside HAProxy $version", ({ bin, v
       expect(finding(diagnosis, "map")).toMatchObject({
         outcome: "failed",
         detail: expect.stringContaining(mapFile),
-        remedy: `set SASORI_MAP_NAME=${mapFile}, if that is the map of the nodes`,
+        remedy: `set SASORI_MAP_NAME=${mapFile}, if that is the map of nodes`,
       });
       expect(finding(diagnosis, "servers")).toMatchObject({
         outcome: "failed",

@@ -32,7 +32,7 @@ describe("an address for hints that cannot be had", () => {
     const { port } = other.address() as AddressInfo;
     expect(await listenAt("127.0.0.1", port)).toMatch(
       new RegExp(
-        `^DAEMON cannot listen on 127.0.0.1:${port} \\(SASORI_SYSLOG_LISTEN\\): .*EADDRINUSE.*: end the other program, or choose another port$`,
+        `^DAEMON cannot listen on 127.0.0.1:${port} \\(SASORI_SYSLOG_LISTEN\\): .*EADDRINUSE.*: stop the other program, or choose another port$`,
       ),
     );
     other.close();

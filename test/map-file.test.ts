@@ -241,7 +241,7 @@ describe("the map file", () => {
       await make();
       const refusal = { code: "FILE_READ", message: expect.stringContaining(`it is ${what}`) };
       await expect(file.read()).rejects.toMatchObject(refusal);
-      await expect(file.lookUp("a" as Certname)).rejects.toThrow("remove it: sasori writes the file anew");
+      await expect(file.lookUp("a" as Certname)).rejects.toThrow("remove it: sasori writes the file again");
       await rm(mapPath(), { recursive: true });
       expect((await bring(file, fleet({ a: "m1" }))).kind).toBe("changes");
       expect(await file.lookUp("a" as Certname)).toBe("m1");

@@ -173,20 +173,25 @@ describe("what PuppetDB may answer instead of rows", () => {
       "less than Content-Length says",
       pieces([`[${ROW},`], { "content-length": "5000" }, true),
       "PUPPETDB_UNREACHABLE",
-      ["is PuppetDB running"],
+      ["check that PuppetDB is running"],
     ],
-    ["half of the chunks", pieces([`[${ROW},`], {}, true), "PUPPETDB_UNREACHABLE", ["is PuppetDB running"]],
+    [
+      "half of the chunks",
+      pieces([`[${ROW},`], {}, true),
+      "PUPPETDB_UNREACHABLE",
+      ["check that PuppetDB is running"],
+    ],
     [
       "nothing, and hangs up",
       (response) => response.socket?.destroy(),
       "PUPPETDB_UNREACHABLE",
-      ["is PuppetDB running"],
+      ["check that PuppetDB is running"],
     ],
     [
       "what is no HTTP",
       (response) => response.socket?.end("220 smtp.example.com ESMTP\r\n"),
       "PUPPETDB_UNREACHABLE",
-      ["is PuppetDB running"],
+      ["check that PuppetDB is running"],
     ],
     [
       "a row without a certname",
@@ -211,7 +216,7 @@ describe("what PuppetDB may answer instead of rows", () => {
         response.writeHead(200, { ...headers, "content-length": packed.length }).end(packed);
       },
       "PUPPETDB_BODY",
-      ["gzip", "a proxy in front of PuppetDB compresses"],
+      ["gzip", "turn compression off in the proxy in front of PuppetDB"],
     ],
     [
       "bytes that are not UTF-8",
@@ -275,7 +280,7 @@ describe("what PuppetDB may answer instead of rows", () => {
       const error = await failure(read(new PuppetDb({ url }), soon()));
       expect(error.code).toBe("PUPPETDB_UNREACHABLE");
       expect(error.message).toContain(`${url}/pdb/query/v4/`);
-      expect(error.message).toMatch(/ECONNREFUSED.*is PuppetDB running and reachable\?/);
+      expect(error.message).toMatch(/ECONNREFUSED.*check that PuppetDB is running and reachable/);
     });
   });
 
@@ -644,7 +649,7 @@ describe("credentials", () => {
       "a server of another name",
       "elsewhere",
       () => certificates(),
-      /not in the cert.*: use a name of .*SASORI_PUPPETDB_URL/,
+      /not in the cert.*: use a name from .*SASORI_PUPPETDB_URL/,
     ],
     [
       "no certificate of our own",
@@ -656,7 +661,7 @@ describe("credentials", () => {
       "a certificate without its key",
       "server",
       () => ({ ...certificates(), keyFile: at("renewed.key") }),
-      /SASORI_PUPPETDB_KEY is not the key of SASORI_PUPPETDB_CERT/,
+      /set SASORI_PUPPETDB_CERT and _KEY to a certificate and its own key/,
     ],
   ])("%s is PUPPETDB_TLS and says what to check", (_, name, files, found) =>
     withTls(name, async (server) => {
@@ -749,7 +754,9 @@ describe("credentials", () => {
     const error = await failure(source.readAll(soon()));
     expect(error).toMatchObject({
       code: "PUPPETDB_TLS",
-      message: expect.stringContaining("a passphrase: mend it, or name another file in SASORI_PUPPETDB_KEY"),
+      message: expect.stringContaining(
+        "a passphrase: repair it, or name another file in SASORI_PUPPETDB_KEY",
+      ),
     });
   });
 
@@ -781,7 +788,7 @@ describe("credentials", () => {
         new PuppetDb({ url: server.url, ...certificates("stranger") }).readAll(soon()),
       );
       expect(error.code).toBe("PUPPETDB_UNREACHABLE");
-      expect(error.message).toContain("does it take the certificate SASORI_PUPPETDB_CERT?");
+      expect(error.message).toContain("that it accepts the certificate of SASORI_PUPPETDB_CERT");
     }));
 
   test("TLS to a port without it is PUPPETDB_TLS", async () => {
@@ -874,7 +881,7 @@ test("a PuppetDB at http that wants a token is told as one that gets none, with 
   const what = /never sends a token over http to another machine: give this PuppetDB an https URL/;
   await expect(told("http://pdb2.example.com:8080")).rejects.toThrow(what);
   for (const url of ["https://pdb1.example.com:8081", "http://127.0.0.1:8080"])
-    await expect(told(url)).rejects.toThrow(/see SASORI_PUPPETDB_TOKEN_FILE/);
+    await expect(told(url)).rejects.toThrow(/put one into the file of SASORI_PUPPETDB_TOKEN_FILE/);
 });
 
 test("one of several PuppetDBs that was down in a full pass is read whole once it is back, and its changes wait for that only once", async () => {

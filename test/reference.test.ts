@@ -133,9 +133,9 @@ This file is generated from the program: \`npm run reference\`.
 
 ## Environment variables
 
-sasori checks all variables at start and reports all problems at once. It refuses a name that is nearly one
-of them, and ignores others that begin with \`SASORI_\`. It also refuses values in quotes or with a comment, because not every
-reader of a file of variables takes these away.
+sasori checks all variables at start and reports all problems at once. It refuses a name that looks like a
+misspelling of one of them, and ignores other names that begin with \`SASORI_\`. It also refuses values in quotes or with a
+comment, because not every reader of a file of variables takes these away.
 
 ${table(["variable", "default", "meaning", "example"], describeVariables().map(variableRow))}
 

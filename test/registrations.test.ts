@@ -135,7 +135,7 @@ describe("many registrations in one call", () => {
         for (const text of keyTwice)
           expect(await put(text)).toMatchObject({
             status: 400,
-            body: { detail: "a key occurs twice: name each node and each field once" },
+            body: { detail: "a key occurs twice: use each node and each field only once" },
           });
         const brackets = 200_000;
         expect((await put("[".repeat(brackets) + "]".repeat(brackets))).status).toBe(400);
@@ -144,7 +144,7 @@ describe("many registrations in one call", () => {
           "master1",
         ]);
         expect((await put(Object.fromEntries(many))).body.detail).toMatch(
-          /at most 10,000 nodes, and this one names 10,001/,
+          /at most 10,000 nodes; this one names 10,001/,
         );
         expect(
           (await put({ [node(0)]: "master2" }, `?reason=${encodeURIComponent("two\nlines")}`)).status,

@@ -100,7 +100,7 @@ describe.each(haproxyBinaries())("the Runtime API of HAProxy $version over TLS",
       expect(await why({ caFile: strangers?.cert })).toMatch(/^HAPROXY_UNREACHABLE gw1: .*SASORI_HAPROXY_CA/);
       const files = new PemFiles({ caFile: ca.caBundle, certFile: ours?.cert, keyFile: ours?.key });
       expect(await why({ tls: { certname: "gw2.example.com", files } })).toMatch(
-        /^HAPROXY_UNREACHABLE gw1: .*gw2\.example\.com.*as its certificate does/,
+        /^HAPROXY_UNREACHABLE gw1: .*gw2\.example\.com.*use a name from HAProxy's certificate/,
       );
       expect(await why({ connect: { host: "127.0.0.1", port: haproxy.ports.frontend } })).toMatch(
         /^HAPROXY_UNREACHABLE gw1: nothing listens there/,
@@ -177,7 +177,7 @@ test("a certificate without its key is told with the HAProxy that it is for", as
   await expect(RuntimeSession.open(endpoint, AbortSignal.timeout(5_000))).rejects.toMatchObject({
     code: "HAPROXY_UNREACHABLE",
     message: expect.stringMatching(
-      /^tls:\/\/gw1.example.com:9999: .*key values mismatch.*SASORI_HAPROXY_KEY/,
+      /^tls:\/\/gw1.example.com:9999: .*key values mismatch.*SASORI_HAPROXY_CERT and _KEY/,
     ),
   });
 });

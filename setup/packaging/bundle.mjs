@@ -26,7 +26,7 @@ const { metafile } = await build({
   bundle: true,
   platform: "node",
   target: "node20",
-  // CommonJS, because V8's bytecode can be kept for a script, and for a module only where Node keeps it itself.
+  // CommonJS, because we can save the bytecode of a script. That of a module is only in Node's own cache.
   format: "cjs",
   // Names stay as they are, so that a stack trace can be read.
   minifySyntax: true,
@@ -39,7 +39,7 @@ const { metafile } = await build({
   banner: { js: 'const sasoriUrl = require("node:url").pathToFileURL(__filename).href;' },
 });
 const program = path.join(bundle, "program.cjs");
-// The first line is for a file that is run by itself. This one never is.
+// The first line ("#!") is for a file that is executed directly. This one never is.
 writeFileSync(program, readFileSync(program, "utf8").replace(/^#!.*\n/, ""));
 cpSync(path.join(root, "setup/packaging/start.cjs"), path.join(bundle, "sasori.cjs"));
 cpSync(path.join(root, "dist/page"), path.join(bundle, "page"), { recursive: true });
@@ -79,7 +79,7 @@ function sbomOf(folders) {
   const all = JSON.parse(
     execFileSync("npm", asked, { cwd: root, encoding: "utf8", maxBuffer: 64 * 1024 * 1024 }),
   );
-  // They would be other ones each time.
+  // They would differ each time.
   delete all.serialNumber;
   delete all.metadata.timestamp;
   const keep = (ref) => wanted.has(ref.replace(/\|.*$/, "")) || ref.startsWith(`${name}@`);

@@ -1,7 +1,7 @@
 // Starts the bundled sasori, with the bytecode that was made of it when it was packaged. Compiling 2.5 MB of JavaScript
-// anew would take longer than most commands. Node's own cache (NODE_COMPILE_CACHE) would be a folder that each user
-// writes, by default in /tmp, and a command that root runs must not take bytecode from there.
-// V8 itself refuses a cache of another Node, of other flags or of another program: then sasori starts all the same, later.
+// anew would take longer than most commands. Node's own cache (NODE_COMPILE_CACHE) is a folder that each user can write,
+// by default in /tmp. A command that root runs must not take bytecode from there. V8 itself refuses a cache of another
+// Node, of other flags or of another program: then sasori starts without it, only slower.
 
 const { readFileSync, writeFileSync } = require("node:fs");
 const path = require("node:path");

@@ -1,4 +1,5 @@
-// Whom a command asks: the running daemon, or the map file where there is none; and which node or master a name stands for.
+// Where a command gets its answers: from the running daemon, or from the map file if none runs. And which node or master a
+// name stands for.
 
 import { Argument, InvalidArgumentError } from "commander";
 import type { Config } from "../config.js";
@@ -31,7 +32,7 @@ export function certnameArgument(name = "<certname>", description?: string): Arg
   });
 }
 
-/** Nodes of the daemon; undefined without one. */
+/** Nodes that the daemon lists; undefined if none runs. */
 export async function nodesOfDaemon(
   wanted: Parameters<NodesWith>[0] | { q: string; limit: number },
   deadlineMs?: number,
@@ -74,7 +75,7 @@ export async function mustBeMaster(
   return found;
 }
 
-/** Of the daemon, or else of the map file. */
+/** From the daemon, or else from the map file. */
 export async function knownMasters(deadlineMs?: number): Promise<string[]> {
   const { askDaemon } = await import("./daemon-client.js");
   const answer = await askDaemon<Masters>(await address(), "GET", "/api/v1/masters", undefined, deadlineMs);

@@ -55,7 +55,7 @@ export function withListOutput(
 
 export const formatOf = ({ json, output }: ListOutput): Format => (json ? "json" : (output ?? "table"));
 
-/** `names` is the first word of each row, for `-o name`. An empty list is told on stderr: `no moves`. */
+/** `names` is the first word of each row, for `-o name`. An empty list is reported on stderr: `no moves`. */
 export function printList(options: ListOutput, { json, columns, rows, names, none }: List): void {
   const format = formatOf(options);
   if (format === "json") {

@@ -1,6 +1,6 @@
 // How the command line asks the running daemon: one call, one answer; or the stream of its events.
-// Promises: every call has a deadline; the token goes only with calls that change something; if no daemon listens, that is
-// no error but `undefined`, so that a command can do the work itself.
+// Promises: every call has a deadline; the token goes only with calls that change something; if no daemon listens, the answer
+// is `undefined` and not an error, so that a command can do the work itself.
 
 import http from "node:http";
 import { text as textOf } from "node:stream/consumers";
@@ -10,11 +10,11 @@ import { type ErrorCode, quote, reason, SasoriError, systemCode } from "../error
 import { isErrorCode } from "../http/troubles.js";
 import { readSecretFile } from "../whole-file.js";
 
-/** A full pass over a big fleet takes its time; the daemon has a deadline of its own. */
+/** A full pass over a big fleet takes long; the daemon has a deadline of its own. */
 const SYNC_DEADLINE_MS = 15 * 60_000;
 const ANSWER_DEADLINE_MS = 30_000;
 
-/** How long the events wait before they connect again. */
+/** Pause before it connects again to the events. */
 const RECONNECT_MS = 1_000;
 
 const NO_DAEMON = "start it with `sasori serve`, or set SASORI_LISTEN to the address where it listens";
@@ -40,7 +40,7 @@ interface Request {
 
 /**
  * Uses Node's own client, because loading undici takes longer than most commands. Each call has a connection of its own: the
- * other end may have closed one that was kept, and Node does not ask again.
+ * other end may have closed one that was kept, and Node does not try again.
  */
 function send(url: string, { body, silenceMs = 0, ...request }: Request): Promise<http.IncomingMessage> {
   return new Promise((resolve, reject) => {
@@ -51,10 +51,10 @@ function send(url: string, { body, silenceMs = 0, ...request }: Request): Promis
   });
 }
 
-/** Short, because whoever checks the health asks again after some seconds. */
+/** Short, because a health check is repeated every few seconds. */
 const READY_DEADLINE_MS = 3_000;
 
-/** Whether the daemon serves a map. Throws `DAEMON` when there is none, or it does not answer. */
+/** Whether the daemon serves a map. Throws `DAEMON` if no daemon runs, or if it does not answer. */
 export async function isReady({ listen }: Pick<Config, "listen">): Promise<boolean> {
   const url = `${daemonUrl(listen)}/readyz`;
   try {
@@ -66,7 +66,7 @@ export async function isReady({ listen }: Pick<Config, "listen">): Promise<boole
   }
 }
 
-/** Undefined when no daemon listens. Throws what the daemon's problem+json says, and `DAEMON` where it says nothing. */
+/** Undefined if no daemon listens. Throws the error that the daemon's problem+json names, and `DAEMON` if it names none. */
 export async function askDaemon<T>(
   address: Address,
   method: Method,
@@ -83,7 +83,7 @@ export async function askDaemon<T>(
   const signal = AbortSignal.timeout(deadlineMs);
   try {
     const response = await send(`${url}${path}`, { method, headers, body: JSON.stringify(body), signal });
-    return (await answerOf(url, response, headers.authorization !== undefined)) as T;
+    return (await answerOf(url, response)) as T;
   } catch (error) {
     if (error instanceof SasoriError) throw error;
     if (systemCode(error) === "ECONNREFUSED") return undefined;
@@ -94,7 +94,7 @@ export async function askDaemon<T>(
 
 function late(method: Method, deadlineMs: number): string {
   const still = method === "GET" ? "" : ", and may still carry out the request";
-  return `did not answer within ${deadlineMs / 1_000} s: it hangs or is busy${still}: see its log, and \`sasori status\``;
+  return `did not answer within ${deadlineMs / 1_000} s. It hangs or is busy${still}: see its log and \`sasori status\``;
 }
 
 async function readToken(file: string): Promise<string> {
@@ -112,7 +112,7 @@ async function readToken(file: string): Promise<string> {
 export const isRefused = (error: unknown): error is SasoriError =>
   error instanceof SasoriError && (error as { statusCode?: unknown }).statusCode === 400;
 
-/** Each of sasori's answers has one of these keys. Many programs answer JSON to any question. */
+/** Each of sasori's answers has one of these keys. Another program may also answer with JSON. */
 const KEYS_OF_CHANGES = ["certname", "registered"];
 const KEYS = [
   ...KEYS_OF_CHANGES,
@@ -127,7 +127,7 @@ const hasKey = (answer: unknown, keys: readonly string[]): boolean =>
  * how many nodes were registered. Throws for every other answer: what it says, with its `statusCode`, or `DAEMON` if it is
  * not sasori's.
  */
-async function answerOf(url: string, response: http.IncomingMessage, hasToken = false): Promise<unknown> {
+async function answerOf(url: string, response: http.IncomingMessage): Promise<unknown> {
   const { statusCode = 0, headers } = response;
   const text = await textOf(response);
   const isJson = /\bjson\b/.test(String(headers["content-type"]));
@@ -136,10 +136,10 @@ async function answerOf(url: string, response: http.IncomingMessage, hasToken = 
   if ((statusCode === 200 || statusCode === 502) && isAccepted) return answer;
   if (typeof answer?.detail !== "string") throw noSasori(url, `${statusCode} ${quote(text)}`);
   if (statusCode === 404 && answer.detail.startsWith("no such resource")) {
-    const remedy = "is it of another version? Restart it, if it was not restarted after an upgrade";
-    throw new SasoriError("DAEMON", `the daemon on ${url} does not know this question: ${remedy}`);
+    const remedy = "restart it, because it may be of another version";
+    throw new SasoriError("DAEMON", `the daemon on ${url} does not know this call: ${remedy}`);
   }
-  const hint = hasToken ? "the token here differs from the daemon's" : "set SASORI_API_TOKEN_FILE here too";
+  const hint = "set SASORI_API_TOKEN_FILE here to a file with the daemon's token";
   const why = statusCode === 401 ? `${answer.detail}: ${hint}` : answer.detail;
   // A message about the request is clear by itself. A message about the daemon or the token gets the URL in front.
   const isAboutRequest = statusCode === 400 || statusCode === 404;
@@ -147,7 +147,7 @@ async function answerOf(url: string, response: http.IncomingMessage, hasToken = 
   throw Object.assign(new SasoriError(codeOf(statusCode, answer.title), message), { statusCode });
 }
 
-/** The daemon's own. It says USAGE also of what is wrong on its side, which is no mistake of whoever asks. */
+/** The daemon's own code. A USAGE with a status of 500 or above is about the daemon's side, not about this command. */
 function codeOf(statusCode: number, title: unknown): ErrorCode {
   return isErrorCode(title) && (statusCode < 500 || title !== "USAGE") ? title : "DAEMON";
 }
@@ -159,7 +159,7 @@ function noSasori(url: string, answered: string): NoSasori {
   const remedy = "correct SASORI_LISTEN, or stop that program and start `sasori serve`";
   return new NoSasori(
     "DAEMON",
-    `another program than sasori listens on ${url}, it answered ${answered}: ${remedy}`,
+    `a program other than sasori listens on ${url}. It answered ${answered}: ${remedy}`,
   );
 }
 
@@ -181,8 +181,8 @@ export interface DaemonEvent {
 }
 
 /**
- * The daemon's events, for ever: a connection that ends is made again, and goes on after the last event. `onGap` is
- * called each time that it is lost, and when it is back. Throws `DAEMON` only if the first connection is refused.
+ * The daemon's events, without end: a lost connection is made again, and continues after the last event. `onGap` is called
+ * whenever it is lost, and when it is back. Throws `DAEMON` only if the first connection is refused.
  */
 export async function* daemonEvents(
   address: Address,
@@ -202,7 +202,7 @@ export async function* daemonEvents(
       if (response.statusCode !== 200) await answerOf(daemonUrl(address.listen), response);
       const type = String(response.headers["content-type"]);
       if (!type.startsWith("text/event-stream")) {
-        response.on("error", () => undefined).destroy(); // It says that it was aborted.
+        response.on("error", () => undefined).destroy(); // Its error only says that it was aborted.
         throw noSasori(daemonUrl(address.listen), `with ${quote(type)} where events were expected`);
       }
       if (lost) onGap(false);

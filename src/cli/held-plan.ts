@@ -6,7 +6,7 @@ import { type Address, mustAskDaemon } from "./daemon-client.js";
 import { query } from "./listing.js";
 import { prose } from "./report-text.js";
 
-/** The daemon hands out a plan in pages of this size at most. */
+/** The daemon sends a plan in pages of at most this size. */
 const PAGE = 1_000;
 
 /** All pages in one. Undefined when nothing is held. */

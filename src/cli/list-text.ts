@@ -102,7 +102,7 @@ export function masterTroubles({ unroutable, failures }: Masters, style: Style):
   return lines;
 }
 
-/** Who registered the node, and why, as far as that is known. */
+/** BY and REASON: who registered the node, and why, if that is known. */
 export const MOVE_COLUMNS = ["TIME", "NODE", "FROM", "TO", "SOURCE", "BY", "REASON"];
 
 export const moveRow = ({ at, certname, from, to, source, by, reason }: Move, style: Style): string[] => [

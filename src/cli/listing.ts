@@ -1,5 +1,5 @@
-// The commands that list: nodes page by page, moves as they happen. They print as they go, so that a fleet of any size
-// and an evening of moves need no memory.
+// The commands that list: nodes page by page, moves as they happen. They print as they go, so that neither a large
+// fleet nor a long list of moves needs memory.
 
 import { once } from "node:events";
 import type { Config } from "../config.js";
@@ -11,7 +11,7 @@ import { MOVE_COLUMNS, moveRow, NODE_COLUMNS, nodeRow } from "./list-text.js";
 import { type Style, styleFor } from "./report-text.js";
 import { type Format, Table } from "./table.js";
 
-/** The daemon hands out a list in pages of this size at most. */
+/** The daemon sends a list in pages of at most this size. */
 const PAGE = 1_000;
 
 export interface NodesWanted {
@@ -46,7 +46,7 @@ export async function listNodes(
     const isFirst = next === undefined;
     const size = Math.min(PAGE, limit - printed);
     const path = `/api/v1/nodes?${query({ q, master, source, limit: size, cursor: next })}`;
-    // The file could only begin anew: a daemon that goes in the middle is a failure.
+    // The map file could only start from the beginning, so a daemon that stops halfway is a failure.
     const {
       nodes,
       next: following,
@@ -96,7 +96,7 @@ export function query(parameters: Readonly<Record<string, string | number | null
   return set.toString();
 }
 
-/** Waits while whoever reads is slower than we are. */
+/** Waits while the reader of our output is slower than we are. */
 async function write(text: string): Promise<void> {
   if (!process.stdout.write(text)) await once(process.stdout, "drain");
 }
@@ -107,7 +107,7 @@ export interface MovesWanted {
   limit: number;
 }
 
-/** The newest moves, the oldest of them first, as in a log. */
+/** The newest moves, in the order of a log: the oldest of them first. */
 export async function recentMoves(
   address: Address,
   { certname, master, limit }: MovesWanted,
@@ -122,7 +122,9 @@ export async function recentMoves(
   }
 }
 
-/** Prints the newest moves and then each as it happens, until it is ended. A restart of the daemon is survived. */
+/**
+ * Prints the newest moves and then each as it happens, until it is interrupted. It survives a restart of the daemon.
+ */
 export async function followMoves(
   address: Address,
   wanted: MovesWanted,
@@ -145,7 +147,7 @@ export async function followMoves(
   let lastId = 0;
   const show = async (moves: readonly Move[]) => {
     const news = moves.filter((move) => {
-      // Ids begin anew with each start of the daemon, times go on.
+      // Ids begin again with each start of the daemon, so times are compared.
       if (move.at < lastAt || (move.at === lastAt && move.id <= lastId)) return false;
       [lastAt, lastId] = [move.at, move.id];
       return isWanted(move);
@@ -166,7 +168,7 @@ export async function followMoves(
   throw new SasoriError("INTERNAL", "the events ended");
 }
 
-/** After a restart of the daemon, or after more moves than it tells one by one: those that it still has. */
+/** After a restart of the daemon, or after more moves than it sends one by one: those that it still has. */
 async function missedMoves(address: Address, wanted: MovesWanted): Promise<Move[]> {
   const { moves } = await recentMoves(address, { ...wanted, limit: PAGE }).catch(() => ({ moves: [] }));
   return [...moves].reverse();

@@ -45,7 +45,7 @@ export function manPage(program: Command, { version, examples, variables, exitCo
     ".SH COMMANDS",
     ...visible(program).flatMap((command) => commandLines(command, examples)),
     ".SH ENVIRONMENT",
-    "sasori checks all variables at start, and reports all problems at once. It refuses a name that is nearly one of them, and ignores others that begin with SASORI_.",
+    "sasori checks all variables at start, and reports all problems at once. It refuses a name that looks like a misspelling of one of them, and ignores other names that begin with SASORI_.",
     "NO_COLOR turns colours off.",
     ...variables.flatMap(({ name, meaning, example, ...variable }) => [
       ".TP",
@@ -137,11 +137,11 @@ export type Shell = keyof typeof SCRIPTS;
 export const SHELLS = Object.keys(SCRIPTS) as Shell[];
 export const completionScript = (shell: Shell): string => SCRIPTS[shell];
 
-/** What a word is, when it can be looked up: the name of a master, or a certname. */
+/** What kind of name is completed by a lookup: that of a master, or a certname. */
 export type Looked = "master" | "certname";
 
 /**
- * What may stand in place of the last word: commands, options, values. Lines of the word, a tab, and what it is.
+ * What can replace the last word: commands, options, values. Each line has the word, a tab, and a description.
  * `lookUp` knows names that begin with what was typed.
  */
 export async function completeWords(

@@ -1,5 +1,5 @@
-// Names as people type them. A short name, without a dot, stands for the one node or master whose name goes on after it
-// with a dot: `node1` for `node1.example.com`. A name that is there as it is typed always stands for itself.
+// Names as people type them. A short name, without a dot, stands for the only node or master whose name continues with
+// a dot: `node1` for `node1.example.com`. A name that exists exactly as typed always stands for itself.
 
 import { number } from "../counts.js";
 import { quote, SasoriError } from "../errors.js";
@@ -9,13 +9,13 @@ import { type Certname, parseCertname } from "../node-map.js";
 /** How many names a message repeats. */
 const MAX_NAMES = 12;
 
-/** More than one is enough to know that a name is ambiguous; these are counted. */
+/** Two are enough to know that a name is ambiguous; with this limit the message can also count them. */
 const NEAR = 100;
 
 /** Nodes whose certname contains `q`, in order, behind `cursor`. */
 export type NodesWith = (wanted: { q: string; cursor: string; limit: number }) => Promise<Nodes>;
 
-/** Told what a short name stands for. */
+/** Called with a short name and what it stands for. */
 export type Note = (text: string) => void;
 
 /** A name that nobody knows is returned as it is. Throws `USAGE` when a short name stands for several nodes. */
@@ -38,7 +38,7 @@ export function wholeMaster(typed: string, masters: readonly string[], note: Not
   return masters.includes(typed) ? typed : only(typed, "master", masters, note);
 }
 
-/** The cursor behind which names that begin with `name` come first: no certname has a "~", and it is behind all that they have. */
+/** The cursor just before the names that begin with `name`: "~" sorts after every character of a certname. */
 const before = (name: string): string =>
   `${name.slice(0, -1)}${String.fromCharCode(name.charCodeAt(name.length - 1) - 1)}~`;
 

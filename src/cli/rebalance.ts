@@ -24,7 +24,7 @@ export interface NodeMove {
   to: string;
 }
 
-/** Moves one node after the other, and keeps count of what did not go well. */
+/** Moves one node after the other, and counts what failed. */
 class Mover {
   readonly #address: Address;
   readonly #pauseMs: number;
@@ -45,7 +45,7 @@ class Mover {
     this.#begun = true;
   }
 
-  /** Whether it was moved: a refusal is told, and counted. */
+  /** Whether it was moved. A refusal is reported and counted. */
   async move(certname: string, master: string, place: string): Promise<boolean> {
     try {
       const path = `/api/v1/nodes/${certname}`;
@@ -64,7 +64,7 @@ class Mover {
     }
   }
 
-  /** Tells how many were moved, and what they lack. Returns whether they lack nothing. */
+  /** Reports how many were moved, and what they lack. Returns whether they lack nothing. */
   conclude(what: string): boolean {
     const { untold, unsaved, refused } = this.#lacks;
     this.#tell(`${counted(this.moved, "node")} ${what}`);
@@ -131,8 +131,8 @@ export async function planDrain(address: Address, from: string): Promise<NodeMov
 }
 
 /**
- * Moves all nodes of a master to the others that are up, each to the one that has the fewest. Tells each, and at the end
- * what did not go well. Returns the moves, and whether everything went well.
+ * Moves all nodes of a master to the others that are up, each to the one that has the fewest. Prints each move, and at the
+ * end what failed. Returns the moves, and whether all went well.
  */
 export async function drain(
   address: Address,
@@ -172,7 +172,7 @@ export async function drain(
 /** A warning for a master that is not drained: new nodes may still come to it, and moved nodes do not count as displaced. */
 const notDrained = (master: string, kind: MasterRow["kind"]) =>
   `${master} is not drained in HAProxy: it still gets new nodes, and \`sasori rebalance\` will not move these back. ` +
-  `Drain it first, at the socket of each HAProxy: set server ${kind === "pool" ? `${master}/<each server>` : `<backend>/${master}`} state drain`;
+  `Drain it first, on the Runtime API socket of each HAProxy: set server ${kind === "pool" ? `${master}/<each server>` : `<backend>/${master}`} state drain`;
 
 async function mastersOf(address: Address): Promise<MasterRow[]> {
   return (await mustAskDaemon<Masters>(address, "GET", "/api/v1/masters")).masters;
@@ -190,13 +190,13 @@ function rowOf(masters: readonly MasterRow[], name: string): MasterRow {
   );
 }
 
-/** Some HAProxy sends it new nodes. */
+/** At least one HAProxy sends it new nodes. */
 const isUp = ({ servers }: MasterRow) => servers.some(({ state }) => state === "up");
 
 const placesBut = (from: string, masters: readonly MasterRow[]) =>
   masters.filter((row) => row.master !== from && isUp(row)).map(({ master, nodes }) => ({ master, nodes }));
 
-const noPlace = (from: string) => `no HAProxy sees any other master than ${from} up`;
+const noPlace = (from: string) => `no HAProxy sees a master other than ${from} up`;
 
 /** The one that has the fewest nodes, which now has one more. There must be one. */
 function takePlace(places: { master: string; nodes: number }[]): string {

@@ -11,7 +11,7 @@ import { withoutPlace } from "../http/troubles.js";
 /** A message names this many wrong lines, and counts the others. */
 const MAX_TOLD = 20;
 
-/** `master2` of `node7.example.com`. Letter case is Puppet's: small. */
+/** `master2` of `node7.example.com`. Certnames are in lower case, as Puppet writes them. */
 export interface FileRegistration {
   certname: string;
   master: string;

@@ -35,7 +35,7 @@ export function styleFor(
 
 const two = (value: number) => String(value).padStart(2, "0");
 
-/** A time of the API, in the zone of whoever reads (TZ): `2026-05-01 14:00:00`. */
+/** A time of the API, in the reader's time zone (TZ): `2026-05-01 14:00:00`. */
 export function localTime(iso: string): string {
   const at = new Date(iso);
   const day = [at.getFullYear(), two(at.getMonth() + 1), two(at.getDate())].join("-");
@@ -159,7 +159,7 @@ const UNMATCHED = "nothing was approved: no held plan has this id, or PuppetDB c
 /** What is still missing after a change was accepted: `1 target could not be written yet ...`. Empty if nothing is. */
 export function lacksInWords(story: Story): string {
   const untold = lacking(story);
-  const targets = `${counted(untold, "target")} could not be written yet; the next pass writes it`;
+  const targets = `${counted(untold, "target")} could not be written yet; the next pass writes the change`;
   return [untold > 0 ? targets : "", story.unsaved?.message ?? ""].filter((text) => text !== "").join("; ");
 }
 
@@ -179,7 +179,7 @@ export function renderLookup(found: Lookup & Partial<Story>, style: Style): stri
   const why = desired.failure
     ? failed(desired.failure)
     : desired.master === undefined
-      ? `none: ${known ? "the map does not have this node" : "PuppetDB has no submission of it from a known master"}`
+      ? `none: ${known ? "the map does not have this node" : "PuppetDB has no submission for it from a known master"}`
       : `${style.bold(desired.master)}, from ${desired.source}${desired.puppetdb ? ` of ${desired.puppetdb}` : ""}${since}${remarksInWords(desired)}`;
   const rows: [string, string][] = [["desired", why]];
   rows.push(["file", "failure" in file ? failed(file.failure) : (file.master ?? NOT_IN_IT)]);

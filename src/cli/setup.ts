@@ -1,8 +1,8 @@
-// `sasori setup`: looks at this host, proposes the settings, shows them, and on yes writes them, restarts HAProxy if it
-// gets the gateway, starts the daemon, and lets the doctor judge.
-// Promises: nothing is changed before yes; the previous version of a replaced file stays beside it as `.before-setup`;
-// changes that a person made to the settings files stay; if HAProxy would refuse its configuration, it is not restarted, and
-// its previous settings are put back.
+// `sasori setup`: looks at this host, and shows the settings that it proposes. If the answer is yes, it writes them,
+// restarts HAProxy if it gets the gateway, starts the daemon, and runs the doctor.
+// Promises: nothing is changed before the answer is yes; the previous version of a replaced file stays beside it as
+// `.before-setup`; manual changes to the settings files stay; if HAProxy would refuse its configuration, it is not
+// restarted, and its previous settings are put back.
 
 import { execFile, spawnSync } from "node:child_process";
 import { randomBytes } from "node:crypto";
@@ -81,7 +81,7 @@ export async function setUp(
 /** What stands in a settings file. */
 const readOwn = async (file: string) => parseEnvFile(await readFile(file, "utf8").catch(() => ""));
 
-/** Remarks, beside what `--print` prints. */
+/** Remarks go to stderr, because `--print` prints to stdout. */
 const tell = (line: string): unknown => process.stderr.write(`${line}\n`);
 
 /**
@@ -129,7 +129,7 @@ function show({ daemon, gateway, certificates }: Proposal, style: Style | undefi
   const heading = (file: string) => `${style === undefined ? `# --- ${file}` : style.dim(file)}\n`;
   const parts = [`${heading(DAEMON_FILE)}${envFile("sasori", daemon)}`];
   if (gateway !== undefined) {
-    const password = { name: "STATS_PASSWORD", value: "CHANGE-ME", why: "kept, or made at random" };
+    const password = { name: "STATS_PASSWORD", value: "CHANGE-ME", why: "kept as it is, or generated" };
     parts.push(`${heading(GATEWAY_FILE)}${envFile("The gateway", [...gateway, password])}`);
   }
   for (const { file, from, reader } of certificates)

@@ -21,8 +21,8 @@ const PUPPETDB_DEADLINE_MS = 20_000;
 const PROGRESS_AFTER_MS = 1_000;
 
 /**
- * One pass, by the daemon or else here: then it is a full one, because nobody knows what has changed. The configuration
- * is only read where the work is done here.
+ * One pass, by the daemon if it runs. Without it the pass runs here and is a full one, because nobody knows what has
+ * changed. Only then is the configuration read.
  */
 export async function runPass(
   address: Address,
@@ -43,7 +43,7 @@ export async function runPass(
     if (byDaemon !== undefined) return byDaemon;
     const parts = assemble(await configure());
     sync = new Sync(parts);
-    // Without what an earlier run has left a pass is still worth more than none.
+    // A pass is useful even without what an earlier run has left.
     await sync
       .restore(wanted)
       .catch((error: unknown) => process.stderr.write(`sasori: ${toFailure(error).message}\n`));

@@ -1,4 +1,4 @@
-// Contradictions between variables. What is wrong with a single one is found by its form (forms.ts).
+// Contradictions between variables. A single wrong value is found by its form (forms.ts).
 
 import path from "node:path";
 import { quote } from "../errors.js";
@@ -118,7 +118,7 @@ function puppetdbContradictions(env: Environment): string[] {
   return problems;
 }
 
-/** A token goes over https, or to this machine. Over plain HTTP to another one it could be read on the way. */
+/** A token is sent only over https or to this machine. Over plain HTTP it could be read on the way. */
 export const mayHaveToken = (url: string): boolean =>
   /^https:/i.test(url) || (URL.canParse(url) && isLoopback(new URL(url).hostname.replace(/^\[|\]$/g, "")));
 

@@ -22,7 +22,7 @@ export const readable = (file: string, context: z.RefinementCtx): string => {
 };
 
 export const token = (file: string, context: z.RefinementCtx): string => {
-  // What is in it must not stand in a message.
+  // Its content must not appear in a message.
   if (!/^[\x21-\x7e]+$/.test(secretIn(file, context)?.trim() ?? "-"))
     context.addIssue({ code: "custom", message: "a file with one word of ASCII characters" });
   return path.resolve(file);
@@ -30,7 +30,7 @@ export const token = (file: string, context: z.RefinementCtx): string => {
 
 export const tokenFile = z.string().transform(token);
 
-/** One file for every estate, or one for each in their order; an empty one is none. */
+/** One file for all estates, or one for each in their order; an empty name means none. */
 export const filesOfEstates = (read: typeof readable) =>
   z.string().transform((text, context) => {
     const files = text.split(",").map((part) => part.trim());
@@ -102,7 +102,7 @@ export const stateUrl = z.string().transform((text, context): StateUrl => {
   return { host, port: url.port === "" ? 5432 : Number(url.port), user, database, sslmode };
 });
 
-/** Undefined for what is no text: a "%" without its two digits. */
+/** Undefined if it cannot be decoded: a "%" without its two digits. */
 function decoded(text: string): string | undefined {
   try {
     return decodeURIComponent(text);

@@ -3,10 +3,10 @@
 /** `SASORI_MAX_REMOVALS` for `SASORI_MAX_REMOVED`. */
 const MAX_EDITS = 3;
 
-/** Last words that are missing count as two letters. */
+/** A missing last word counts as two letters. */
 const WORDS_MISSING = 2;
 
-/** The nearest name; undefined for a name that is like none of them. */
+/** The nearest name; undefined if none of them is similar. */
 export function meantName(written: string, names: readonly string[]): string | undefined {
   const edits = (name: string) =>
     name.startsWith(`${written}_`) ? WORDS_MISSING : editsBetween(written, name);
@@ -16,7 +16,7 @@ export function meantName(written: string, names: readonly string[]): string | u
   return nearest !== undefined && nearest.edits <= MAX_EDITS ? nearest.name : undefined;
 }
 
-/** How many letters are left out, added or changed (Levenshtein). */
+/** How many letters are missing, added or changed (Levenshtein distance). */
 function editsBetween(written: string, meant: string): number {
   let row = Array.from({ length: meant.length + 1 }, (_, length) => length);
   for (const [above, letter] of [...written].entries()) {

@@ -342,7 +342,7 @@ export function problem(
   return `${name} ${found}: ${wanted}, for example ${name}=${quote(example)}`;
 }
 
-/** Whoever puts a password, or a token as a user, into a URL does not want it in a log. */
+/** A URL may have a password, or a token as its user. It must not get into a log. */
 const withoutPassword = (text: string) =>
   text.replace(/(:\/\/)[^/]*@/g, "$1…@").replace(/\b(\w*passw\w*=)[^&#,]*/gi, "$1…");
 

@@ -27,10 +27,10 @@ export interface Check<Value = unknown> {
   where?: string;
   /** If one of these fails, this one is skipped. */
   needs?: readonly Check[];
-  /** These are waited for, whatever comes of them. */
+  /** Waits for these, whatever their outcome. */
   follows?: readonly Check[];
   deadlineMs?: number;
-  /** What to do when it has no answer by then. */
+  /** What to do if there is no answer by then. */
   ifLate?: string;
   /** A SasoriError that it throws is its failure; `signal` ends with the deadline. */
   look(signal: AbortSignal, known: Known): Promise<Verdict<Value>> | Verdict<Value>;

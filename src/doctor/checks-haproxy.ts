@@ -152,7 +152,7 @@ async function socketError(endpoint: Endpoint, error: unknown): Promise<CheckErr
     return new CheckError("this is not a socket", "set SASORI_HAPROXY to HAProxy's `stats socket`");
   if (code === "ECONNREFUSED" && isMountPoint(path))
     return new CheckError(
-      "nothing listens there: the socket itself is mounted, but HAProxy makes a new one when it starts",
+      "nothing listens there, because the socket itself is mounted, and HAProxy makes a new one when it starts",
       `mount its folder ${dirname(path)}`,
     );
   if (code === "ECONNREFUSED") return new CheckError("nothing listens there", "start HAProxy");

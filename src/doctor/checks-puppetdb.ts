@@ -22,7 +22,7 @@ const READ_ALL_MS = 5 * 60_000;
 const DAY_MS = 24 * 60 * 60_000;
 const EXPIRES_SOON_MS = 30 * DAY_MS;
 
-/** More than the resolution of the `Date` header and the way there and back. */
+/** More than the resolution of the `Date` header plus the round trip. */
 const SKEW_MS = 5_000;
 /** Clocks that differ by less than this do no harm. */
 const AHEAD_MS = 60_000;
@@ -47,7 +47,7 @@ export function puppetdbChecks({ puppetdb }: Config): { all: Check[]; nodes: Nod
   return { all, nodes };
 }
 
-/** `files`: the checks that there are already, because several PuppetDBs may take the same certificate. */
+/** `files`: the checks so far, by file, because several PuppetDBs may use the same certificate. */
 function certificateChecks({ certFile, keyFile, caFile }: Puppetdb, files: Map<string, Check>): Check[] {
   const wanted: [string, Check][] = [];
   if (certFile !== undefined && keyFile !== undefined)
@@ -294,8 +294,8 @@ function answersCheck(config: Puppetdb, connection: Check): Check<Answers> {
         const { asOf } = await puppetdb.readChanges(before, signal);
         const after = Date.now();
         const version = await puppetdb.readVersion(signal);
-        const { queueDepth } = puppetdb; // Told with the changes.
-        // The header has whole seconds: PuppetDB's clock was at `asOf` or up to a second later.
+        const { queueDepth } = puppetdb; // Known from readChanges.
+        // The `Date` header has whole seconds: PuppetDB's clock was at `asOf` or up to a second later.
         const skewMs = asOf > after ? asOf - after : Math.min(0, asOf + 1_000 - before);
         const isKnown = /^[78]\./.test(version);
         return verdict(

@@ -1,5 +1,5 @@
-// The doctor's look at the PostgreSQL where replicas agree: reachable, writable, of a schema that this sasori knows, and
-// telling news at once.
+// The doctor's look at the PostgreSQL where replicas agree: it is reachable and writable, has a schema that this sasori
+// knows, and delivers notifications at once.
 
 import type { Client } from "pg";
 import type { Config, StateDatabase } from "../config.js";
@@ -19,7 +19,7 @@ export function stateDatabaseChecks({ stateDatabase }: Pick<Config, "stateDataba
 
 async function look(options: StateDatabase): Promise<Verdict> {
   const client = await newClient(options);
-  client.on("error", () => undefined); // Whoever waits is told.
+  client.on("error", () => undefined); // The callers that wait are told.
   try {
     await client.connect();
     return await examine(client, options);
@@ -46,7 +46,7 @@ async function examine(client: Client, options: StateDatabase): Promise<Verdict>
             round(extract(epoch FROM clock_timestamp()) * 1000)::text AS now`,
   );
   const [server] = rows;
-  if (server === undefined) throw new CheckError("it answers nothing", "see what listens there");
+  if (server === undefined) throw new CheckError("it does not answer", "check what listens there");
   const aheadMs = Date.now() - Number(server.now);
   const version = await schemaVersion(client);
   const found = version === 0 ? "no tables yet: the first sasori makes them" : await contentsOf(client);
@@ -58,7 +58,7 @@ async function examine(client: Client, options: StateDatabase): Promise<Verdict>
       : {
           outcome: "warning" as const,
           what: `its clock and this machine's are ${Math.round(Math.abs(aheadMs) / 1_000)} s apart`,
-          remedy: "set the clocks of all replicas and of PostgreSQL right",
+          remedy: "synchronize the clocks of all replicas and of PostgreSQL with NTP",
         },
   ];
   return verdict(`PostgreSQL ${server.version}, ${options.tls ? "TLS" : "no TLS"}, ${found}`, problems);

@@ -1,6 +1,6 @@
 // `sasori doctor`: every precondition, checked one by one, each with what to do about it.
-// Promises: it changes nothing anywhere, but for a file of its own beside the map that it removes at once.
-// Here is which checks there are; what they look at is in checks-host, checks-puppetdb and checks-haproxy.
+// Promises: it changes nothing, except for a file of its own beside the map, which it removes at once. This file lists
+// the checks; what they look at is in checks-host, checks-puppetdb, checks-haproxy and checks-state.
 
 import { type Config, readConfig } from "../config.js";
 import { DnsNames } from "../target/dns-names.js";
@@ -33,7 +33,7 @@ export function checksFor(config: Config, version: string): Check[] {
   ];
 }
 
-/** Checks everything, and tells each finding in the order of the checks. Never rejects. `version` is sasori's own. */
+/** Checks everything, and reports each finding in the order of the checks. Never rejects. `version` is sasori's own. */
 export async function diagnose(
   environment: Readonly<Record<string, string | undefined>>,
   version: string,

@@ -1,6 +1,7 @@
-// Hints that a node may have moved: a puppetserver's log line or report. Promises: a hint is never an observation, so nobody can
-// move a node by lying here; PuppetDB is asked only where the hint comes from another master than the map's, and no more
-// often than the bounds below; what is lost or refused here, the next poll finds.
+// Hints that a node may have moved: a puppetserver's log line or report.
+// Promises: a hint is never an observation, so nobody can move a node with a false hint; PuppetDB is asked only where
+// the hint comes from another master than the map's, and no more often than the bounds below; if a hint is lost or
+// refused, the next poll finds the move.
 
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Resolve } from "../fleet.js";
@@ -11,24 +12,27 @@ import type { Resolver } from "../resolve.js";
 export type HintKind = "syslog" | "report";
 
 /**
- * When PuppetDB is asked after a hint (ms). The hint comes together with the submission, which waits in PuppetDB's queue for 10 ms to
- * a second. The first question opens the connections, and often finds the submission already. Further questions come less and
- * less often. If PuppetDB has not stored it after the last one, the next poll finds it.
+ * How long after a hint PuppetDB is asked (ms). The hint comes together with the submission, which waits in PuppetDB's queue
+ * for 10 ms to a second. The first question opens the connections, and often finds the submission already. The intervals
+ * between further questions grow. If PuppetDB has not stored it after the last one, the next poll finds it.
  */
 const ASK_AFTER_MS = [0, 20, 50, 100, 170, 260, 400, 600, 900, 1_300, 2_000, 3_000];
 
-/** Nodes that are being asked about. Beyond that a hint is dropped. */
+/** At most this many nodes are asked about at the same time. Further hints are dropped. */
 const MAX_PENDING = 500;
 
-/** Hints of unknown origin may cost PuppetDB this much and no more. */
+/** Upper bound for what hints cost PuppetDB, because anybody may have sent them (nodes per second). */
 const NODES_PER_SECOND = 100;
 
-/** And sasori itself: twenty times the runs of 100,000 nodes every half hour, with three lines each. */
+/**
+ * Upper bound for what they cost sasori (hints per second). It is twenty times what 100,000 nodes need that run every half
+ * hour and cause three lines each.
+ */
 const HINTS_PER_SECOND = 3_000;
 
 /** Agents run every half hour by default: a master that has nodes and sent nothing for this long sends no hints. */
 const HEARD_MS = 2 * 60 * 60_000;
-/** Masters that send no hints and are named. */
+/** How many of the masters that send no hints are named. */
 const SILENT_NAMED = 5;
 
 export interface HintsParts {
@@ -38,7 +42,7 @@ export interface HintsParts {
   resolve: () => Resolve;
   /** How many nodes each master has. */
   counts: ReadonlyMap<string, number>;
-  /** Told of every hint that could be read. */
+  /** Called for every hint that could be read. */
   onHint?: (kind: HintKind) => void;
 }
 
@@ -55,8 +59,8 @@ export class Hints {
   }
 
   /**
-   * A node has submitted at a master that goes by one of these names; what none of them says is asked. Returns when there
-   * is nothing more to do about it; nobody has to wait for that.
+   * A node has submitted at a master with one of these names. If none of them is a known master, PuppetDB is asked. Resolves
+   * when the hint is dealt with; callers need not wait for that.
    */
   async take(kind: HintKind, certname: string, producers: readonly string[]): Promise<void> {
     if (!this.#hints.take() || !isCertname(certname)) return;
@@ -87,7 +91,7 @@ export class Hints {
     return producers.flatMap((producer) => resolve(producer) ?? []);
   }
 
-  /** The node has not moved. If a line names two masters, it is unclear which one is meant, so PuppetDB is asked. */
+  /** The node has not moved. If a line names two masters, it is unclear which one it means, so PuppetDB is asked. */
   #isKnown(certname: Certname, masters: readonly Master[]): boolean {
     const known = this.#parts.map.get(certname)?.master;
     return masters.length > 0 && masters.every((master) => master === known);
@@ -98,7 +102,7 @@ export class Hints {
     for (const after of ASK_AFTER_MS) {
       await sleep(after - waited, undefined, { ref: false });
       waited = after;
-      if (this.#isKnown(certname, masters)) return; // A poll, or a question of HAProxy's, has found it meanwhile.
+      if (this.#isKnown(certname, masters)) return; // A poll or a query from HAProxy was faster.
       // If PuppetDB cannot be asked, the passes report that.
       if (await this.#parts.resolver.look(certname).catch(() => false)) return;
     }

@@ -6,7 +6,7 @@ import { Hints, type HintsParts } from "./hints.js";
 import { listenForReports } from "./reports.js";
 import { listenForLines } from "./syslog.js";
 
-const IF_IN_USE = "end the other program, or choose another port";
+const IF_IN_USE = "stop the other program, or choose another port";
 
 export interface Listeners {
   hints: Hints;

@@ -1,6 +1,7 @@
-// Reports of puppetservers, as their stock report processor "http" sends them at the end of a run: one POST of YAML, over TLS,
-// with the puppetserver's own certificate. Promises: only a client with a certificate of the CA is heard; only the line
-// `host:` in the head of a report is read, and nothing is parsed as YAML; sizes, times and connections are bounded.
+// Reports of puppetservers, as their stock report processor "http" sends them at the end of a run: one POST of YAML,
+// over TLS, with the puppetserver's own certificate.
+// Promises: only a client with a certificate of the CA is accepted; only the line `host:` in the head of a report is
+// read, and nothing is parsed as YAML; sizes, times and connections are bounded.
 
 import { once } from "node:events";
 import type { IncomingMessage, ServerResponse } from "node:http";
@@ -18,7 +19,7 @@ const REQUEST_MS = 30_000;
 /** A client that connects and sends nothing must not occupy a connection. */
 const HANDSHAKE_MS = 5_000;
 const MAX_CONNECTIONS = 128;
-/** Renewed certificates are read this often. */
+/** How often the certificate files are checked for renewal. */
 const RENEWED_MS = 60_000;
 
 export interface ReportsListener extends ListenAddress {
@@ -42,7 +43,7 @@ export async function listenForReports(
   server.requestTimeout = REQUEST_MS;
   server.headersTimeout = REQUEST_MS;
   const renewing = setInterval(() => {
-    // The file may be half written, or the new key may be missing. The next look tries again.
+    // The file may be half written, or the new key may be missing. The next check tries again.
     files
       .current()
       .then((pem) => server.setSecureContext({ ...options, ...pem }))

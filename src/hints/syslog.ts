@@ -1,5 +1,6 @@
 // Log lines of puppetservers, as their own syslog appender (logback) sends them. Promises: lines of RFC 3164 and RFC 5424, over
-// UDP or, one a line, over TCP; only names are taken from them; what is too long, too much or something else is dropped.
+// UDP or, one a line, over TCP; only names are taken from them; whatever is too long, comes too often or is something else is
+// dropped.
 
 import { createSocket } from "node:dgram";
 import { once } from "node:events";
@@ -8,7 +9,7 @@ import type { ListenAddress } from "../config.js";
 
 /** A certname has at most 253 characters, and the line is otherwise short. */
 const MAX_LINE_CHARACTERS = 2_048;
-/** Somebody who sends more without a line break does not send log lines. */
+/** More than this without a line break is not a log line. */
 const MAX_ENDLESS_CHARACTERS = 64 * 1024;
 const MAX_CONNECTIONS = 64;
 
@@ -17,8 +18,8 @@ const SUBMITTED =
   /(?:Puppet )?'(?:replace facts|replace_facts|store report|store_report)' command for (\S+) submitted/;
 
 /**
- * A submission that a line tells of: whose, and all words before it, one of which is the puppetserver's name. "Puppet" stands in
- * every line, and is a master's name in many fleets.
+ * A submission that a line reports: the node, and all words before it, one of which is the puppetserver's name. "Puppet" is
+ * not such a word, because it is in every line, and in many fleets it is a master's name too.
  */
 export interface SubmissionLine {
   certname: string;

@@ -1,6 +1,6 @@
 // The shapes of the HTTP API: what each call takes and answers, as zod schemas. The server validates by them,
 // `/openapi.json` is made of them, and the command line and the page take their types from here.
-// Nothing here does anything; every time is ISO 8601, every duration in milliseconds.
+// This file has only shapes. Every time is ISO 8601, every duration is in milliseconds.
 
 import { z } from "zod";
 import { PLAN_ID } from "../guard.js";
@@ -23,7 +23,7 @@ const Remark = z.string().min(1).max(MAX_REMARK).refine(isRemark, "expected one 
 const Remarks = {
   reason: Remark.optional().describe("of a registration: what it is for"),
   by: Remark.optional().describe(
-    "of a registration: who made it, as they say; by default the caller's address",
+    "of a registration: who made it, by their own account; by default the caller's address",
   ),
 };
 
@@ -159,7 +159,7 @@ export const RegistrationsBody = z
   ])
   .describe(`\`{"certname": "master", …}\` or a list, of at most ${MAX_REGISTRATIONS} nodes`);
 
-/** What became of many registrations. */
+/** The result of many registrations. */
 export const RegistrationsShape = z.strictObject({
   registered: Count,
   lacking: z
@@ -404,7 +404,7 @@ export const SyncReportShape = PassShape.omit({ listed: true }).extend({
   targets: z.array(TargetReportShape),
 });
 
-/** Something that a person should know, worst first: what is wrong, and what to do about it. */
+/** Something that a person should know: what is wrong, and what to do about it. */
 export const TroubleShape = z.strictObject({
   severity: z.enum(["critical", "warning"]),
   code: z
@@ -455,10 +455,10 @@ export const StatusShape = z.strictObject({
   lastPass: PassShape.optional(),
 });
 
-/** What another replica wrote: one line that does nothing to a terminal. */
+/** Text of another replica: one line without control characters, so that it is safe on a terminal. */
 const Line = (most: number) => z.string().max(most).refine(isRemark, "expected one line of text");
 
-/** A replica's last word: what it said of itself. */
+/** A replica's last word: what it said about itself. */
 export const WordShape = z.strictObject({
   version: Line(100),
   startedAt: Time,
@@ -488,8 +488,8 @@ export const ReplicasShape = z.strictObject({
 
 // ---- events (`GET /api/v1/events`, Server-Sent Events)
 // `pass`: a Pass that ended, quiet ones too. `moves`: an array of Move, in the order in which they happened.
-// `status`: a Status, once at the begin and whenever its state, summary or troubles change.
-// `reset`: what follows `Last-Event-ID` is no longer kept, or more moves happened at once than are told one by one;
+// `status`: a Status, once at the beginning and whenever its state, summary or troubles change.
+// `reset`: what follows `Last-Event-ID` is no longer kept, or more moves happened at once than are sent one by one;
 // read everything again.
 
 export const EventName = z.enum(["status", "pass", "moves", "reset"]);

@@ -1,7 +1,7 @@
 // Bounds for connections to the HTTP API, because every program of this host can reach it, and maybe a network.
-// Promises: the number of connections is bounded. A new one replaces the connection to which sasori has owed nothing for the
-// longest time: it has not sent a whole request, or does not read its answer. The requests of one connection are answered one
-// after the other, so that ten thousand sent at once do not delay those of others.
+// Promises: the number of connections is bounded. A new one replaces the connection that has been idle for the longest time:
+// it has not sent a whole request, or does not read its answer. The requests of one connection are answered one after the
+// other, so that ten thousand sent at once do not delay those of others.
 
 import type { RequestListener, Server } from "node:http";
 import type { Socket } from "node:net";
@@ -11,12 +11,12 @@ import { MAX_OPEN_FILES } from "../open-files.js";
 /** At most half of the files that sasori may have open. The others are for HAProxy instances, PuppetDB and files. */
 export const MAX_CONNECTIONS = Math.min(512, Math.floor(MAX_OPEN_FILES / 2));
 
-/** Requests that a connection may send before the first is answered. No client that we know sends even two. */
+/** Requests that a connection may send before the first is answered. We know no client that sends even two. */
 export const MAX_AHEAD = 32;
 
 export class Connections {
   readonly #all = new Set<Socket>();
-  /** Connections to which sasori owes no answer; first the one that has been so for the longest time. */
+  /** Idle connections, to which sasori owes no answer; the one that is idle for the longest time comes first. */
   readonly #waiting = new Set<Socket>();
   /** For each connection its latest request: `gone` resolves when its answer was sent; `ahead`: how many requests wait. */
   readonly #last = new WeakMap<Socket, { gone: Promise<void>; ahead: number }>();
@@ -44,7 +44,7 @@ export class Connections {
     });
   }
 
-  /** Its turn has come, when the answers before have gone. */
+  /** Resolves when its turn has come: the answers before it were sent. */
   readonly queue = (
     { raw: { socket } }: FastifyRequest,
     reply: FastifyReply,
@@ -67,7 +67,7 @@ export class Connections {
     else before.gone.then(() => done());
   };
 
-  /** The question is here, whole. */
+  /** The whole request has arrived. */
   readonly begin = async ({ raw: { socket } }: FastifyRequest): Promise<void> => {
     this.#waiting.delete(socket);
   };

@@ -7,7 +7,9 @@ import { isDeepStrictEqual } from "node:util";
 import type { EventName, Status } from "./api-shapes.js";
 
 export const MAX_CLIENTS = 100;
-/** Clients of one address. All users behind one proxy share an address, and so do all programs of this host. */
+/**
+ * Maximum number of clients at one address. All users behind one proxy share an address, and so do all programs of this host.
+ */
 export const MAX_CLIENTS_OF_ONE = 60;
 
 /** How many events are kept for clients that come back. */
@@ -27,7 +29,7 @@ interface Kept {
   text: string;
 }
 
-/** What of the status is worth an event. The rest changes in every pass. */
+/** What of the status is worth an event. Everything else changes in every pass. */
 type News = Pick<Status, "state" | "summary" | "troubles">;
 const newsOf = ({ state, summary, troubles }: News): News => ({ state, summary, troubles });
 
@@ -37,11 +39,11 @@ export class EventStream {
   #seq = 0;
   #kept: Kept[] = [];
   #keptBytes = 0;
-  /** Each with its address. */
+  /** The clients, each with its address. */
   readonly #clients = new Map<ServerResponse, string>();
   #heartbeat: NodeJS.Timeout | undefined;
   #closed = false;
-  /** What every client knows of the status; undefined if one of them got another one when it came. */
+  /** The status that every client knows; undefined if one of them got another one when it connected. */
   #known: News | undefined;
 
   get clients(): number {
@@ -67,7 +69,7 @@ export class EventStream {
     for (const client of this.#clients.keys()) this.#write(client, text);
   }
 
-  /** Tells the status, if there is a client that does not know it. */
+  /** Sends the status, unless every client knows it. */
   publishStatus(status: News): void {
     const news = newsOf(status);
     if (isDeepStrictEqual(news, this.#known)) return;
@@ -78,7 +80,7 @@ export class EventStream {
   /** Takes over a response: what was missed since `lastId`, then `status`, then whatever happens. */
   attach(client: ServerResponse, address: string, lastId: string | undefined, status: News): void {
     this.#clients.set(client, address);
-    // In the middle of a pass the status may be another one. After the pass it is what all others know, and not this client.
+    // During a pass the status may be a passing one. After the pass the other clients know it already, but this one does not.
     if (!isDeepStrictEqual(newsOf(status), this.#known)) this.#known = undefined;
     client.on("close", () => this.#forget(client));
     client.on("error", () => this.#forget(client));
@@ -106,7 +108,7 @@ export class EventStream {
     return `id: ${this.#start}-${this.#seq}\nevent: ${name}\ndata: ${JSON.stringify(value)}\n\n`;
   }
 
-  /** Undefined when it is no longer known what came after this id. */
+  /** Undefined if it is no longer known what came after this id. */
   #since(id: string): Kept[] | undefined {
     const [, start, digits] = /^([0-9a-z]+)-(\d{1,15})$/.exec(id) ?? [];
     const seq = Number(digits);

@@ -15,9 +15,9 @@ export const MAX_PASSES = 100;
 const KNOWN_BEFORE: readonly Source[] = ["inherited", "registration", "learned"];
 
 export interface HistoryWatcher {
-  /** In the order in which they happened; of a burst only the last `MAX_MOVES`, `all` counts them. */
+  /** In the order in which they happened. Of a burst only the last `MAX_MOVES`; `all` is the number of all. */
   moves(moves: readonly Move[], all: number): void;
-  /** Every pass, quiet ones too. */
+  /** Called for every pass, including quiet ones. */
   pass(pass: Pass): void;
 }
 
@@ -39,12 +39,12 @@ export class History {
   readonly #passes: Pass[] = [];
   readonly #watchers = new Set<HistoryWatcher>();
   #lastId = 0;
-  /** A map was found at the start; PuppetDB was read at least once since. */
+  /** `#found`: a map was found at the start. `#filled`: PuppetDB was read at least once since. */
   #found = false;
   #filled = false;
   #lastSign = "";
 
-  /** Returns how to end it. */
+  /** Returns a function that ends it. */
   watch(watcher: HistoryWatcher): () => void {
     this.#watchers.add(watcher);
     return () => this.#watchers.delete(watcher);
@@ -79,7 +79,10 @@ export class History {
     for (const watcher of this.#watchers) watcher.moves(kept, this.#lastId - before);
   }
 
-  /** Whether a node that the map did not hold was there all along, or is one of a fleet that is read for the first time. */
+  /**
+   * Whether a node that is new in the map is no news: it was known before PuppetDB was asked, or the fleet is read for
+   * the first time.
+   */
   #isFirst(source: Source, filling: boolean): boolean {
     if (source === "inherited") return true;
     return filling && (!this.#found || KNOWN_BEFORE.includes(source));
@@ -88,7 +91,7 @@ export class History {
   takePass(report: SyncReport): void {
     const { source, startedAt, kind } = report;
     if (source.outcome === "done") {
-      this.#filled ||= kind === "full" && !report.dryRun; // Also where there was nothing to fill.
+      this.#filled ||= kind === "full" && !report.dryRun; // Even if there was nothing to fill.
       this.lastGoodPoll = startedAt;
       this.puppetdb = this.#fullAlone(kind);
     } else if (source.failure !== undefined) {
@@ -99,7 +102,7 @@ export class History {
         this.#full = { failure, since, alone, isLast: true };
       }
     }
-    // A failure that lasts is one event, not one for each pass.
+    // A lasting failure is one event, not one for each pass.
     const sign = signOf(report);
     const pass = toPass(report, changedAnything(report) || sign !== this.#lastSign);
     this.#lastSign = sign;
@@ -110,8 +113,8 @@ export class History {
   }
 
   /**
-   * After a good reading: why everything cannot be read, if that was so twice, while changes can. After an outage the next full
-   * reading is waited for.
+   * After a good reading of changes: why everything cannot be read, if that failed twice. After an outage the next full
+   * reading decides.
    */
   #fullAlone(kind: SyncReport["kind"]): PuppetdbFailure | undefined {
     if (kind === "full") this.#full = undefined;

@@ -53,15 +53,15 @@ import { type Servers, toRegistration, toRegistrations } from "./registrations.j
 
 /** Enough for a registration with its reason. Only the call for many registrations needs more. */
 const MAX_BODY_BYTES = 16 * 1024;
-/** Enough for the largest number of registrations with the longest names and a reason for each. */
+/** Enough for the maximum number of registrations, with the longest names and a reason for each. */
 const MAX_REGISTRATIONS_BYTES = 8 * 1024 * 1024;
 
 /** How long a client may take to send a request, headers and body. */
 const REQUEST_MS = 10_000;
 
 /**
- * Per client address, separately for reads and for changes. An open page asks a few times a second, a script that registers
- * nodes more often.
+ * Per client address, separately for reads and for changes. An open page asks a few times a second. A script that registers
+ * nodes asks more often.
  */
 const MAX_REQUESTS = 2_000;
 const REQUESTS_WINDOW_MS = 10_000;
@@ -77,7 +77,7 @@ export interface ApiParts {
   tokenFile?: string | undefined;
 }
 
-/** An API that knows its schemas. */
+/** The server, with the types of its schemas. */
 type Api = ReturnType<typeof newServer>;
 
 /** Ready to listen. */
@@ -145,7 +145,7 @@ function newServer() {
   }).withTypeProvider<ZodTypeProvider>();
   api.setValidatorCompiler(validatorCompiler);
   api.setSerializerCompiler(serializerCompiler);
-  api.removeContentTypeParser("text/plain"); // Only JSON has a meaning here.
+  api.removeContentTypeParser("text/plain"); // Only JSON is accepted.
   const parse = api.getDefaultJsonParser("error", "error");
   api.addContentTypeParser("application/json", { parseAs: "string" }, (request, text, done) => {
     if (request.headers["content-encoding"] !== undefined)
@@ -154,7 +154,10 @@ function newServer() {
     if (text === "") return done(null, undefined);
     parse(request, String(text), (error, body) => {
       const isBad = error === null && hasKeyTwice(String(text), body);
-      done(isBad ? httpError(400, "a key occurs twice: name each node and each field once") : error, body);
+      done(
+        isBad ? httpError(400, "a key occurs twice: use each node and each field only once") : error,
+        body,
+      );
     });
   });
   return api;
@@ -214,7 +217,7 @@ function addMachineRoutes(api: Api, { sync, overview, resolver, metrics }: ApiPa
         summary: "The master of a node. HAProxy asks this when a route was wrong",
         params: NodeParams,
         querystring: z.strictObject({
-          not: z.string().optional().describe("the master whose answer raised the question"),
+          not: z.string().optional().describe("the master that said that it does not have the node"),
         }),
         response: {
           200: answer("the name of the master", z.string(), "text/plain"),
@@ -295,7 +298,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
       schema: {
         tags,
         security,
-        summary: "Register a node with a master: it gives way to PuppetDB's next, newer observation",
+        summary: "Register a node with a master, until PuppetDB has a newer observation",
         params: NodeParams,
         body: RegistrationBody,
         response: changed,
@@ -403,7 +406,7 @@ function addNodeRoutes(api: Api, { sync, overview, history, resolver, tokenFile 
   );
 }
 
-/** The servers that a node may be registered with. Throws a 503 until an HAProxy has told its servers. */
+/** The servers that a node may be registered with. Throws a 503 until the servers of an HAProxy are known. */
 function serversOf(sync: Sync): Servers {
   const servers = sync.servers();
   const resolve = sync.resolver();
@@ -413,7 +416,7 @@ function serversOf(sync: Sync): Servers {
   throw Object.assign(new SasoriError("HAPROXY_UNREACHABLE", what), { statusCode: 503 });
 }
 
-/** What it means that a change is not in the state file; the message itself says what to do. */
+/** What follows if a change is not in the state file. The message itself says what to do. */
 const losable = ({ code, message }: Failure): Failure => ({
   code,
   message: `it is not in the state file, so a restart of sasori would lose it: ${message}`,
@@ -563,7 +566,7 @@ function addFleetRoutes(api: Api, { sync, overview, history, events, tokenFile }
       if (!events.hasRoomFor(request.ip)) {
         reply.header("retry-after", "10");
         const what = `${MAX_CLIENTS} clients listen already, or ${MAX_CLIENTS_OF_ONE} at ${request.ip}`;
-        throw new SasoriError("BUSY", `${what}: ask again, or end some`);
+        throw new SasoriError("BUSY", `${what}: end some, or try again later`);
       }
       reply.hijack();
       events.attach(reply.raw, request.ip, request.headers["last-event-id"], overview.status);
@@ -583,10 +586,11 @@ async function needOneHost({ raw: { rawHeaders, httpVersion } }: FastifyRequest)
 }
 
 /**
- * Without a token only programs of this machine may ask. A web page in a browser on this machine may not, except ours: not if
- * its host name was made to lead here, and not if another program serves it on another port. A browser tells where a request
- * comes from: in `Host`; in `Origin`, if it might change something; and in `Sec-Fetch-Site`, even for an image. Following
- * a link is allowed. HAProxy's health check sends none of these headers. heal.lua sends `localhost`, which DNS cannot change.
+ * Without a token only programs on this machine may ask. A web page in a browser on this machine may not, except ours. That
+ * also holds if its host name was made to lead here, or if another program serves it on another port. A browser tells where a
+ * request comes from: in `Host`; in `Origin`, if it might change something; and in `Sec-Fetch-Site`, even for an image.
+ * Following a link is allowed. HAProxy's health check sends none of these headers. heal.lua sends `localhost`, which DNS
+ * cannot change.
  */
 async function refuseForeignPages({ headers, method }: FastifyRequest): Promise<void> {
   const { host = "localhost", origin } = headers;
@@ -602,9 +606,9 @@ async function refuseForeignPages({ headers, method }: FastifyRequest): Promise<
     );
 }
 
-/** Before the body is read. */
+/** Checked before the body is read. */
 async function authorize({ headers }: FastifyRequest, tokenFile: string | undefined): Promise<void> {
-  if (tokenFile === undefined) return; // Only possible on loopback: the configuration sees to it.
+  if (tokenFile === undefined) return; // The configuration allows this only on loopback.
   const token = (await readSecretFile(tokenFile).catch(() => "")).trim();
   if (token === "")
     throw httpError(
@@ -677,7 +681,7 @@ function judge(error: unknown): { status: number; code: ErrorCode; detail: strin
   return { status: given, code: "USAGE", detail };
 }
 
-/** What fastify throws when a schema does not fit. */
+/** The error that fastify throws if a request does not fit its schema. */
 interface Invalid {
   validation: { instancePath: string; message?: string }[];
   validationContext?: string;
@@ -704,5 +708,5 @@ function refuseUnparsed(error: Error & { code?: string }, socket: Socket): void 
   socket.end(
     `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\ncontent-type: application/problem+json\r\ncontent-length: ${Buffer.byteLength(text)}\r\nconnection: close\r\n\r\n${text}`,
   );
-  socket.destroySoon(); // Otherwise a client that goes on sending, byte by byte, would keep it open.
+  socket.destroySoon(); // Otherwise a client that keeps sending, byte by byte, would keep it open.
 }

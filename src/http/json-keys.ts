@@ -1,8 +1,8 @@
-// JSON with one key twice in an object: JSON.parse takes the last value without a word, and what was sent first is lost.
+// Finds JSON in which an object has one key twice. JSON.parse silently takes the last value, and the first is lost.
 
 import { endOfString } from "../source/json-rows.js";
 
-/** `text` is JSON, and `body` what it says. Outside of its strings JSON has one colon for each key. */
+/** `text` is JSON, and `body` what it says. Outside strings, JSON has one colon for each key. */
 export function hasKeyTwice(text: string, body: unknown): boolean {
   let colons = 0;
   for (let at = 0; at < text.length; at += 1) {

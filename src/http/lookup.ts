@@ -10,8 +10,8 @@ import type { Desired, Lookup } from "./api-shapes.js";
 export const LOOKUP_DEADLINE_MS = 5_000;
 
 /**
- * Never throws: a target that could not be asked has its failure in the answer. `settled`: what the file looks like while it
- * holds the desired map, as far as is known.
+ * Never throws: a target that could not be asked has its failure in the answer. `settled`: the file's fingerprint while it
+ * holds the desired map, if that is known.
  */
 export function lookUp(
   certname: Certname,

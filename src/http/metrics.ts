@@ -1,6 +1,6 @@
-// Prometheus metrics. Counters come from the SyncReport of each pass. Gauges are computed when Prometheus asks. So no other part
-// of sasori counts anything for metrics, and the cost of a quiet pass does not grow with the fleet.
-// Labels are bounded: kinds, outcomes, phases, error codes, the configured targets, and HAProxy's servers.
+// Prometheus metrics. Counters come from the SyncReport of each pass. Gauges are computed when Prometheus asks. So no other
+// part of sasori counts for metrics, and the cost of a quiet pass does not grow with the fleet. Labels are bounded: kinds,
+// outcomes, phases, error codes, the configured targets, and HAProxy's servers.
 
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 import type { Failure } from "../errors.js";
@@ -98,7 +98,7 @@ export class Metrics {
       for (const outcome of ["done", "failed", "held"]) this.#passes.inc({ kind, outcome }, 0);
   }
 
-  /** What is asked when Prometheus asks. */
+  /** What is computed when Prometheus asks. */
   #askedGauges({ sync, nodes, events, delay, version, puppetdb }: MetricsParts): void {
     const { fleet } = sync;
     this.#gauge("sasori_build_info", "The running version.", ["version", "node"]).set(
@@ -171,7 +171,7 @@ export class Metrics {
     );
   }
 
-  /** In Prometheus' text format; with each pass anew. */
+  /** The metrics in Prometheus' text format. Computed again after each pass. */
   text(): Promise<string> {
     const now = performance.now();
     if (this.#made === undefined || now - this.#made.at > FRESH_MS)
@@ -179,7 +179,7 @@ export class Metrics {
     return this.#made.text;
   }
 
-  /** A hint that could be read. */
+  /** Counts a hint that could be read. */
   hint(kind: HintKind): void {
     this.#hints.inc({ kind });
   }
@@ -256,7 +256,7 @@ export class Metrics {
   }
 }
 
-/** Nodes by HAProxy's servers, and all others together: a producer that comes and goes makes no new time series. */
+/** Nodes by HAProxy's servers, and all others together, so that a producer that comes and goes makes no new time series. */
 function boundedCounts(sync: Sync, { counts }: NodeList): Map<string, number> {
   const servers = sync.servers();
   if (servers === undefined) return new Map(counts);

@@ -1,6 +1,6 @@
 // The nodes by name, page by page, and how many each master has.
-// Promises: names are sorted only after somebody has asked, and then kept sorted; no step takes so long that HAProxy's questions
-// have to wait; reading page by page gives every node once that is there all the time.
+// Promises: names are sorted only after somebody has asked, and then kept sorted; no step takes so long that HAProxy's
+// queries have to wait; reading page by page returns each node exactly once, if it is there all the time.
 
 import type { Assignment, Before, Certname, Master, NodeMap, Source } from "../node-map.js";
 import { eachInPieces, inPieces, letOthersIn, sortInPieces } from "../pieces.js";
@@ -9,14 +9,14 @@ import { lowerBound } from "../sorted.js";
 /** After this many names other work gets a turn. */
 const STEP = 1_000;
 
-/** After more changes than this since the last request, the names are sorted anew when somebody asks. */
+/** After more changes than this since the last request, the names are sorted again when somebody asks. */
 const MAX_NEWS = 100_000;
 
 export interface PageRequest {
   q?: string | undefined;
   master?: string | undefined;
   source?: Source | undefined;
-  /** Only nodes of which this says so. */
+  /** Only nodes for which this is true. */
   isWanted?: (certname: Certname) => boolean;
   limit: number;
   /** Only names behind this one. */
@@ -37,7 +37,7 @@ export class NodeList {
     this.#map = map;
   }
 
-  /** Must be told of all changes of the map, each before the next one happens. */
+  /** Must be called with all changes of the map, each before the next one happens. */
   *takeChanges(changes: Before): Generator<void> {
     yield* eachInPieces(changes, ([certname, from]) => {
       const to = this.#map.get(certname)?.master;
@@ -73,7 +73,7 @@ export class NodeList {
       seen += 1;
       if (seen % STEP === 0) {
         await letOthersIn();
-        names = await this.#ordered(); // Others may have come and gone meanwhile.
+        names = await this.#ordered(); // Nodes may have come and gone meanwhile.
         index = firstBehind(names, certname) - 1;
       }
       const node = certname.includes(q) && isWanted(certname) ? this.#map.get(certname) : undefined;
@@ -90,7 +90,7 @@ export class NodeList {
   }
 
   async #ordered(): Promise<readonly Certname[]> {
-    await this.#sorting; // It may have begun before the last news.
+    await this.#sorting; // It may have begun before the last change.
     if (this.#names === undefined || this.#news.size > 0) {
       this.#sorting ??= inPieces(this.#sort()).finally(() => {
         this.#sorting = undefined;

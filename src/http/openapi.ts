@@ -1,5 +1,5 @@
 // `/openapi.json`: the description of the HTTP API, made of the schemas by which the server itself checks every request
-// and every answer. Nothing in it is written a second time.
+// and every answer. Nothing is described twice.
 
 import swagger, { type SwaggerTransformObject } from "@fastify/swagger";
 import type { FastifyInstance } from "fastify";
@@ -46,13 +46,13 @@ export const answer = <Schema extends z.ZodType, Type extends string = "applicat
   type: Type = "application/json" as Type,
 ) => ({ description, content: { [type]: { schema } } as Record<Type, { schema: Schema }> });
 
-/** Every call may answer so. */
+/** Every call may answer with this. */
 export const PROBLEM = answer("what went wrong", shapes.ProblemShape, "application/problem+json");
 
 /** The name of the bearer token in the document. */
 export const TOKEN = "token";
 
-/** Before the routes: it sees those that come after it. */
+/** Must be called before the routes are added, because it sees only those that come later. */
 export async function describeApi(api: FastifyInstance, version: string): Promise<void> {
   for (const [id, schema] of Object.entries(NAMED)) {
     z.globalRegistry.add(schema, { ...z.globalRegistry.get(schema), id });
@@ -89,8 +89,8 @@ export async function describeApi(api: FastifyInstance, version: string): Promis
 }
 
 /**
- * zod describes each schema twice, as it is taken and as it is given: only what the calls refer to stays. What it says
- * beyond `format` and `type` of times and whole numbers is noise.
+ * zod describes each schema twice, as it is taken and as it is given: only what the calls refer to stays. For times and
+ * whole numbers it writes more than `format` and `type`, which is noise.
  */
 const tidied: SwaggerTransformObject = (given) => {
   const document = jsonSchemaTransformObject(given) as Described;

@@ -37,7 +37,7 @@ import { lookUp } from "./lookup.js";
 import type { NodeList } from "./node-list.js";
 import { summarize, troublesOf } from "./troubles.js";
 
-/** An HAProxy answers a question for its statistics in milliseconds, or it is in trouble. */
+/** A healthy HAProxy answers a query for its statistics in milliseconds. */
 const LOADS_DEADLINE_MS = 5_000;
 
 export interface OverviewParts {
@@ -110,7 +110,7 @@ export class Overview {
     };
   }
 
-  /** What this replica says of itself to the others. */
+  /** What this replica says about itself to the others. */
   get word(): Word {
     const { version, startedAt, state, summary, nodes, lastPass } = this.status;
     const haproxys = this.#parts.sync
@@ -235,7 +235,7 @@ export class Overview {
       Object.assign(row(master), { nodes: count, share: count / sync.fleet.map.size });
     }
     const unroutable = Object.entries(sync.lastReport?.unroutable.producers ?? {});
-    // In the order of SASORI_HAPROXY, not in that in which they answered.
+    // In the order of SASORI_HAPROXY, not in the order of the answers.
     const order = new Map(targets.instances.map(({ name }, index) => [name, index]));
     const place = ({ haproxy }: { haproxy: string }) => order.get(haproxy) ?? 0;
     for (const { servers } of rows.values()) servers.sort((a, b) => place(a) - place(b));
@@ -281,7 +281,7 @@ function parseWord(text: string): Word | undefined {
   }
 }
 
-/** Nobody knows the age of a route that was inherited. */
+/** The age of an inherited route is unknown. */
 const since = ({ at, source }: Assignment) => (source === "inherited" ? null : new Date(at).toISOString());
 
 function nodeRow(assignment: Assignment): Node {

@@ -1,6 +1,6 @@
 // The page at `GET /`: four files of dist/page, read once at start.
 // Promises: they go out with a Content-Security-Policy under which nothing but these files and sasori's own API can be
-// loaded or asked; a browser asks again each time and gets 304 while they are the same. Never: a path from the request
+// loaded or asked; a browser checks them each time, and gets 304 if they are unchanged. A path from a request never
 // reaches the file system.
 
 import { createHash } from "node:crypto";
@@ -29,7 +29,7 @@ const HEADERS = {
   vary: "accept-encoding",
 };
 
-/** From dist/src/http, from src/http when the tests run it there, and from the bundle of a deb or rpm. */
+/** Seen from dist/src/http, from src/http (in tests), and from the bundle of a deb or rpm. */
 const FOLDERS = ["../../page/", "../../dist/page/", "./page/"].map((path) => new URL(path, import.meta.url));
 
 /** Adds the routes. Throws when the page has not been built (`npm run build` does). */
@@ -40,7 +40,7 @@ export function servePage(api: FastifyInstance): void {
     const etag = `"${createHash("sha256").update(plain).digest("base64url").slice(0, 22)}"`;
     api.get(route, { schema: { hide: true } as object }, (request, reply) => {
       reply.headers({ ...HEADERS, etag }).type(type);
-      // A proxy that repacks the answer marks the tag as weak.
+      // A proxy that recompresses the answer marks the tag as weak.
       const known = request.headers["if-none-match"]?.split(",").map((tag) => tag.trim().replace(/^W\//, ""));
       if (known?.includes(etag)) return reply.code(304).send();
       if (!/\bgzip\b/.test(request.headers["accept-encoding"] ?? "")) return reply.send(plain);
@@ -58,7 +58,5 @@ function readPageFile(file: string): Buffer {
       if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
     }
   }
-  throw new Error(
-    `${tried.map(({ pathname }) => pathname).join(" and ")} are missing: npm run build makes the page`,
-  );
+  throw new Error(`${tried.map(({ pathname }) => pathname).join(" and ")} are missing: run npm run build`);
 }

@@ -1,5 +1,5 @@
-// Registrations as they are asked for, one or many: all are checked before the first one counts, and what is wrong is told
-// by name. Pure: no I/O, no clock.
+// Registrations as they are asked for, one or many: all are checked before the first one counts, and an error names each
+// wrong node. Pure: no I/O, no clock.
 
 import type { z } from "zod";
 import { counted, number } from "../counts.js";
@@ -28,7 +28,7 @@ export interface Registration extends Remarks {
 export interface Servers {
   /** Undefined: there is no HAProxy to ask. */
   names: ReadonlySet<string> | undefined;
-  /** The server of a puppetserver's certname. */
+  /** Finds the server for a puppetserver's certname. */
   resolve: Resolve;
 }
 
@@ -62,7 +62,7 @@ export function toRegistrations(
     : Object.entries(body).map(([certname, master]) => ({ certname, master }) as (typeof body & [])[number]);
   if (asked.length === 0) throw new SasoriError("USAGE", "name at least one node");
   if (asked.length > MAX_REGISTRATIONS) {
-    const what = `one call may name at most ${number(MAX_REGISTRATIONS)} nodes, and this one names ${number(asked.length)}`;
+    const what = `one call may name at most ${number(MAX_REGISTRATIONS)} nodes; this one names ${number(asked.length)}`;
     throw new SasoriError("USAGE", `${what}: use several calls`);
   }
   const registrations = new Map<string, Registration>();

@@ -49,11 +49,12 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
   },
   FILE_READ: {
     meaning: "the map file cannot be read",
-    remedy: "let sasori's user read the map file. If it is on a network file system, check that",
+    remedy: "let sasori's user read the map file. If it is on a network file system, check that file system",
   },
   FILE_WRITE: {
     meaning: "the map file cannot be written",
-    remedy: "let sasori's user write to the file's folder. If it is on a network file system, check that",
+    remedy:
+      "let sasori's user write to the file's folder. If it is on a network file system, check that file system",
   },
   FILE_FULL: {
     meaning: "the disk is full",
@@ -144,7 +145,7 @@ export const LONG_QUEUE = 1_000;
 export const longQueue = (depth: number) =>
   `PuppetDB has ${counted(depth, "command")} in its queue: moves reach the map only when it has stored them`;
 export const LONG_QUEUE_REMEDY =
-  "look at the load of PuppetDB and PostgreSQL: more command-processing threads, a vacuum, or faster disks; after a restart or an outage the queue shrinks by itself";
+  "check the load of PuppetDB and PostgreSQL. More command-processing threads, a vacuum or faster disks help. After a restart or an outage the queue shrinks by itself";
 
 /** What to do about an error. */
 export function remedyFor(code: ErrorCode): string {
@@ -159,14 +160,14 @@ export const TROUBLES = {
   stalled: "no pass has finished reading PuppetDB for too long",
   held: "the guard holds removals or steps back until they are approved",
   queue: "PuppetDB has many commands in its queue that it has not stored yet",
-  standby: "a PuppetDB is asked in place of the first one with the same nodes, which does not answer",
+  standby: "the first of several PuppetDBs with the same nodes does not answer, so another one is asked",
   clock:
     "PuppetDB's clock and this machine's differ by more than a minute, or PostgreSQL's by more than 5 seconds",
   down: "HAProxy's health check sees a master down",
   drained: "a master is drained in HAProxy",
-  weight: "a master has a weight other than 0, so requests can reach it that belong to other masters",
+  weight: "a master has a weight other than 0, so HAProxy also sends it requests for other masters' nodes",
   displaced: "nodes left their master while it was down or drained, and have not come back",
-  unroutable: "nodes check in at a puppetserver that has no HAProxy server",
+  unroutable: "nodes check in at a puppetserver for which HAProxy has no server",
   refused: "certnames that cannot be map keys",
   clock_ahead: "a puppetserver's clock is ahead of PuppetDB's",
   flapping: "facts and reports of the same nodes come from different masters",
@@ -183,21 +184,24 @@ export const shown = (name: string) => (/^[!-~]+$/.test(name) ? name : quote(nam
 export const withoutPlace = (message: string, where: string) =>
   message.startsWith(`${where}: `) ? message.slice(where.length + 2) : message;
 
-/** What troubles are found in: the report of a pass, and what a daemon knows in addition. */
+/** What troubles are found in: the report of a pass, and what a daemon knows besides. */
 export interface Situation {
   pass: Omit<SyncReport, "targets"> | undefined;
   targets: readonly Pick<TargetState, "target" | "failure" | "servers">[];
   /** PuppetDB's failure, while there is one, since then (ISO 8601). */
   puppetdb?: { failure: Failure; since?: string } | undefined;
-  /** When another sasori was seen to write the map file or the state file (ISO 8601). */
+  /** When another sasori was last seen to write the map file or the state file (ISO 8601). */
   secondSasori?: string | undefined;
   /** PuppetDB has not been looked at for too long, since then (ISO 8601). */
   notLookedSince?: string | undefined;
-  /** What is known of each PuppetDB. */
+  /** What is known about each PuppetDB. */
   puppetdbs?: readonly PuppetdbState[] | undefined;
   /** What could not be taken over from an earlier run. */
   stateFile?: Failure | undefined;
-  /** Where replicas agree: what is wrong with it, how far its clock is behind ours, and what each replica has said. */
+  /**
+   * The database where replicas agree: what is wrong with it, how far its clock is behind ours, and each replica's last
+   * word.
+   */
   shared?:
     | {
         failure: Failure | undefined;
@@ -239,7 +243,7 @@ export function troublesOf(situation: Situation): Trouble[] {
   };
   failed("puppetdb", puppetdb?.failure, puppetdb?.since);
   for (const { target, failure } of targets) failed(target, failure);
-  // If there is another failure, that is the reason, and is shown instead. Here only the time is known.
+  // Another failure is the reason, and is shown instead. Without one, only the time is known.
   if (notLookedSince !== undefined && troubles.length === 0) troubles.push(stalled(notLookedSince));
   failed("state file", pass?.journal ?? stateFile);
   failed("state database", shared?.failure);
@@ -315,11 +319,11 @@ function wrongClock(aheadMs: number, place: string): Trouble {
     "clock",
     place,
     `its answers are dated ${minutes} ${where} this machine's clock`,
-    "set the wrong clock: that of PuppetDB's host, of a proxy in front of it, or of this machine",
+    "correct the wrong clock: that of PuppetDB's host, of a proxy in front of it, or of this machine",
   );
 }
 
-/** With a larger difference between clocks, of two registrations at two replicas the earlier one may count as the later. */
+/** If the clocks differ by more, the earlier of two registrations at two replicas may count as the later one. */
 const REPLICAS_CLOCK_MS = 5_000;
 
 function replicaTroubles({ failure, clockAheadMs, heard }: NonNullable<Situation["shared"]>): Trouble[] {
@@ -328,10 +332,15 @@ function replicaTroubles({ failure, clockAheadMs, heard }: NonNullable<Situation
     const apart = `${counted(Math.round(Math.abs(clockAheadMs) / 1_000), "second")} ${clockAheadMs > 0 ? "ahead of" : "behind"}`;
     const what = `this machine's clock is ${apart} PostgreSQL's: if two replicas change the same node, the earlier change may win`;
     troubles.push(
-      warning("clock", "state database", what, "set the clocks of all replicas and of PostgreSQL right"),
+      warning(
+        "clock",
+        "state database",
+        what,
+        "synchronize the clocks of all replicas and of PostgreSQL with NTP",
+      ),
     );
   }
-  if (failure !== undefined) return troubles; // Without the database no replica can be heard.
+  if (failure !== undefined) return troubles; // Without the database, nothing is known about the other replicas.
   for (const { name, silentMs } of heard) {
     if (silentMs < SILENT_MS) continue;
     const what = `it has reported nothing for ${counted(Math.round(silentMs / MINUTE_MS), "minute")}`;
@@ -406,7 +415,7 @@ function weightTroubles(targets: Situation["targets"]): Trouble[] {
 
 /** `weight 0` makes a master blue on HAProxy's stats page, as a drained one is. */
 export const weightRemedy = (master: string) =>
-  `give ${master} weight 0 again, on HAProxy's stats page or with "set server". Only the healers have a weight; the stats page shows weight 0 as soft-stopped, which is right here`;
+  `give ${master} weight 0 again, on HAProxy's stats page or with "set server". Only the healers have a weight. The stats page then shows the master as soft-stopped, which is right here`;
 
 function fleetTroubles(
   { displaced, unroutable, refused }: Omit<SyncReport, "targets">,
@@ -424,7 +433,7 @@ function fleetTroubles(
     const producers = Object.entries(unroutable.producers).map(
       ([name, count]) => `${shown(name)} (${number(count)})`,
     );
-    const what = `${counted(unroutable.nodes, "node")} checked in at puppetservers that have no HAProxy server: ${producers.join(", ")}`;
+    const what = `${counted(unroutable.nodes, "node")} checked in at puppetservers for which HAProxy has no server: ${producers.join(", ")}`;
     troubles.push(warning("unroutable", "haproxy", what, UNROUTABLE_REMEDY));
   }
   if (refused.count > 0) {
@@ -482,7 +491,7 @@ export function summarize(
 }
 
 function headline({ where, what, severity }: Trouble): string {
-  // A long message is cut, between two words if possible. The time behind it is kept whole.
+  // A long message is cut, between two words if possible. The time after it is kept whole.
   const [, message = what, since = ""] = /^(.*?)( \(since [^()]*\))?$/s.exec(what) ?? [];
   const cut = message.slice(0, 200).replace(/\s+\S{0,40}$/, "");
   const text = (message.length > 200 ? `${cut}…` : message) + since;

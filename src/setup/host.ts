@@ -1,6 +1,7 @@
 // What `sasori setup` finds on a host: Puppet's certificate, PuppetDB's address, what HAProxy's configuration says.
-// Promises: it changes nothing; a file that is missing or strange is "not found", never an error. What Puppet and HAProxy say
-// here is a proposal that a person sees before it counts, so nothing here tries to know their whole languages.
+// Promises: it changes nothing; a file that is missing or unreadable counts as "not found", never as an error. What Puppet
+// and HAProxy say here is a proposal that a person sees before it counts, so nothing here tries to understand all of their
+// syntax.
 
 import { execFile } from "node:child_process";
 import { readdir, readFile } from "node:fs/promises";
@@ -13,7 +14,7 @@ export interface Host {
   haproxy: HaproxyFiles | undefined;
 }
 
-/** This host's certificate of Puppet's CA. All are files that are there. */
+/** This host's certificate from Puppet's CA. All of these files exist. */
 export interface PuppetFiles {
   certname: string;
   certFile: string;
@@ -23,16 +24,19 @@ export interface PuppetFiles {
 
 export interface HaproxyFiles {
   files: string[];
-  /** Such as "2.8.5-1ubuntu3"; undefined if its program does not say it. */
+  /** Such as "2.8.5-1ubuntu3"; undefined if the program does not tell. */
   version: string | undefined;
-  /** The variable by which its unit takes more arguments. */
+  /** The variable from which its systemd unit takes further arguments. */
   options: "EXTRAOPTS" | "OPTIONS";
   /** Runtime API sockets that may change a map. */
   sockets: string[];
   chroot: string | undefined;
-  /** Backends with servers, in their order. `isRouted`: a variable chooses the server. `hosts` are the servers' addresses. */
+  /**
+   * Backends with servers, in their order. `isRouted`: a variable of the request chooses the server. `hosts` are the servers'
+   * addresses.
+   */
   backends: { name: string; servers: string[]; hosts: string[]; isRouted: boolean }[];
-  /** What a lookup gives chooses the backend: each master is a pool of servers. */
+  /** The result of a lookup chooses the backend, so each master is a pool of servers. */
   hasPools: boolean;
   /** Map files that the configuration names. */
   maps: string[];
@@ -47,7 +51,7 @@ const HAPROXY_FILE = "/etc/haproxy/haproxy.cfg";
 const HAPROXY_FOLDER = "/etc/haproxy/conf.d";
 const VERSION_MS = 10_000;
 
-/** `root` is a folder that stands for `/`, for tests. */
+/** `root` takes the place of `/` in tests. */
 export async function lookAtHost(root = "/"): Promise<Host> {
   const at = (file: string) => path.join(root, file);
   return {
@@ -62,7 +66,7 @@ type At = (file: string) => string;
 const textOf = (file: string): Promise<string | undefined> => readFile(file, "utf8").catch(() => undefined);
 const namesIn = (folder: string): Promise<string[]> => readdir(folder).catch(() => []);
 
-/** A CA on the same host has many certificates; only this host's has its key here as well. */
+/** If the CA is on this host, there are many certificates, but only this host's own key. */
 async function findPuppet(at: At): Promise<PuppetFiles | undefined> {
   const [named, ssldir] = await puppetSettings(at);
   for (const folder of ssldir === undefined ? SSL_FOLDERS : [ssldir]) {
@@ -82,7 +86,7 @@ async function findPuppet(at: At): Promise<PuppetFiles | undefined> {
   return undefined;
 }
 
-/** `certname` and `ssldir` of puppet.conf. In [agent] they count more than in [main]. */
+/** `certname` and `ssldir` of puppet.conf. [agent] overrides [main]. */
 async function puppetSettings(at: At): Promise<[certname: string | undefined, ssldir: string | undefined]> {
   for (const folder of CONFIGURATIONS) {
     const text = await textOf(at(`${folder}/puppet.conf`));
@@ -151,7 +155,7 @@ const SECTIONS =
 
 type Configured = Omit<HaproxyFiles, "files" | "version" | "options">;
 
-/** What concerns sasori in a configuration of HAProxy. */
+/** What matters to sasori in a configuration of HAProxy. */
 export function parseHaproxy(text: string): Configured {
   const found: Configured = { sockets: [], chroot: undefined, backends: [], hasPools: false, maps: [] };
   const maps = new Set<string>();

@@ -8,7 +8,7 @@ import type { HaproxyFiles, Host } from "./host.js";
 export interface Setting {
   name: string;
   value: string;
-  /** Where it comes from, or why it is so. */
+  /** Where the value comes from, or why it is this one. */
   why: string;
 }
 
@@ -25,9 +25,9 @@ export interface Proposal {
 
 export interface Certificate {
   file: string;
-  /** One after the other in that file. */
+  /** Their contents go into that file, one after the other. */
   from: string[];
-  /** Who may read it beside root. */
+  /** Who may read it besides root. */
   reader: "sasori" | "root";
 }
 
@@ -38,7 +38,7 @@ const GATEWAY_SOCKET = "/run/haproxy/sasori.sock";
 /** As many server lines as haproxy.cfg has. */
 const MAX_MASTERS = 32;
 
-/** The settings in the files that an earlier setup wrote, and that a person may have changed since. */
+/** The settings in the files that an earlier setup wrote. A person may have changed them since. */
 export interface Kept {
   daemon: Readonly<Record<string, string>>;
   gateway: Readonly<Record<string, string>>;
@@ -65,7 +65,7 @@ export function propose(
   const url = say("SASORI_PUPPETDB_URL", host.puppetdbUrl, "puppetdb.conf");
   if (url === undefined)
     proposal.missing.push(
-      "PuppetDB's address: there is no puppetdb.conf here that names it, so set SASORI_PUPPETDB_URL",
+      "PuppetDB's address: no puppetdb.conf on this host names it, so set SASORI_PUPPETDB_URL",
     );
   if (url?.startsWith("https:")) certify(host, say, proposal);
 
@@ -143,7 +143,7 @@ function proposePools(
   const set = say("SASORI_BACKEND", found, "the backends of haproxy.cfg that have puppetservers");
   if (set === undefined)
     missing.push(
-      "the backends that are masters: no server of haproxy.cfg has a name or host of a puppetserver in PuppetDB, so set SASORI_BACKEND=fra,lon",
+      "the backends that are masters: no server in haproxy.cfg has the name or host of a puppetserver in PuppetDB, so set SASORI_BACKEND, for example SASORI_BACKEND=fra,lon",
     );
 }
 
@@ -196,7 +196,7 @@ function gateway(
   const version = host.haproxy?.version;
   if (version !== undefined && !isAtLeast(version, 2, 6))
     missing.push(
-      `HAProxy 2.6 or newer for the gateway, and this is ${version}: upgrade it, or let your own haproxy.cfg route by the map ("A gateway of your own" in docs/debian.md) and run this again`,
+      `HAProxy 2.6 or newer for the gateway; this is ${version}: upgrade it, or let your own haproxy.cfg route by the map ("A gateway of your own" in docs/debian.md) and run this again`,
     );
   const numbers = Object.keys(kept).map((name) => Number(/^MASTER(\d+)$/.exec(name)?.[1] ?? 0));
   const last = Math.max(0, ...numbers);
@@ -225,8 +225,12 @@ function gateway(
     if (!certificates.some(({ file }) => file === `${SSL}/ca.pem`))
       certificates.push({ file: `${SSL}/ca.pem`, from: [host.puppet.caFile], reader: "sasori" });
   }
-  // HAProxy 2.6 stops while it gives the memory of a replaced map back to the system. With this variable the stop is shorter.
-  settings.push({ name: "GLIBC_TUNABLES", value: "glibc.malloc.mxfast=0", why: "HAProxy 2.6 pauses less" });
+  // HAProxy 2.6 pauses while it returns the memory of a replaced map to the system. This variable makes the pause shorter.
+  settings.push({
+    name: "GLIBC_TUNABLES",
+    value: "glibc.malloc.mxfast=0",
+    why: "shorter pauses of HAProxy 2.6",
+  });
   const why = "as it was in gateway.env";
   const isNew = (name: string) => name !== "STATS_PASSWORD" && !settings.some((one) => one.name === name);
   const more = Object.entries(kept).filter(([name]) => isNew(name));

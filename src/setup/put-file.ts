@@ -1,5 +1,6 @@
-// A file of this host's configuration is put in its place. Promises: what was there before stays beside it, under a name that
-// nothing had yet; a link is replaced, and not the file that it leads to; only those who may read the new file ever can.
+// Puts a file of this host's configuration in its place.
+// Promises: what was there before stays beside it, under a name that was free; a link is replaced, and not the file
+// that it leads to; at no time can anyone read the new content except the readers of the new file.
 
 import { chmod, chown, lstat, readFile, rename } from "node:fs/promises";
 import { replaceFile } from "../target/atomic-file.js";
@@ -10,7 +11,7 @@ export interface Owner {
   mode: number;
 }
 
-/** Undefined when it has this content already; else the name of what was there before, if anything was. */
+/** Undefined if the file has this content already. Otherwise the new name of what was there before, if anything was. */
 export async function putFile(
   file: string,
   content: Buffer,
@@ -31,7 +32,7 @@ export async function putFile(
   return isSame ? undefined : { before };
 }
 
-/** The name, with a number behind it if it is taken. */
+/** The name, with a number at its end if it is taken. */
 export async function freeName(name: string): Promise<string> {
   for (let number = 1; ; number += 1) {
     const one = number === 1 ? name : `${name}-${number}`;

@@ -1,6 +1,6 @@
-// Several PuppetDBs with the same nodes: one is asked, if it fails the next one, and the first again when it answers.
+// Several PuppetDBs with the same nodes. One is asked. If it fails, the next one is asked, until the first answers again.
 // Promises: after a change from one to another everything is read. From a PuppetDB that is behind the other one, only newer
-// observations count: Fleet sees by `from` which one said what, and by `isStandby` that the first was not asked.
+// observations count: Fleet learns from `from` which one said what, and from `isStandby` that the first was not asked.
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { within } from "../deadline.js";
@@ -18,7 +18,7 @@ import {
 
 /**
  * While a standby is asked, the first PuppetDB is tried this often, and must answer a small question within this time. If it
- * answers that and then fails to be read as a whole, everybody waits for minutes. So each time it is tried half as often.
+ * answers that, but cannot be read as a whole, the pass waits for minutes. So each such failure doubles the interval.
  */
 const TRY_FIRST_EVERY_MS = 30_000;
 const MAX_TRY_FIRST_EVERY_MS = 30 * 60_000;
@@ -26,10 +26,10 @@ const TRY_FIRST_MS = 3_000;
 
 export class Alternatives implements Source {
   readonly #replicas: readonly Replica[];
-  /** The indexes of the one that is asked, and of the one whose reading was last taken over. */
+  /** Index of the PuppetDB that is asked, and of the one whose reading was last taken over. */
   #asked = 0;
   #taken: number | undefined;
-  /** Whose reading may be taken over next. */
+  /** Index of the one whose reading may be taken over next. */
   #read = 0;
   #triedFirstAt = Number.NEGATIVE_INFINITY;
   #tryFirstEveryMs = TRY_FIRST_EVERY_MS;

@@ -1,4 +1,4 @@
-// Several estates, each with PuppetDBs of its own: makes one reading of all.
+// Several estates, each with its own PuppetDBs, read as one source.
 // Promises: the newest submission of a node counts, whichever estate has it; a node is active as long as one estate has it;
 // an estate that cannot be read keeps the nodes that it had; until every estate was read once, no node counts as gone.
 
@@ -8,7 +8,7 @@ import { eachInPieces, inPieces } from "../pieces.js";
 import type { HasServer, Names, Reading } from "./reading.js";
 import { keepNewer, PartlyRead, type PuppetdbState, type Source, type Wanted } from "./source.js";
 
-/** Whoever asks about a few nodes waits a second at most. */
+/** A question about a few nodes waits a second at most. */
 const OTHERS_MS = 500;
 
 /** An estate that did not answer in time is left alone by changes passes for this long. */
@@ -17,9 +17,9 @@ const SILENT_PAUSE_MS = 30_000;
 /** What is remembered about one estate. */
 interface Estate {
   source: Source;
-  /** It did not answer in time, and is asked again then (`performance.now()`). */
+  /** It did not answer in time; `until` says when it is asked again (`performance.now()`). */
   silent?: { failure: SasoriError; until: number };
-  /** Its active nodes, as of the last reading that was taken over; undefined until it was read. */
+  /** Its active nodes in the last reading that was taken over; undefined until it was read. */
   members: Set<Certname> | undefined;
   refused: ReadonlySet<string>;
   withoutProducer: ReadonlySet<Certname>;
@@ -166,7 +166,7 @@ function* updateOf(
   };
 }
 
-/** The set is copied only if it changes, because it may have a million nodes, and this runs every few seconds. */
+/** The set is copied only if it changes: it may have a million nodes, and this runs every few seconds. */
 function* membersAfter(reading: Reading, members: Set<Certname>): Generator<void, Set<Certname>> {
   const { submissions, unroutable, inactive } = reading;
   const told = [...submissions.keys(), ...(unroutable?.keys() ?? [])];
@@ -185,7 +185,7 @@ function* namesIn(names: Iterable<Certname>): Generator<void, Set<Certname>> {
   return copy;
 }
 
-/** One reading of what the estates have told; `names`: the PuppetDBs of each. */
+/** Unites the readings of the estates; `names`: the PuppetDBs of each. */
 function* unite(updates: readonly Update[], names: readonly string[][]): Generator<void, Reading> {
   const readings = updates.flatMap(({ reading }) => (reading === undefined ? [] : [reading]));
   const kind = readings.some((reading) => reading.kind === "full") ? "full" : "changes";

@@ -8,7 +8,7 @@ import { SasoriError } from "../errors.js";
 /** PuppetDB's rows are about 120 bytes; anything of this size is not a row that was asked for. */
 const MAX_ROW_CHARACTERS = 64 * 1024;
 
-/** Other than JavaScript's `\S`: for JSON a no-break space is text. */
+/** Not JavaScript's `\S`: for JSON a no-break space is text. */
 const NOT_SPACE = /[^ \t\r\n]/;
 
 const QUOTE = 0x22;
@@ -64,7 +64,7 @@ export class JsonRows {
   #takeRows(): void {
     const end = this.#scan();
     const last = this.#complete;
-    // Between rows stands a comma: ours in front of this batch, JSON.parse checks the others.
+    // Each batch but the first begins with the comma before its first row: see #parse.
     if (end > 0) this.#parse(this.#text.slice(0, end));
     this.#text = this.#text.slice(last ? this.#position : end);
     this.#position = last ? 0 : this.#position - end;
@@ -81,7 +81,7 @@ export class JsonRows {
       const character = text.charCodeAt(position);
       if (character === QUOTE) {
         const end = endOfString(text, position);
-        if (end < 0) break; // It is looked at again when more has come.
+        if (end < 0) break; // It is scanned again when more has come.
         position = end;
       } else if (character === OPEN_BRACE || character === OPEN_BRACKET) depth += 1;
       else if (character === CLOSE_BRACE && depth > 0) {
@@ -112,12 +112,15 @@ export class JsonRows {
     const sample = JSON.stringify(text.trim().slice(-160));
     return new SasoriError(
       "PUPPETDB_BODY",
-      `the answer of ${this.#url} is not a complete JSON array (${what}), it ends with ${sample}; if that is no reason, see PuppetDB's log`,
+      `the answer of ${this.#url} is not a complete JSON array (${what}), it ends with ${sample}; if that does not say why, see PuppetDB's log`,
     );
   }
 }
 
-/** Where the string that begins at `start` has its closing quote, or -1. Three times as fast as each character in turn. */
+/**
+ * Index of the closing quote of the string that begins at `start`, or -1. Three times as fast as a loop over the
+ * characters.
+ */
 export function endOfString(text: string, start: number): number {
   let end = text.indexOf('"', start + 1);
   while (end > 0 && isEscaped(text, end)) end = text.indexOf('"', end + 1);

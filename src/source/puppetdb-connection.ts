@@ -19,8 +19,8 @@ import { type Pem, PemFiles, readNamed } from "../pem-files.js";
 const SILENCE_MS = 5 * 60_000;
 const CONNECT_MS = 5_000;
 /**
- * A connection is used for this long at most. Otherwise it would last as long as it is busy, even if the name leads to another
- * PuppetDB by now, and the old one still answers.
+ * A connection is used for this long at most. Otherwise a busy one would last for as long as the old PuppetDB answers, even
+ * if the name leads to another one by now.
  */
 const CONNECTION_MS = 60_000;
 
@@ -41,8 +41,8 @@ export class Connector {
   }
 
   /**
-   * Asked once per reading, so that all its queries use the same certificates and token. Throws `PUPPETDB_TLS`, or the reason
-   * of `signal`. One after the other, so that a file that hangs is the only one that is waited for.
+   * Called once per reading, so that all its queries use the same certificates and token. Throws `PUPPETDB_TLS`, or the
+   * reason of `signal`. The files are read one after the other, so that one that hangs blocks only itself.
    */
   async open(signal?: AbortSignal): Promise<Connection> {
     const { tokenFile } = this.#config;
@@ -52,7 +52,7 @@ export class Connector {
     return { agent, headers };
   }
 
-  /** Puppet's certificates are renewed in place: an agent is made anew when they have changed. */
+  /** Puppet's certificates are renewed in place. When they have changed, a new agent is made. */
   #agentFor(pem: Pem): TlsAgent {
     const previous = this.#agent;
     if (previous !== undefined && isDeepStrictEqual(previous.pem, pem)) return previous;
@@ -83,7 +83,7 @@ interface TlsAgent {
   pem: Pem;
   /** The error with which one of its connections last failed. */
   alert: Error | undefined;
-  /** How many connections wait for the name to be looked up. */
+  /** How many connections wait for the name lookup. */
   lookups: number;
 }
 
@@ -117,12 +117,12 @@ function newAgent(pem: Pem): TlsAgent {
   return agent;
 }
 
-/** So many connections that were kept may be closed one after the other. */
+/** Up to this many kept connections may turn out to be closed, one after the other. */
 const MAX_TRIES = 3;
 
 /**
- * As `request` of undici. The other side may close a connection that was kept in the moment when it is used again. A query changes
- * nothing, so it is sent again.
+ * As undici's `request`. The other side may close a kept connection just when it is used again. A query changes nothing, so
+ * it is sent again.
  */
 export async function send(
   url: string,
@@ -146,14 +146,14 @@ export interface Connection {
 }
 
 const REMEDIES: Record<number, string> = {
-  400: "this PuppetDB does not take sasori's query: is it PuppetDB 7 or 8?",
-  401: "PuppetDB wants a valid token: see SASORI_PUPPETDB_TOKEN_FILE",
+  400: "this PuppetDB refuses sasori's query: use PuppetDB 7 or 8",
+  401: "PuppetDB wants a valid token: put one into the file of SASORI_PUPPETDB_TOKEN_FILE",
   403: "sasori's certificate is not allowed to query: add its name to PuppetDB's certificate-allowlist",
-  503: "PuppetDB is starting or in maintenance",
+  503: "PuppetDB is starting or in maintenance, so wait",
 };
 const NO_TOKEN =
   "sasori never sends a token over http to another machine: give this PuppetDB an https URL in SASORI_PUPPETDB_URL";
-export const WRONG_URL = "is SASORI_PUPPETDB_URL the base URL of PuppetDB?";
+export const WRONG_URL = "check that SASORI_PUPPETDB_URL is the base URL of PuppetDB";
 const SEE_LOG = "PuppetDB's log says why";
 
 /** Throws `PUPPETDB_STATUS` or `PUPPETDB_BODY` for what is not JSON with status 200. */
@@ -164,10 +164,7 @@ export async function checkAnswer(url: string, response: Dispatcher.ResponseData
   if (statusCode === 200 && encoding !== "identity") {
     body.on("error", () => undefined).destroy();
     const what = `${url} sent a compressed answer (${quote(encoding)}) that sasori did not ask for`;
-    throw new SasoriError(
-      "PUPPETDB_BODY",
-      `${what}: a proxy in front of PuppetDB compresses: switch that off for PuppetDB`,
-    );
+    throw new SasoriError("PUPPETDB_BODY", `${what}: turn compression off in the proxy in front of PuppetDB`);
   }
   if (statusCode === 200 && /^application\/json\b/i.test(type)) return;
   const text = quote(await firstText(body), 200);
@@ -205,7 +202,7 @@ export async function* piecesOf(url: string, body: Dispatcher.ResponseData["body
   }
 }
 
-/** What PuppetDB says about itself has a kilobyte. */
+/** PuppetDB's answers about itself have about a kilobyte. */
 const MAX_SHORT_BYTES = 64 * 1024;
 
 /** A body that must be short. Throws `PUPPETDB_BODY` if it is not. */
@@ -215,13 +212,13 @@ export async function shortText(url: string, body: Dispatcher.ResponseData["body
   for await (const piece of body as AsyncIterable<Buffer>) {
     length += piece.length;
     if (length > MAX_SHORT_BYTES)
-      throw new SasoriError("PUPPETDB_BODY", `${url} has an endless answer; ${WRONG_URL}`);
+      throw new SasoriError("PUPPETDB_BODY", `${url} sent an endless answer; ${WRONG_URL}`);
     pieces.push(piece);
   }
   return Buffer.concat(pieces).toString();
 }
 
-/** The beginning of a body, for a message; the rest is not read. If reading it fails, the status alone must do. */
+/** The beginning of a body, for a message; the rest is not read. If reading it fails, the message has only the status. */
 async function firstText(body: Dispatcher.ResponseData["body"]): Promise<string> {
   try {
     for await (const chunk of body) return String(chunk).slice(0, 400); // Leaving the loop ends the connection.
@@ -240,7 +237,7 @@ export function queryError(url: string, thrown: unknown, signal: AbortSignal, ag
   if (/^(ENOTFOUND|EAI_)/.test(systemCode(error)) || (isSilent && agent.lookups > 0)) {
     const { hostname } = new URL(url);
     const what = `${url}: the name ${hostname} cannot be looked up (${systemCode(error) || "no answer"})`;
-    const remedy = "is it right in SASORI_PUPPETDB_URL, and does DNS answer on this machine?";
+    const remedy = "correct it in SASORI_PUPPETDB_URL, or DNS on this machine";
     return new SasoriError("PUPPETDB_UNREACHABLE", `${what}: ${remedy}`, { cause: error });
   }
   if (signal.aborted && signal.reason instanceof SasoriError) return signal.reason;
@@ -262,11 +259,11 @@ export function queryError(url: string, thrown: unknown, signal: AbortSignal, ag
   // Some servers refuse our certificate without a word.
   const isHttps = url.startsWith("https:");
   const isClosed = /closed|ECONNRESET|EPIPE/i.test(`${code} ${reason(error)}`);
-  const plain = isClosed ? ", and should SASORI_PUPPETDB_URL begin with https" : "";
-  const refused = isHttps ? ", and does it take the certificate SASORI_PUPPETDB_CERT" : plain;
+  const plain = isClosed ? ", and whether SASORI_PUPPETDB_URL must begin with https" : "";
+  const refused = isHttps ? ", and that it accepts the certificate of SASORI_PUPPETDB_CERT" : plain;
   return new SasoriError(
     "PUPPETDB_UNREACHABLE",
-    `${found}: is PuppetDB running and reachable${refused}?`,
+    `${found}: check that PuppetDB is running and reachable${refused}`,
     cause,
   );
 }
@@ -278,16 +275,18 @@ export function queryError(url: string, thrown: unknown, signal: AbortSignal, ag
 function tlsRemedy(code: string, what: string): string {
   if (/SELF_SIGNED|DEPTH_ZERO|UNABLE_TO/.test(code))
     return "set SASORI_PUPPETDB_CA to the CA that signed PuppetDB's certificate";
-  if (code === "CERT_HAS_EXPIRED") return "renew PuppetDB's certificate (or is the clock here wrong?)";
-  if (code === "CERT_NOT_YET_VALID") return "set the clock of this machine right, or that of PuppetDB's CA";
-  if (/ALTNAME|HOSTNAME/.test(code)) return "use a name of PuppetDB's certificate in SASORI_PUPPETDB_URL";
+  if (code === "CERT_HAS_EXPIRED")
+    return "renew PuppetDB's certificate, or correct the clock of this machine";
+  if (code === "CERT_NOT_YET_VALID") return "correct the clock of this machine, or that of PuppetDB's CA";
+  if (/ALTNAME|HOSTNAME/.test(code)) return "use a name from PuppetDB's certificate in SASORI_PUPPETDB_URL";
   if (/wrong version number|packet length/.test(what))
-    return "no TLS is spoken there: should SASORI_PUPPETDB_URL begin with http?";
+    return "no TLS on this port: use PuppetDB's TLS port (usually 8081), or http, in SASORI_PUPPETDB_URL";
   if (/protocol version/.test(what))
-    return "PuppetDB speaks no TLS that is safe: sasori needs version 1.2 or 1.3";
+    return "let PuppetDB use TLS 1.2 or 1.3, because sasori takes no older version";
   if (/certificate required/.test(what))
     return "set SASORI_PUPPETDB_CERT and _KEY to a certificate of Puppet's CA and its key";
-  if (/key values mismatch/.test(what)) return "SASORI_PUPPETDB_KEY is not the key of SASORI_PUPPETDB_CERT";
+  if (/key values mismatch/.test(what))
+    return "set SASORI_PUPPETDB_CERT and _KEY to a certificate and its own key";
   return "check SASORI_PUPPETDB_CERT, _KEY and _CA, and when these certificates expire";
 }
 
@@ -297,7 +296,7 @@ async function readToken(file: string, signal: AbortSignal | undefined): Promise
   throw new SasoriError("PUPPETDB_TLS", `${file} holds no token: expected one word of ASCII characters`);
 }
 
-/** Whatever is wrong with a file of ours. A SasoriError says that sasori was told to stop, or is out of time. */
+/** A problem with one of our files. A SasoriError means that sasori was told to stop, or that the time is up. */
 function tlsError(error: unknown): never {
   if (error instanceof SasoriError) throw error;
   throw new SasoriError("PUPPETDB_TLS", reason(error), { cause: error });

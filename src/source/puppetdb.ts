@@ -2,7 +2,7 @@
 // Promises: an answer is believed only after its status, content type, wholeness and shape were checked; a
 // reading is all or nothing; memory is bounded by one entry per node, whatever the size of the answers.
 // The producer of a factset or report is the master that an agent spoke to in its own run. The producer of a
-// catalog is not: an operator who asks another master for a node's catalog rewrites it. So the newest of
+// catalog is not: if an operator asks another master for a node's catalog, that master becomes its producer. So the newest of
 // factset and report decides (or of those that SASORI_OBSERVATIONS names), and the catalog only where a node has neither.
 
 import { z } from "zod";
@@ -33,7 +33,7 @@ import {
 } from "./reading.js";
 
 const MINUTE_MS = 60_000;
-/** The `Date` header has whole seconds, and an answer takes its time. */
+/** The `Date` header has whole seconds, and an answer takes some time. */
 const CLOCK_MS = 5_000;
 
 /**
@@ -87,8 +87,8 @@ const FactsRow = z.object({
 const ReportRow = FactsRow.omit({ timestamp: true }).extend({ receive_time: Timestamp.optional() });
 const CatalogRow = FactsRow.omit({ timestamp: true });
 /**
- * The newest of one node by one producer: when PuppetDB received it and when it was made, of which the earlier one counts.
- * PuppetDB calls the second of two maxima `max_2`.
+ * The newest submission for one node by one producer: when PuppetDB received it, and when it was made. The earlier of the two
+ * counts. PuppetDB calls the second of two maxima `max_2`.
  */
 const NewestRow = z.object({
   certname: z.string(),
@@ -155,13 +155,16 @@ export class PuppetDb {
 
   constructor(config: PuppetdbServer) {
     this.#config = config;
-    this.#untold = new SasoriError("PUPPETDB_TIMEOUT", `${config.url} tells nothing about itself`);
+    this.#untold = new SasoriError(
+      "PUPPETDB_TIMEOUT",
+      `${config.url} did not answer questions about itself in time`,
+    );
     this.#connector = new Connector(config);
     this.#teller = { from: config.from, behindMs: 0 };
     this.#counts = new Set(config.observations ?? ["facts", "reports"]);
   }
 
-  /** Where it is asked, for messages. */
+  /** Its URL, for messages. */
   get url(): string {
     return this.#config.url;
   }
@@ -463,7 +466,7 @@ export class PuppetDb {
       await checkAnswer(url, response);
       const answer = shape.safeParse(JSON.parse(await shortText(url, response.body)));
       if (answer.success) return answer.data;
-      throw new SasoriError("PUPPETDB_BODY", `${url} has an unexpected answer; ${WRONG_URL}`);
+      throw new SasoriError("PUPPETDB_BODY", `${url} sent an unexpected answer; ${WRONG_URL}`);
     } catch (error) {
       throw queryError(url, error, signal, agent);
     }
@@ -537,7 +540,7 @@ export class PuppetDb {
       if (this.#isDoubtful) this.#compare(clock, began);
       const decoder = new TextDecoder("utf-8", { fatal: true });
       for await (const piece of piecesOf(url, response.body)) {
-        await letOthersIn(); // With a fast PuppetDB the next piece is there already, and nothing else would get a turn.
+        await letOthersIn(); // If PuppetDB is fast, the next piece is there already, and no other work would get a turn.
         rows.push(decoder.decode(piece, { stream: true }));
       }
       rows.push(decoder.decode());
@@ -565,7 +568,7 @@ type Ask = <Row>(
   page?: Page,
 ) => Promise<number>;
 
-/** A part of a sorted answer. */
+/** One page of a sorted answer. */
 interface Page {
   order_by: { field: string; order?: "desc" }[];
   limit: number;
@@ -581,7 +584,7 @@ const anyProducer: HasServer = () => true;
 
 const iso = (at: number) => new Date(at).toISOString();
 
-// Without "extract" the resources of every catalog and report come along.
+// Without "extract" the answer would include the resources of every catalog and report.
 const producers = (where: Query, ...more: string[]): Query => [
   "extract",
   ["certname", "producer", "producer_timestamp", ...more],

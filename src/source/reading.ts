@@ -51,7 +51,7 @@ export interface Ahead {
   until: number;
 }
 
-/** A set of nodes, wherever their names are kept. */
+/** A set of nodes, however their names are stored. */
 export interface Names extends Iterable<Certname> {
   readonly size: number;
   has(certname: Certname): boolean;
@@ -76,9 +76,9 @@ export interface Reading {
   inactive: Map<Certname, number>;
   /** How many inactive nodes PuppetDB has. */
   inactiveCount: number;
-  /** Certnames of active nodes that cannot be map keys, as they came, or their beginning. At most MAX_REFUSED of them. */
+  /** Certnames of active nodes that cannot be map keys, unchanged but cut if long. At most MAX_REFUSED of them. */
   refused: Set<string>;
-  /** Nodes whose rows all lack a producer, or a possible time. */
+  /** Nodes of which every row lacks a producer or has an impossible time. */
   withoutProducer: Set<Certname>;
   /** With several PuppetDBs: those that this reading comes from. In a full reading only those that were read as a whole. */
   told?: ReadonlySet<string>;
@@ -124,7 +124,7 @@ export class Gathering {
   readonly #hasServer: HasServer;
   readonly #producers = new Map<string, string>();
   #told: Names | undefined;
-  /** Of these those without a submission. */
+  /** Those of them that have no submission. */
   #others: ReadonlySet<Certname> = new Set();
   readonly #teller: Teller;
 
@@ -134,7 +134,7 @@ export class Gathering {
     this.#teller = teller;
   }
 
-  /** `active`: every active node, where it is known. What is no longer active has no submission then. */
+  /** `active`: every active node, where it is known. Nodes that are no longer active lose their submission. */
   *reading(active?: Names): Generator<void, Reading> {
     const { kind, asOf, submissions, ahead, inactive, inactiveCount, refused, withoutProducer } = this;
     const unroutable = yield* this.#newerUnroutable();
@@ -206,7 +206,7 @@ export class Gathering {
     return silent;
   }
 
-  /** Hands over the name if it can be a map key. */
+  /** Calls `use` with the name if it can be a map key. */
   name(name: string, use: (certname: Certname) => void): void {
     if (isCertname(name)) use(name);
     else if (this.refused.size < MAX_REFUSED) this.refused.add(cut(name));
@@ -261,7 +261,7 @@ export class Gathering {
     return Number.isNaN(at) ? received : new Date(at + behindMs).toISOString();
   }
 
-  /** Takes the row of a node that is inactive. Names that cannot be map keys are of no interest here: no map has them. */
+  /** Takes the row of an inactive node. Names that cannot be map keys do not matter here, because no map has them. */
   takeInactive(row: { certname: string; deactivated: string | null; expired: string | null }): void {
     const at = Math.max(Date.parse(row.deactivated ?? "") || 0, Date.parse(row.expired ?? "") || 0);
     if (at > 0 && isCertname(row.certname)) this.inactive.set(row.certname, at + this.#teller.behindMs);

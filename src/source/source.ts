@@ -17,7 +17,7 @@ const FETCH_CHANGES_MS = 15_000;
 const FETCH_ALL_MS = 10 * 60_000;
 
 export interface Wanted {
-  /** The nodes whose deactivation is of interest. */
+  /** The nodes whose deactivation matters. */
   known: NodeMap;
   hasServer: HasServer;
 }
@@ -27,7 +27,7 @@ export interface PuppetdbState {
   url: string;
   /** It is the one that is asked; of an estate one is. */
   asked: boolean;
-  /** It is asked because this one failed, and its newest submission is so much older. */
+  /** It is asked because this other one failed; its newest submission is older by this much. */
   insteadOf?: string;
   behindMs?: number;
   /** When it was last read (ISO 8601). */
@@ -40,18 +40,18 @@ export interface PuppetdbState {
 }
 
 export interface Source {
-  /** All was read at least once, so that changes may be asked for. */
+  /** Everything was read at least once, so changes can be asked for. */
   readonly canGoOn: boolean;
   /**
-   * Everything, or what came since the last reading that was taken over; everything as well where changes cannot be told.
+   * Everything, or what came since the last reading that was taken over. Everything too if the changes cannot be found out.
    * Throws `PUPPETDB_...`, or the reason of `signal`.
    */
   read(kind: Reading["kind"], signal: AbortSignal, wanted: Wanted): Promise<Reading>;
   /** The last reading was taken over. `lateMs`: see Fleet.merge. */
   took(lateMs: number): void;
   /**
-   * The newest submissions for a few nodes. Throws `PUPPETDB_...`, or `PartlyRead` where one that did not answer may know more.
-   * Whoever waits for it cannot wait long, and takes what the first one knows; `patiently`, each that may know more is asked.
+   * The newest submissions for a few nodes. Throws `PUPPETDB_...`, or `PartlyRead` if one that did not answer may know more.
+   * The caller cannot wait long, so it gets what the first one knows. With `patiently`, each that may know more is asked.
    */
   readNodes(
     certnames: readonly Certname[],
@@ -64,7 +64,7 @@ export interface Source {
   close(): Promise<void>;
 }
 
-/** The source that the configuration wants. */
+/** The source for this configuration. */
 export function sourceOf(estates: Config["puppetdb"]): Source {
   const parts = estates.map((servers) => {
     const replicas = servers.map((server) => new Replica(server));
@@ -81,7 +81,7 @@ export class Replica implements Source {
   readonly #from: string | undefined;
   #mark: Watermark | undefined;
   #last: Reading | undefined;
-  /** One of several PuppetDBs could not be read when all were read whole. So it is read whole when it is back. */
+  /** One of several PuppetDBs could not be read in the last full reading. So it is read whole when it is back. */
   #owesAll = false;
   #state: Pick<PuppetdbState, "readAt" | "newestAt" | "failure"> = { newestAt: 0 };
 
@@ -103,7 +103,7 @@ export class Replica implements Source {
     let isBack = false;
     const ms = mark === undefined ? FETCH_ALL_MS : FETCH_CHANGES_MS;
     try {
-      // While one that hangs is read as a whole, others would have to wait for minutes.
+      // Otherwise the others would wait for minutes while one that hangs is read as a whole.
       if (mark === undefined && this.#from !== undefined)
         await this.#within(FETCH_CHANGES_MS, signal, (inTime) => this.#askLittle(inTime));
       isBack = true;
@@ -136,7 +136,7 @@ export class Replica implements Source {
     return within(ms, signal, new SasoriError("PUPPETDB_TIMEOUT", what), ask);
   }
 
-  /** The question that is asked most. */
+  /** The most frequent question. */
   #askLittle(signal: AbortSignal): Promise<Reading> {
     return this.#puppetdb.readChanges(Date.now(), signal);
   }

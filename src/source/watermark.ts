@@ -18,8 +18,7 @@ export interface Watermark {
 const MIN_OVERLAP_MS = 15_000;
 const MAX_OVERLAP_MS = 15 * 60_000;
 /**
- * How far the first reading of changes looks back. How late PuppetDB is, is unknown then: a full reading does not ask for
- * it.
+ * How far the first reading of changes looks back. A full reading does not ask how late PuppetDB is, so that is unknown then.
  */
 const FIRST_OVERLAP_MS = 5 * 60_000;
 /** PuppetDB works on several submissions at once: those of about the same time are stored in any order. */
@@ -37,11 +36,11 @@ export function advance(
   lateMs: number,
 ): Watermark {
   let newestAt = previous?.newestAt ?? 0;
-  // A full reading does not say it.
+  // A full reading does not tell it.
   for (const { receivedAt } of kind === "full" ? [] : submissions.values())
     newestAt = Math.max(newestAt, receivedAt);
-  // While the queue stands still nothing is stored, and all since the newest submission may still come. Otherwise it grows
-  // and shrinks gradually: twice the worst lateness of this reading covers the next one.
+  // While the queue stands still, nothing is stored, and everything since the newest submission may still come. Otherwise the
+  // lateness grows and shrinks gradually, so twice the worst one of this reading covers the next reading.
   const silentMs = newestAt === 0 ? FIRST_OVERLAP_MS : asOf - newestAt + DISORDER_MS;
   const decayedMs = previous?.newestAt ? previous.overlapMs * 0.9 : 0;
   const overlapMs = Math.min(Math.max(MIN_OVERLAP_MS, silentMs, 2 * lateMs, decayedMs), MAX_OVERLAP_MS);

@@ -19,13 +19,13 @@ const CONNECT_MS = 5_000;
 const QUERY_MS = 10_000;
 /** Deadline for exchanging all rows, enough for those of a million nodes. */
 const EXCHANGE_MS = 60_000;
-/** How long the start of sasori waits for the database. Until then sasori serves nothing. */
+/** How long the start of sasori waits for the database. During that time sasori serves nothing. */
 const START_MS = 8_000;
-/** How long a registration waits for PostgreSQL. After one such wait nobody waits again until PostgreSQL is back. */
+/** How long a registration waits for PostgreSQL. After one such wait no caller waits again until PostgreSQL is back. */
 const SEND_MS = 2_000;
-/** How often rows whose notification was missed are looked for, and how often each replica says its word. */
+/** How often sasori looks for rows whose notification was missed, and how often each replica writes its word. */
 const LOOK_MS = 5_000;
-/** How often the oldest rows of what is over are deleted. Each connection begins with that, too. */
+/** How often the oldest rows about what is over are deleted. That also happens at the begin of each connection. */
 const FORGET_MS = 60 * 60_000;
 const RETRY_MS = [200, 500, 1_000, 2_000, 5_000];
 
@@ -76,7 +76,7 @@ const READ_AGAIN = `
   SELECT kind, key, round(extract(epoch FROM at) * 1000)::text AS at, value
   FROM sasori_state JOIN unnest($1::text[], $2::text[]) AS asked (kind, key) USING (kind, key)`;
 
-/** A row that is replaced in the same moment stays. */
+/** A row that is being replaced at the same moment stays. */
 const FORGET = `
   DELETE FROM sasori_state AS known USING (
     SELECT kind, key, at FROM sasori_state WHERE value IS NULL OR kind IN ('ended', 'removed', 'approval')
@@ -116,14 +116,14 @@ interface Found {
   value: string | null;
 }
 
-/** A connection that is up, and all rows were exchanged. */
+/** The connection, once all rows were exchanged. */
 interface Session {
   client: Client;
   /** One question at a time. */
   line: Line;
   /** The parameter of the next PULL: rows of earlier transactions were read. */
   next: string;
-  /** Tells that it is over, and why. */
+  /** Ends the connection with this reason. */
   end(error: unknown): void;
   /** `pulling`: a PULL is under way. `pullAgain`: a notification came meanwhile, so one more is needed. */
   pulling: boolean;
@@ -138,7 +138,7 @@ export class Database {
   #running: Promise<void> | undefined;
   #onFirst: (() => void) | undefined;
   #failure: SasoriError | undefined;
-  /** Rows that cannot be used, by their keys. Another program has written them. */
+  /** Rows that cannot be used, by key. Another program must have written them. */
   #unusable = new Map<string, Pick<Found, "kind" | "key">>();
   /** When the oldest were last deleted (`performance.now()`). */
   #forgotAt = Number.NEGATIVE_INFINITY;
@@ -161,7 +161,7 @@ export class Database {
     const what = `${counted(this.#unusable.size, "row")} of sasori_state cannot be used (${some.join("; ")})`;
     return new SasoriError(
       "STATE_DATABASE",
-      `${this.#options.where}: ${what}: delete them, and find out who wrote them`,
+      `${this.#options.where}: ${what}: delete them, and find the program that wrote them`,
     );
   }
 
@@ -252,7 +252,8 @@ export class Database {
       for (;;) {
         this.#pull(session);
         await Promise.race([this.#look(session), ended]);
-        // Only now: a role that may read but not write would connect, exchange all rows and fail several times a second.
+        // Reset only now. Otherwise a role that may read but not write would connect, exchange all rows and fail several
+        // times a second.
         this.#failure = undefined;
         isUp();
         await Promise.race([pause(LOOK_MS, this.#closing.signal), ended]);
@@ -411,7 +412,7 @@ export class Database {
   }
 }
 
-/** Not connected yet. Throws `STATE_DATABASE` when a file of it cannot be read. */
+/** Makes a client that is not connected yet. Throws `STATE_DATABASE` if one of its files cannot be read. */
 export async function newClient(options: StateDatabase): Promise<Client> {
   const { host, port, user, database, tls, where, replica } = options;
   const read = async (file: string | undefined, isNeeded = true) => {
@@ -427,7 +428,7 @@ export async function newClient(options: StateDatabase): Promise<Client> {
   };
   // One after the other, so that a file that hangs is the only one that blocks a thread.
   const password = await read(options.passwordFile);
-  // The client reads this by itself, and would wait for it for ever.
+  // The client would read this by itself, and wait forever if it hangs.
   if (password === undefined && process.env.PGPASSWORD === undefined) await read(passwordsOfLibpq(), false);
   const ca = await read(options.caFile);
   const cert = await read(options.certFile);
@@ -445,7 +446,7 @@ export async function newClient(options: StateDatabase): Promise<Client> {
     lock_timeout: QUERY_MS,
     idle_in_transaction_session_timeout: QUERY_MS,
   };
-  const { default: pg } = await import("pg"); // Few need it.
+  const { default: pg } = await import("pg"); // Loaded here, because few sites need it.
   return new pg.Client(config);
 }
 
@@ -468,7 +469,7 @@ async function migrate(client: Client): Promise<void> {
   await client.query("COMMIT");
 }
 
-/** 0: there is none. Throws `STATE_DATABASE` for one that this sasori does not know. */
+/** The schema's version; 0: there is none. Throws `STATE_DATABASE` for a version that this sasori does not know. */
 export async function schemaVersion(client: Client): Promise<number> {
   const { rows: tables } = await client.query<{ there: boolean }>(
     "SELECT to_regclass('sasori_schema') IS NOT NULL AS there",
@@ -479,8 +480,8 @@ export async function schemaVersion(client: Client): Promise<number> {
   );
   const version = rows[0]?.version ?? 0;
   if (version <= MIGRATIONS.length) return version;
-  const what = `its schema is of version ${version}, this sasori knows ${MIGRATIONS.length}`;
-  throw new SasoriError("STATE_DATABASE", `${what}: a newer sasori made it: update this one`);
+  const what = `its schema has version ${version}, of a newer sasori, and this one knows versions up to ${MIGRATIONS.length}`;
+  throw new SasoriError("STATE_DATABASE", `${what}: update this sasori`);
 }
 
 /** Resolves early when `signal` ends. */

@@ -18,15 +18,18 @@ import { inLine, READ_ONLY, readInPieces, readWhole, SilentFile } from "../whole
 import { type Change, checksum, GUARD, parseLine, parseRow, type Row, Rows, toLine } from "./rows.js";
 import type { State } from "./state.js";
 
-/** The first line. The file of an earlier sasori is one JSON object instead. */
+/** The first line. An earlier sasori wrote one JSON object instead. */
 const HEADER = "sasori-state 2\n";
 
-/** The file is rewritten when more than half of its lines, and more than this many, are outdated, or too many tell of what is over. */
+/**
+ * The file is rewritten when more than half of its lines, and more than this many, are outdated, or if there are too many
+ * about what is over.
+ */
 const MANY_LINES = 1_000;
-/** How many lines one write has. */
+/** How many lines are written at once. */
 const CHUNK = 500;
 
-/** There are file systems on which a file has another inode each time. */
+/** On some file systems a file has another inode each time. */
 const MAX_TRIES = 3;
 
 /** A larger file is neither written nor read. This is enough for ten million rows. */
@@ -47,13 +50,13 @@ const MISSING = "missing";
 
 export interface Found {
   rows: Row[];
-  /** Entries that cannot be used: for each its place and what is wrong with it. */
+  /** Entries that cannot be used: the place of each, and what is wrong with it. */
   unusable: string[];
   /** How many lines it has. */
   lines: number;
   /** The file must be rewritten before a line can be added. */
   isOld: boolean;
-  /** Of the whole file. */
+  /** Checksum of the whole file. */
   checksum: string;
 }
 
@@ -142,7 +145,7 @@ function readVersion1(text: string): Found {
   return { rows, unusable, lines: 0, isOld: true, checksum: checksum(text) };
 }
 
-/** A few of many, for a message. */
+/** The first few of many, for a message. */
 export const unusableEntries = (unusable: readonly string[]): string => {
   const some = unusable.slice(0, 3).join("; ");
   return `${counted(unusable.length, "entry", "entries")} (${some}${unusable.length > 3 ? "; …" : ""})`;
@@ -169,7 +172,7 @@ export class Journal implements State {
   #aside: { file: string; error: SasoriError } | undefined;
   /** Set if somebody else changed the file and it can no longer be used as a whole: sets it aside before it is rewritten. */
   #keepStrange: ((again: () => void) => Promise<void>) | undefined;
-  /** What others have put into the file, and nobody was told yet. */
+  /** What others have put into the file, and was not passed on yet. */
   readonly #news: Row[] = [];
 
   constructor(file: string) {
@@ -281,7 +284,7 @@ export class Journal implements State {
     });
   }
 
-  /** Takes rows from elsewhere. Returns those that are news; `write` writes them. */
+  /** Takes rows from elsewhere. Returns those that are new; `write` writes them. */
   async take(rows: Iterable<Row>): Promise<Row[]> {
     return this.#note(rows, (row) => (this.rows.take(row) ? row : undefined));
   }
@@ -358,8 +361,8 @@ export class Journal implements State {
   }
 
   /**
-   * Another one may add lines meanwhile, and be killed before it sees that they are gone. What it had added before the rename is
-   * found in the file that was replaced: whoever adds a line looks afterwards whether the file is still in its place.
+   * Another sasori may add lines meanwhile, and be killed before it sees that they are gone. Lines that it added before the
+   * rename are found in the replaced file. After adding a line, each sasori checks that the file is still in its place.
    */
   async #writeAnew(again: () => void, tries = MAX_TRIES): Promise<void> {
     await this.#readNews(again);
@@ -373,7 +376,7 @@ export class Journal implements State {
       const isStill = async () => tries === 1 || inodeOf(await this.#fingerprint()) === inodeOf(read);
       const content = contentOf(rows, again);
       const written = await replaceFile(this.#file, content, STATE_FILE_MODE, isStill);
-      if (written === undefined) return await this.#writeAnew(again, tries - 1); // Another one has just done the same.
+      if (written === undefined) return await this.#writeAnew(again, tries - 1); // Another sasori has just done the same.
       this.#isAnew = false;
       this.#lines = rows.length;
       this.#left = fingerprintOf(written);
@@ -383,7 +386,7 @@ export class Journal implements State {
     }
   }
 
-  /** Adds to the new file what another one had added to the replaced one after it was `read`. */
+  /** Adds to the new file what another sasori had added to the old one after that was `read`. */
   async #saveLate(replaced: FileHandle, read: string, again: () => void): Promise<void> {
     if (fingerprintOf(await replaced.stat({ bigint: true })) === read) return;
     const late = await this.take((await readState(replaced, again)).rows);
@@ -392,7 +395,7 @@ export class Journal implements State {
       await inPieces(eachInPieces(late, (row) => this.#unwritten.delete(row)));
   }
 
-  /** Sets a file aside of which nothing can be used. */
+  /** Sets aside a file that cannot be used at all. */
   async #keepUnusable(what: string): Promise<void> {
     const aside = this.#asideName();
     try {
@@ -417,7 +420,7 @@ export class Journal implements State {
     return this.#news.splice(0);
   }
 
-  /** If nobody waits any more when it is done, the next `readOthers` tells the news. */
+  /** If no caller waits any more when it is done, the next `readOthers` returns the rows. */
   async #readNews(again?: () => void): Promise<void> {
     const isGone = async (file: string) => !(await stat(file).then(isThere, isElse));
     if (this.#aside !== undefined && (await isGone(this.#aside.file))) this.#aside = undefined;
@@ -474,7 +477,7 @@ const inodeOf = (fingerprint: string): string | undefined => fingerprint.split("
 const sizeOf = (fingerprint: string): number => Number(fingerprint.split(":")[1]);
 
 const isThere = () => true;
-/** Only a file that is known to be gone is gone. */
+/** A file counts as gone only if that is certain. */
 const isElse = (error: unknown) => systemCode(error) !== "ENOENT";
 
 async function* piecesOf(file: string, again: () => void): AsyncGenerator<Buffer> {
@@ -484,14 +487,14 @@ async function* piecesOf(file: string, again: () => void): AsyncGenerator<Buffer
   }
 }
 
-/** Throws where it would be more than is read. */
+/** Throws if the file would be larger than what is read. */
 function* contentOf(rows: readonly Row[], again: () => void): Generator<string> {
   yield HEADER;
   let bytes = HEADER.length;
   for (const lines of linesOf(rows)) {
     bytes += Buffer.byteLength(lines);
     if (bytes > MAX_BYTES)
-      throw new Error(`its ${number(rows.length)} entries are more than the 2 GiB that are read`);
+      throw new Error(`its ${number(rows.length)} entries would take more than the 2 GiB that sasori reads`);
     again();
     yield lines;
   }

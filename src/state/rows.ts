@@ -73,7 +73,7 @@ const RowShape = z.discriminatedUnion("kind", [
 export type Row = z.output<typeof RowShape>;
 export type Kind = Row["kind"];
 
-/** A row that will be saved. Without a time it gets one that is newer than the known row's. */
+/** A row that will be saved. If it has no time, it gets one that is newer than the known row's. */
 export type Change = Row extends infer One
   ? One extends Row
     ? Omit<One, "at"> & { at?: number }
@@ -95,7 +95,7 @@ export function beats(row: Pick<Row, "at" | "value">, known: Pick<Row, "at" | "v
 const rank = ({ value }: Pick<Row, "value">): Buffer =>
   Buffer.from(value === null ? "~" : JSON.stringify(value));
 
-/** So many rows of what is over are kept, as many as tombstones (see tombstones.ts). */
+/** How many rows about what is over are kept: as many as tombstones (see tombstones.ts). */
 export const MAX_PAST = 20_000;
 
 /** Whether the row only says that something ended, so that it may be forgotten one day. The SQL in database.ts says the same. */
@@ -104,9 +104,11 @@ const isPast = ({ kind, value }: Row): boolean =>
 
 /** The newest row of each key. */
 export class Rows {
-  /** By kind, so that the key is the certname itself: a million texts made of both would take 60 MiB. */
+  /**
+   * One map per kind, so that the key is the certname itself: a million texts made of kind and certname would take 60 MiB.
+   */
   readonly #rows = new Map<Kind, Map<string, Row>>();
-  /** Those that are past, the oldest first. */
+  /** Rows about what is over, the oldest first. */
   readonly #past = new Set<Row>();
 
   /** It is time to `prune`. */
@@ -120,7 +122,7 @@ export class Rows {
     return size;
   }
 
-  /** Those that are past are the last, the newest of them at the end. */
+  /** Rows about what is over come last, the newest of them at the end. */
   *[Symbol.iterator](): IterableIterator<Row> {
     for (const rows of this.#rows.values()) for (const row of rows.values()) if (!isPast(row)) yield row;
     yield* this.#past;
@@ -171,7 +173,7 @@ export class Rows {
   }
 }
 
-// ---- a line of the state file: the checksum of what follows, and that
+// ---- a line of the state file: a checksum, then the row that it is of
 
 export function toLine(row: Row): string {
   const text = JSON.stringify(row);

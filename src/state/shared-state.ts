@@ -1,6 +1,6 @@
 // The state file and PostgreSQL together. Each sasori can work with its own file alone; the database brings replicas together.
-// Promises: a registration is in the file, and in the database unless that is away; registrations of others are told as they
-// come, and are in the file too, so that a start without the database knows them.
+// Promises: a registration is in the file, and in the database unless that is down; registrations of others are passed on as
+// they come, and are in the file too, so that they are known after a start without the database.
 
 import type { StateDatabase } from "../config.js";
 import type { SasoriError } from "../errors.js";
@@ -16,7 +16,7 @@ export class SharedState implements State {
   /** Rows that came before `watch` was called. */
   #untold: Row[] = [];
   #word: (() => string) | undefined;
-  /** Why the file could not be written, while the database has the rows that it lacks. */
+  /** Why the file could not be written. The database has the rows that the file lacks. */
   #unwritten: SasoriError | undefined;
 
   constructor(journal: Journal, options: StateDatabase) {
@@ -41,7 +41,7 @@ export class SharedState implements State {
     return this.#database.clockAheadMs;
   }
 
-  /** What each replica said last, this one too. */
+  /** The last word of each replica, including this one. */
   get heard(): readonly Heard[] {
     return this.#database.heard;
   }
@@ -54,13 +54,13 @@ export class SharedState implements State {
     return [...this.#journal.rows];
   }
 
-  /** From now on `take` is told what others have written, as it comes. */
+  /** From now on `take` is called with what others have written, as it comes. */
   watch(take: (rows: Row[]) => void): void {
     this.#take = take;
     this.#tell(this.#untold.splice(0));
   }
 
-  /** From now on all replicas are told what `word` says of this one. */
+  /** From now on all replicas learn what `word` says about this one. */
   describe(word: () => string): void {
     this.#word = word;
   }
@@ -84,7 +84,7 @@ export class SharedState implements State {
     if (failure !== undefined && !isSent) throw failure;
   }
 
-  /** Of the file: another sasori of this machine may share it. */
+  /** Only of the file, because another sasori on this machine may share it. */
   async readOthers(signal: AbortSignal, again?: () => void): Promise<Row[]> {
     const rows = await this.#journal.readOthers(signal, again);
     void this.#database.send(rows);

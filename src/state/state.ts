@@ -1,12 +1,12 @@
-// What must outlive a restart, and where replicas agree: one interface, and a file or PostgreSQL behind it.
+// What must survive a restart, and what replicas agree about. One interface, implemented by a file and by PostgreSQL.
 
 import type { SasoriError } from "../errors.js";
 import type { Change, Row } from "./rows.js";
 
 export interface State {
-  /** Why what was there at the start, or some of it, is not in force. */
+  /** Why saved state, or a part of it, is not in force. */
   readonly trouble: SasoriError | undefined;
-  /** All rows. Unusable ones are left out, and `trouble` tells of them. `untouched`: for a dry run, which changes nothing. */
+  /** All rows. Unusable ones are left out, and `trouble` reports them. `untouched`: for a dry run, which changes nothing. */
   load(untouched?: boolean): Promise<Row[]>;
   /**
    * Saves these changes, and all that could not be saved before. Throws if some could not be saved, so that a restart would lose

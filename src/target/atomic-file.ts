@@ -1,6 +1,6 @@
 // Replaces a file so that a reader, or a crash at any moment, finds the old content or the new one, whole.
 // Temp file in the same folder, fsync, rename, fsync of the folder; owner and mode of the old file are kept.
-// Written here and not taken from a library, because each way in which it fails needs its own remedy.
+// This is our own code and not a library, because each way in which it fails needs its own remedy.
 
 import { randomBytes } from "node:crypto";
 import type { BigIntStats } from "node:fs";

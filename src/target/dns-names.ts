@@ -1,5 +1,6 @@
 // HAProxy instances behind DNS names: a headless Service, a scale set. Each address of a name is one. Promises: while DNS does
-// not answer, those that are known stay; one that has left DNS is fed until it no longer answers, because it may still serve.
+// not answer, those that are known stay; one that has left DNS stays a target until it no longer answers, because it may
+// still serve.
 
 import { promises as dns, type LookupAddress } from "node:dns";
 import { isIPv6 } from "node:net";
@@ -10,7 +11,7 @@ import { systemCode } from "../errors.js";
 /** A nameserver answers in milliseconds; Node asks each three times, five seconds apart. */
 const LOOKUP_MS = 5_000;
 
-/** A target for each. More than these behind one name are a mistake of DNS, or somebody's. */
+/** Each is a target. More than this behind one name is a mistake. */
 const MAX_ADDRESSES = 256;
 
 /** Whether a host can have it. For a name that they block, nameservers answer with one that the system takes for this host. */
@@ -20,13 +21,13 @@ export const isUsable = ({ address }: Pick<LookupAddress, "address">): boolean =
 /** All addresses of a host. Rejects with ENOTFOUND where it has none, or as Node's `dns.lookup` does. */
 export type LookUp = (host: string) => Promise<LookupAddress[]>;
 
-/** As the machine does it, with /etc/hosts and search domains. */
+/** As the system does it, with /etc/hosts and search domains. */
 const lookUpHere: LookUp = (host) => dns.lookup(host, { all: true });
 
 export class DnsNames {
   readonly #names: readonly EndpointName[];
   readonly #lookUp: LookUp;
-  /** As last told, by name. */
+  /** The last known answer, by name. */
   readonly #known = new Map<EndpointName, Endpoint[]>();
   /** A question that is not answered is not asked again: it holds one of Node's four threads. */
   readonly #asking = new Map<EndpointName, Promise<void>>();
@@ -36,7 +37,10 @@ export class DnsNames {
     this.#lookUp = lookUp;
   }
 
-  /** The endpoints of all names now, or the last known ones. A name without any is one itself, which says so when it is used. */
+  /**
+   * The endpoints of all names now, or the last known ones. A name without addresses is an endpoint itself, and fails with
+   * that reason when it is used.
+   */
   async endpoints(stop?: AbortSignal): Promise<Endpoint[]> {
     const late = new Error("DNS does not answer");
     const asked = this.#names.map((name) =>
@@ -82,7 +86,7 @@ const endpointAt = ({ port, tls }: EndpointName, name: string, host: string): En
 });
 
 /**
- * Who is fed from now on: those whose endpoint is still there, those that answer although it is not, and new ones, made by
+ * The targets from now on: those whose endpoint is still there, those that answer although it is gone, and new ones, made by
  * `make`.
  */
 export function follow<Instance extends { name: string }>(

@@ -29,8 +29,8 @@ import {
 
 /**
  * The map as `show map` lists it. `entries` also counts those of unfinished versions. HAProxy 2.4 does not tell the number.
- * There, only a full pass, which reads the whole map, notices three things: that somebody else writes to the map, that HAProxy
- * learns new nodes, and that an unfinished version was left behind.
+ * With it, only a full pass, which reads the whole map, notices three things: that somebody else writes to the map, that
+ * HAProxy learns new nodes, and that an unfinished version was left behind.
  */
 export interface MapState {
   id: string;
@@ -38,7 +38,7 @@ export interface MapState {
   entries: number | undefined;
 }
 
-/** How many connections questions of people and of the page may take. HAProxy allows 10 in all (`stats maxconn`). */
+/** How many connections the queries of people and of the page may use. HAProxy allows 10 in all (`stats maxconn`). */
 const QUESTIONS_AT_ONCE = 2;
 
 /** More at once would fill HAProxy's buffers and make requests of clients wait. */
@@ -270,7 +270,7 @@ export class HaproxyInstance implements Target {
     });
   }
 
-  /** Finishes what an `addServer` began that was cut off. */
+  /** Finishes an `addServer` that was cut off. */
   enableServer(name: Master, options: string, signal: AbortSignal): Promise<string> {
     const server = `${this.#options.backend}/${name}`;
     return RuntimeSession.with(this.#endpoint, signal, (session) => enable(session, server, options));
@@ -319,7 +319,7 @@ export class HaproxyInstance implements Target {
     });
   }
 
-  /** Questions wait for each other here, so that a pass, which does not, always finds a free connection. */
+  /** These queries wait for each other. A pass does not, so it always finds a free connection. */
   #ask<T>(signal: AbortSignal, question: (session: RuntimeSession) => Promise<T>): Promise<T> {
     return this.#questions.join(signal, () => RuntimeSession.with(this.#endpoint, signal, question));
   }
@@ -424,7 +424,7 @@ const MAP_REMEDIES = {
   another: (name: string | undefined) =>
     name === undefined
       ? "set SASORI_MAP_NAME to the name of the map there"
-      : `set SASORI_MAP_NAME=${name}, if that is the map of the nodes`,
+      : `set SASORI_MAP_NAME=${name}, if that is the map of nodes`,
   several: "set SASORI_MAP_NAME to one of them",
 };
 
@@ -745,7 +745,7 @@ async function fillVersion(
 const notAsSent = (version: number, entries: number, sent: number) =>
   new SasoriError(
     "HAPROXY_CHANGED",
-    `version ${version} of the map has ${counted(entries, "entry", "entries")}, and not the ${number(sent)} that were sent: it is not committed; does another program write to this map?`,
+    `version ${version} of the map has ${counted(entries, "entry", "entries")}, not the ${number(sent)} that were sent, so it is not committed: find the program that also writes to this map`,
   );
 
 /** The map has more entries than before, and nothing else in its fingerprint changed. */

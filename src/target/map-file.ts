@@ -1,8 +1,8 @@
-// The map file as a target: what HAProxy loads when it starts, and sasori's own last good map.
+// The map file as a target. HAProxy loads it when it starts, and for sasori it is the last good map.
 // Promises: the file is always whole (see atomic-file.ts), sorted, and not touched when nothing changed.
 // Format, from HAProxy: "#" in column 1 is a comment; the key ends at the first blank; the rest is the value.
 // The last line has the time of PuppetDB's newest submission in the file, and a checksum. A sasori that starts later takes no
-// step back behind that time. The first line says that sasori wrote the file. A file of somebody else has neither, until
+// step back before that time. The first line says that sasori wrote the file. A file of somebody else has neither, until
 // sasori may replace it.
 
 import { stat } from "node:fs/promises";
@@ -40,7 +40,7 @@ export class MapFile implements Target {
   readonly #texts = new Shared(async () => `\n${(await this.#text()) ?? ""}\n`);
   /** The text of the last write, and the file's fingerprint after it. */
   #written: { text: MapText; content: string } | undefined;
-  /** Lines of somebody else's file that are to stay; undefined when the file is our own. */
+  /** Lines that stay in a file that somebody else made; undefined if the file is our own. */
   #others: string[] | undefined;
   #isAdopted = false;
   readonly #seed: number;
@@ -187,9 +187,9 @@ const unwritten = (why: string) =>
   new SasoriError("FILE_WRITE", `cannot write the map file: its file system does not answer (${why})`);
 
 function remedyFor(error: unknown): string {
-  if (error instanceof UnusableFile) return "remove it: sasori writes the file anew";
+  if (error instanceof UnusableFile) return "remove it: sasori writes the file again";
   if (systemCode(error) === "ELOOP")
-    return "it is a link that leads back to itself; remove it: sasori writes the file anew";
+    return "it is a link that leads back to itself; remove it: sasori writes the file again";
   return "let sasori's user or group read it";
 }
 
@@ -222,7 +222,7 @@ function parseLine(line: string): { key: string; value: string } | undefined {
 
 /** Some neighbouring lines of the file: the first `length` bytes of a buffer. */
 interface Page {
-  /** The page's first certname when it was made. The first page also takes those that sort before it. */
+  /** The page's first certname when the page was made. The first page also holds names that sort before it. */
   from: string;
   bytes: Buffer;
   length: number;
@@ -254,7 +254,7 @@ export class MapText {
     return text;
   }
 
-  /** Writes the current lines of these nodes into the pages. False if the text must be made anew. */
+  /** Writes the current lines of these nodes into the pages. False if the whole text must be made again. */
   *update({ add, set, del }: Pick<Plan, "add" | "set" | "del">, map: NodeMap): Generator<void, boolean> {
     let isCrowded = this.#pages.length === 0;
     for (const changes of [add, set, del])

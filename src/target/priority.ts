@@ -1,6 +1,6 @@
 // The gateway's second map: which nodes or clients are served first when a master's queue fills. It is small and
 // changed by hand, so it has no plan: an entry goes into the file, then into every HAProxy that runs. One that
-// does not run reads the file when it starts. Changes go one after the other, whoever makes them.
+// does not run reads the file when it starts. Changes are made one after the other, also those of several processes.
 
 import { isIP, SocketAddress } from "node:net";
 import type { Endpoint } from "../config.js";
@@ -12,7 +12,7 @@ import { findMap } from "./haproxy.js";
 import { RuntimeSession } from "./runtime-api.js";
 import { takeTurn } from "./turn.js";
 
-/** HAProxy's range of `set-priority-class`; lower is served first, and whoever is not in the map has 0. */
+/** HAProxy's range of `set-priority-class`; lower is served first, and 0 is the class of everything that is not in the map. */
 const MOST = 2047;
 
 const HEADER =
@@ -20,10 +20,10 @@ const HEADER =
 
 const DEADLINE_MS = 10_000;
 
-/** Nobody writes a key so often. */
+/** More entries than anybody writes for one key. */
 const MAX_DUPLICATES = 1_000;
 
-/** Somewhat longer than a change takes that an HAProxy does not answer. */
+/** Somewhat longer than a change takes if an HAProxy does not answer. */
 const TURN_MS = 15_000;
 
 // Not SASORI_MAP_NAME: with that, sasori would write the nodes' masters into this map.
@@ -38,7 +38,7 @@ const REMEDIES = {
 export interface PriorityChange {
   key: string;
   class: number | undefined;
-  /** Each HAProxy, and why it could not be told: it has the entry after its next start. */
+  /** Each HAProxy, and why the change did not reach it. Such an HAProxy reads the file at its next start. */
   haproxy: { haproxy: string; failure?: Failure }[];
 }
 
@@ -53,7 +53,7 @@ export class PriorityMap {
 
   /**
    * Key to class. A file that does not exist is empty. Throws `FILE_READ`, also for a line that is no entry: HAProxy
-   * does not start with it, and whoever wrote it by hand meant something.
+   * does not start with such a line, and the person who wrote it had a reason.
    */
   async list(): Promise<Map<string, number>> {
     const text = await readWhole(this.#file, "latin1").catch((error: unknown) => {
@@ -68,7 +68,7 @@ export class PriorityMap {
         const what = `line ${index + 1} of ${this.#file} is ${quote(line)}`;
         throw new SasoriError(
           "FILE_READ",
-          `${what}, no node or address with its class: correct or remove it`,
+          `${what}: expected a node or client address and its class, for example "db1.example.com -100": correct or remove it`,
         );
       }
       entries.set(key, Number(value));
@@ -123,7 +123,7 @@ export class PriorityMap {
         await session.run(`set map #${id} ${key} ${value}`);
         if ((await lookUp()) === String(value)) return;
       }
-      // A key that stands there twice: from HAProxy 3.4 on "set" and "del" reach one of the entries.
+      // A key may occur twice. From HAProxy 3.4 on "set" and "del" change only one of its entries.
       for (let times = 1; (await lookUp()) !== undefined; times += 1) {
         if (times > MAX_DUPLICATES) throw stillThere(endpoint, key);
         await session.run(`del map #${id} ${key}`);
@@ -136,7 +136,7 @@ export class PriorityMap {
 const stillThere = ({ name }: Endpoint, key: string) =>
   new SasoriError("HAPROXY_REPLY", `${name}: ${quote(key)} is still there after ${MAX_DUPLICATES} "del map"`);
 
-/** As the gateway looks it up: a certname in small letters, an address as HAProxy writes it. Throws `USAGE`. */
+/** As the gateway looks it up: a certname in lower case, an address as HAProxy writes it. Throws `USAGE`. */
 function keyOf(name: string): string {
   if (isIP(name) === 6) return new SocketAddress({ address: name, family: "ipv6" }).address;
   const key = name.toLowerCase();

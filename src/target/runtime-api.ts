@@ -20,7 +20,7 @@ const MAX_REPLY_BYTES = 4 * 1024 * 1024;
 const MAX_LINE_BYTES = 64 * 1024;
 
 /**
- * HAProxy is given up after this long without a byte. It closes an idle connection after as long (`stats timeout`, by
+ * The connection is given up after this long without a byte. It closes an idle connection after as long (`stats timeout`, by
  * default 10 s).
  */
 const STALL_MS = 10_000;
@@ -272,7 +272,7 @@ export class RuntimeSession {
     this.#received += text;
     if (this.#isOpening && MASTER_PROMPT.test(this.#received)) {
       const what = "this is the socket of HAProxy's master process, which has no maps";
-      const remedy = "name the path of a `stats socket` line in SASORI_HAPROXY, not that of the option -S";
+      const remedy = "set SASORI_HAPROXY to the path of a `stats socket` line, not to that of the option -S";
       this.#end(this.#error("HAPROXY_REPLY", `${what}: ${remedy}`));
       return;
     }
@@ -294,7 +294,7 @@ export class RuntimeSession {
   #finish(text: string): void {
     const waiting = this.#waiting.shift();
     if (waiting === undefined) {
-      this.#end(this.#error("HAPROXY_REPLY", `a reply that nobody asked for: ${quote(text)}`));
+      this.#end(this.#error("HAPROXY_REPLY", `an unexpected reply: ${quote(text)}`));
     } else if (waiting.onLine === undefined) {
       waiting.resolve(text);
     } else {
@@ -322,7 +322,7 @@ export class RuntimeSession {
     return this.#error("HAPROXY_REPLY", `answered ${quote(command)} with ${quote(text, 200)}`);
   }
 
-  /** Not even the first command has been answered. Then what came is not an answer of HAProxy's Runtime API. */
+  /** Not even the first command has been answered, so what came is not an answer of HAProxy's Runtime API. */
   get #isOpening(): boolean {
     return this.#waiting[0]?.command === "prompt";
   }
@@ -333,15 +333,15 @@ export class RuntimeSession {
   }
 
   #noHaproxy(): SasoriError {
-    const what = `no HAProxy answers there but ${quote(this.#received)}`;
-    return this.#error("HAPROXY_REPLY", `${what}: name HAProxy's \`stats socket\` in SASORI_HAPROXY`);
+    const what = `something else answers there: ${quote(this.#received)}`;
+    return this.#error("HAPROXY_REPLY", `${what}: set SASORI_HAPROXY to HAProxy's \`stats socket\``);
   }
 
   #onSilence(): void {
     const current = this.#waiting[0];
     if (current === undefined) return;
     const silent = this.#socket.connecting
-      ? `no connection within ${STALL_MS / 1_000} s: does the name resolve (DNS), or does a firewall drop it?`
+      ? `no connection within ${STALL_MS / 1_000} s: check SASORI_HAPROXY, DNS, and that no firewall blocks it`
       : `no answer to ${quote(current.command)} for ${STALL_MS / 1_000} s`;
     const isStrange = this.#isOpening && this.#received !== "";
     this.#end(isStrange ? this.#noHaproxy() : this.#error("HAPROXY_TIMEOUT", silent));
@@ -352,11 +352,11 @@ export class RuntimeSession {
     if (this.#isOpening && this.#endpoint.tls !== undefined)
       return this.#error(
         "HAPROXY_PERMISSION",
-        "closed the connection before it answered: does it let in the name of our certificate (RUNTIME_CLIENT), and is its Runtime API's socket there?",
+        "closed the connection before it answered: check that RUNTIME_CLIENT is the CN of sasori's certificate, and that HAProxy can reach its own Runtime API socket",
       );
     const current = this.#waiting[0];
     if (current === undefined)
-      return this.#error("HAPROXY_UNREACHABLE", "closed the connection: was HAProxy restarted or reloaded?");
+      return this.#error("HAPROXY_UNREACHABLE", "closed the connection, as in a restart or reload");
     const missing = `${counted(this.#waiting.length, "reply", "replies")} missing, the first to ${quote(current.command)}`;
     return this.#error("HAPROXY_UNREACHABLE", `closed the connection, ${missing}`);
   }
@@ -406,7 +406,7 @@ export function dial(
       checkServerIdentity: (_, certificate) => checkServerIdentity(tls.certname, certificate),
     });
   } catch (error) {
-    const what = `${reason(error)}: do SASORI_HAPROXY_CERT and SASORI_HAPROXY_KEY belong together?`;
+    const what = `${reason(error)}: set SASORI_HAPROXY_CERT and _KEY to a certificate and its own key`;
     throw new SasoriError("HAPROXY_UNREACHABLE", `${endpoint.name}: ${what}`, { cause: error });
   }
 }
@@ -423,8 +423,7 @@ function eachLine(text: string, onLine: (line: string) => void): string {
   return from === 0 ? text : text.slice(from - 1);
 }
 
-const UNKNOWN_NAME =
-  "the name cannot be looked up: is it right in SASORI_HAPROXY, and does DNS answer on this machine?";
+const UNKNOWN_NAME = "the name cannot be looked up: correct it in SASORI_HAPROXY, or DNS on this machine";
 
 function abortError(endpoint: Endpoint, signal: AbortSignal): SasoriError {
   const { reason: why } = signal;
@@ -432,7 +431,7 @@ function abortError(endpoint: Endpoint, signal: AbortSignal): SasoriError {
   return new SasoriError(code, `${endpoint.name}: ${reason(why)}`);
 }
 
-/** What a connection failed with, with what to do. */
+/** Why a connection failed, and what to do. */
 export function unreachable(endpoint: Endpoint, error: Error): SasoriError {
   const code = systemCode(error);
   const { connect } = endpoint;
@@ -440,11 +439,11 @@ export function unreachable(endpoint: Endpoint, error: Error): SasoriError {
   const remedies: Record<string, string> = {
     // A local socket does not let a client wait; over TCP it waits, and times out.
     EAGAIN:
-      "all connections of this socket are in use: who holds them (an exporter, a script, another sasori)? End those, or raise `stats maxconn` (10 unless it is set)",
-    ENOENT: "no such socket: is HAProxy running, and does its `stats socket` line name this path?",
+      "all connections of this socket are in use: end some (of an exporter, a script or another sasori), or raise `stats maxconn` (10 by default)",
+    ENOENT: "no such socket: start HAProxy, or set SASORI_HAPROXY to the path of its `stats socket` line",
     ECONNREFUSED: isMounted
-      ? "nothing listens there: the socket itself is mounted, and HAProxy makes a new one when it starts: mount its folder"
-      : "nothing listens there: is HAProxy running?",
+      ? "nothing listens there, because the socket itself is mounted, and HAProxy makes a new one when it starts: mount its folder"
+      : "nothing listens there: start HAProxy",
     ENOTFOUND: UNKNOWN_NAME,
     EAI_AGAIN: UNKNOWN_NAME,
     EACCES:
@@ -453,23 +452,26 @@ export function unreachable(endpoint: Endpoint, error: Error): SasoriError {
   const [refused, remedy] = endpoint.tls === undefined ? [] : tlsFailure(code, error);
   return new SasoriError(
     code === "EACCES" || refused ? "HAPROXY_PERMISSION" : "HAPROXY_UNREACHABLE",
-    `${endpoint.name}: ${remedy ?? remedies[code] ?? `${reason(error)}: is HAProxy running, or being restarted?`}`,
+    `${endpoint.name}: ${remedy ?? remedies[code] ?? `${reason(error)}: check that HAProxy is running`}`,
     { cause: error },
   );
 }
 
-/** Whether HAProxy refused us, and what to do; nothing if TLS is not what failed. */
+/** Whether HAProxy refused us, and what to do. Empty if the failure has nothing to do with TLS. */
 function tlsFailure(code: string, error: Error): [isRefused?: boolean, remedy?: string] {
   if (code === "ERR_TLS_CERT_ALTNAME_INVALID")
-    return [false, `${reason(error)}: name HAProxy in SASORI_HAPROXY as its certificate does`];
+    return [false, `${reason(error)}: use a name from HAProxy's certificate in SASORI_HAPROXY`];
   if (/ALERT/.test(code)) {
     const [, why = "TLS alert"] = /alert ([a-z ]+)/.exec(error.message) ?? [];
-    return [true, `HAProxy refused our certificate (${why}): see SASORI_HAPROXY_CERT`];
+    return [true, `HAProxy refused our certificate (${why}): check SASORI_HAPROXY_CERT`];
   }
   if (/CERT|ISSUER|CHAIN/.test(code))
-    return [false, `${reason(error)}: is SASORI_HAPROXY_CA the CA of HAProxy's certificate?`];
+    return [false, `${reason(error)}: set SASORI_HAPROXY_CA to the CA that signed HAProxy's certificate`];
   if (code.startsWith("ERR_SSL_"))
-    return [false, `no TLS is spoken there (${reason(error)}): is it tcp://, or another port?`];
+    return [
+      false,
+      `no TLS on this port (${reason(error)}): use tcp://, or the port of HAProxy's TLS listener`,
+    ];
   return [];
 }
 

@@ -53,7 +53,7 @@ export interface Server {
    * nodes.
    */
   strayWeight?: number;
-  /** It was added at run time, and is still in the maintenance state in which HAProxy adds servers. */
+  /** It was added at run time, and is still in maintenance, in which HAProxy adds servers. */
   halfAdded?: true;
   /** The servers of a pool. */
   members?: Member[];

@@ -94,7 +94,7 @@ export interface TargetDetail extends TargetState {
 
 export class TrackedTarget {
   readonly target: Target;
-  /** Of the pass under way, or of the last one. */
+  /** In the pass under way, or in the last one. */
   report: TargetReport;
   /** Servers that sasori added to it at run time, and the process that has them. */
   readonly added = new Map<Master, string>();
@@ -131,7 +131,7 @@ export class TrackedTarget {
     this.report = this.#newReport();
   }
 
-  /** It keeps entries of somebody else until a person approves their removal. After that it must be read again. */
+  /** It keeps the entries that somebody else made until a person approves their removal. Then it must be read again. */
   set keepsOthers(keeps: boolean) {
     if (this.#keepsOthers && !keeps) this.#left = undefined;
     this.#keepsOthers = keeps;
@@ -375,7 +375,7 @@ export class TrackedTarget {
     this.#process = fingerprint.process;
     if (this.contents !== undefined && complete) this.#comparedAt = this.#readAt;
     this.#pending = undecided;
-    this.#pendingIsShared = true; // With whoever got the same plan.
+    this.#pendingIsShared = true; // Shared with the targets that have the same plan.
     this.contents = undefined;
   }
 

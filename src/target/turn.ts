@@ -1,7 +1,8 @@
-// Whose turn it is to change a file that several processes read, change and replace: a lock file beside it. Only who may
-// replace the file, in whose folder the lock is, can take a turn or keep others from it. Promises: one holder at a time; the
-// lock of a process that was killed holds up nobody; the wait has a bound. A library would be judged by the age of its lock
-// alone (proper-lockfile) or not be kept (lockfile); Node has no flock(2), and that would be open to all who can read the file.
+// Whose turn it is to change a file that several processes read, change and replace: a lock file beside it. Only
+// somebody who may replace the file, whose folder holds the lock, can take a turn or keep others from it.
+// Promises: one holder at a time; the lock of a process that was killed holds up nobody; the wait has a bound. No
+// library does this: proper-lockfile judges a lock by its age alone, and lockfile is no longer maintained. Node has no
+// flock(2), and anybody who can read the file could take that lock.
 
 import { randomUUID } from "node:crypto";
 import { type FileHandle, open, readFile, readlink, realpath, rename, stat, unlink } from "node:fs/promises";
@@ -13,7 +14,7 @@ import { writeError } from "./atomic-file.js";
 
 const LOOK_AGAIN_MS = 20;
 
-/** No turn takes so long: of a holder on another machine, or in another container, only the lock's age can be judged. */
+/** No turn takes so long. If the holder is on another machine, or in another container, only the lock's age can be judged. */
 const FORGOTTEN_MS = 60_000;
 
 const MAX_LOCK_BYTES = 4 * 1024;
@@ -51,7 +52,7 @@ export async function takeTurn(name: string, waitMs: number): Promise<Turn> {
   }
 }
 
-/** Whoever may write to the folder may put anything in its place, such as a pipe. */
+/** Anybody who may write to the folder can put anything in its place, such as a pipe. */
 const readLock = (lock: string): Promise<string> => readWhole(lock, "utf8", MAX_LOCK_BYTES);
 
 /** False if it is there already. */
@@ -71,8 +72,8 @@ async function isMade(lock: string, content: string): Promise<boolean> {
 }
 
 /**
- * Removes the lock if it still is what was read. It is taken aside first, because between the look and the removal another
- * process may have removed it and a third one made its own: that one gets it back.
+ * Removes the lock if it still is what was read. It is taken aside first, because between reading and removing another
+ * process may have removed it, and a third one may have made its own. Then it is put back.
  */
 async function removeIf(lock: string, content: string): Promise<void> {
   const aside = `${lock}.${randomUUID()}`;
@@ -97,7 +98,7 @@ async function isForgotten(lock: string, content: string): Promise<boolean> {
 
 async function hasEnded({ pid, started }: Holder): Promise<boolean> {
   try {
-    process.kill(pid, 0); // Sends nothing.
+    process.kill(pid, 0); // Signal 0 only checks that the process exists.
   } catch (error) {
     if (systemCode(error) === "ESRCH") return true;
   }
@@ -115,7 +116,10 @@ function parse(content: string): Holder | undefined {
   }
 }
 
-/** `4711 (any name) S 1 ...`: the state, and as 20th word behind the name when it started. Undefined if nobody says. */
+/**
+ * `4711 (any name) S 1 ...`: the state, and as 20th word behind the name when it started. Undefined if that cannot be found
+ * out.
+ */
 async function statusOf(pid: number): Promise<{ state: string; started: string } | undefined> {
   const status = await readFile(`/proc/${pid}/stat`, "latin1").catch(() => undefined);
   if (status === undefined) return undefined;
@@ -134,5 +138,5 @@ function busy(file: string, lock: string, theirs: string | undefined, waitMs: nu
   const holder = theirs === undefined ? undefined : parse(theirs);
   const who = holder === undefined ? "another process" : `process ${holder.pid}`;
   const what = `${who} has been changing ${file} for more than ${waitMs / 1_000} s`;
-  return new SasoriError("BUSY", `${what}: end it if it hangs (it has ${lock}), and try again`);
+  return new SasoriError("BUSY", `${what}: end it if it hangs (its lock is ${lock}), and try again`);
 }

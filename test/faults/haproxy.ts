@@ -30,7 +30,11 @@ export function haproxyFaults(puppetdb: () => PuppetdbServer): void {
             await gateway.haproxy.kill();
             await arena.moveShare(FEW);
             await arena.startSasori();
-            await arena.untilShown("HAPROXY_UNREACHABLE", gateway.target, /is HAProxy running/);
+            await arena.untilShown(
+              "HAPROXY_UNREACHABLE",
+              gateway.target,
+              /nothing listens there: start HAProxy/,
+            );
             await othersAgree(arena, gateway);
             await gateway.haproxy.restart();
             isUp();
@@ -194,7 +198,7 @@ export function haproxyFaults(puppetdb: () => PuppetdbServer): void {
             },
           };
           const nodes = await arena.moveShare(1);
-          await arena.untilShown("HAPROXY_CHANGED", gateway.target, /does another program write/);
+          await arena.untilShown("HAPROXY_CHANGED", gateway.target, /find the program that also writes/);
           await othersAgree(arena, gateway);
           gateway.front.tap = {};
           // And behind its back: a second entry of a key, a key of its own.

@@ -43,7 +43,7 @@ const WRONG: Record<string, Wrong> = {
   "a page of HTML": {
     tap: { answer: answer("<html><body>Bad Gateway</body></html>", 200, "text/html") },
     code: "PUPPETDB_BODY",
-    remedy: /is SASORI_PUPPETDB_URL the base URL/,
+    remedy: /check that SASORI_PUPPETDB_URL is the base URL/,
   },
   "200, cut off, with a message glued to it": {
     tap: {
@@ -98,7 +98,11 @@ export function puppetdbFaults(puppetdb: () => PuppetdbServer): void {
         await arena.suffer("PuppetDB: down", async () => {
           await arena.front.close();
           await arena.moveShare(FEW);
-          await arena.untilShown("PUPPETDB_UNREACHABLE", "puppetdb", /is PuppetDB running and reachable/);
+          await arena.untilShown(
+            "PUPPETDB_UNREACHABLE",
+            "puppetdb",
+            /check that PuppetDB is running and reachable/,
+          );
           await expectServing(arena);
           await arena.front.open();
         });

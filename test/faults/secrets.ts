@@ -163,7 +163,7 @@ export function secrets(puppetdb: () => PuppetdbServer): void {
       });
       await expect(source.readAll(AbortSignal.timeout(patient(5_000)))).rejects.toMatchObject({
         code: "PUPPETDB_TLS",
-        message: expect.stringContaining("sasori needs version 1.2 or 1.3"),
+        message: expect.stringContaining("let PuppetDB use TLS 1.2 or 1.3"),
       });
       expect(seen).toEqual([]);
       await source.close();

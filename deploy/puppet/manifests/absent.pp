@@ -29,7 +29,7 @@ class sasori::absent {
     ensure => absent,
   }
 
-  # It has the gateway until it is started anew.
+  # HAProxy keeps the gateway until its next restart.
   if $sasori::manage_haproxy and $sasori::gateway {
     service { 'haproxy':
       ensure    => running,

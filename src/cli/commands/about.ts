@@ -56,10 +56,10 @@ export function addMan(program: Command): void {
   });
 }
 
-/** Nobody waits longer than this for a completion. */
+/** Deadline for a completion. */
 const COMPLETION_MS = 1_000;
 
-/** Names for the completion: the daemon knows them, or the map file does. */
+/** Names for the completion, from the daemon or from the map file. */
 async function lookUpNames(what: Looked, prefix: string): Promise<string[]> {
   if (what === "master") return knownMasters(COMPLETION_MS);
   const asked = { q: prefix, limit: 200 };

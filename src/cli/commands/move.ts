@@ -51,7 +51,7 @@ export function addRegister(program: Command): void {
     const isOne = typed !== undefined && file === undefined && (master === undefined) === (end === true);
     const isMany = typed === undefined && file !== undefined && end === undefined;
     if (!isOne && !isMany)
-      command.error("error: expected a certname and a master, or a certname and --end, or --file");
+      command.error("error: expected a certname and a master, a certname and --end, or --file");
     const { lackInWords, readRegistrations, registeredInWords, whoAmI } = await import("../registrations.js");
     const remarks = { ...(reason !== undefined && { reason }), by: whoAmI(process.env) };
     if (file !== undefined) {
@@ -161,14 +161,14 @@ export function addRebalance(program: Command): void {
           none: "no displaced nodes",
         });
       if (dryRun) return;
-      process.exitCode = EXIT.failed; // Until it is done: whoever reads what it tells may go away first.
+      process.exitCode = EXIT.failed; // Set until it is done, because the reader of its output may go away first.
       const isDone = await bringHome(await address(), nodes, pace, tellTo(options));
       process.exitCode = isDone ? EXIT.done : EXIT.failed;
     },
   );
 }
 
-/** Each step as it happens; beside JSON it is a remark. */
+/** Each step as it happens. With JSON it goes to stderr. */
 const tellTo =
   ({ json }: Output) =>
   (line: string) =>

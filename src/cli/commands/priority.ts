@@ -47,7 +47,7 @@ function addList(priority: Command): void {
       columns: ["NODE OR ADDRESS", { head: "CLASS", isNumber: true }],
       rows: entries.map(([key, value]) => [key, String(value)]),
       names: entries.map(([key]) => key),
-      none: "no classes: everybody has class 0",
+      none: "no classes: every node and client has class 0",
     });
   });
 }
@@ -108,7 +108,7 @@ async function changePriority(
       `${key}  ${value ?? "(default)"}`,
       ...change.haproxy.map(
         ({ haproxy, failure }) =>
-          `  ${haproxy}  ${failure ? `${style.bad("failed")}: ${failure.code}: ${withoutPlace(failure.message, haproxy)}` : "told"}`,
+          `  ${haproxy}  ${failure ? `${style.bad("failed")}: ${failure.code}: ${withoutPlace(failure.message, haproxy)}` : "updated"}`,
       ),
     ].join("\n"),
   );

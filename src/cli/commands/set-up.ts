@@ -15,11 +15,11 @@ export function addSetup(program: Command): void {
   withExamples(
     program
       .command("setup")
-      .summary("look at this host, propose the settings, and on yes write them and start sasori")
+      .summary("look at this host, propose the settings; if you agree, write them and start sasori")
       .description(
-        "Look at this host and show the settings that fit it. On yes, write them to /etc/sasori and start sasori. Setup reads Puppet's certificate, puppetdb.conf, HAProxy's configuration and the producers in PuppetDB. A SASORI_ variable that is set overrides what was found.",
+        "Look at this host and show the settings that fit it. If you answer yes, write them to /etc/sasori and start sasori. Setup reads Puppet's certificate, puppetdb.conf, HAProxy's configuration and the producers in PuppetDB. A SASORI_ variable that is set overrides what was found.",
       )
-      .option("--yes", "write without a question")
+      .option("--yes", "write without asking")
       .addOption(new Option("--print", "print the files only").conflicts("yes")),
     [
       ["sasori setup", "after the installation of the package, as root"],
@@ -58,7 +58,7 @@ export function addDoctor(program: Command): void {
     const code = { ok: EXIT.done, warning: EXIT.done, failed: EXIT.failed, misconfigured: EXIT.usage }[
       diagnosis.outcome
     ];
-    // A check that hangs, on a dead file server for one, must not keep us.
+    // A check that hangs, for example on a dead file server, must not keep us.
     process.stdout.write("", () => process.exit(code));
   });
 }
@@ -78,7 +78,7 @@ function clearProgress(): void {
   if (process.stderr.isTTY) process.stderr.write("\r\u001b[K");
 }
 
-/** For the help of `sasori config`: help is written at once, so they are read before. */
+/** For the help of `sasori config`. Help is printed synchronously, so they are loaded before. */
 let variables: Variable[] = [];
 
 export async function readVariables(): Promise<void> {

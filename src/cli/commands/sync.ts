@@ -27,7 +27,7 @@ export function addSync(program: Command): void {
     [
       ["sasori sync", "look for changes since the last pass, and apply them"],
       ["sasori sync --full --dry-run", "what would a full pass do?"],
-      ["sasori sync --approve 3f2a9c01d4e5", "let the guard's held plan through"],
+      ["sasori sync --approve 3f2a9c01d4e5", "approve the plan that the guard holds"],
     ],
   ).action(async ({ json, full, dryRun, approve }: Output & SyncRequest) => {
     const { runPass } = await import("../standalone.js");
