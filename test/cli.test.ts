@@ -904,6 +904,7 @@ describe("with a daemon", () => {
         expect(stdout + stderr).not.toContain("\u001b");
         expect(await onTerminal(command)).toMatch(COLOUR);
         expect(await onTerminal(command, { NO_COLOR: "1" })).not.toMatch(COLOUR);
+        expect(await onTerminal(command, { TERM: "dumb" })).not.toContain("\u001b");
       }
     }));
 });

@@ -82,6 +82,11 @@ export function print<T>(value: T, json: boolean | undefined, render: (value: T)
   process.stdout.write(`${json ? JSON.stringify(value, null, 2) : render(value)}\n`);
 }
 
+/** A line on a terminal, in place of the one before it. Nothing is said where a line cannot be erased. */
+export function progress(text = ""): void {
+  if (process.stderr.isTTY && process.env.TERM !== "dumb") process.stderr.write(`\r\u001b[K${text}`);
+}
+
 export const note = (text: string) => process.stderr.write(`${text}\n`);
 
 export function parseCount(text: string): number {

@@ -12,6 +12,7 @@ import type { Submission } from "../source/reading.js";
 import { assemble, Sync, type SyncParts } from "../sync.js";
 import type { SyncReport } from "../sync-report.js";
 import { MapFile } from "../target/map-file.js";
+import { progress } from "./command.js";
 import { type Address, askDaemon } from "./daemon-client.js";
 
 /** For one node. */
@@ -33,10 +34,8 @@ export async function runPass(
   let sync: Sync | undefined;
   const timer = setInterval(() => {
     const elapsed = Date.now() - began;
-    if (elapsed < PROGRESS_AFTER_MS || !process.stderr.isTTY) return;
-    process.stderr.write(
-      `\r\u001b[K${sync?.phase ?? "waiting for the daemon"} … ${Math.round(elapsed / 1000)} s`,
-    );
+    if (elapsed < PROGRESS_AFTER_MS) return;
+    progress(`${sync?.phase ?? "waiting for the daemon"} … ${Math.round(elapsed / 1000)} s`);
   }, 250);
   try {
     const byDaemon = await askDaemon<SyncReport>(address, "POST", "/api/v1/sync", wanted);
@@ -55,7 +54,7 @@ export async function runPass(
     }
   } finally {
     clearInterval(timer);
-    if (process.stderr.isTTY) process.stderr.write("\r\u001b[K");
+    progress();
   }
 }
 

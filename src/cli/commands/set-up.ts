@@ -6,7 +6,7 @@ import type { Check, Finding } from "../../doctor/check.js";
 import { SasoriError } from "../../errors.js";
 import { VERSION } from "../../version.js";
 import { address, configure } from "../asking.js";
-import { type Output, print, style, withExamples, withJson } from "../command.js";
+import { type Output, print, progress, style, withExamples, withJson } from "../command.js";
 import { EXIT } from "../exit-codes.js";
 import { renderDiagnosis, renderFinding } from "../list-text.js";
 import { styleFor } from "../report-text.js";
@@ -64,18 +64,14 @@ export function addDoctor(program: Command): void {
 }
 
 function showFinding(finding: Finding, left: readonly Check[]): void {
-  clearProgress();
+  progress();
   process.stdout.write(`${renderFinding(finding, style)}\n`);
   const waiting = left.map(({ name, where }) => [name, where].filter((text) => text !== undefined).join(" "));
-  if (waiting.length === 0 || !process.stderr.isTTY) return;
+  if (waiting.length === 0) return;
   const text = `checking ${waiting.join(", ")}`;
   const columns = (process.stderr.columns || 80) - 2;
   const { dim } = styleFor(process.stderr, process.env);
-  process.stderr.write(dim(text.length > columns ? `${text.slice(0, columns - 1)}…` : text));
-}
-
-function clearProgress(): void {
-  if (process.stderr.isTTY) process.stderr.write("\r\u001b[K");
+  progress(dim(text.length > columns ? `${text.slice(0, columns - 1)}…` : text));
 }
 
 /** For the help of `sasori config`. Help is printed synchronously, so they are loaded before. */
