@@ -27,8 +27,8 @@ export interface Plan {
   del: Change[];
   /** The target must be replaced whole, see Contents. */
   rebuild: boolean;
-  /** The target must not be replaced whole, because it has entries of somebody else that stay. */
-  keepsOthers?: true;
+  /** Entries of somebody else that stay, of nodes that are not known. Then the target must not be replaced whole. */
+  keepsOthers?: Before;
   /** Nodes that keep the target's entry until PuppetDB has decided. Then they are pushed. */
   undecided: Before;
 }
@@ -97,13 +97,15 @@ const isUndecided = ({ source, confirmed }: Observation) => source === "inherite
 export function* keepingOthers(plan: Plan, capitals: ReadonlySet<Certname>): Generator<void, Plan> {
   const set: Change[] = [];
   const add: Change[] = [];
+  const keepsOthers = new Map<Certname, Master>();
+  yield* eachInPieces(plan.del, ({ certname, from }) => keepsOthers.set(certname, from as Master));
   yield* eachInPieces(plan.add, (change) => add.push(change));
   yield* eachInPieces(plan.set, (change) => {
     const { from: _, ...added } = change;
     if (capitals.has(change.certname)) add.push(added);
     else set.push(change);
   });
-  return settled({ ...plan, add, set, del: [], rebuild: false, keepsOthers: true });
+  return settled({ ...plan, add, set, del: [], rebuild: false, keepsOthers });
 }
 
 function settled(plan: Plan): Plan {

@@ -268,6 +268,23 @@ describe("a map that somebody else made", () => {
     }),
   );
 
+  test.each(haproxyBinaries())(
+    "gets no second entry of a node whose value is no server: $version",
+    ({ bin }) =>
+      withFleetLab([{ bin, map }], async (lab) => {
+        await writeFile(lab.mapFile, text);
+        await lab.run(NODE, "master1", -60 * MINUTE);
+        const sync = await lab.newSync();
+        for (const master of ["master3", "master1"]) {
+          await lab.run("device.corp", master);
+          expect(await sync.request({})).toMatchObject({ outcome: "held", held: { count: 3 } });
+          expect((await lab.haproxys[0]?.showMap())?.get("device.corp")).toBe(master);
+          expect(await readFile(lab.mapFile, "utf8")).toMatch(RegExp(`^device.corp ${master}$`, "m"));
+        }
+        expect((await lab.haproxys[0]?.showMap())?.size).toBe(5);
+      }),
+  );
+
   test("goes over to sasori at once where nothing would be lost", () =>
     withFleetLab([{ bin: newestBin, map: map.slice(0, 1) }], async (lab) => {
       await writeFile(lab.mapFile, `${NODE.toUpperCase()} master1\n`);

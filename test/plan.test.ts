@@ -234,7 +234,7 @@ test("a plan that keeps somebody else's entries loses none, and changes one whos
     set: [{ certname: "b", from: "m1", to: "m2" }],
     del: [],
     rebuild: false,
-    keepsOthers: true,
+    keepsOthers: new Map([["c", "x"]]),
   });
 });
 

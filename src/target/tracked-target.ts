@@ -105,6 +105,8 @@ export class TrackedTarget {
   /** What was read in this pass and not yet acted upon. */
   contents: Contents | undefined;
   #keepsOthers = false;
+  /** What it holds for nodes that are not known. If one becomes known, its entry is changed: HAProxy would add a second one. */
+  #others: Before = new Map();
   #capitals: ReadonlySet<Certname> = new Set();
   /** Which entries the next sample takes, and when (ms since the epoch) the first of them was taken. */
   #sampling: { next: Iterator<Assignment>; since: number } | undefined;
@@ -268,7 +270,7 @@ export class TrackedTarget {
   /** Remembers changes that this target does not have yet. A change back to what it has is forgotten again. */
   *expect(changes: Before, desired: NodeMap): Generator<void> {
     if (changes.size === 0) return;
-    if (this.#pending.size === 0) {
+    if (this.#pending.size + this.#others.size === 0) {
       this.#pending = changes;
       this.#pendingIsShared = true;
       return;
@@ -276,7 +278,7 @@ export class TrackedTarget {
     if (this.#pendingIsShared) this.#pending = yield* copyInPieces(this.#pending);
     this.#pendingIsShared = false;
     yield* eachInPieces(changes, ([certname, master]) => {
-      if (!this.#pending.has(certname)) this.#pending.set(certname, master);
+      if (!this.#pending.has(certname)) this.#pending.set(certname, master ?? this.#others.get(certname));
       else if (this.#pending.get(certname) === desired.get(certname)?.master) this.#pending.delete(certname);
     });
   }
@@ -302,7 +304,8 @@ export class TrackedTarget {
   }
 
   *#pendingWith(changes: Before): Generator<void, Before> {
-    const all = yield* copyInPieces(changes);
+    const all = yield* copyInPieces(this.#others);
+    yield* eachInPieces(changes, ([certname, before]) => all.set(certname, before ?? all.get(certname)));
     yield* eachInPieces(this.#pending, ([certname, before]) => all.set(certname, before));
     return all;
   }
@@ -370,12 +373,14 @@ export class TrackedTarget {
    * Notes that the target is in sync. `complete`: it holds no route that must still be learned. Undecided nodes stay
    * pending.
    */
-  #inSync(fingerprint: Fingerprint, { undecided }: Plan, complete: boolean): void {
+  #inSync(fingerprint: Fingerprint, { undecided, keepsOthers }: Plan, complete: boolean): void {
     this.#left = complete ? fingerprint : undefined;
     this.#process = fingerprint.process;
     if (this.contents !== undefined && complete) this.#comparedAt = this.#readAt;
     this.#pending = undecided;
     this.#pendingIsShared = true; // Shared with the targets that have the same plan.
+    if (this.contents !== undefined) this.#others = new Map();
+    for (const [certname, held] of keepsOthers ?? []) this.#others.set(certname, held);
     this.contents = undefined;
   }
 
