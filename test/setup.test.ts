@@ -216,6 +216,15 @@ describe("what is proposed", () => {
     ]);
   });
 
+  test("the gateway's file behind those that HAProxy's unit is told to read already", async () => {
+    await put({
+      ...{ ...AGENT, ...DEBIAN_HAPROXY },
+      "etc/default/haproxy": '#EXTRAOPTS="-de"\nEXTRAOPTS="-f /etc/haproxy/conf.d -m 512"\n',
+    });
+    const { gateway } = propose(await lookAtHost(root), ["puppet1"], {});
+    expect(named(gateway).EXTRAOPTS).toBe("-f /etc/haproxy/conf.d -m 512 -f /etc/haproxy/sasori/haproxy.cfg");
+  });
+
   test("no gateway where HAProxy's own configuration routes by a map", async () => {
     await put({ ...AGENT, "etc/haproxy/haproxy.cfg": OWN });
     const { daemon, gateway, missing } = propose(await lookAtHost(root), [], {});

@@ -7,6 +7,7 @@ import { execFile } from "node:child_process";
 import { readdir, readFile } from "node:fs/promises";
 import path from "node:path";
 import { promisify } from "node:util";
+import { parseVariables } from "./env-file.js";
 
 export interface Host {
   puppet: PuppetFiles | undefined;
@@ -28,6 +29,8 @@ export interface HaproxyFiles {
   version: string | undefined;
   /** The variable from which its systemd unit takes further arguments. */
   options: "EXTRAOPTS" | "OPTIONS";
+  /** What the distribution's own file for the unit has in that variable already. */
+  given: string | undefined;
   /** Runtime API sockets that may change a map. */
   sockets: string[];
   chroot: string | undefined;
@@ -49,6 +52,7 @@ const SSL_FOLDERS = ["/etc/puppetlabs/puppet/ssl", "/var/lib/puppet/ssl", "/etc/
 // Debian's and RHEL's. The folder is RHEL's CFGDIR, which its unit names after the file.
 const HAPROXY_FILE = "/etc/haproxy/haproxy.cfg";
 const HAPROXY_FOLDER = "/etc/haproxy/conf.d";
+const HAPROXY_SETTINGS = { EXTRAOPTS: "/etc/default/haproxy", OPTIONS: "/etc/sysconfig/haproxy" };
 const VERSION_MS = 10_000;
 
 /** `root` takes the place of `/` in tests. */
@@ -135,10 +139,12 @@ async function readHaproxy(at: At): Promise<HaproxyFiles | undefined> {
   const unit = await textOf(at("/usr/lib/systemd/system/haproxy.service"));
   const options =
     unit?.includes("$EXTRAOPTS") === false && unit.includes("$OPTIONS") ? "OPTIONS" : "EXTRAOPTS";
+  const settings = (await textOf(at(HAPROXY_SETTINGS[options]))) ?? "";
   return {
     files,
     version: await versionOf(at("/usr/sbin/haproxy")),
     options,
+    given: parseVariables(settings)[options] || undefined,
     ...parseHaproxy(texts.join("\n")),
   };
 }
@@ -153,7 +159,7 @@ async function versionOf(haproxy: string): Promise<string | undefined> {
 const SECTIONS =
   /^(global|defaults|frontend|backend|listen|resolvers|peers|userlist|cache|program|mailers|ring|log-forward|log-profile|http-errors|fcgi-app|crt-store|traces|acme|healthcheck)$/;
 
-type Configured = Omit<HaproxyFiles, "files" | "version" | "options">;
+type Configured = Omit<HaproxyFiles, "files" | "version" | "options" | "given">;
 
 /** What matters to sasori in a configuration of HAProxy. */
 export function parseHaproxy(text: string): Configured {

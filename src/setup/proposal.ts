@@ -3,6 +3,7 @@
 
 import path from "node:path";
 import { isAtLeast } from "../releases.js";
+import { parseVariables } from "./env-file.js";
 import type { HaproxyFiles, Host } from "./host.js";
 
 export interface Setting {
@@ -33,6 +34,7 @@ export interface Certificate {
 
 const SSL = "/etc/sasori/ssl";
 const MAP = "/var/lib/sasori/node-master.map";
+const GATEWAY_CFG = "/etc/haproxy/sasori/haproxy.cfg";
 const GATEWAY_SOCKET = "/run/haproxy/sasori.sock";
 
 /** As many server lines as haproxy.cfg has. */
@@ -169,12 +171,14 @@ function gateway(
   kept: Kept["gateway"],
   { certificates, missing }: Proposal,
 ): Setting[] {
+  const { options = "EXTRAOPTS", given } = host.haproxy ?? {};
+  // Debian's unit has the master's socket in this variable, RHEL's has not.
+  const before = given ?? (options === "OPTIONS" ? "" : "-S /run/haproxy-master.sock");
   const settings: Setting[] = [
     {
-      name: host.haproxy?.options ?? "EXTRAOPTS",
-      // Debian's unit has the master's socket in this variable, RHEL's has not.
-      value: `${host.haproxy?.options === "OPTIONS" ? "" : "-S /run/haproxy-master.sock "}-f /etc/haproxy/sasori/haproxy.cfg`,
-      why: "the gateway is a second file of this HAProxy",
+      name: options,
+      value: before.includes(GATEWAY_CFG) ? before : `${before} -f ${GATEWAY_CFG}`.trim(),
+      why: "the gateway is one more file of this HAProxy",
     },
     { name: "NODE_MASTER_MAP", value: MAP, why: "as in sasori.env" },
     {
@@ -250,13 +254,7 @@ const BY_SETUP = "written by `sasori setup`";
  */
 export function parseEnvFile(text: string): Record<string, string> {
   if (!text.split("\n", 1)[0]?.includes(BY_SETUP)) return {};
-  const written = text.matchAll(/^(\w+)=(?:"((?:[^"\\]|\\[\s\S])*)"|'([^']*)'|(.*))$/gm);
-  return Object.fromEntries(
-    Array.from(written, ([, name, double, single, plain = ""]) => [
-      name,
-      double?.replace(/\\(["\\$`])/g, "$1") ?? single ?? plain.trim(),
-    ]),
-  );
+  return parseVariables(text);
 }
 
 /** A file for systemd and for a shell. */
