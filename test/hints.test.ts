@@ -82,6 +82,17 @@ describe("a puppetserver's log line", () => {
       await expect
         .poll(() => heard.map(({ certname }) => certname).sort())
         .toEqual(["tcp1.example.com", "tcp2.example.com", "udp.example.com"]);
+      // As syslog-ng frames them: each with its length before it, and no line feed.
+      const counted = (text: string) => `${text.length} ${text}`;
+      const three = ["counted1.example.com", "counted2.example.com", "counted3.example.com"].map((name) =>
+        counted(line("replace_facts", name)),
+      );
+      tcp.write(`${three[0]}${counted(line("replace_catalog"))}${three[1]}${three[2]?.slice(0, 60)}`);
+      tcp.write(`${three[2]?.slice(60)}\n`);
+      await expect.poll(() => heard.map(({ certname }) => certname)).toContain("counted3.example.com");
+      const found = heard.splice(3);
+      expect(found.map(({ certname }) => certname)).toEqual([1, 2, 3].map((n) => `counted${n}.example.com`));
+      for (const { producers } of found) expect(producers).toContain("puppet1.example.com");
       // A line that is too long is dropped, and not the connection with what comes after it.
       for (let n = 0; n < 10; n += 1) tcp.write("y".repeat(3_000));
       tcp.write(`${before}\n${line("replace_facts", "tcp3.example.com")}\n`);

@@ -1,6 +1,6 @@
 // Log lines of puppetservers, as their own syslog appender (logback) sends them. Promises: lines of RFC 3164 and RFC 5424, over
-// UDP or, one a line, over TCP; only names are taken from them; whatever is too long, comes too often or is something else is
-// dropped.
+// UDP or, by either framing of RFC 6587, over TCP; only names are taken from them; whatever is too long, comes too often or is
+// something else is dropped.
 
 import { createSocket } from "node:dgram";
 import { once } from "node:events";
@@ -42,9 +42,10 @@ export async function listenForLines(
   { host, port }: ListenAddress,
   onSubmission: (line: SubmissionLine) => void,
 ): Promise<{ port: number; stop(): void }> {
-  const take = (line: string): void => {
+  const take = (line: string): boolean => {
     const submission = submissionIn(line);
     if (submission !== undefined) onSubmission(submission);
+    return submission !== undefined;
   };
   const tcp = createServer((socket) => readLines(socket, take));
   await once(tcp.listen({ host, port }), "listening");
@@ -80,17 +81,23 @@ export async function listenForLines(
   return { port: bound, stop };
 }
 
-function readLines(socket: Socket, onLine: (line: string) => void): void {
+/** A line ends with a line feed, or the next one begins with its length: `174 <174>Nov 30 ...` */
+const BETWEEN_LINES = /\n|(?=\d{1,5} <\d{1,3}>)/;
+
+/** `take`: whether the line tells of a submission. */
+function readLines(socket: Socket, take: (line: string) => boolean): void {
   let rest = "";
   let length = 0;
   socket.setEncoding("latin1");
   socket.on("data", (text: string) => {
-    const lines = (rest + text).split("\n");
+    const lines = (rest + text).split(BETWEEN_LINES);
     const last = lines.pop() ?? "";
     length = lines.length > 0 ? last.length : length + text.length;
     if (length > MAX_ENDLESS_CHARACTERS) socket.destroy();
     rest = last.slice(0, MAX_LINE_CHARACTERS + 1); // Enough to see that the line is too long.
-    for (const line of lines) onLine(line);
+    for (const line of lines) take(line);
+    // Where lines have no line feed, the end of the last one is not seen before the next one comes.
+    if (take(rest)) rest = "";
   });
   socket.on("error", () => undefined);
 }
