@@ -348,7 +348,7 @@ export class Sync {
       const kind = this.#kindOf(request);
 
       clock.begin("fetch");
-      const fetching = this.#fetch(kind, stop);
+      const fetching = this.#fetch(kind, request, stop);
       await this.#settleKnown(request, kind, stop);
       const reading = await this.#whileFetching(fetching, stop);
       const source = sourceReport(reading);
@@ -498,15 +498,30 @@ export class Sync {
     return names.sort().join();
   }
 
-  async #fetch(kind: SyncReport["kind"], stop: AbortSignal): Promise<Reading | Failure | undefined> {
+  /**
+   * If everything cannot be read, what changed is read instead, so that news do not wait until everything can. An approval needs
+   * all of it.
+   */
+  async #fetch(
+    kind: SyncReport["kind"],
+    { approve }: SyncRequest,
+    stop: AbortSignal,
+  ): Promise<Reading | Failure | undefined> {
     // Without the servers, every producer would look unroutable.
     if (kind === "known" || !this.knowsServers) return undefined;
     const resolve = this.resolver();
     const hasServer = (producer: string) => resolve(producer) !== undefined;
+    const { puppetdb } = this.#parts;
+    const read = (kind: Reading["kind"]) => puppetdb.read(kind, stop, { known: this.fleet.map, hasServer });
     try {
-      return await this.#parts.puppetdb.read(kind, stop, { known: this.fleet.map, hasServer });
+      return await read(kind);
     } catch (error) {
-      return toFailure(error);
+      const failure = toFailure(error);
+      if (kind === "changes" || approve !== undefined || !puppetdb.canGoOn) return failure;
+      return read("changes").then(
+        (reading) => ({ ...reading, failures: [failure, ...(reading.failures ?? [])] }),
+        () => failure,
+      );
     }
   }
 

@@ -15,6 +15,7 @@ import { startMaster } from "./support/gateway.js";
 import { runtimeCommand } from "./support/haproxy-server.js";
 import { haproxyBinaries } from "./support/parts.js";
 import { patient } from "./support/patience.js";
+import { answer, EMPTY, type Script, startScriptedPuppetdb } from "./support/scripted-puppetdb.js";
 import { freeze } from "./support/slow-disk.js";
 
 vi.mock("node:fs/promises", async (original) =>
@@ -237,6 +238,37 @@ const checked = (ports: readonly number[]) => [
 ];
 
 describe("a pass", () => {
+  test("reads what changed where it cannot read everything, and approves nothing by that", () =>
+    withFleetLab([], async (lab) => {
+      let [producer, canReadAll, at] = ["master1", true, Date.now() - 10 * MINUTE];
+      const factsets: Script = (response) => {
+        const isAll = !decodeURIComponent(response.req.url ?? "").includes('[">","timestamp"');
+        if (isAll && !canReadAll)
+          return answer("canceling statement due to timeout", 500, "text/plain")(response);
+        at += 1_000;
+        const time = new Date(at).toISOString();
+        const row = { certname: name(0), producer, producer_timestamp: time, timestamp: time };
+        answer(JSON.stringify([row]))(response);
+      };
+      const nodes = answer(
+        JSON.stringify([{ certname: name(0), count: 1, deactivated: null, expired: null }]),
+      );
+      const server = await startScriptedPuppetdb({ factsets, nodes, other: EMPTY });
+      try {
+        const sync = await lab.newSync({ SASORI_PUPPETDB_URL: server.url });
+        expect(await full(sync)).toMatchObject({ outcome: "done", nodes: 1 });
+        [producer, canReadAll] = ["master2", false];
+        const source = { outcome: "failed", failure: { code: "PUPPETDB_STATUS" } };
+        expect(await full(sync)).toMatchObject({ kind: "full", outcome: "failed", moved: 1, source });
+        expect(await lab.file()).toEqual(new Map([[name(0), "master2"]]));
+        producer = "master3";
+        const wrong = await sync.request({ approve: "0123456789ab" });
+        expect(wrong).toMatchObject({ outcome: "failed", moved: 0, source, approvalUnmatched: true });
+      } finally {
+        await server.close();
+      }
+    }));
+
   test("keeps everything when PuppetDB is down, and says so", () =>
     withFleetLab([{ bin }], async (lab) => {
       const routes = await checkIn(lab, 10);
