@@ -398,8 +398,8 @@ export class Fleet {
   }
 
   /**
-   * If HAProxy no longer has a node's home, nobody can move the node back. It is at home where it has run since. A home that is
-   * missing only for a moment, such as during a reload, is not lost.
+   * If HAProxy no longer has a node's home, nobody can move the node back. So after its next run the node no longer counts as
+   * displaced. A home that is missing only for a moment, such as during a reload, is not lost.
    */
   *#settleHomeless(asOf: number, resolve: Resolve): Generator<void> {
     const before = new Map(this.#lostHomes);

@@ -73,7 +73,9 @@ export async function setUp(
   const written = await write(proposal, password).catch((error: unknown) => {
     if (error instanceof SasoriError) throw error;
     const what = `not every file could be written, and nothing was started: ${reason(error)}`;
-    throw new SasoriError("FILE_WRITE", `${what}: mend that, and run this again`, { cause: error });
+    throw new SasoriError("FILE_WRITE", `${what}: correct that, and run \`sasori setup\` again`, {
+      cause: error,
+    });
   });
   return start(proposal, written);
 }
@@ -109,12 +111,12 @@ export async function askProducers(
 async function firstAnswer<T>([url = "", ...others]: string[], ask: (url: string) => Promise<T>): Promise<T> {
   return ask(url).catch((error: unknown) => {
     if (others.length === 0) throw error;
-    tell(`asking the next PuppetDB, because one could not be asked: ${toFailure(error).message}`);
+    tell(`asking the next PuppetDB, because this one failed: ${toFailure(error).message}`);
     return firstAnswer(others, ask);
   });
 }
 
-/** One for each node. */
+/** The producer of each node. */
 async function producersOf(url: string, puppet: PuppetFiles | undefined): Promise<string[]> {
   const puppetdb = new PuppetDb({ url, ...(url.startsWith("https:") ? puppet : undefined) });
   try {
@@ -137,7 +139,7 @@ function show({ daemon, gateway, certificates }: Proposal, style: Style | undefi
   process.stdout.write(`${parts.join("\n")}\n`);
 }
 
-/** Without an answer (Ctrl-C, Ctrl-D, no input at all) it is not. */
+/** No answer (Ctrl-C, Ctrl-D, no input at all) counts as no. */
 export async function isWanted(
   input: NodeJS.ReadableStream = process.stdin,
   output: NodeJS.WritableStream = process.stderr,

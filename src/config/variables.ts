@@ -201,7 +201,7 @@ export const Env = z.object({
     .prefault("10%")
     .meta(
       about(
-        "more removals than this wait for approval: a share of the map, and more than 10 nodes; or a number",
+        "removals beyond this wait for approval: a share of the map (at least 10 nodes), or a number of nodes",
         "10%",
         "10%",
       ),

@@ -108,7 +108,7 @@ export const ERRORS: Record<ErrorCode, { meaning: string; remedy: string }> = {
   HAPROXY_CHANGED: {
     meaning: "another program changed or reloaded HAProxy during each of three pushes",
     remedy:
-      "find the program that writes to this map or reloads this HAProxy, unless SASORI_HAPROXY names it twice (`sasori doctor` says so). sasori keeps trying",
+      "find the program that writes to this map or reloads this HAProxy. If `sasori doctor` says that SASORI_HAPROXY names it twice, name it once. sasori keeps trying",
   },
   HAPROXY_SERVER: {
     meaning: "a server cannot be added or used at run time",
@@ -426,7 +426,7 @@ function fleetTroubles(
     const names = [...new Set(homes)].sort().join(", ");
     const what = `${counted(displaced, "node")} left ${names || "a master"} while it was down or drained`;
     const remedy =
-      "when the master is stable again, move them back: `sasori rebalance`. If you removed it from HAProxy for good, they are at home where they run next";
+      "when the master is stable again, move them back: `sasori rebalance`. If you removed it from HAProxy for good, they stop counting after their next run";
     troubles.push(warning("displaced", "masters", what, remedy));
   }
   if (unroutable.nodes > 0) {

@@ -182,7 +182,7 @@ const SLOW_BYTES = 64 * 1024;
 const SLOW_MS = 60_000;
 
 /**
- * The pieces of an answer of any size. Throws `PUPPETDB_TIMEOUT` for one that drips: it would keep the pass, and all news, waiting
+ * The pieces of an answer of any size. Throws `PUPPETDB_TIMEOUT` for one that comes byte by byte. It would hold up the pass
  * until the deadline of a full reading.
  */
 export async function* piecesOf(url: string, body: Dispatcher.ResponseData["body"]): AsyncGenerator<Buffer> {
