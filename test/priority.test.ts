@@ -37,4 +37,13 @@ describe.each(haproxyBinaries())("priority on HAProxy $version", ({ bin }) => {
       },
     ),
   );
+
+  test("of a key that stands there more than once, the first class counts, as in HAProxy", () =>
+    withHaproxy({ bin, config, map: [-100, -50].map((one) => [KEY, `${one}`] as const) }, async (haproxy) => {
+      const { socketPath, mapPath } = haproxy;
+      const priority = new PriorityMap(mapPath, [{ name: "it", connect: { path: socketPath } }]);
+      await priority.change("db2.example.com", 5);
+      expect(Object.fromEntries(await priority.list())).toEqual({ [KEY]: -100, "db2.example.com": 5 });
+      expect(await runtimeCommand(socketPath, `get map ${mapPath} ${KEY}`)).toContain('value="-100"');
+    }));
 });

@@ -71,7 +71,7 @@ export class PriorityMap {
           `${what}: expected a node or client address and its class, for example "db1.example.com -100": correct or remove it`,
         );
       }
-      entries.set(key, Number(value));
+      if (!entries.has(key)) entries.set(key, Number(value)); // HAProxy uses the first entry of a key.
     }
     return entries;
   }

@@ -98,14 +98,14 @@ async function priorityMap(): Promise<PriorityMap> {
 }
 
 async function changePriority(
-  key: string,
+  name: string,
   value: number | undefined,
   json: boolean | undefined,
 ): Promise<void> {
-  const change = await (await priorityMap()).change(key, value);
+  const change = await (await priorityMap()).change(name, value);
   print(change, json, () =>
     [
-      `${key}  ${value ?? "(default)"}`,
+      `${change.key}  ${value ?? "(default)"}`,
       ...change.haproxy.map(
         ({ haproxy, failure }) =>
           `  ${haproxy}  ${failure ? `${style.bad("failed")}: ${failure.code}: ${withoutPlace(failure.message, haproxy)}` : "updated"}`,
