@@ -42,18 +42,23 @@ async function bring(instance: HaproxyInstance, desired: NodeMap) {
   return instance.apply(atOnce(planFromContents(desired, contents)), desired, contents.fingerprint, signal());
 }
 
-/**
- * As HAProxy 2.4 is: its `show map` does not count entries. Gives `use` a socket that leads to this HAProxy and leaves
- * the counts out.
- */
-async function withoutCounts(haproxy: HaproxyServer, use: (as: HaproxyServer) => Promise<void>) {
-  const socketPath = path.join(haproxy.dir, "2.4.sock");
-  const proxy = net.createServer((client) => {
+/** Gives `use` a socket that leads to this HAProxy. `pass` is given each part of an answer, and returns what is passed on. */
+async function withAnswers(
+  haproxy: HaproxyServer,
+  pass: (text: string, asked: string) => string | Promise<string>,
+  use: (as: HaproxyServer) => Promise<void>,
+) {
+  const socketPath = path.join(haproxy.dir, "between.sock");
+  const proxy = net.createServer(async (client) => {
     const server = net.connect(haproxy.socketPath);
     for (const socket of [client, server]) socket.setEncoding("latin1").on("error", () => undefined);
+    let asked = "";
+    client.on("data", (text: string) => {
+      asked = text;
+    });
     client.pipe(server);
-    server.on("data", (text: string) => client.write(text.replaceAll(/ entry_cnt=\d+/g, ""), "latin1"));
-    server.on("close", () => client.destroy());
+    for await (const text of server) client.write(await pass(String(text), asked), "latin1");
+    client.destroy();
   });
   await once(proxy.listen(socketPath), "listening");
   try {
@@ -62,6 +67,10 @@ async function withoutCounts(haproxy: HaproxyServer, use: (as: HaproxyServer) =>
     proxy.close();
   }
 }
+
+/** As HAProxy 2.4 is: its `show map` does not count entries. */
+const withoutCounts = (haproxy: HaproxyServer, use: (as: HaproxyServer) => Promise<void>) =>
+  withAnswers(haproxy, (text) => text.replaceAll(/ entry_cnt=\d+/g, ""), use);
 
 describe.each(haproxyBinariesAndNext())("HAProxy $version", ({ bin, version }) => {
   test("tells who it is, what its servers are, and what its map holds", () =>
@@ -307,6 +316,42 @@ describe.each(haproxyBinariesAndNext())("HAProxy $version", ({ bin, version }) =
       live.delete("node0.example.com");
       desired.remove("node0.example.com" as Certname);
       expect(live).toEqual(entries(desired));
+    }));
+
+  test("sees that another writer came right after the commit of a swap", () =>
+    withHaproxy({ bin, servers, map: entries(fleet(2_000)) }, async (haproxy) => {
+      const strangers: string[] = [];
+      const add = async (text: string, asked: string) => {
+        if (!asked.startsWith("commit map") || strangers.length > 0) return text;
+        strangers.push("stranger.example.com");
+        await runtimeCommand(haproxy.socketPath, `add map ${haproxy.mapPath} ${strangers[0]} master1`);
+        return text;
+      };
+      await withAnswers(haproxy, add, async (as) => {
+        expect(await bring(instanceOf(as), fleet(2_000, 0))).toMatchObject({
+          method: "swap",
+          disturbed: true,
+        });
+        expect((await haproxy.showMap()).get("stranger.example.com")).toBe("master1");
+      });
+    }));
+
+  test("sees that another writer came during the reading, behind what was read already", () =>
+    withHaproxy({ bin, servers, map: entries(fleet(2_000)) }, async (haproxy) => {
+      let isThere = false;
+      const add = async (text: string, asked: string) => {
+        if (isThere || !asked.startsWith("show map #") || !text.includes("> ")) return text;
+        isThere = true;
+        await runtimeCommand(haproxy.socketPath, `add map ${haproxy.mapPath} stranger.example.com master1`);
+        return text;
+      };
+      await withAnswers(haproxy, add, async (as) => {
+        const instance = instanceOf(as);
+        const { routes, fingerprint } = await instance.read(signal());
+        expect({ isThere, size: routes.size }).toEqual({ isThere: true, size: 2_000 });
+        expect((await instance.look(signal())).fingerprint).not.toEqual(fingerprint);
+        expect((await instance.read(signal())).routes.size).toBe(2_001);
+      });
     }));
 
   test("pushes to a map that has grown if it is told to insist, and has it read again", () =>

@@ -48,6 +48,17 @@ interface Look extends Sighting {
   map: MapState;
 }
 
+/**
+ * What was pushed, and the version and the number of entries that the map then has if nobody else wrote. `learned`: a new
+ * version holds routes that HAProxy learned while it was filled.
+ */
+interface Pushed {
+  method: Method;
+  learned: boolean;
+  version: number;
+  entries: number;
+}
+
 /** Deadline for dropping an unfinished version. HAProxy does it in pieces: some tenths of a second for 100,000 entries. */
 const DROP_MS = 5_000;
 
@@ -87,10 +98,13 @@ export class HaproxyInstance implements Target {
   /** The whole map. Throws when the reply is not whole: a cut dump never looks like a short map. */
   read(signal: AbortSignal, desired?: NodeMap): Promise<Contents> {
     return RuntimeSession.with(this.#endpoint, signal, async (session) => {
-      const { map: before } = await this.#look(session);
+      const { fingerprint: earlier, map: before } = await this.#look(session);
       const { all, capitals, strays, lines } = await readMap(session, `#${before.id}`, "gently", desired);
-      // The fingerprint is taken after the dump: what changes later then changes the fingerprint too, and is noticed.
-      const { fingerprint, map } = await this.#look(session);
+      const { fingerprint: later, map } = await this.#look(session);
+      // What was added during the dump and is not in it must show as a change at the next look.
+      const isMissed =
+        map.version !== before.version || (map.entries ?? 0) > Math.max(before.entries ?? 0, lines);
+      const fingerprint = isMissed ? earlier : later;
       // HAProxy also counts entries of versions that were never committed. sasori's next swap drops those that it finds at
       // first. Those that appear later belong to a version that somebody is just filling, and are left alone.
       const unfinished = Math.min(before.entries ?? lines, map.entries ?? lines) > lines;
@@ -146,27 +160,17 @@ export class HaproxyInstance implements Target {
       const isAsSeen = isSame(fingerprint, seen);
       const mayPush = isAsSeen || (insist && hasGrown(seen, fingerprint));
       if (plan.kind === "unchanged" || !mayPush) return undefined;
-      const { method, learned } = await this.#push(session, look, plan, desired);
-      const disturbed = !isAsSeen || learned;
-      return { method, disturbed, ...expectedAfter(method, fingerprint, map, plan) };
+      const { method, learned, version, entries } = await this.#push(session, look, plan, desired);
+      const content = contentOf(version, map.entries === undefined ? undefined : entries);
+      return { method, disturbed: !isAsSeen || learned, process: fingerprint.process, content };
     });
     // The session above may have talked to a process that a reload has replaced since: ask on a new one.
     const { fingerprint } = await this.look(signal);
-    const asExpected =
-      pushed !== undefined &&
-      !pushed.disturbed &&
-      fingerprint.process === pushed.process &&
-      (pushed.content === undefined || fingerprint.content === pushed.content);
+    const asExpected = pushed !== undefined && !pushed.disturbed && isSame(fingerprint, pushed);
     return { method: pushed?.method, fingerprint, disturbed: !asExpected };
   }
 
-  /** `learned`: the new version holds routes that HAProxy learned while it was filled. */
-  async #push(
-    session: RuntimeSession,
-    look: Look,
-    plan: Plan,
-    desired: NodeMap,
-  ): Promise<{ method: Method; learned: boolean }> {
+  async #push(session: RuntimeSession, look: Look, plan: Plan, desired: NodeMap): Promise<Pushed> {
     const { map } = look;
     const cost = this.#costOf(look.version);
     const push: Push = {
@@ -196,16 +200,17 @@ export class HaproxyInstance implements Target {
     look: Look,
     plan: Plan,
     desired: NodeMap,
-  ): Promise<{ method: Method; learned: boolean }> {
+  ): Promise<Pushed> {
     const { map } = look;
     const cost = this.#costOf(look.version);
     if (method === "swap") {
-      const { workedMs, learned } = await this.#swap(session, pace, look, plan, desired);
+      const { workedMs, ...swapped } = await this.#swap(session, pace, look, plan, desired);
       cost.learn(method, push, workedMs);
-      return { method, learned };
+      return { method, ...swapped };
     }
     cost.learn(method, push, await session.runAll(changeCommands(map, plan, desired, cost, pace), pace));
-    return { method, learned: false };
+    const entries = (map.entries ?? 0) + plan.add.length - plan.del.length;
+    return { method, learned: false, version: map.version, entries };
   }
 
   async #swap(session: RuntimeSession, pace: Pace, look: Look, plan: Plan, desired: NodeMap) {
@@ -719,7 +724,7 @@ async function fillVersion(
   version: number,
   { undecided }: Plan,
   desired: NodeMap,
-): Promise<{ workedMs: number; learned: boolean }> {
+): Promise<Omit<Pushed, "method"> & { workedMs: number }> {
   const names = new Set<string>(servers.map(({ name }) => name));
   const wanted = ({ certname, master }: Assignment) => undecided.get(certname) ?? master;
   function* lines() {
@@ -739,7 +744,7 @@ async function fillVersion(
   if (!right) throw notAsSent(version, count, desired.size);
   const began = performance.now();
   await session.run(`commit map @${version} #${map.id}`);
-  return { workedMs: filledMs + performance.now() - began, learned };
+  return { workedMs: filledMs + performance.now() - began, learned, version, entries: count };
 }
 
 const notAsSent = (version: number, entries: number, sent: number) =>
@@ -753,11 +758,4 @@ function hasGrown(before: Fingerprint, now: Fingerprint): boolean {
   const [version, entries] = before.content.split(":");
   const [versionNow, entriesNow] = now.content.split(":");
   return before.process === now.process && version === versionNow && Number(entriesNow) > Number(entries);
-}
-
-/** What the fingerprint must be after the push, if nobody else wrote. After a swap only the process is known. */
-function expectedAfter(method: Method, before: Fingerprint, map: MapState, plan: Plan) {
-  const entries = map.entries === undefined ? undefined : map.entries + plan.add.length - plan.del.length;
-  const content = method === "swap" ? undefined : contentOf(map.version, entries);
-  return { process: before.process, content };
 }
