@@ -4,7 +4,7 @@
 
 import { once } from "node:events";
 import { readFile, rename, rm, writeFile } from "node:fs/promises";
-import { createServer, type Server } from "node:net";
+import { connect, createServer, type Server } from "node:net";
 import path from "node:path";
 import { describe, expect, test } from "vitest";
 import { Child } from "../support/child.js";
@@ -57,6 +57,7 @@ export function gatewayFaults(puppetdb: () => PuppetdbServer): void {
             await runtimeCommand(gateway.haproxy.masterSocketPath, "show version");
             return true;
           });
+          await listens(arena, gateway);
           isUp();
           await heals(arena, gateway);
           await writeFile(file, good);
@@ -78,6 +79,7 @@ export function gatewayFaults(puppetdb: () => PuppetdbServer): void {
           const isUp = mistake.pauses ? arena.down(gateway) : () => undefined;
           const over = new Child(bin, ["-db", "-f", file, "-f", more, "-x", socketPath, "-sf", String(pid)]);
           expect([await over.code(), over.printed]).toEqual([1, expect.stringMatching(mistake.says)]);
+          await listens(arena, gateway);
           isUp();
           await heals(arena, gateway);
         }),
@@ -176,6 +178,15 @@ function onEach(arena: Arena, fault: string, act: (gateway: Gateway) => Promise<
     if (gateway !== undefined) await act(gateway);
   };
   return arena.suffer(fault, each, arena.gateways.length);
+}
+
+/** It may have let go of its ports for a process that was to take over. It takes them back a moment after that has failed. */
+function listens(arena: Arena, { haproxy }: Gateway): Promise<void> {
+  return arena.until("it listens again", async () => {
+    const socket = connect(haproxy.ports.frontend, "127.0.0.1");
+    await once(socket, "connect").finally(() => socket.destroy());
+    return true;
+  });
 }
 
 /** Nodes move, this HAProxy is not told, and a request for each of them finds its master all the same. */
