@@ -512,7 +512,8 @@ describe("with a daemon", () => {
       if (pages === 0) return void response.destroy();
       pages -= 1;
       response.setHeader("content-type", "application/json").setHeader("connection", "close");
-      response.end(JSON.stringify({ nodes: [], next: "node1" }), () => pages === 0 && daemon.close());
+      if (pages === 0) daemon.close(); // Before the answer: whoever asks for the next page then finds nobody.
+      response.end(JSON.stringify({ nodes: [], next: "node1" }));
     });
     await new Promise<void>((resolve) => daemon.listen(0, "127.0.0.1", resolve));
     const env = { SASORI_LISTEN: `127.0.0.1:${(daemon.address() as AddressInfo).port}` };
