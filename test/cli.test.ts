@@ -815,6 +815,7 @@ describe("with a daemon", () => {
     const answers: Record<string, object> = {
       "/api/v1/nodes": { nodes: [] },
       "/api/v1/displaced": { nodes: [] },
+      "/api/v1/plan": { id: "3f2a9c01d4e5", reason: "many", count: 0, masters: [], changes: [] },
       "/api/v1/masters": { masters: [{ master: "master1", nodes: 1 }] },
     };
     const other = createServer(({ url = "" }, response) => {
@@ -829,6 +830,9 @@ describe("with a daemon", () => {
     try {
       for (const list of [["nodes"], ["rebalance", "--dry-run"]])
         expect(await ask(...list)).toMatchObject({ code: 0, stdout: "" });
+      expect(await ask("diff", "--held", "--json")).toMatchObject({
+        stdout: expect.stringContaining("3f2a9c01d4e5"),
+      });
       expect(await ask("passes")).toMatchObject({
         code: 1,
         stderr: expect.stringMatching(/^sasori: DAEMON: .* does not know this call: restart it/),

@@ -173,6 +173,18 @@ export async function mustAskDaemon<T>(...question: Parameters<typeof askDaemon>
   );
 }
 
+/** One page after the other. `ask` is given the `next` of the page before. Without it, as from a daemon of another version, it ends. */
+export async function* pagesOf<Page extends { next: string | null }>(
+  ask: (cursor: string | undefined) => Promise<Page>,
+): AsyncGenerator<Page> {
+  let cursor: string | undefined;
+  do {
+    const page = await ask(cursor);
+    yield page;
+    cursor = page.next ?? undefined;
+  } while (cursor !== undefined);
+}
+
 /** One Server-Sent Event; `id` is what a later connection names to get what came after it. */
 export interface DaemonEvent {
   event: string;

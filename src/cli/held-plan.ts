@@ -2,7 +2,7 @@
 
 import { counted, number } from "../counts.js";
 import type { HeldPlan } from "../http/api-shapes.js";
-import { type Address, mustAskDaemon } from "./daemon-client.js";
+import { type Address, mustAskDaemon, pagesOf } from "./daemon-client.js";
 import { query } from "./listing.js";
 import { prose } from "./report-text.js";
 
@@ -11,22 +11,16 @@ const PAGE = 1_000;
 
 /** All pages in one. Undefined when nothing is held. */
 export async function readHeldPlan(address: Address): Promise<Omit<HeldPlan, "next"> | undefined> {
+  const ask = (cursor: string | undefined) =>
+    mustAskDaemon<HeldPlan>(address, "GET", `/api/v1/plan?${query({ limit: PAGE, cursor })}`);
   let whole: Omit<HeldPlan, "next"> | undefined;
-  for (let cursor: string | null | undefined; cursor !== null; ) {
-    const page = await pageOf(address, cursor);
-    if (page === undefined) return undefined;
-    const { next, ...plan } = page;
-    // Another plan is held by now: begin again, so that the names fit the id.
-    if (whole !== undefined && whole.id !== plan.id) return readHeldPlan(address);
-    whole = { ...plan, changes: [...(whole?.changes ?? []), ...plan.changes] };
-    cursor = next;
-  }
-  return whole;
-}
-
-async function pageOf(address: Address, cursor: string | undefined): Promise<HeldPlan | undefined> {
   try {
-    return await mustAskDaemon<HeldPlan>(address, "GET", `/api/v1/plan?${query({ limit: PAGE, cursor })}`);
+    for await (const { next: _next, ...plan } of pagesOf(ask)) {
+      // Another plan is held by now: begin again, so that the names fit the id.
+      if (whole !== undefined && whole.id !== plan.id) return await readHeldPlan(address);
+      whole = { ...plan, changes: [...(whole?.changes ?? []), ...plan.changes] };
+    }
+    return whole;
   } catch (error) {
     if ((error as { statusCode?: unknown }).statusCode === 404) return undefined;
     throw error;

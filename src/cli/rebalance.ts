@@ -8,7 +8,7 @@ import { counted, number } from "../counts.js";
 import { SasoriError } from "../errors.js";
 import type { Displaced, DisplacedNodes, MasterRow, Masters, Nodes, Story } from "../http/api-shapes.js";
 import { lacking } from "../http/lacking.js";
-import { type Address, isRefused, mustAskDaemon } from "./daemon-client.js";
+import { type Address, isRefused, mustAskDaemon, pagesOf } from "./daemon-client.js";
 import { query } from "./listing.js";
 import { noSuchMaster } from "./names.js";
 import { lacksInWords } from "./report-text.js";
@@ -79,12 +79,13 @@ class Mover {
 /** All displaced nodes, or those that left this master. */
 export async function displacedNodes(address: Address, home: string | undefined): Promise<Displaced[]> {
   const nodes: Displaced[] = [];
-  for (let cursor: string | null | undefined; cursor !== null; ) {
-    const path = `/api/v1/displaced?${query({ home, limit: PAGE, cursor })}`;
-    const page = await mustAskDaemon<DisplacedNodes>(address, "GET", path);
-    nodes.push(...page.nodes);
-    cursor = page.next ?? null; // A daemon of another version may not tell; so below.
-  }
+  const ask = (cursor: string | undefined) =>
+    mustAskDaemon<DisplacedNodes>(
+      address,
+      "GET",
+      `/api/v1/displaced?${query({ home, limit: PAGE, cursor })}`,
+    );
+  for await (const page of pagesOf(ask)) nodes.push(...page.nodes);
   return nodes;
 }
 
@@ -122,11 +123,8 @@ export async function planDrain(address: Address, from: string): Promise<NodeMov
   const places = placesBut(from, masters);
   if (count > 0 && places.length === 0) throw new SasoriError("HAPROXY_SERVER", noPlace(from));
   const moves: NodeMove[] = [];
-  for (let cursor: string | null | undefined; cursor !== null; ) {
-    const { nodes, next } = await nodesOf(address, from, PAGE, cursor);
+  for await (const { nodes } of pagesOf((cursor) => nodesOf(address, from, PAGE, cursor)))
     for (const { certname } of nodes) moves.push({ certname, from, to: takePlace(places) });
-    cursor = next ?? null;
-  }
   return moves;
 }
 
@@ -147,9 +145,9 @@ export async function drain(
   // The nodes and the masters are asked for again each second: both may change meanwhile.
   const atOnce = Math.min(Math.max(1, Math.floor(perMinute / 60)), PAGE);
   let done = 0;
-  for (let cursor: string | null | undefined; cursor !== null; ) {
-    await mover.turn();
-    const { nodes, next } = await nodesOf(address, from, atOnce, cursor);
+  const next = (cursor: string | undefined) =>
+    mover.turn().then(() => nodesOf(address, from, atOnce, cursor));
+  for await (const { nodes } of pagesOf(next)) {
     const places = placesBut(from, await mastersOf(address));
     if (places.length === 0) break;
     for (const [index, { certname }] of nodes.entries()) {
@@ -159,7 +157,6 @@ export async function drain(
       const isMoved = await mover.move(certname, to, `${number(done)}/${number(Math.max(done, total))}`);
       if (isMoved) moves.push({ certname, from, to });
     }
-    cursor = next ?? null;
   }
   const isWell = mover.conclude(`moved away from ${from}`);
   const masters = await mastersOf(address);

@@ -146,11 +146,10 @@ export async function isWanted(
 ): Promise<boolean> {
   const lines = createInterface({ input, output, prompt: "Write these files, and start sasori? [yes/no] " });
   lines.prompt();
-  const ended = once(lines, "close").then(() => ["\n"]);
-  const [answer = ""]: string[] = await Promise.race([once(lines, "line"), ended]);
-  if (answer === "\n") tell("");
+  const [answer]: (string | undefined)[] = await Promise.race([once(lines, "line"), once(lines, "close")]);
+  if (answer === undefined) tell("");
   lines.close();
-  return /^y(es)?$/i.test(answer.trim());
+  return /^y(es)?$/i.test(answer?.trim() ?? "");
 }
 
 /** Returns what gateway.env was before, as `putFile` does. */
