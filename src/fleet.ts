@@ -5,6 +5,7 @@
 import { type Aliases, dnsName } from "./aliases.js";
 import { Flapping } from "./flapping.js";
 import { Guard, type GuardRules, type Losses, type StepBack, type Verdict } from "./guard.js";
+import { LargeMap } from "./large-map.js";
 import {
   type Assignment,
   type Before,
@@ -92,7 +93,7 @@ export class Fleet {
   oldestAt = 0;
 
   /** Makes an empty fleet, or a copy for trying something out: see `copy`. */
-  constructor(like?: Fleet, map = new NodeMap(), unroutable: Fleet["unroutable"] = new Map()) {
+  constructor(like?: Fleet, map = new NodeMap(), unroutable: Fleet["unroutable"] = new LargeMap()) {
     this.map = map;
     this.unroutable = unroutable;
     this.own = new Map(like?.own);

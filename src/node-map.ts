@@ -4,6 +4,7 @@
 // It does no I/O.
 
 import { quote, SasoriError } from "./errors.js";
+import { LargeMap } from "./large-map.js";
 import { copyInPieces } from "./pieces.js";
 
 /** A node's name in Puppet's CA, and its key in HAProxy's map. Only `parseCertname` makes one. */
@@ -109,8 +110,8 @@ export type Assignment = Observation;
 export type Before = Map<Certname, Master | undefined>;
 
 export class NodeMap {
-  #assignments = new Map<Certname, Assignment>();
-  #before: Before = new Map();
+  #assignments = new LargeMap<Certname, Assignment>();
+  #before: Before = new LargeMap();
   /** The time of the newest PuppetDB observation ever taken, even if its node was removed since. 0: none yet. */
   newestAt = 0;
 
@@ -187,7 +188,7 @@ export class NodeMap {
   /** What changed since the last call, each node with the master that it had then. */
   takeChanges(): Before {
     const taken = this.#before;
-    this.#before = new Map();
+    this.#before = new LargeMap();
     return taken;
   }
 

@@ -3,6 +3,8 @@
 // Why not a thread: threads of Node share no objects. The fleet would exist twice, and would be copied after each change.
 // Receiving a copy of a million nodes takes a second in the very thread that should stay free.
 
+import { LargeMap } from "./large-map.js";
+
 /**
  * Length of a piece. The goal is to answer within 50 ms with 100,000 nodes. The rest of that is for V8's memory collection.
  */
@@ -60,8 +62,10 @@ export function* listOf<Item>(items: Iterable<Item>): Generator<void, Item[]> {
   return list;
 }
 
-export function* copyInPieces<Key, Value>(from: ReadonlyMap<Key, Value>): Generator<void, Map<Key, Value>> {
-  const copy = new Map<Key, Value>();
+export function* copyInPieces<Key extends string, Value>(
+  from: ReadonlyMap<Key, Value>,
+): Generator<void, LargeMap<Key, Value>> {
+  const copy = new LargeMap<Key, Value>();
   yield* eachInPieces(from, ([key, value]) => copy.set(key, value));
   return copy;
 }

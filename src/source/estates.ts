@@ -3,6 +3,7 @@
 // an estate that cannot be read keeps the nodes that it had; until every estate was read once, no node counts as gone.
 
 import { type Failure, SasoriError, toFailure } from "../errors.js";
+import { LargeMap } from "../large-map.js";
 import type { Certname } from "../node-map.js";
 import { eachInPieces, inPieces } from "../pieces.js";
 import type { HasServer, Names, Reading } from "./reading.js";
@@ -189,8 +190,8 @@ function* namesIn(names: Iterable<Certname>): Generator<void, Set<Certname>> {
 function* unite(updates: readonly Update[], names: readonly string[][]): Generator<void, Reading> {
   const readings = updates.flatMap(({ reading }) => (reading === undefined ? [] : [reading]));
   const kind = readings.some((reading) => reading.kind === "full") ? "full" : "changes";
-  const submissions: Reading["submissions"] = new Map();
-  const unroutable: NonNullable<Reading["unroutable"]> = new Map();
+  const submissions: Reading["submissions"] = new LargeMap();
+  const unroutable: NonNullable<Reading["unroutable"]> = new LargeMap();
   for (const reading of readings) {
     yield* eachInPieces(reading.submissions.values(), (one) => keepNewer(submissions, one));
     yield* eachInPieces(reading.unroutable?.values() ?? [], (one) => keepNewer(unroutable, one));

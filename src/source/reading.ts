@@ -5,6 +5,7 @@
 // Pure: no I/O, no clock.
 
 import type { Failure } from "../errors.js";
+import { LargeMap } from "../large-map.js";
 import { type Certname, isCertname, LATEST_TIME } from "../node-map.js";
 import { eachInPieces } from "../pieces.js";
 
@@ -114,8 +115,8 @@ type Time = string | null | undefined;
 export class Gathering {
   readonly kind: Reading["kind"];
   asOf = 0;
-  readonly submissions = new Map<Certname, Submission>();
-  readonly unroutable = new Map<Certname, Submission>();
+  readonly submissions = new LargeMap<Certname, Submission>();
+  readonly unroutable = new LargeMap<Certname, Submission>();
   readonly ahead = new Map<Certname, Ahead>();
   readonly inactive = new Map<Certname, number>();
   inactiveCount = 0;

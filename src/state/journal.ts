@@ -289,22 +289,17 @@ export class Journal implements State {
     return this.#note(rows, (row) => (this.rows.take(row) ? row : undefined));
   }
 
-  /**
-   * Notes the rows that `take` returns as not written. They are noted after the last one was taken: a table that grows to a
-   * million rows stops everything for 50 ms, and two should not do so at once.
-   */
+  /** Notes the rows that `take` returns as not written. */
   async #note<Found>(found: Iterable<Found>, take: (one: Found) => Row | undefined): Promise<Row[]> {
     const news: Row[] = [];
-    try {
-      await inPieces(
-        eachInPieces(found, (one) => {
-          const row = take(one);
-          if (row !== undefined) news.push(row);
-        }),
-      );
-    } finally {
-      await inPieces(eachInPieces(news, (row) => this.#unwritten.take(row)));
-    }
+    await inPieces(
+      eachInPieces(found, (one) => {
+        const row = take(one);
+        if (row === undefined) return;
+        news.push(row);
+        this.#unwritten.take(row);
+      }),
+    );
     return news;
   }
 

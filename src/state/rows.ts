@@ -7,6 +7,7 @@ import { crc32 } from "node:zlib";
 import { z } from "zod";
 import { MAX_URL } from "../config/forms.js";
 import { PLAN_ID } from "../guard.js";
+import { LargeMap } from "../large-map.js";
 import {
   type Certname,
   isCertname,
@@ -107,7 +108,7 @@ export class Rows {
   /**
    * One map per kind, so that the key is the certname itself: a million texts made of kind and certname would take 60 MiB.
    */
-  readonly #rows = new Map<Kind, Map<string, Row>>();
+  readonly #rows = new Map<Kind, LargeMap<string, Row>>();
   /** Rows about what is over, the oldest first. */
   readonly #past = new Set<Row>();
 
@@ -136,7 +137,7 @@ export class Rows {
   take(row: Row): boolean {
     const known = this.get(row);
     if (known !== undefined && !beats(row, known)) return false;
-    const rows = this.#rows.get(row.kind) ?? new Map<string, Row>();
+    const rows = this.#rows.get(row.kind) ?? new LargeMap<string, Row>();
     this.#rows.set(row.kind, rows.set(row.key, row));
     if (known !== undefined) this.#past.delete(known);
     if (isPast(row)) this.#past.add(row);

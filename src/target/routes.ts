@@ -2,10 +2,11 @@
 // text in memory. So known strings are used instead, and others are copied.
 // Keys that differ in letter case only are the same node.
 
+import { LargeMap } from "../large-map.js";
 import { type Certname, isCertname, type NodeMap } from "../node-map.js";
 
 export class Routes {
-  readonly all = new Map<Certname, string>();
+  readonly all = new LargeMap<Certname, string>();
   /** Nodes whose key has capitals: a command cannot name it. */
   readonly capitals = new Set<Certname>();
   /** Entries that no command may name, as they are: illegal keys, and second ones of a node. */

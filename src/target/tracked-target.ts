@@ -3,6 +3,7 @@
 // are overwritten; its failure does not stop other targets.
 
 import { type Failure, SasoriError, toFailure } from "../errors.js";
+import { LargeMap } from "../large-map.js";
 import {
   type Assignment,
   type Before,
@@ -106,7 +107,7 @@ export class TrackedTarget {
   contents: Contents | undefined;
   #keepsOthers = false;
   /** What it holds for nodes that are not known. If one becomes known, its entry is changed: HAProxy would add a second one. */
-  #others: Before = new Map();
+  #others: Before = new LargeMap();
   #capitals: ReadonlySet<Certname> = new Set();
   /** Which entries the next sample takes, and when (ms since the epoch) the first of them was taken. */
   #sampling: { next: Iterator<Assignment>; since: number } | undefined;
@@ -121,7 +122,7 @@ export class TrackedTarget {
   /** Entries came or went since it was left. */
   #touched = false;
   /** Nodes that changed and are not pushed yet, with what the target has. Targets that lack the same share one map. */
-  #pending: Before = new Map();
+  #pending: Before = new LargeMap();
   #pendingIsShared = false;
   #failure: Failure | undefined;
   #lastPush: Push | undefined;
@@ -379,7 +380,7 @@ export class TrackedTarget {
     if (this.contents !== undefined && complete) this.#comparedAt = this.#readAt;
     this.#pending = undecided;
     this.#pendingIsShared = true; // Shared with the targets that have the same plan.
-    if (this.contents !== undefined) this.#others = new Map();
+    if (this.contents !== undefined) this.#others = new LargeMap();
     for (const [certname, held] of keepsOthers ?? []) this.#others.set(certname, held);
     this.contents = undefined;
   }

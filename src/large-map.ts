@@ -1,0 +1,70 @@
+// A Map for a million entries. V8 keeps the entries of a Map in one table, and copies that table whenever it must grow. With half
+// a million entries this stops everything for 30 to 110 ms. A LargeMap has several tables, so each copy takes a few
+// milliseconds (bench/README.md, "stalls").
+// Pure.
+
+/** A power of two. */
+const TABLES = 16;
+
+/** The table of a key. Eight characters or so are enough to spread the names of a fleet, and reading all would take longer. */
+export function tableOf(key: string): number {
+  const step = 1 + (key.length >> 3);
+  let hash = 0;
+  for (let at = 0; at < key.length; at += step) hash = (Math.imul(hash, 31) + key.charCodeAt(at)) | 0;
+  return hash & (TABLES - 1);
+}
+
+/** Works as a Map, but its entries are in no particular order. */
+export class LargeMap<Key extends string, Value> implements Map<Key, Value> {
+  readonly #tables = Array.from({ length: TABLES }, () => new Map<Key, Value>());
+  readonly [Symbol.toStringTag] = "LargeMap";
+
+  get size(): number {
+    return this.#tables.reduce((size, table) => size + table.size, 0);
+  }
+
+  get(key: Key): Value | undefined {
+    return this.#tableOf(key).get(key);
+  }
+
+  has(key: Key): boolean {
+    return this.#tableOf(key).has(key);
+  }
+
+  set(key: Key, value: Value): this {
+    this.#tableOf(key).set(key, value);
+    return this;
+  }
+
+  delete(key: Key): boolean {
+    return this.#tableOf(key).delete(key);
+  }
+
+  clear(): void {
+    for (const table of this.#tables) table.clear();
+  }
+
+  forEach(use: (value: Value, key: Key, map: Map<Key, Value>) => void): void {
+    for (const [key, value] of this) use(value, key, this);
+  }
+
+  *entries(): MapIterator<[Key, Value]> {
+    for (const table of this.#tables) yield* table;
+  }
+
+  *keys(): MapIterator<Key> {
+    for (const table of this.#tables) yield* table.keys();
+  }
+
+  *values(): MapIterator<Value> {
+    for (const table of this.#tables) yield* table.values();
+  }
+
+  [Symbol.iterator](): MapIterator<[Key, Value]> {
+    return this.entries();
+  }
+
+  #tableOf(key: Key): Map<Key, Value> {
+    return this.#tables[tableOf(key)] as Map<Key, Value>;
+  }
+}
