@@ -1,12 +1,14 @@
 // PuppetDB's place in the bench `stalls`: a fleet of any size, its answers made before they are asked for, so that sasori
 // gets them as fast as it can read. Run as a program: node stalls-fleet.js PORT NODES.
-// `POST /move?count=N` lets N nodes, spread over the fleet, run at another master now.
+// `POST /move?count=N` lets N nodes, spread over the fleet, run at another master now. After `POST /list?count=N` only the first
+// N are active. After `POST /back` PuppetDB says what it said an hour ago, when each node was at another master.
 
 import { createServer } from "node:http";
 import { fileURLToPath } from "node:url";
 import { MASTERS } from "./daemon.js";
 
 const HALF_AN_HOUR_MS = 30 * 60_000;
+const HOUR_MS = 2 * HALF_AN_HOUR_MS;
 
 /** Of a node by its number. */
 export const nameOf = (node: number): string => `node-${String(node).padStart(7, "0")}.example.com`;
@@ -16,11 +18,27 @@ class Fleet {
   readonly #at: Float64Array;
   /** Who moved last, and when. */
   #news: { at: number; nodes: number[] } = { at: 0, nodes: [] };
+  /** How many nodes are active. */
+  #listed: number;
   #answers: { facts: Buffer; reports: Buffer };
 
   constructor(nodes: number) {
     this.#moves = new Uint8Array(nodes);
     this.#at = new Float64Array(nodes).fill(Date.now() - HALF_AN_HOUR_MS);
+    this.#listed = nodes;
+    this.#answers = this.#make();
+  }
+
+  list(count: number): void {
+    this.#listed = count;
+    this.#answers = this.#make();
+  }
+
+  back(): void {
+    for (const [node, at] of this.#at.entries()) {
+      this.#at[node] = at - HOUR_MS;
+      this.#moves[node] = ((this.#moves[node] ?? 0) + 1) % MASTERS.length;
+    }
     this.#answers = this.#make();
   }
 
@@ -38,7 +56,7 @@ class Fleet {
 
   answer(entity: string, query: string): Buffer | string {
     if (query.includes('"count"')) {
-      const count = query.includes('"inactive"') ? 0 : this.#at.length;
+      const count = query.includes('"inactive"') ? 0 : this.#listed;
       return JSON.stringify([{ count }]);
     }
     if (query.includes('"array"')) return "[]";
@@ -53,7 +71,7 @@ class Fleet {
   }
 
   #make() {
-    const all = Array.from(this.#at.keys());
+    const all = Array.from(this.#at.keys()).slice(0, this.#listed);
     return { facts: this.#rows(all, "facts"), reports: this.#rows(all, "reports") };
   }
 
@@ -82,8 +100,11 @@ function serve(port: number, fleet: Fleet): void {
     const { pathname, searchParams } = new URL(request.url ?? "", "http://localhost");
     let body = "";
     for await (const chunk of request) body += String(chunk);
-    if (pathname === "/move") {
-      fleet.move(Number(searchParams.get("count")));
+    const count = Number(searchParams.get("count"));
+    if (request.method === "POST" && ["/move", "/list", "/back"].includes(pathname)) {
+      if (pathname === "/move") fleet.move(count);
+      if (pathname === "/list") fleet.list(count);
+      if (pathname === "/back") fleet.back();
       response.end();
       return;
     }

@@ -12,6 +12,7 @@ import { freePort } from "../test/support/child.js";
 import type { Bench, Row } from "./bench.js";
 import {
   type Daemon,
+  forgetPeak,
   lookupConfig,
   MASTERS,
   memoryMiB,
@@ -84,16 +85,12 @@ async function measure(stage: Stage, nodes: number, say: (text: string) => void,
   const asker = [process.execPath, program("stalls-asker"), asked, files.answers];
   await stage.program("asker", asker, {}, async () => existsSync(at("asker.pid")));
   const phases = new Phases(nodes, files, say);
-  const peak = await Stage.with(signal, (life) => firstLife(life, env, fleet, phases));
+  await Stage.with(signal, (life) => firstLife(life, env, fleet, phases));
   await writeFile(env.SASORI_STATE_FILE, stateOf(Math.min(nodes, REGISTRATIONS)));
   await Stage.with(signal, (life) =>
-    phases.run(
-      "start with a map and a state file",
-      () => startSasori(life, "sasori", env),
-      "its first answer",
-    ),
+    phases.start("start with a map and a state file", () => startSasori(life, "sasori", env)),
   );
-  return phases.rows.map((row) => ({ ...row, "peak MiB": peak }));
+  return phases.rows;
 }
 
 async function firstLife(
@@ -101,19 +98,17 @@ async function firstLife(
   env: Record<string, string>,
   fleet: Fleet,
   phases: Phases,
-): Promise<number> {
+): Promise<void> {
   const { nodes } = phases;
-  let sasori: Daemon | undefined;
-  const pass = async (request: SyncRequest = {}) => {
-    const report = await (sasori as Daemon).sync(request);
-    if (!["done", "planned"].includes(report.outcome)) throw new Error(JSON.stringify(report).slice(0, 500));
+  const sasori = await phases.start("first filling", () => startSasori(life, "sasori", env));
+  const pass = async (request: SyncRequest = {}, outcome = "done") => {
+    const report = await sasori.sync(request);
+    if (report.outcome !== outcome) throw new Error(JSON.stringify(report).slice(0, 500));
   };
   const full = () => pass({ full: true });
   const times = async (count: number, work: () => Promise<unknown>) => {
     for (let turn = 0; turn < count; turn += 1) await work();
   };
-  const start = () => startSasori(life, "sasori", env);
-  sasori = await phases.run("first filling", start, "its first answer");
   await phases.run("full passes", () => times(fullPasses(nodes), full));
   await phases.run("quiet passes, sampling", () => times(QUIET_PASSES, pass));
   for (const moves of MOVES.filter((count) => count * 10 <= nodes))
@@ -125,7 +120,15 @@ async function firstLife(
   await phases.run("dry run", () => pass({ full: true, dryRun: true }));
   await fleet.move(nodes);
   await phases.run("all nodes move: a version is swapped", full);
-  return memoryMiB(sasori.pid, "VmHWM");
+  await fleet.list(Math.floor(nodes / 2));
+  await phases.run("half of the nodes are gone: held", () => pass({ full: true }, "held"));
+  await phases.run("the held plan is read", () => readPlan(env.SASORI_LISTEN ?? ""));
+  await fleet.list(nodes);
+  await full();
+  await fleet.back();
+  await phases.run("PuppetDB goes back by an hour: held", () => pass({ full: true }, "held"));
+  await fleet.move(nodes);
+  await full();
 }
 
 /** One question after the other until the work is done. */
@@ -140,6 +143,15 @@ async function ask(address: string, work: Promise<unknown>): Promise<void> {
     await answer.arrayBuffer();
   }
   await done;
+}
+
+/** As the page and `sasori diff --held` read it. */
+async function readPlan(address: string): Promise<void> {
+  for (const question of ["/api/v1/plan?limit=1000", "/api/v1/plan.txt"]) {
+    const answer = await fetch(`http://${address}${question}`);
+    if (!answer.ok) throw new Error(`${answer.url}: ${answer.status} ${await answer.text()}`);
+    for await (const _ of answer.body ?? []);
+  }
 }
 
 /** A state file with so many registrations, made now: PuppetDB knows nothing newer. */
@@ -159,11 +171,15 @@ async function startFleet(stage: Stage, nodes: number) {
   const url = `http://127.0.0.1:${port}`;
   const command = [process.execPath, program("stalls-fleet"), String(port), String(nodes)];
   await stage.program("puppetdb", command, {}, async () => (await fetch(`${url}/ready`)).ok);
+  const tell = async (what: string) => {
+    const answer = await fetch(`${url}/${what}`, { method: "POST" });
+    if (!answer.ok) throw new Error(`${answer.url}: ${answer.status}`);
+  };
   return {
     url,
-    async move(count: number): Promise<void> {
-      await fetch(`${url}/move?count=${count}`, { method: "POST" });
-    },
+    move: (count: number) => tell(`move?count=${count}`),
+    list: (count: number) => tell(`list?count=${count}`),
+    back: () => tell("back"),
   };
 }
 
@@ -173,6 +189,8 @@ class Phases {
   readonly nodes: number;
   readonly #files: { turns: string; answers: string };
   readonly #say: (text: string) => void;
+  /** Of the sasori that was started last. */
+  #pid = 0;
 
   constructor(nodes: number, files: { turns: string; answers: string }, say: (text: string) => void) {
     this.nodes = nodes;
@@ -180,8 +198,22 @@ class Phases {
     this.#say = say;
   }
 
-  /** `from` the start of a sasori: before it listens nobody asks. */
-  async run<T>(phase: string, work: () => Promise<T>, from?: "its first answer"): Promise<T> {
+  /** Counts from its first answer on. Before it listens nobody asks. */
+  start(phase: string, work: () => Promise<Daemon>): Promise<Daemon> {
+    const start = async () => {
+      const sasori = await work();
+      this.#pid = sasori.pid;
+      return sasori;
+    };
+    return this.#watch(phase, start, "its first answer");
+  }
+
+  run<T>(phase: string, work: () => Promise<T>): Promise<T> {
+    forgetPeak(this.#pid);
+    return this.#watch(phase, work, undefined);
+  }
+
+  async #watch<T>(phase: string, work: () => Promise<T>, from: "its first answer" | undefined): Promise<T> {
     this.#say(phase);
     const [began, at] = [performance.now(), Date.now()];
     const result = await work();
@@ -198,6 +230,7 @@ class Phases {
       "on the clock": most(late.map(([, clock = 0]) => clock)),
       "on a core": most(late.map(([, , core = 0]) => core)),
       "seen outside": most(answers.map(([, took = 0]) => took)),
+      "peak MiB": memoryMiB(this.#pid, "VmHWM"),
     });
     return result;
   }

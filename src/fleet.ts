@@ -4,8 +4,15 @@
 
 import { type Aliases, dnsName } from "./aliases.js";
 import { Flapping } from "./flapping.js";
-import { Guard, type GuardRules, type Losses, type StepBack, type Verdict } from "./guard.js";
-import { LargeMap } from "./large-map.js";
+import {
+  type EstateLosses,
+  Guard,
+  type GuardRules,
+  type Losses,
+  type StepBack,
+  type Verdict,
+} from "./guard.js";
+import { LargeMap, LargeSet } from "./large-map.js";
 import {
   type Assignment,
   type Before,
@@ -17,7 +24,7 @@ import {
   type Observation,
   placeOf,
 } from "./node-map.js";
-import { copyInPieces, eachInPieces } from "./pieces.js";
+import { copyInPieces, eachInPieces, latestOf, listOf, setOf } from "./pieces.js";
 import { type Ahead, MAX_REFUSED, type Names, type Reading, type Submission } from "./source/reading.js";
 import { beats, type Change, type Kind } from "./state/rows.js";
 import type { Contents, Server } from "./target/target.js";
@@ -57,11 +64,11 @@ export interface HeldChange {
 export class Fleet {
   readonly map: NodeMap;
   /** Nodes with a newer submission of a producer without a server. The route of an older one is kept. */
-  readonly unroutable: Map<Certname, Submission>;
+  readonly unroutable: Map<Certname, Submission> = new LargeMap();
   /** Registrations and learned routes in force. PuppetDB does not know them yet, so they must not be lost. */
-  readonly own: Map<Certname, Observation>;
+  readonly own: Map<Certname, Observation> = new LargeMap();
   /** Displaced nodes with their home: the master that they left while it was down, or by hand while it was drained. */
-  readonly homes: Map<Certname, Master>;
+  readonly homes: Map<Certname, Master> = new LargeMap();
   /** Homes that are no longer servers in HAProxy, and the first full reading without them (ms, PuppetDB's clock). */
   readonly #lostHomes: Map<Master, number>;
   /** Nodes that were removed, and registrations and learned routes that were ended. */
@@ -70,13 +77,13 @@ export class Fleet {
   readonly flapping: Flapping;
   readonly guard: Guard;
   /** Which rows of `own`, `homes`, `tombstones`, `ended` and `guard.approvals` have changed since the last `takeUnsaved`. */
-  #unsaved = new Map<Exclude<Kind, "sizes">, Set<string>>();
+  #unsaved = new Map<Exclude<Kind, "sizes">, LargeSet<string>>();
   verdict: Verdict;
   /** Removals of a held verdict that are still held, and whether what is held has changed since. */
-  #held: Set<Certname>;
+  #held = new LargeSet<Certname>();
   #heldChanged: boolean;
   /** What PuppetDB said in the last full reading that is older than the route it would replace. */
-  readonly #stepsBack: Map<Certname, StepBack>;
+  readonly #stepsBack: Map<Certname, StepBack> = new LargeMap();
   /**
    * Set if somebody else made the map: its entries that cannot be sasori's routes, each with its node if its key is a
    * certname. Undefined: the map is our own.
@@ -93,21 +100,15 @@ export class Fleet {
   oldestAt = 0;
 
   /** Makes an empty fleet, or a copy for trying something out: see `copy`. */
-  constructor(like?: Fleet, map = new NodeMap(), unroutable: Fleet["unroutable"] = new LargeMap()) {
+  constructor(like?: Fleet, map = new NodeMap()) {
     this.map = map;
-    this.unroutable = unroutable;
-    this.own = new Map(like?.own);
-    this.homes = new Map(like?.homes);
     this.#lostHomes = new Map(like === undefined ? [] : like.#lostHomes);
     this.tombstones = new Tombstones(like?.tombstones);
     this.ended = new Tombstones(like?.ended);
     this.flapping = new Flapping(like?.flapping);
     this.guard = new Guard(like?.guard);
     this.verdict = like?.verdict ?? { kind: "allowed" };
-    this.#held = new Set(like === undefined ? [] : like.#held);
     this.#heldChanged = like === undefined ? false : like.#heldChanged;
-    this.#stepsBack = new Map(like === undefined ? [] : like.#stepsBack);
-    this.foreign = like?.foreign && new Map(like.foreign);
     this.refused = new Set(like?.refused);
     this.withoutProducer = new Set(like?.withoutProducer);
     this.ahead = new Map(like?.ahead);
@@ -115,8 +116,14 @@ export class Fleet {
   }
 
   static *copy(like: Fleet): Generator<void, Fleet> {
-    const map = yield* NodeMap.copy(like.map);
-    return new Fleet(like, map, yield* copyInPieces(like.unroutable));
+    const copy = new Fleet(like, yield* NodeMap.copy(like.map));
+    yield* copyInPieces(like.unroutable, copy.unroutable);
+    yield* copyInPieces(like.own, copy.own);
+    yield* copyInPieces(like.homes, copy.homes);
+    yield* copyInPieces(like.#stepsBack, copy.#stepsBack);
+    yield* eachInPieces(like.#held, (certname) => copy.#held.add(certname));
+    if (like.foreign !== undefined) copy.foreign = yield* copyInPieces(like.foreign);
+    return copy;
   }
 
   /**
@@ -125,7 +132,7 @@ export class Fleet {
    * older than that moves a node. If PuppetDB was not read since a registration ended, the node may still have that route.
    */
   *inherit({ routes, writtenUntil = 0, origin, strays }: Contents): Generator<void> {
-    if (origin === "others" && !this.complete) this.foreign ??= new Map();
+    if (origin === "others" && !this.complete) this.foreign ??= new LargeMap();
     const at = Math.max(0, writtenUntil - INHERITED_ALLOWANCE_MS);
     yield* eachInPieces(routes, ([certname, master]) => {
       if (this.map.get(certname) !== undefined || this.tombstones.has(certname)) return;
@@ -317,7 +324,7 @@ export class Fleet {
   }
 
   #changed(kind: Exclude<Kind, "sizes">, key: string): void {
-    const keys = this.#unsaved.get(kind) ?? new Set();
+    const keys = this.#unsaved.get(kind) ?? new LargeSet();
     this.#unsaved.set(kind, keys.add(key));
   }
 
@@ -388,7 +395,8 @@ export class Fleet {
     });
     yield* this.#takeNames(reading);
     const { active } = reading;
-    const gone = active === undefined ? this.#goneSince(reading) : yield* this.#goneFrom(reading, active);
+    const gone =
+      active === undefined ? yield* this.#goneSince(reading) : yield* this.#goneFrom(reading, active);
     yield* this.#judge(gone, reading, rules);
     if (active !== undefined) this.complete = true;
     if (reading.kind === "full") {
@@ -430,17 +438,17 @@ export class Fleet {
   *#judge(gone: Certname[] | "as held", reading: Reading, rules: GuardRules): Generator<void> {
     // All nodes of the fleet may be held. If nothing about them has changed, they are not judged again.
     if (gone === "as held" && rules.approved === undefined && !this.#heldChanged) return;
-    const nodes = gone === "as held" ? [...this.#held] : gone;
-    const stepsBack = [...this.#stepsBack.values()];
-    const newestAt = [
-      ...stepsBack.map(({ from }) => from),
-      ...nodes.map((certname) => this.map.get(certname)?.at ?? 0),
-    ].reduce((newest, at) => Math.max(newest, at), 0);
-    const estates = this.#lossesOfEstates(nodes, reading);
-    const losses = { gone: nodes, foreign: this.#foreignEntries(), stepsBack, newestAt, estates };
+    const nodes = gone === "as held" ? yield* listOf(this.#held) : gone;
+    const stepsBack = yield* listOf(this.#stepsBack.values());
+    const newestAt = Math.max(
+      yield* latestOf(stepsBack, ({ from }) => from),
+      yield* latestOf(nodes, (certname) => this.map.get(certname)?.at ?? 0),
+    );
+    const estates = yield* this.#lossesOfEstates(nodes, reading);
+    const losses = { gone: nodes, foreign: yield* this.#foreignEntries(), stepsBack, newestAt, estates };
     const { verdict, mayRemove, held } = yield* this.guard.judge(losses, this.map.size, rules);
     this.verdict = verdict;
-    this.#held = new Set(held);
+    this.#held = yield* setOf(held);
     this.#heldChanged = false;
     const approved = verdict.kind === "allowed" ? verdict.byApproval : undefined;
     const isApproved = approved !== undefined;
@@ -459,26 +467,29 @@ export class Fleet {
   }
 
   /** What each estate lost. A node whose estate is unknown counts for every estate. */
-  #lossesOfEstates(gone: readonly Certname[], { estates }: Reading): Losses["estates"] {
-    return estates?.map(({ puppetdbs, size }) => {
-      const ofIt = gone.filter((certname) => {
+  *#lossesOfEstates(gone: readonly Certname[], { estates }: Reading): Generator<void, Losses["estates"]> {
+    if (estates === undefined) return undefined;
+    const known = new Set(estates.flatMap(({ puppetdbs }) => puppetdbs));
+    const losses: EstateLosses[] = [];
+    for (const { puppetdbs, size } of estates) {
+      const ofIt: Certname[] = [];
+      yield* eachInPieces(gone, (certname) => {
         const from = this.map.get(certname)?.from;
-        return (
-          from === undefined ||
-          puppetdbs.includes(from) ||
-          !estates.some((one) => one.puppetdbs.includes(from))
-        );
+        if (from === undefined || puppetdbs.includes(from) || !known.has(from)) ofIt.push(certname);
       });
-      return { name: puppetdbs[0] ?? "", size: size + ofIt.length, gone: ofIt };
-    });
+      losses.push({ name: puppetdbs[0] ?? "", size: size + ofIt.length, gone: ofIt });
+    }
+    return losses;
   }
 
   /** The foreign entries that would be lost. If PuppetDB knows the node, its entry is changed and not lost. */
-  #foreignEntries(): string[] | undefined {
+  *#foreignEntries(): Generator<void, string[] | undefined> {
     if (this.foreign === undefined) return undefined;
-    return [...this.foreign].flatMap(([entry, certname]) =>
-      certname !== undefined && this.map.get(certname) !== undefined ? [] : [entry],
-    );
+    const lost: string[] = [];
+    yield* eachInPieces(this.foreign, ([entry, certname]) => {
+      if (certname === undefined || this.map.get(certname) === undefined) lost.push(entry);
+    });
+    return lost;
   }
 
   #stepBack({ certname, observation, at }: StepBack): void {
@@ -606,7 +617,7 @@ export class Fleet {
   }
 
   /** After a reading of changes: nodes that were deactivated lately, and held ones that have not come back. */
-  #goneSince(reading: Reading): Certname[] | "as held" {
+  *#goneSince(reading: Reading): Generator<void, Certname[] | "as held"> {
     const { inactive, submissions } = reading;
     const news = new Set<Certname>();
     for (const [certname, at] of inactive) {
@@ -618,7 +629,7 @@ export class Fleet {
     }
     for (const certname of submissions.keys()) this.#unhold(certname);
     if (news.size === 0 && !this.#heldChanged) return this.#held.size === 0 ? [] : "as held";
-    return [...this.#held, ...news];
+    return [...(yield* listOf(this.#held)), ...news];
   }
 
   /** `voidUntil`: what PuppetDB said until then (ms) does not bring the node back. */

@@ -6,8 +6,9 @@
 import { createHash } from "node:crypto";
 import type { RemovalLimit } from "./config.js";
 import { counted, number } from "./counts.js";
+import { LargeSet } from "./large-map.js";
 import type { Certname, Observation } from "./node-map.js";
-import { eachInPieces, sortInPieces } from "./pieces.js";
+import { eachInPieces, latestOf, listOf, mapInPieces, sortInPieces } from "./pieces.js";
 
 /** By what one pass is judged: the limit, the plan id that a person approved, and the time (ms) of the monotonic clock. */
 export interface GuardRules {
@@ -99,18 +100,18 @@ export class Guard {
   *judge(losses: Losses, size: number, rules: GuardRules): Generator<void, Judgement> {
     this.#remember(size, rules.now);
     const { foreign, stepsBack } = losses;
-    const { reason: removals, held, lossesHeld } = this.#removals(losses, size, rules);
+    const { reason: removals, held, lossesHeld } = yield* this.#removals(losses, size, rules);
     const names = [...held, ...(removals === undefined ? [] : (foreign ?? []))];
     if (names.length + stepsBack.length === 0)
       return { verdict: { kind: "allowed" }, mayRemove: true, held: [] };
-    const moves = stepsBack.map(({ certname, observation }) => `${certname} ${observation?.master ?? "-"}`);
-    const id = yield* planId([...names, ...moves]);
+    const id = yield* planId(names, stepsBack);
     if (rules.approved === id || (this.approvals.get(id) ?? -1) >= losses.newestAt) {
       if (names.length > 0) this.#forgetAll(size - losses.gone.length, lossesHeld, rules.now);
       return { verdict: { kind: "allowed", byApproval: id }, mayRemove: true, held: [] };
     }
-    const reason = [removals, stepsBackReason(stepsBack)].filter((why) => why !== undefined).join("; ");
-    const certnames = [...names, ...stepsBack.map(({ certname }) => certname)];
+    const reasons = [removals, yield* stepsBackReason(stepsBack)];
+    const reason = reasons.filter((why) => why !== undefined).join("; ");
+    const certnames = [...names, ...(yield* mapInPieces(stepsBack, ({ certname }) => certname))];
     return { verdict: { kind: "held", id, reason, certnames }, mayRemove: removals === undefined, held };
   }
 
@@ -118,14 +119,14 @@ export class Guard {
    * Which removals are held, why, and of which estates. A node that may belong to several estates is held if one of them
    * holds it.
    */
-  #removals(losses: Losses, size: number, { limit, now }: GuardRules) {
+  *#removals(losses: Losses, size: number, { limit, now }: GuardRules) {
     const { gone, foreign, estates } = losses;
     if (estates === undefined || foreign !== undefined) {
       const reason = this.#removalReason(losses, size, limit);
       return { reason, held: reason === undefined ? [] : gone, lossesHeld: estates ?? [] };
     }
     const reasons: string[] = [];
-    const held = new Set<Certname>();
+    const held = new LargeSet<Certname>();
     const lossesHeld: EstateLosses[] = [];
     for (const losses of estates) {
       const { name, size, gone } = losses;
@@ -135,9 +136,10 @@ export class Guard {
       if (reason === undefined) continue;
       reasons.push(`${name}: ${reason}`);
       lossesHeld.push(losses);
-      for (const certname of gone) held.add(certname);
+      yield* eachInPieces(gone, (certname) => held.add(certname));
     }
-    return { reason: reasons.length === 0 ? undefined : reasons.join("; "), held: [...held], lossesHeld };
+    const reason = reasons.length === 0 ? undefined : reasons.join("; ");
+    return { reason, held: yield* listOf(held), lossesHeld };
   }
 
   ofEstate(name: string): Guard {
@@ -203,11 +205,11 @@ export class Guard {
   }
 }
 
-function stepsBackReason(stepsBack: readonly StepBack[]): string | undefined {
+function* stepsBackReason(stepsBack: readonly StepBack[]): Generator<void, string | undefined> {
   if (stepsBack.length === 0) return undefined;
-  const latest = (times: number[]) => new Date(times.reduce((a, b) => Math.max(a, b), 0)).toISOString();
-  const from = latest(stepsBack.map((step) => step.from));
-  const to = latest(stepsBack.map(({ at }) => at));
+  const time = (at: number) => new Date(at).toISOString();
+  const from = time(yield* latestOf(stepsBack, (step) => step.from));
+  const to = time(yield* latestOf(stepsBack, ({ at }) => at));
   return `PuppetDB went back from ${from} to ${to}: ${counted(stepsBack.length, "node")} would move or be removed`;
 }
 
@@ -218,13 +220,15 @@ function describe(limit: RemovalLimit): string {
 /** The form of a plan id, as a person types it. */
 export const PLAN_ID = /^[0-9a-f]{12}$/;
 
-function* planId(names: readonly string[]): Generator<void, string> {
+function* planId(names: readonly string[], stepsBack: readonly StepBack[]): Generator<void, string> {
   const hash = createHash("sha256");
-  const sorted = yield* sortInPieces(names, (a, b) => (a < b ? -1 : 1));
   let between = "";
-  yield* eachInPieces(sorted, (name) => {
-    hash.update(`${between}${name}`);
+  const add = (text: string) => {
+    hash.update(`${between}${text}`);
     between = "\n";
-  });
+  };
+  yield* eachInPieces(yield* sortInPieces(names, (a, b) => (a < b ? -1 : 1)), add);
+  const steps = yield* sortInPieces(stepsBack, (a, b) => (a.certname < b.certname ? -1 : 1));
+  yield* eachInPieces(steps, ({ certname, observation }) => add(`${certname} ${observation?.master ?? "-"}`));
   return hash.digest("hex").slice(0, 12);
 }

@@ -110,7 +110,7 @@ export type Assignment = Observation;
 export type Before = Map<Certname, Master | undefined>;
 
 export class NodeMap {
-  #assignments = new LargeMap<Certname, Assignment>();
+  #assignments: Map<Certname, Assignment> = new LargeMap();
   #before: Before = new LargeMap();
   /** The time of the newest PuppetDB observation ever taken, even if its node was removed since. 0: none yet. */
   newestAt = 0;

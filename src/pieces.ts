@@ -3,7 +3,7 @@
 // Why not a thread: threads of Node share no objects. The fleet would exist twice, and would be copied after each change.
 // Receiving a copy of a million nodes takes a second in the very thread that should stay free.
 
-import { LargeMap } from "./large-map.js";
+import { LargeMap, LargeSet } from "./large-map.js";
 
 /**
  * Length of a piece. The goal is to answer within 50 ms with 100,000 nodes. The rest of that is for V8's memory collection.
@@ -56,16 +56,40 @@ export function* eachInPieces<Item>(items: Iterable<Item>, use: (item: Item) => 
   }
 }
 
-export function* listOf<Item>(items: Iterable<Item>): Generator<void, Item[]> {
-  const list: Item[] = [];
-  yield* eachInPieces(items, (item) => list.push(item));
-  return list;
+export function* mapInPieces<Item, Result>(
+  items: Iterable<Item>,
+  use: (item: Item) => Result,
+): Generator<void, Result[]> {
+  const results: Result[] = [];
+  yield* eachInPieces(items, (item) => results.push(use(item)));
+  return results;
 }
 
+export const listOf = <Item>(items: Iterable<Item>) => mapInPieces(items, (item) => item);
+
+export function* setOf<Key extends string>(keys: Iterable<Key>): Generator<void, LargeSet<Key>> {
+  const set = new LargeSet<Key>();
+  yield* eachInPieces(keys, (key) => set.add(key));
+  return set;
+}
+
+/** The latest of the items' times (ms); 0 if there is none. */
+export function* latestOf<Item>(
+  items: Iterable<Item>,
+  timeOf: (item: Item) => number,
+): Generator<void, number> {
+  let latest = 0;
+  yield* eachInPieces(items, (item) => {
+    latest = Math.max(latest, timeOf(item));
+  });
+  return latest;
+}
+
+/** Copies the entries into `copy`, or into a new map. */
 export function* copyInPieces<Key extends string, Value>(
   from: ReadonlyMap<Key, Value>,
-): Generator<void, LargeMap<Key, Value>> {
-  const copy = new LargeMap<Key, Value>();
+  copy: Map<Key, Value> = new LargeMap(),
+): Generator<void, Map<Key, Value>> {
   yield* eachInPieces(from, ([key, value]) => copy.set(key, value));
   return copy;
 }

@@ -4,7 +4,7 @@ import net from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { describe, expect, test } from "vitest";
-import { systemCode } from "../src/errors.js";
+import { systemCode, toFailure } from "../src/errors.js";
 import { type Certname, type Master, NodeMap } from "../src/node-map.js";
 import { planFromContents } from "../src/plan.js";
 import { HaproxyInstance } from "../src/target/haproxy.js";
@@ -99,10 +99,9 @@ describe.each(haproxyBinariesAndNext())("HAProxy $version", ({ bin, version }) =
     withHaproxy({ bin, servers, globalLines: ["tune.bufsize 2048"] }, async (haproxy) => {
       const instance = instanceOf(haproxy);
       const desired = fleet(300);
-      const first = bring(instance, desired);
-      // From 3.4 on a command may be larger than a buffer.
-      if (isFrom(version, 3, 4)) await first;
-      else await expect(first).rejects.toMatchObject({ code: "HAPROXY_UNREACHABLE" });
+      const failure = await bring(instance, desired).then(() => undefined, toFailure);
+      // From 3.4 on a command may be larger than a buffer. But once, on a very busy machine, there was no answer.
+      if (failure !== undefined || !isFrom(version, 3, 4)) expect(failure?.code).toBe("HAPROXY_UNREACHABLE");
       await bring(instance, desired);
       expect(await haproxy.showMap()).toEqual(entries(desired));
     }));

@@ -4,6 +4,9 @@ import { LargeMap, tableOf } from "../src/large-map.js";
 
 // That it never stops everything is measured: see `stalls` in bench/README.md.
 
+/** More than one table has. */
+const MANY = 40_000;
+
 const name = fc.oneof(
   fc.nat(30).map((at) => `node-${at}.department.example.com`),
   fc.constantFrom("", "a", "x".repeat(253)),
@@ -26,17 +29,19 @@ const sorted = <Key, Value>(map: Map<Key, Value>) =>
   new Map([...map].sort(([a], [b]) => (String(a) < String(b) ? -1 : 1)));
 
 describe("a large map", () => {
-  test("holds what a Map holds after the same calls", () => {
+  test.each([
+    ["few entries", 0, 200],
+    ["many entries", MANY, 10],
+  ])("holds what a Map holds after the same calls: %s", (_, before, numRuns) => {
     fc.assert(
       fc.property(fc.array(step, { maxLength: 200 }), (steps) => {
-        const [large, map] = [
-          new LargeMap<string, number | undefined>(),
-          new Map<string, number | undefined>(),
-        ];
+        const large = new LargeMap<string, number | undefined>();
+        const map = new Map<string, number | undefined>();
+        for (const all of [large, map]) for (let at = 0; at < before; at += 1) all.set(`node-${at}`, at);
         for (const one of steps) expect(take(large, one)).toEqual(take(map, one));
         expect(sorted(large)).toEqual(sorted(map));
         expect(large.size).toBe(map.size);
-        for (const [key, value] of map) expect([large.has(key), large.get(key)]).toEqual([true, value]);
+        expect([...map].filter(([key, value]) => !large.has(key) || large.get(key) !== value)).toEqual([]);
         expect([...large.keys()].sort()).toEqual([...map.keys()].sort());
         expect([...large.values()].sort()).toEqual([...map.values()].sort());
         const told: unknown[] = [];
@@ -45,14 +50,21 @@ describe("a large map", () => {
         });
         expect(told).toEqual([...large].map(([key, value]) => [key, value, true]));
       }),
+      { numRuns },
     );
   });
 
   test("goes on through its entries while entries are deleted, as a Map does", () => {
     const large = new LargeMap<string, number>();
-    for (let at = 0; at < 1_000; at += 1) large.set(`node-${at}`, at);
+    for (let at = 0; at < MANY; at += 1) large.set(`node-${at}`, at);
     for (const [key, value] of large) if (value % 2 === 0) large.delete(key);
-    expect(large.size).toBe(500);
+    expect(large.size).toBe(MANY / 2);
+  });
+
+  test("keeps few entries in the order in which they came", () => {
+    const large = new LargeMap<string, number>();
+    for (const name of ["c", "a", "b"]) large.set(name, 1);
+    expect([...large.keys()]).toEqual(["c", "a", "b"]);
   });
 
   test.each<[string, (at: number) => string]>([

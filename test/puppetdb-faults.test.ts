@@ -342,7 +342,7 @@ describe("what PuppetDB may answer instead of rows", () => {
   test("an empty fleet is an answer, not an error: the guard judges it", async () => {
     server.scripts = { other: EMPTY };
     const reading = await source.readAll(soon());
-    expect(reading).toMatchObject({ kind: "full", submissions: new Map(), active: { size: 0 } });
+    expect(reading).toMatchObject({ kind: "full", submissions: { size: 0 }, active: { size: 0 } });
     await source.close();
     await server.untilAlone();
   });
@@ -400,10 +400,8 @@ describe("what PuppetDB may answer instead of rows", () => {
         factsets: answer(`[${ROW.replace("2026-01-01T00:00:00.000Z", time)}]`),
       };
       const { submissions, withoutProducer } = await source.readAll(soon());
-      expect({ submissions, withoutProducer }).toEqual({
-        submissions: new Map(),
-        withoutProducer: new Set([NODE]),
-      });
+      expect([...submissions]).toEqual([]);
+      expect(withoutProducer).toEqual(new Set([NODE]));
     }
     await source.close();
   });

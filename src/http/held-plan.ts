@@ -4,7 +4,7 @@
 // once, in pieces.
 
 import type { Fleet, HeldChange } from "../fleet.js";
-import { inPieces, sortInPieces } from "../pieces.js";
+import { eachInPieces, inPieces, sortInPieces } from "../pieces.js";
 import { lowerBound } from "../sorted.js";
 import type { HeldPlan, HeldPlanQuery } from "./api-shapes.js";
 
@@ -79,11 +79,11 @@ export class HeldPlans {
       a.certname < b.certname ? -1 : 1,
     );
     const counts = new Map<string | null, { master: string | null; removed: number; moved: number }>();
-    for (const { from, to } of changes) {
+    yield* eachInPieces(changes, ({ from, to }) => {
       const count = counts.get(from) ?? { master: from, removed: 0, moved: 0 };
       counts.set(from, count);
       count[to === null ? "removed" : "moved"] += 1;
-    }
+    });
     const masters = [...counts.values()].sort((a, b) => b.removed + b.moved - (a.removed + a.moved));
     return { changes, masters };
   }

@@ -3,9 +3,9 @@
 // an estate that cannot be read keeps the nodes that it had; until every estate was read once, no node counts as gone.
 
 import { type Failure, SasoriError, toFailure } from "../errors.js";
-import { LargeMap } from "../large-map.js";
+import { LargeMap, LargeSet } from "../large-map.js";
 import type { Certname } from "../node-map.js";
-import { eachInPieces, inPieces } from "../pieces.js";
+import { eachInPieces, inPieces, setOf } from "../pieces.js";
 import type { HasServer, Names, Reading } from "./reading.js";
 import { keepNewer, PartlyRead, type PuppetdbState, type Source, type Wanted } from "./source.js";
 
@@ -21,7 +21,7 @@ interface Estate {
   /** It did not answer in time; `until` says when it is asked again (`performance.now()`). */
   silent?: { failure: SasoriError; until: number };
   /** Its active nodes in the last reading that was taken over; undefined until it was read. */
-  members: Set<Certname> | undefined;
+  members: LargeSet<Certname> | undefined;
   refused: ReadonlySet<string>;
   withoutProducer: ReadonlySet<Certname>;
 }
@@ -156,10 +156,10 @@ function* updateOf(
   }
   const reading = answer.value;
   if (reading.active !== undefined) {
-    return { ...reading, members: yield* namesIn(reading.active), reading, failure: undefined };
+    return { ...reading, members: yield* setOf(reading.active), reading, failure: undefined };
   }
   return {
-    members: yield* membersAfter(reading, members ?? new Set()),
+    members: yield* membersAfter(reading, members ?? new LargeSet()),
     refused: new Set([...refused, ...reading.refused]),
     withoutProducer: new Set([...withoutProducer, ...reading.withoutProducer]),
     reading,
@@ -168,22 +168,16 @@ function* updateOf(
 }
 
 /** The set is copied only if it changes: it may have a million nodes, and this runs every few seconds. */
-function* membersAfter(reading: Reading, members: Set<Certname>): Generator<void, Set<Certname>> {
+function* membersAfter(reading: Reading, members: LargeSet<Certname>): Generator<void, LargeSet<Certname>> {
   const { submissions, unroutable, inactive } = reading;
   const told = [...submissions.keys(), ...(unroutable?.keys() ?? [])];
   const come = told.filter((certname) => !members.has(certname) && !inactive.has(certname));
   const gone = [...inactive.keys()].filter((certname) => members.has(certname));
   if (come.length + gone.length === 0) return members;
-  const now = yield* namesIn(members);
+  const now = yield* setOf(members);
   for (const certname of come) now.add(certname);
   for (const certname of gone) now.delete(certname);
   return now;
-}
-
-function* namesIn(names: Iterable<Certname>): Generator<void, Set<Certname>> {
-  const copy = new Set<Certname>();
-  yield* eachInPieces(names, (certname) => copy.add(certname));
-  return copy;
 }
 
 /** Unites the readings of the estates; `names`: the PuppetDBs of each. */
@@ -200,7 +194,7 @@ function* unite(updates: readonly Update[], names: readonly string[][]): Generat
     if ((submissions.get(certname)?.at ?? 0) >= at) unroutable.delete(certname);
   });
   const isWhole = updates.every(({ members }) => members !== undefined);
-  const members = updates.map((update) => update.members ?? new Set<Certname>());
+  const members = updates.map((update) => update.members ?? new LargeSet<Certname>());
   const some = <Value>(pick: (update: Update) => Iterable<Value>) =>
     new Set(updates.flatMap((one) => [...pick(one)]));
   return {
@@ -229,7 +223,7 @@ function* unite(updates: readonly Update[], names: readonly string[][]): Generat
 
 function* inactiveInAll(
   readings: readonly Reading[],
-  members: readonly Set<Certname>[],
+  members: readonly LargeSet<Certname>[],
 ): Generator<void, Reading["inactive"]> {
   const inactive: Reading["inactive"] = new Map();
   for (const reading of readings)
@@ -241,7 +235,7 @@ function* inactiveInAll(
 }
 
 /** Not copied: there may be a million. */
-function union(members: readonly Set<Certname>[]): Names {
+function union(members: readonly LargeSet<Certname>[]): Names {
   const all = {
     has: (certname: Certname) => members.some((nodes) => nodes.has(certname)),
     get size() {

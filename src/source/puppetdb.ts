@@ -9,6 +9,7 @@ import { z } from "zod";
 import type { PuppetdbServer } from "../config.js";
 import { within } from "../deadline.js";
 import { quote, SasoriError } from "../errors.js";
+import { LargeSet } from "../large-map.js";
 import { type Certname, LATEST_TIME, type NodeMap } from "../node-map.js";
 import { eachInPieces, inPieces, letOthersIn } from "../pieces.js";
 import { isAtLeast } from "../releases.js";
@@ -239,7 +240,7 @@ export class PuppetDb {
 
   /** The names of all active nodes. */
   async #readActive(found: Gathering, signal: AbortSignal): Promise<Names> {
-    const active = new Set<Certname>();
+    const active = new LargeSet<Certname>();
     await this.#readTogether(found, signal, (ask) => [
       ask("nodes", ["extract", ["certname"], ACTIVE], ActiveRow, (row) => {
         found.name(row.certname, (certname) => active.add(certname));
