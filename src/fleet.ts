@@ -447,8 +447,9 @@ export class Fleet {
     const estates = yield* this.#lossesOfEstates(nodes, reading);
     const losses = { gone: nodes, foreign: yield* this.#foreignEntries(), stepsBack, newestAt, estates };
     const { verdict, mayRemove, held } = yield* this.guard.judge(losses, this.map.size, rules);
+    const heldNow = yield* setOf(held);
     this.verdict = verdict;
-    this.#held = yield* setOf(held);
+    this.#held = heldNow;
     this.#heldChanged = false;
     const approved = verdict.kind === "allowed" ? verdict.byApproval : undefined;
     const isApproved = approved !== undefined;
