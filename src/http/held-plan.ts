@@ -4,9 +4,12 @@
 // once, in pieces.
 
 import type { Fleet, HeldChange } from "../fleet.js";
+import type { Verdict } from "../guard.js";
 import { eachInPieces, inPieces, sortInPieces } from "../pieces.js";
 import { lowerBound } from "../sorted.js";
 import type { HeldPlan, HeldPlanQuery } from "./api-shapes.js";
+
+type Held = Extract<Verdict, { kind: "held" }>;
 
 interface Whole {
   changes: readonly HeldChange[];
@@ -15,7 +18,8 @@ interface Whole {
 
 export class HeldPlans {
   readonly #fleet: Pick<Fleet, "verdict" | "heldChange">;
-  #known: { id: string; whole: Promise<Whole> } | undefined;
+  /** A plan that is no longer held is forgotten with its verdict. */
+  readonly #known = new WeakMap<Verdict, Promise<Whole>>();
 
   constructor(fleet: Pick<Fleet, "verdict" | "heldChange">) {
     this.#fleet = fleet;
@@ -24,10 +28,9 @@ export class HeldPlans {
   /** A page of what is held now, or undefined when nothing is. */
   async page({ master, limit, cursor }: HeldPlanQuery): Promise<HeldPlan | undefined> {
     const { verdict } = this.#fleet;
-    const whole = await this.#whole();
-    if (verdict.kind !== "held" || whole === undefined) return undefined;
+    if (verdict.kind !== "held") return undefined;
     const { id, reason, certnames } = verdict;
-    const { changes, masters } = whole;
+    const { changes, masters } = await this.#whole(verdict);
     const page: HeldChange[] = [];
     let next: string | null = null;
     const first =
@@ -48,26 +51,21 @@ export class HeldPlans {
   /** The same as text, in pieces of many lines: `certname<TAB>from<TAB>to`, where `-` is no master. */
   async *text(): AsyncGenerator<string> {
     const { verdict } = this.#fleet;
-    const whole = await this.#whole();
-    if (verdict.kind !== "held" || whole === undefined) return;
+    if (verdict.kind !== "held") return;
+    const { changes } = await this.#whole(verdict);
     yield `# plan ${verdict.id}: ${verdict.reason}\n# certname\tfrom\tto (-: removed)\n`;
     const LINES = 2_000;
-    for (let at = 0; at < whole.changes.length; at += LINES)
-      yield whole.changes
+    for (let at = 0; at < changes.length; at += LINES)
+      yield changes
         .slice(at, at + LINES)
         .map(({ certname, from, to }) => `${certname}\t${from ?? "-"}\t${to ?? "-"}\n`)
         .join("");
   }
 
-  #whole(): Promise<Whole> | undefined {
-    const { verdict } = this.#fleet;
-    if (verdict.kind !== "held") {
-      this.#known = undefined;
-      return undefined;
-    }
-    if (this.#known?.id !== verdict.id)
-      this.#known = { id: verdict.id, whole: inPieces(this.#read(verdict.certnames)) };
-    return this.#known.whole;
+  #whole(verdict: Held): Promise<Whole> {
+    const whole = this.#known.get(verdict) ?? inPieces(this.#read(verdict.certnames));
+    this.#known.set(verdict, whole);
+    return whole;
   }
 
   *#changes(certnames: readonly string[]): Generator<HeldChange> {
