@@ -43,7 +43,7 @@ const MAX_MOVES_TOLD = 1_000;
 /** Runs until SIGTERM or SIGINT. Throws only when it cannot start. */
 export async function serve(config: Config): Promise<void> {
   // A full reading makes much short-lived garbage, and V8 prefers to let the heap grow: with 100,000 nodes the process had
-  // 290 MiB after four full passes. With these flags it has 160.
+  // 290 MiB after four full passes. With these flags it has 180.
   // `--optimize-for-size` would save 10 MiB more. But then V8 stops everything for a whole collection when the heap reaches
   // its limit, instead of collecting step by step: 0.2 s with a million nodes.
   setFlagsFromString("--semi-space-growth-factor=1");
