@@ -204,15 +204,18 @@ async function heals(arena: Arena, gateway: Gateway): Promise<void> {
       () => nodes[Math.floor(Math.random() * nodes.length)] ?? "",
     );
     await arena.move([...new Set(moved)]);
+    const routes: (string | null)[] = [];
     for (const node of new Set(moved)) {
       const url = `http://127.0.0.1:${gateway.haproxy.ports.frontend}/`;
       const answer = await fetch(url, { headers: { "x-node-name": node, connection: "close" } });
       const { master } = (await answer.json()) as { master?: string };
-      expect([node, answer.status, answer.headers.get("x-route"), master]).toEqual([
-        ...[node, 200, expect.stringMatching(/^(learned|mapped)$/)],
-        arena.owners.get(node),
-      ]);
+      expect([node, answer.status, master]).toEqual([node, 200, arena.owners.get(node)]);
+      routes.push(answer.headers.get("x-route"));
     }
+    // If sasori has no certain answer in time, because the machine is busy, HAProxy asks the masters. That is the exception.
+    const asked = routes.filter((route) => route === "redispatched");
+    expect(asked.length, routes.join(" ")).toBeLessThan(routes.length / 2);
+    expect(routes.filter((route) => !/^(learned|mapped|redispatched)$/.test(route ?? ""))).toEqual([]);
   } finally {
     release();
     gateway.front.tap = {};
