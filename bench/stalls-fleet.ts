@@ -96,15 +96,18 @@ class Fleet {
 }
 
 function serve(port: number, fleet: Fleet): void {
+  const commands: Record<string, (count: number) => void> = {
+    "/move": (count) => fleet.move(count),
+    "/list": (count) => fleet.list(count),
+    "/back": () => fleet.back(),
+  };
   const server = createServer(async (request, response) => {
     const { pathname, searchParams } = new URL(request.url ?? "", "http://localhost");
     let body = "";
     for await (const chunk of request) body += String(chunk);
-    const count = Number(searchParams.get("count"));
-    if (request.method === "POST" && ["/move", "/list", "/back"].includes(pathname)) {
-      if (pathname === "/move") fleet.move(count);
-      if (pathname === "/list") fleet.list(count);
-      if (pathname === "/back") fleet.back();
+    const command = commands[pathname];
+    if (command !== undefined) {
+      command(Number(searchParams.get("count")));
       response.end();
       return;
     }

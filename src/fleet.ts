@@ -121,7 +121,7 @@ export class Fleet {
     yield* copyInPieces(like.own, copy.own);
     yield* copyInPieces(like.homes, copy.homes);
     yield* copyInPieces(like.#stepsBack, copy.#stepsBack);
-    yield* eachInPieces(like.#held, (certname) => copy.#held.add(certname));
+    copy.#held = yield* setOf(like.#held);
     if (like.foreign !== undefined) copy.foreign = yield* copyInPieces(like.foreign);
     return copy;
   }

@@ -1,6 +1,6 @@
-// A Map and a Set for a million entries. V8 keeps the entries of a Map in one table, and copies that table whenever it must grow. With half
-// a million entries this stops everything for 30 to 110 ms. A LargeMap has several tables, so each copy takes a few
-// milliseconds (bench/README.md, "stalls").
+// A Map and a Set for a million entries. V8 keeps the entries of a Map in one table, and copies that table whenever it must
+// grow. With half a million entries this stops everything for 30 to 110 ms. A LargeMap has several tables, so each copy takes
+// a few milliseconds (bench/README.md, "stalls").
 // Pure.
 
 /** Up to this many entries one table is enough: it grows within a millisecond. */

@@ -1,7 +1,7 @@
 // The plan that the guard holds, whole: every change, and how many each master would lose. The page, `sasori diff` and
 // `sasori status --json` show it, so that a person can read all of it before approving exactly that.
-// Promises: pages follow the names, so that reading page by page returns every change once; a large plan is sorted only
-// once, in pieces.
+// Promises: pages follow the names, so that reading page by page returns every change once; a large plan is sorted in
+// pieces, and only once for each verdict of the guard.
 
 import type { Fleet, HeldChange } from "../fleet.js";
 import type { Verdict } from "../guard.js";
