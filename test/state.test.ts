@@ -141,7 +141,7 @@ describe("the state file", () => {
   });
 
   test("of any size is read as it was written, and whoever asks meanwhile is answered", async () => {
-    const count = 20_000;
+    const count = 60_000;
     const changes = Array.from({ length: count }, (_, index) =>
       registered(index, "master1", index, "é".repeat(200)),
     );

@@ -74,7 +74,10 @@ const RowShape = z.discriminatedUnion("kind", [
 export type Row = z.output<typeof RowShape>;
 export type Kind = Row["kind"];
 
-/** A row that will be saved. If it has no time, it gets one that is newer than the known row's. */
+/**
+ * A row that will be saved. If it has no time, it gets one that is newer than the known row's. The keys of its value are in the
+ * order of the shape, as parseRow returns them.
+ */
 export type Change = Row extends infer One
   ? One extends Row
     ? Omit<One, "at"> & { at?: number }
@@ -162,7 +165,8 @@ export class Rows {
     if (isSame && (at === undefined || at <= known.at)) return undefined;
     const over = change.kind === "route" && change.value === null ? known?.at : undefined;
     const time = at ?? over ?? Math.max(now, (known?.at ?? 0) + 1);
-    return parseRow({ ...change, at: time });
+    const { kind, key, value } = change;
+    return { kind, key, at: time, value } as Row;
   }
 
   /** Forgets the oldest rows of things that ended, if there are too many. */

@@ -5,8 +5,10 @@
 import { mkdir, mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { expect } from "vitest";
 import { startPuppetdbStandIn } from "../../demo/puppetdb.js";
 import { type Config, readConfig } from "../../src/config.js";
+import { parseLine, toLine } from "../../src/state/rows.js";
 import { assemble, Sync, type SyncWatcher } from "../../src/sync.js";
 import { freePort } from "./child.js";
 import { type HaproxyOptions, type HaproxyServer, startHaproxy } from "./haproxy-server.js";
@@ -56,7 +58,7 @@ export async function withFleetLab<T>(
   const closing: (() => Promise<void>)[] = [];
   try {
     for (const one of options) haproxys.push(await startHaproxy({ servers, ...one }));
-    return await use({
+    const result = await use({
       puppetdb,
       haproxys,
       mapFile,
@@ -79,12 +81,20 @@ export async function withFleetLab<T>(
       run: (certname, producer, at = 0) =>
         puppetdb.replaceFacts({ certname, producer, at: new Date(Date.now() + at) }),
     });
+    await checkState(`${mapFile}.state.json`);
+    return result;
   } finally {
     for (const close of closing) await close();
     for (const haproxy of haproxys) await haproxy.stop();
     await standIn.close();
     await rm(folder, { recursive: true, force: true });
   }
+}
+
+/** Rows are compared by their texts, so each has the text that it has after it was read. */
+async function checkState(file: string): Promise<void> {
+  const text = await readFile(file, "utf8").catch(() => "");
+  for (const line of text.split("\n").slice(1, -1)) expect(toLine(parseLine(line))).toBe(`${line}\n`);
 }
 
 function parse(text: string): Map<string, string> {
