@@ -107,6 +107,28 @@ test("count nodes by master as they come, move and go, and changes by kind", () 
     });
   }));
 
+test("count what HAProxy was told about wrong routes, and for how long it waited", () =>
+  withFleetLab([{ bin }], async (lab) => {
+    await checkIn(lab, 3);
+    await withDaemon(lab, async ({ scrape, sync, url }) => {
+      const ask = async (certname: string) =>
+        (await fetch(`${url}/api/v1/resolve/${certname}?not=master1`)).status;
+      await lab.run(node(0), "master2");
+      expect(await ask(node(0))).toBe(200);
+      expect(await ask("nobody.example.com")).toBe(404);
+      await lab.stopPuppetdb();
+      expect(await ask("somebody.example.com")).toBe(502);
+      await sync(); // Otherwise the metrics may be half a second old.
+      const value = await scrape();
+      for (const answer of ["found", "unknown", "PUPPETDB_UNREACHABLE"])
+        expect([answer, value(`sasori_resolve_duration_seconds_count{answer="${answer}"}`)]).toEqual([
+          answer,
+          1,
+        ]);
+      expect(value('sasori_resolve_duration_seconds_bucket{le="5",answer="found"}')).toBe(1);
+    });
+  }));
+
 test("put masters without a server together, so that a producer that comes and goes makes no new series", () =>
   withFleetLab(
     [

@@ -227,7 +227,8 @@ function addMachineRoutes(api: Api, { sync, overview, resolver, metrics }: ApiPa
       },
     },
     async (request, reply) => {
-      const owner = await resolver.owner(parseCertname(request.params.certname), request.query.not);
+      const certname = parseCertname(request.params.certname);
+      const owner = await metrics.timeAnswer(() => resolver.owner(certname, request.query.not));
       return reply
         .code(owner === undefined ? 404 : 200)
         .type("text/plain")

@@ -3,7 +3,7 @@
 // outcomes, phases, error codes, the configured targets, and HAProxy's servers.
 
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
-import type { Failure } from "../errors.js";
+import { type Failure, toFailure } from "../errors.js";
 import type { HintKind } from "../hints/hints.js";
 import type { LoopDelay } from "../loop-delay.js";
 import type { Source } from "../source/source.js";
@@ -63,6 +63,11 @@ export class Metrics {
     "sasori_hints_total",
     "Hints of puppetservers that a node may have moved: syslog, report.",
     ["kind"],
+  );
+  readonly #resolved = this.#histogram(
+    "sasori_resolve_duration_seconds",
+    "How long HAProxy waited for an answer about a wrong route: found, unknown, or the code of what went wrong.",
+    ["answer"],
   );
   readonly #foreign = this.#counter(
     "sasori_foreign_changes_total",
@@ -182,6 +187,22 @@ export class Metrics {
   /** Counts a hint that could be read. */
   hint(kind: HintKind): void {
     this.#hints.inc({ kind });
+  }
+
+  /** Counts how `find` ended, and for how long HAProxy waited for it. */
+  async timeAnswer<Owner>(find: () => Promise<Owner | undefined>): Promise<Owner | undefined> {
+    const began = performance.now();
+    let answer = "";
+    try {
+      const owner = await find();
+      answer = owner === undefined ? "unknown" : "found";
+      return owner;
+    } catch (error) {
+      answer = toFailure(error).code;
+      throw error;
+    } finally {
+      this.#resolved.observe({ answer }, (performance.now() - began) / 1000);
+    }
   }
 
   /** `database`: why replicas cannot agree, if they cannot. */
