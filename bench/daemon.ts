@@ -67,6 +67,7 @@ export async function startSasori(stage: Stage, name: string, env: Record<string
   };
   const began = performance.now();
   const settings = {
+    MALLOC_ARENA_MAX: "1", // As in the image, and in the systemd unit.
     SASORI_MAP_FILE: path.join(stage.folder, `${name}.map`),
     ...ON_DEMAND,
     SASORI_LISTEN: listen,
