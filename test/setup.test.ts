@@ -225,6 +225,22 @@ describe("what is proposed", () => {
     expect(named(gateway).EXTRAOPTS).toBe("-f /etc/haproxy/conf.d -m 512 -f /etc/haproxy/sasori/haproxy.cfg");
   });
 
+  test("as many puppetservers as the gateway takes, and how many others there are, with what to do", () => {
+    const producers = Array.from({ length: 34 }, (_, index) => `puppet${index + 1}.example.com`);
+    const host = { puppet: undefined, puppetdbUrl: "http://127.0.0.1:8080", haproxy: undefined };
+    const { gateway, remarks } = propose(host, producers, {});
+    expect(named(gateway)).toMatchObject({ MASTER32: "puppet32.example.com:8140" });
+    expect(named(gateway).MASTER33).toBeUndefined();
+    expect(remarks).toEqual([
+      expect.stringMatching(
+        /32 puppetservers\. 2 others .*: puppet33\.example\.com, puppet34\.example\.com\. .*server line.*SASORI_NEW_MASTERS/,
+      ),
+    ]);
+    const kept = { daemon: {}, gateway: named(gateway) };
+    expect(propose(host, producers, {}, kept).remarks).toEqual(remarks);
+    expect(propose(host, producers.slice(0, 32), {}).remarks).toEqual([]);
+  });
+
   test("no gateway where HAProxy's own configuration routes by a map", async () => {
     await put({ ...AGENT, "etc/haproxy/haproxy.cfg": OWN });
     const { daemon, gateway, missing } = propose(await lookAtHost(root), [], {});

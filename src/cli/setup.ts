@@ -59,6 +59,7 @@ export async function setUp(
   }
   const proposal = propose(host, producers, environment, kept);
   show(proposal, print ? undefined : style);
+  for (const what of proposal.remarks) tell(`${style.warn("left out")}: ${what}`);
   for (const what of proposal.missing) tell(`${style.bad("missing")}: ${what}`);
   if (print) return proposal.missing.length === 0;
   if (proposal.missing.length > 0) {

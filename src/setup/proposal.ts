@@ -2,6 +2,7 @@
 // nodes. Pure: nothing is read, asked or written. Each setting says where it comes from.
 
 import path from "node:path";
+import { counted } from "../counts.js";
 import { isAtLeast } from "../releases.js";
 import { parseVariables } from "./env-file.js";
 import type { HaproxyFiles, Host } from "./host.js";
@@ -22,6 +23,8 @@ export interface Proposal {
   certificates: Certificate[];
   /** What a person must do before this can work. */
   missing: string[];
+  /** What the proposal leaves out. A person should do it afterwards. */
+  remarks: string[];
 }
 
 export interface Certificate {
@@ -56,7 +59,7 @@ export function propose(
   given: Readonly<Record<string, string | undefined>>,
   kept: Kept = { daemon: {}, gateway: {} },
 ): Proposal {
-  const proposal: Proposal = { daemon: [], gateway: undefined, certificates: [], missing: [] };
+  const proposal: Proposal = { daemon: [], gateway: undefined, certificates: [], missing: [], remarks: [] };
   const say = (name: string, value: string | undefined, why: string) => {
     const set = given[name] || kept.daemon[name];
     if (set !== undefined && set !== value) {
@@ -169,7 +172,7 @@ function gateway(
   host: Host,
   producers: readonly string[] | undefined,
   kept: Kept["gateway"],
-  { certificates, missing }: Proposal,
+  { certificates, missing, remarks }: Proposal,
 ): Setting[] {
   const { options = "EXTRAOPTS", given } = host.haproxy ?? {};
   // Debian's unit has the master's socket in this variable, RHEL's has not.
@@ -212,7 +215,13 @@ function gateway(
     );
   const known = new Set(Object.values(kept));
   const others = (producers ?? []).filter((name) => !known.has(name) && !known.has(`${name}:8140`));
-  for (const [index, producer] of others.slice(0, Math.max(0, MAX_MASTERS - last)).entries()) {
+  const room = Math.max(0, MAX_MASTERS - last);
+  const leftOut = others.slice(room);
+  if (leftOut.length > 0)
+    remarks.push(
+      `gateway.env takes ${MAX_MASTERS} puppetservers. ${counted(leftOut.length, "other")} with fewer nodes: ${leftOut.join(", ")}. In ${GATEWAY_CFG} add a server line for each, as for MASTER32 but with its name and address, or set SASORI_NEW_MASTERS ("Masters that come and go" in docs/gateway.md)`,
+    );
+  for (const [index, producer] of others.slice(0, room).entries()) {
     const name = `MASTER${last + index + 1}`;
     settings.push({ name, value: `${producer}:8140`, why: "a producer in PuppetDB" });
     settings.push({ name: `${name}_NAME`, value: producer, why: "its name in the map" });
