@@ -219,7 +219,7 @@ function gateway(
   const leftOut = others.slice(room);
   if (leftOut.length > 0)
     remarks.push(
-      `gateway.env takes ${MAX_MASTERS} puppetservers. ${counted(leftOut.length, "other")} with fewer nodes: ${leftOut.join(", ")}. In ${GATEWAY_CFG} add a server line for each, as for MASTER32 but with its name and address, or set SASORI_NEW_MASTERS ("Masters that come and go" in docs/gateway.md)`,
+      `gateway.env takes ${MAX_MASTERS} puppetservers, and PuppetDB has ${counted(leftOut.length, "other")}: ${leftOut.join(", ")}. Unless they have one already, add a server line for each to ${GATEWAY_CFG}, as for MASTER32 but with its name and address. Or set SASORI_NEW_MASTERS to a pattern for their names ("Masters that come and go" in docs/gateway.md)`,
     );
   for (const [index, producer] of others.slice(0, room).entries()) {
     const name = `MASTER${last + index + 1}`;
