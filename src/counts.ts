@@ -6,6 +6,15 @@ export const number = (value: number) => value.toLocaleString("en-US");
 export const counted = (value: number, one: string, many = `${one}s`) =>
   `${number(value)} ${value === 1 ? one : many}`;
 
+/** A message names this many problems, and counts the others. */
+const MAX_TOLD = 20;
+
+/** `a; b; c`, and `; and 5 more` if there are too many. */
+export function several(problems: readonly string[]): string {
+  const told = problems.slice(0, MAX_TOLD).join("; ");
+  return problems.length > MAX_TOLD ? `${told}; and ${number(problems.length - MAX_TOLD)} more` : told;
+}
+
 const PERCENT = new Intl.NumberFormat("en", {
   style: "percent",
   minimumFractionDigits: 1,

@@ -1030,6 +1030,16 @@ describe("names and exit codes", () => {
     );
   });
 
+  test("a command that finds no daemon and no configuration names both", async () => {
+    const SASORI_LISTEN = `127.0.0.1:${await freePort()}`;
+    for (const args of [["sync"], ["diff"], ["nodes"], ["lookup", "node1.example.com"]]) {
+      const { code, stderr } = await run("sasori", args, { SASORI_LISTEN });
+      expect({ args, code }).toEqual({ args, code: 2 });
+      expect(stderr).toContain(`no daemon runs on http://${SASORI_LISTEN} (SASORI_LISTEN), and without one`);
+      expect(stderr).toContain("SASORI_PUPPETDB_URL is not set");
+    }
+  });
+
   test("version says sasori's own and that of Node.js; ./sasori of a clone is the same program", async () => {
     const { stdout } = await run("sasori", ["version"], {});
     expect(stdout).toMatch(/^sasori \d+\.\d+\.\d+ \(Node\.js v\d+\.\d+\.\d+, linux-\w+\)\n$/);

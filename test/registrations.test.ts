@@ -137,6 +137,18 @@ describe("many registrations in one call", () => {
             status: 400,
             body: { detail: "a key occurs twice: use each node and each field only once" },
           });
+        const misfits = [
+          [{ [node(0)]: null }, `body/${node(0)}: Invalid input: expected string, received null`],
+          [[{ certname: node(0) }], "body/0/master: Invalid input: expected string, received undefined"],
+          [
+            '"master2"',
+            "body: Invalid input: expected record, received string, or Invalid input: expected array, received string",
+          ],
+        ] as const;
+        for (const [body, detail] of misfits)
+          expect(await put(body)).toMatchObject({ status: 400, body: { detail } });
+        const numbers = Object.fromEntries(Array.from({ length: 5_000 }, (_, index) => [node(index), index]));
+        expect((await put(numbers)).body.detail).toMatch(/received number; and 4,980 more$/);
         const brackets = 200_000;
         expect((await put("[".repeat(brackets) + "]".repeat(brackets))).status).toBe(400);
         const many = Array.from({ length: MAX_REGISTRATIONS + 1 }, (_, index) => [

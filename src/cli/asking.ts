@@ -3,7 +3,7 @@
 
 import { Argument, InvalidArgumentError } from "commander";
 import type { Config } from "../config.js";
-import { reason } from "../errors.js";
+import { reason, SasoriError } from "../errors.js";
 import type { Masters, Nodes } from "../http/api-shapes.js";
 import { type Certname, parseCertname } from "../node-map.js";
 import { note } from "./command.js";
@@ -12,6 +12,21 @@ import type { NodesWith } from "./names.js";
 
 export const configure = async (): Promise<Config> => (await import("../config.js")).readConfig(process.env);
 export const address = async (): Promise<Address> => (await import("../config.js")).readAddress(process.env);
+
+/**
+ * The configuration, for a command that found no daemon and does the work itself. Often only the daemon's address is wrong, so the
+ * error names that too.
+ */
+export async function configureAlone(): Promise<Config> {
+  try {
+    return await configure();
+  } catch (error) {
+    if (!(error instanceof SasoriError)) throw error;
+    const [{ daemonUrl }, { listen }] = await Promise.all([import("./daemon-client.js"), address()]);
+    const nobody = `no daemon runs on ${daemonUrl(listen)} (SASORI_LISTEN), and without one`;
+    throw new SasoriError(error.code, `${nobody} ${error.message}`, { cause: error });
+  }
+}
 
 /** What only a running daemon knows. */
 export async function ask<T>(method: Method, path: string, body?: object): Promise<T> {
@@ -86,5 +101,5 @@ export async function knownMasters(deadlineMs?: number): Promise<string[]> {
 
 export async function nodesOfFile(wanted: { q?: string; cursor?: string; limit: number }): Promise<Nodes> {
   const standalone = await import("./standalone.js");
-  return standalone.nodesOfFile((await configure()).mapFile, wanted);
+  return standalone.nodesOfFile((await configureAlone()).mapFile, wanted);
 }

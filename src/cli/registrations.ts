@@ -3,13 +3,10 @@
 import { readFile } from "node:fs/promises";
 import { hostname, userInfo } from "node:os";
 import { text } from "node:stream/consumers";
-import { counted, number } from "../counts.js";
+import { counted, several } from "../counts.js";
 import { quote, reason, SasoriError } from "../errors.js";
 import type { Registrations } from "../http/api-shapes.js";
 import { withoutPlace } from "../http/troubles.js";
-
-/** A message names this many wrong lines, and counts the others. */
-const MAX_TOLD = 20;
 
 /** `master2` of `node7.example.com`. Certnames are in lower case, as Puppet writes them. */
 export interface FileRegistration {
@@ -29,12 +26,8 @@ export async function readRegistrations(file: string): Promise<FileRegistration[
     return [];
   });
   if (problems.length > 0) {
-    const more = problems.length > MAX_TOLD ? `; and ${number(problems.length - MAX_TOLD)} more` : "";
-    const told = `${problems.slice(0, MAX_TOLD).join("; ")}${more}`;
-    throw new SasoriError(
-      "USAGE",
-      `nothing was registered: expected "certname master" on each line: ${told}`,
-    );
+    const expected = 'expected "certname master" on each line';
+    throw new SasoriError("USAGE", `nothing was registered: ${expected}: ${several(problems)}`);
   }
   if (nodes.length === 0) throw new SasoriError("USAGE", `${nameOf(file)} has no nodes`);
   return nodes;

@@ -11,6 +11,7 @@ import rateLimit from "@fastify/rate-limit";
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import { serializerCompiler, validatorCompiler, type ZodTypeProvider } from "fastify-type-provider-zod";
 import { z } from "zod";
+import { several } from "../counts.js";
 import { type ErrorCode, type Failure, quote, reason, SasoriError, toFailure } from "../errors.js";
 import { type Certname, parseCertname } from "../node-map.js";
 import type { Resolver } from "../resolve.js";
@@ -682,17 +683,34 @@ function judge(error: unknown): { status: number; code: ErrorCode; detail: strin
   return { status: given, code: "USAGE", detail };
 }
 
-/** The error that fastify throws if a request does not fit its schema. */
+/** What fastify throws if a request does not fit its schema: zod's issues. */
 interface Invalid {
-  validation: { instancePath: string; message?: string }[];
+  validation: Misfit[];
   validationContext?: string;
+}
+
+interface Misfit {
+  instancePath: string;
+  message?: string;
+  /** If the schema allows several forms: the issues of each. */
+  params?: { errors?: { path: PropertyKey[]; message: string }[][] };
 }
 
 function explain({ validation, validationContext = "request" }: Invalid): string {
   const where = validationContext === "querystring" ? "query" : validationContext;
-  return validation
-    .map(({ instancePath, message }) => `${where}${instancePath === "/" ? "" : instancePath}: ${message}`)
-    .join("; ");
+  const say = ({ instancePath, message }: Misfit) =>
+    `${where}${instancePath === "/" ? "" : instancePath}: ${message}`;
+  return several(validation.flatMap(ofMeantForm).map(say));
+}
+
+/** What is wrong with the form that was meant, that is the one which fits as a whole. */
+function ofMeantForm(misfit: Misfit): Misfit[] {
+  const forms = misfit.params?.errors;
+  if (forms === undefined) return [misfit];
+  const meant = forms.find((issues) => issues.every(({ path }) => path.length > 0));
+  if (meant === undefined)
+    return [{ ...misfit, message: forms.flatMap(([issue]) => issue?.message ?? []).join(", or ") }];
+  return meant.map(({ path, message }) => ({ instancePath: `/${path.join("/")}`, message }));
 }
 
 function problemText(status: number, title: ErrorCode, detail: string): string {

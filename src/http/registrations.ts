@@ -2,14 +2,12 @@
 // wrong node. Pure: no I/O, no clock.
 
 import type { z } from "zod";
-import { counted, number } from "../counts.js";
+import { counted, number, several } from "../counts.js";
 import { quote, reason, SasoriError } from "../errors.js";
 import type { Resolve } from "../fleet.js";
 import { type Certname, type Master, parseCertname, parseMaster } from "../node-map.js";
 import { MAX_REGISTRATIONS, type RegistrationsBody } from "./api-shapes.js";
 
-/** A message names this many wrong nodes, and counts the others. */
-const MAX_TOLD = 20;
 /** For each wrong node it names this many masters, and counts the others. There may be hundreds. */
 const MAX_NAMES = 12;
 
@@ -79,10 +77,6 @@ export function toRegistrations(
     }
   }
   if (problems.length === 0) return [...registrations.values()];
-  const told = problems.slice(0, MAX_TOLD).join("; ");
-  const more = problems.length > MAX_TOLD ? `; and ${number(problems.length - MAX_TOLD)} more` : "";
-  throw new SasoriError(
-    "USAGE",
-    `nothing was registered, ${counted(problems.length, "node is", "nodes are")} wrong: ${told}${more}`,
-  );
+  const wrong = counted(problems.length, "node is", "nodes are");
+  throw new SasoriError("USAGE", `nothing was registered, ${wrong} wrong: ${several(problems)}`);
 }

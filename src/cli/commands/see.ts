@@ -8,7 +8,7 @@ import {
   address,
   ask,
   certnameArgument,
-  configure,
+  configureAlone,
   knownMasters,
   maybeMaster,
   mustBeMaster,
@@ -99,7 +99,7 @@ export function addLookup(program: Command): void {
 
 async function lookUpHere(certname: Certname): Promise<Lookup> {
   const standalone = await import("../standalone.js");
-  return standalone.lookUpHere(await configure(), certname);
+  return standalone.lookUpHere(await configureAlone(), certname);
 }
 
 export function addNodes(program: Command): void {
@@ -134,7 +134,7 @@ export function addNodes(program: Command): void {
       const named = master === undefined ? undefined : await mustBeMaster(master, knownMasters);
       const wanted = { q, source, master: named, limit: at };
       const look = { format: formatOf(options), headers: options.headers, style };
-      await listNodes(await address(), configure, wanted, look);
+      await listNodes(await address(), configureAlone, wanted, look);
     },
   );
 }

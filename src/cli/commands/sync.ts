@@ -3,7 +3,7 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { PLAN_ID } from "../../guard.js";
 import type { SyncRequest } from "../../pass-queue.js";
-import { address, configure } from "../asking.js";
+import { address, configureAlone } from "../asking.js";
 import { type Output, print, style, withExamples, withJson } from "../command.js";
 import { EXIT } from "../exit-codes.js";
 import { renderDiff, renderReport } from "../report-text.js";
@@ -32,7 +32,7 @@ export function addSync(program: Command): void {
   ).action(async ({ json, full, dryRun, approve }: Output & SyncRequest) => {
     const { runPass } = await import("../standalone.js");
     const wanted = { ...(full && { full }), ...(dryRun && { dryRun }), ...(approve && { approve }) };
-    const report = await runPass(await address(), configure, wanted);
+    const report = await runPass(await address(), configureAlone, wanted);
     print(report, json, (value) => renderReport(value, style));
     process.exitCode = report.approvalUnmatched ? EXIT.failed : EXIT[report.outcome];
   });
@@ -64,7 +64,7 @@ export function addDiff(program: Command): void {
   ).action(async ({ json, exitCode, held }: Output & { exitCode?: true; held?: true }) => {
     if (held) return showHeldPlan(json);
     const { runPass } = await import("../standalone.js");
-    const report = await runPass(await address(), configure, { full: true, dryRun: true });
+    const report = await runPass(await address(), configureAlone, { full: true, dryRun: true });
     print(report, json, (value) => renderDiff(value, style));
     const differs = report.targets.some(({ outcome }) => outcome !== "unchanged");
     process.exitCode = exitCode && differs && report.outcome === "done" ? EXIT.failed : EXIT[report.outcome];
