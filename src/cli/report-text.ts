@@ -164,7 +164,7 @@ export function lacksInWords(story: Story): string {
 }
 
 /** `, "disk of master1" by ana@host`: the reason of a registration and who made it, if known. */
-export const remarksInWords = ({ reason, by }: Pick<Move, "reason" | "by">): string =>
+const remarksInWords = ({ reason, by }: Pick<Move, "reason" | "by">): string =>
   `${reason === undefined ? "" : `, ${quote(reason, reason.length)}`}${by === undefined ? "" : ` by ${shown(by)}`}`;
 
 const NOT_IN_IT = "does not have it";

@@ -16,7 +16,7 @@ export interface Diagnosis {
 }
 
 /** All checks, in the order in which they are listed. */
-export function checksFor(config: Config, version: string): Check[] {
+function checksFor(config: Config, version: string): Check[] {
   const files = fileChecks(config);
   const puppetdb = puppetdbChecks(config);
   const haproxys: HaproxyChecks[] = [];

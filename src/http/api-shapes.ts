@@ -419,7 +419,7 @@ export const TroubleShape = z.strictObject({
 });
 
 /** One PuppetDB, as it was last seen. */
-export const PuppetdbShape = z.strictObject({
+const PuppetdbShape = z.strictObject({
   url: z.string(),
   asked: z.boolean().describe("sasori asks this one of its estate"),
   insteadOf: z.string().optional().describe("the one that it stands in for, which failed"),

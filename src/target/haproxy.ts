@@ -494,7 +494,7 @@ function parseMaps(listing: string): { name: string; state: MapState }[] {
  * `# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state ... srv_fqdn srv_port ...`
  * `4 puppet 1 master1 127.0.0.1 2 0 1 1 56 6 3 4 6 0 0 0 - 8141 - 0 0 - - 0`
  */
-export function parseServers(state: string): Server[] {
+function parseServers(state: string): Server[] {
   const rows = stateRows(state);
   const heals = rows.some(({ srv_name = "" }) => /^heal\d+$/.test(srv_name));
   return rows.flatMap((row): Server[] => {
