@@ -323,7 +323,7 @@ export class Sync {
    */
   async #lookAtClock(): Promise<void> {
     const startedAt = Date.now() - performance.now();
-    const backMs = this.#startedAt - startedAt;
+    const backMs = Math.round(this.#startedAt - startedAt); // Saved times are whole milliseconds.
     if (Math.abs(backMs) <= CLOCK_SET_MS) return;
     this.#startedAt = startedAt;
     if (backMs > 0) await inPieces(this.fleet.setBack(backMs, latestTime()));

@@ -172,6 +172,14 @@ describe("the state file", () => {
     expect([...(await load()).masters.keys()]).toEqual([node(1), node(2)]);
   });
 
+  test("keeps what the guards of many replicas remember", async () => {
+    const { journal } = await load();
+    const sizes = Array.from({ length: 300 }, (_, day) => ({ at: 1_000 + day, size: 1_000 - day }));
+    await journal.save([{ kind: "sizes", key: "guard", value: { forgottenAt: 0, sizes } }]);
+    const [row] = await new Journal(file).load();
+    expect(row).toMatchObject({ kind: "sizes", value: { sizes } });
+  });
+
   test("of an earlier sasori is taken over", async () => {
     const at = new Date(Date.now() - 60_000).toISOString();
     const observations = [{ certname: node(1), master: "master1", at, source: "registration" }];

@@ -34,7 +34,7 @@ const MAX_TRIES = 3;
 
 /** A larger file is neither written nor read. This is enough for ten million rows. */
 const MAX_BYTES = 2 * 1024 * 1024 * 1024;
-/** Longer lines are cut here, and then their checksum is wrong. sasori's own longest line has 10 kB. */
+/** Longer lines are cut here, and then their checksum is wrong. sasori's own longest line has 40 kB. */
 const MAX_LINE_BYTES = 64 * 1024;
 
 /** Deadline for each piece of the file. sasori does not start before it has read all of it. */

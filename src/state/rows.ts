@@ -18,7 +18,8 @@ import {
   type Master,
 } from "../node-map.js";
 
-const MAX_SIZES = 100;
+/** A sasori has one for each day of a month, and takes those of its replicas. */
+const MAX_SIZES = 1_000;
 
 const Time = z
   .int()
