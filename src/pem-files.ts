@@ -95,7 +95,10 @@ export function pemProblem(text: string, kind: "CERTIFICATE" | "PRIVATE KEY"): s
   const parts = text.match(/-----BEGIN [A-Z0-9 ]+-----[\s\S]*?-----END [A-Z0-9 ]+-----/g) ?? [];
   const wanted = parts.filter((part) => part.endsWith(`${kind}-----`));
   if (wanted.length === 0) return `holds no ${kind.toLowerCase()} in PEM form`;
-  if (kind === "PRIVATE KEY") return text.includes("ENCRYPTED") ? "holds a key with a passphrase" : undefined;
+  if (kind === "PRIVATE KEY")
+    return text.includes("ENCRYPTED")
+      ? "holds a key with a passphrase, which nobody can type here (`openssl pkey` removes it)"
+      : undefined;
   for (const part of wanted) {
     try {
       new X509Certificate(part);

@@ -31,13 +31,18 @@ const NICKNAMES: Record<string, string> = {
   "@hourly": "0 * * * *",
 };
 
-/** 5 or 6 fields, or a nickname such as `@hourly`. */
+/** 5 or 6 fields, or a nickname such as `@hourly`. Some second must match: `31 4 *` is refused, and `31 4 1` is not. */
 export const isCron = (text: string): boolean =>
-  expressionsOf(text).every((expression) => validate(expression));
+  possibleOf(text).length > 0 && expressionsOf(text).every((expression) => validate(inAnyMonth(expression)));
+
+/** Those that can match. node-cron refuses a day that its month does not have. */
+const possibleOf = (cron: string) => expressionsOf(cron).filter((expression) => validate(expression));
+
+const inAnyMonth = (expression: string) => expression.split(" ").with(-2, "*").join(" ");
 
 /** Tells whether a second (since the epoch) matches. */
 export function matcherOf(cron: string): (second: number) => boolean {
-  const tasks = expressionsOf(cron).map((expression) => createTask(expression, () => undefined));
+  const tasks = possibleOf(cron).map((expression) => createTask(expression, () => undefined));
   return (second) => tasks.some((task) => task.match(new Date(second * 1000)));
 }
 

@@ -1,7 +1,7 @@
 // Replicas that share a PostgreSQL agree, whatever is killed at whatever time. The real PostgreSQL, real HAProxy instances,
 // real passes.
 
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { Client } from "pg";
@@ -17,7 +17,7 @@ import { inPieces } from "../src/pieces.js";
 import { Journal } from "../src/state/journal.js";
 import { SharedState } from "../src/state/shared-state.js";
 import type { Sync } from "../src/sync.js";
-import { makeTlsFiles } from "./support/certificates.js";
+import { keyWithPassphrase, makeTlsFiles } from "./support/certificates.js";
 import { freePort } from "./support/child.js";
 import { type FleetLab, withFleetLab } from "./support/fleet-lab.js";
 import { haproxyBinaries } from "./support/parts.js";
@@ -460,6 +460,23 @@ describe("TLS", () => {
     }
   });
 });
+
+test("a key with a passphrase is said to be one", () =>
+  withFleetLab([], async (lab) => {
+    const key = `${lab.mapFile}.key`;
+    await writeFile(key, keyWithPassphrase());
+    const state = new SharedState(new Journal(`${lab.mapFile}.state.json`), {
+      where: "the state database",
+      ...{ host: "127.0.0.1", port: 1, user: "sasori", database, tls: true, replica: "sasori-a" },
+      keyFile: key,
+    });
+    await state.load();
+    expect(state.failure).toMatchObject({
+      code: "STATE_DATABASE",
+      message: expect.stringContaining(`${key} holds a key with a passphrase`),
+    });
+    await state.close();
+  }));
 
 describe("the doctor", () => {
   const look = async (url: string, extra: Record<string, string> = {}) => {

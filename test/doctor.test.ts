@@ -16,7 +16,7 @@ import { haproxyChecks, supportProblem } from "../src/doctor/checks-haproxy.js";
 import { type Diagnosis, diagnose } from "../src/doctor/doctor.js";
 import { MapFile } from "../src/target/map-file.js";
 import { VERSION } from "../src/version.js";
-import { makeTlsFiles } from "./support/certificates.js";
+import { keyWithPassphrase, makeTlsFiles } from "./support/certificates.js";
 import { freePort } from "./support/child.js";
 import { type FleetLab, MASTERS, withFleetLab } from "./support/fleet-lab.js";
 import { withGateway } from "./support/gateway.js";
@@ -790,7 +790,12 @@ describe("the doctor and PuppetDB", () => {
       SASORI_PUPPETDB_KEY: at("serial"),
       SASORI_PUPPETDB_CA: at("index"),
     });
-    expect(finding(none, "client certificate")?.detail).toContain("holds no usable key");
+    expect(finding(none, "client certificate")?.detail).toContain("holds no private key in PEM form");
+    await writeFile(at("locked.key"), keyWithPassphrase());
+    const locked = await examineTls("server", { ...files(), SASORI_PUPPETDB_KEY: at("locked.key") });
+    expect(finding(locked, "client certificate")?.detail).toContain(
+      "locked.key holds a key with a passphrase, which nobody can type here (`openssl pkey` removes it)",
+    );
     expect(finding(none, "CA certificate")?.detail).toContain("holds no certificate");
     await chmod(at("renewed.key"), 0o644);
     expect(finding(await examineTls("server", files("renewed")), "private key")).toMatchObject({

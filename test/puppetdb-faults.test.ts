@@ -11,9 +11,8 @@ import { NodeMap, parseCertname } from "../src/node-map.js";
 import { PuppetDb } from "../src/source/puppetdb.js";
 import { checkAnswer } from "../src/source/puppetdb-connection.js";
 import { Replica } from "../src/source/source.js";
-import { makeTlsFiles } from "./support/certificates.js";
+import { keyWithPassphrase, makeTlsFiles } from "./support/certificates.js";
 import { freePort, run } from "./support/child.js";
-import { puppetdbParts } from "./support/parts.js";
 import { patient } from "./support/patience.js";
 import {
   answer,
@@ -737,23 +736,13 @@ describe("credentials", () => {
   );
 
   test("a key with a passphrase is refused: nobody is there to be asked for it", async () => {
-    const { openssl } = puppetdbParts();
-    await run(openssl, [
-      "rsa",
-      "-aes256",
-      "-passout",
-      "pass:x",
-      "-in",
-      at("client.key"),
-      "-out",
-      at("locked"),
-    ]);
+    await writeFile(at("locked"), keyWithPassphrase());
     const source = new PuppetDb({ url: "https://127.0.0.1:1", ...certificates(), keyFile: at("locked") });
     const error = await failure(source.readAll(soon()));
     expect(error).toMatchObject({
       code: "PUPPETDB_TLS",
       message: expect.stringContaining(
-        "a passphrase: repair it, or name another file in SASORI_PUPPETDB_KEY",
+        "a key with a passphrase, which nobody can type here (`openssl pkey` removes it): repair it, or name another file in SASORI_PUPPETDB_KEY",
       ),
     });
   });

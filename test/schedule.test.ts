@@ -97,6 +97,8 @@ test.each([
   ["0 3 1 * *", ["1:3"]],
   ["0 3 ? * 1", ["2:3", "9:3", "16:3", "23:3", "30:3"]],
   ["0 3 */10 * 1", []],
+  ["0 3 30 2,3 2", ["3:3", "10:3", "17:3", "24:3", "30:3", "31:3"]],
+  ["0 3 31 4 1", []], // Mondays in April
   ["@weekly", ["1:0", "8:0", "15:0", "22:0", "29:0"]],
   ["@monthly", ["1:0"]],
 ])("%s is when cron says", (cron, times) => {
@@ -106,6 +108,17 @@ test.each([
 
 test("@hourly is each full hour, and what is none is refused", () => {
   expect(marchOf("@hourly").length).toBeGreaterThanOrEqual(31 * 24 - 1); // An hour is left out in spring.
-  for (const wrong of ["", "@often", "@reboot", "* * *", "61 * * * *", "0 3 1 * 9", "H/15 * * * *"])
+  for (const wrong of [
+    "",
+    "@often",
+    "@reboot",
+    "* * *",
+    "61 * * * *",
+    "0 3 1 * 9",
+    "0 3 31 4 *",
+    "0 3 32 4 1",
+    "0 3 31 13 1",
+    "H/15 * * * *",
+  ])
     expect(isCron(wrong), wrong).toBe(false);
 });

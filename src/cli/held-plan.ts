@@ -18,7 +18,8 @@ export async function readHeldPlan(address: Address): Promise<Omit<HeldPlan, "ne
     for await (const { next: _next, ...plan } of pagesOf(ask)) {
       // Another plan is held by now: begin again, so that the names fit the id.
       if (whole !== undefined && whole.id !== plan.id) return await readHeldPlan(address);
-      whole = { ...plan, changes: [...(whole?.changes ?? []), ...plan.changes] };
+      if (whole === undefined) whole = plan;
+      else whole.changes.push(...plan.changes);
     }
     return whole;
   } catch (error) {

@@ -70,11 +70,13 @@ function certificateCheck(certFile: string, keyFile: string): Check {
     async look() {
       const certificate = parseCertificate(await readSecretFile(certFile), "SASORI_PUPPETDB_CERT");
       const key = await readSecretFile(keyFile);
+      const remedy = "set SASORI_PUPPETDB_KEY to a PEM file with an unencrypted private key";
+      const problem = pemProblem(key, "PRIVATE KEY");
+      if (problem !== undefined) throw new CheckError(`${keyFile} ${problem}`, remedy);
       let belongs: boolean;
       try {
         belongs = certificate.checkPrivateKey(createPrivateKey(key));
       } catch (error) {
-        const remedy = "set SASORI_PUPPETDB_KEY to a PEM file with an unencrypted private key";
         throw new CheckError(`${keyFile} holds no usable key (${reason(error)})`, remedy);
       }
       return verdict(about(certificate), [

@@ -37,7 +37,8 @@ export class HeldPlans {
       cursor === undefined
         ? 0
         : lowerBound(changes.length, (at) => (changes[at] as HeldChange).certname > cursor);
-    for (const change of changes.slice(first)) {
+    for (let at = first; at < changes.length; at += 1) {
+      const change = changes[at] as HeldChange;
       if (master !== undefined && change.from !== master) continue;
       if (page.length === limit) {
         next = page.at(-1)?.certname ?? null;

@@ -10,6 +10,7 @@ import type { StateDatabase } from "../config.js";
 import { counted } from "../counts.js";
 import { Line, within } from "../deadline.js";
 import { quote, reason, SasoriError } from "../errors.js";
+import { pemProblem } from "../pem-files.js";
 import { eachInPieces, inPieces } from "../pieces.js";
 import { readSecretFile, SilentFile } from "../whole-file.js";
 import { beats, MAX_PAST, parseRow, type Row, Rows } from "./rows.js";
@@ -433,6 +434,8 @@ export async function newClient(options: StateDatabase): Promise<Client> {
   const ca = await read(options.caFile);
   const cert = await read(options.certFile);
   const key = await read(options.keyFile);
+  const problem = key && pemProblem(key, "PRIVATE KEY");
+  if (problem) throw new SasoriError("STATE_DATABASE", `${where}: ${options.keyFile} ${problem}`);
   const config: ClientConfig = {
     ...{ host, port, user, database },
     // Without one the client looks where libpq does: PGPASSWORD, PGPASSFILE, ~/.pgpass.

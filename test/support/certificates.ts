@@ -1,4 +1,5 @@
 /** Certificates as a small Puppet CA signs them, right ones and wrong ones, for tests of TLS with PuppetDB. */
+import { generateKeyPairSync } from "node:crypto";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { run } from "./child.js";
@@ -52,3 +53,11 @@ export async function makeTlsFiles(dir: string): Promise<void> {
   const files = ["-in", at("expired.pem"), "-out", at("expired.pem"), "-notext"];
   await run(openssl, ["ca", "-batch", "-config", at("openssl.cnf"), ...signer, ...past, ...files]);
 }
+
+/** A private key that sasori cannot use, as PEM. */
+export const keyWithPassphrase = (): string =>
+  generateKeyPairSync("ec", {
+    namedCurve: "P-256",
+    publicKeyEncoding: { type: "spki", format: "pem" },
+    privateKeyEncoding: { type: "pkcs8", format: "pem", cipher: "aes-256-cbc", passphrase: "x" },
+  }).privateKey;
