@@ -249,7 +249,7 @@ function tidy(environment: Readonly<Record<string, string | undefined>>) {
   const env: Record<string, string | undefined> = {};
   const problems: string[] = [];
   for (const [name, value = ""] of Object.entries(environment).filter(([, value]) => value !== "")) {
-    const { meant, problem } = name in Env.shape ? unwrap(value) : { meant: value };
+    const { meant, problem } = Object.hasOwn(Env.shape, name) ? unwrap(value) : { meant: value };
     if (meant !== "") env[name] = meant;
     if (problem !== undefined) problems.push(`${name} ${problem}`);
   }

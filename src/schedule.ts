@@ -21,15 +21,15 @@ export interface Job {
 }
 
 /** The nicknames of crontab(5). */
-const NICKNAMES: Record<string, string> = {
-  "@yearly": "0 0 1 1 *",
-  "@annually": "0 0 1 1 *",
-  "@monthly": "0 0 1 * *",
-  "@weekly": "0 0 * * 0",
-  "@daily": "0 0 * * *",
-  "@midnight": "0 0 * * *",
-  "@hourly": "0 * * * *",
-};
+const NICKNAMES = new Map([
+  ["@yearly", "0 0 1 1 *"],
+  ["@annually", "0 0 1 1 *"],
+  ["@monthly", "0 0 1 * *"],
+  ["@weekly", "0 0 * * 0"],
+  ["@daily", "0 0 * * *"],
+  ["@midnight", "0 0 * * *"],
+  ["@hourly", "0 * * * *"],
+]);
 
 /** 5 or 6 fields, or a nickname such as `@hourly`. Some second must match: `31 4 *` is refused, and `31 4 1` is not. */
 export const isCron = (text: string): boolean =>
@@ -51,7 +51,7 @@ export function matcherOf(cron: string): (second: number) => boolean {
  * node-cron runs only when both match.
  */
 function expressionsOf(cron: string): string[] {
-  const fields = (NICKNAMES[cron.trim()] ?? cron).trim().split(/\s+/);
+  const fields = (NICKNAMES.get(cron.trim()) ?? cron).trim().split(/\s+/);
   const days = [fields.length - 3, fields.length - 1];
   const isEither = fields.length >= 5 && days.every((day) => !/^[*?]/.test(fields[day] ?? "*"));
   return isEither ? days.map((day) => fields.with(day, "*").join(" ")) : [fields.join(" ")];

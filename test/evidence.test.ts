@@ -103,6 +103,15 @@ describe("a node whose reports go to another machine than its facts", () => {
       expect(await run(lab, facts)).toMatchObject({ moved: 0 });
     }));
 
+  test("is no longer told once both come from one master, though it is read when both are there", () =>
+    withFleetLab([], async (lab) => {
+      const sync = await lab.newSync();
+      for (const count of [0, 1]) expect((await run(lab, sync)).flapping.count).toBe(count);
+      await lab.run(NODE, "master3");
+      await lab.puppetdb.storeReport({ certname: NODE, producer: "master3" });
+      expect((await sync.request({})).flapping.count).toBe(0);
+    }));
+
   test("is not told of a node that moves, once or again and again", () =>
     withFleetLab([], async (lab) => {
       const sync = await lab.newSync();

@@ -112,6 +112,8 @@ test("@hourly is each full hour, and what is none is refused", () => {
     "",
     "@often",
     "@reboot",
+    "toString",
+    "__proto__",
     "* * *",
     "61 * * * *",
     "0 3 1 * 9",

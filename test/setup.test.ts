@@ -148,6 +148,12 @@ describe("what is found on a host", () => {
       main: { a: "1", c: "d e" },
       agent: { c: "f" },
     });
+    expect(Object.keys(parseIni("[__proto__]\na=1\n[constructor]\nb=2"))).toEqual([
+      "__proto__",
+      "constructor",
+    ]);
+    expect({}).not.toHaveProperty("a");
+    expect(Object).not.toHaveProperty("b");
   });
 });
 

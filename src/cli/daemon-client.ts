@@ -24,8 +24,8 @@ export type Address = Pick<Config, "listen" | "apiTokenFile">;
 
 /** The URL for asking the daemon. If it listens on all addresses, loopback is used. */
 export function daemonUrl({ host, port }: Config["listen"]): string {
-  const everywhere: Record<string, string> = { "0.0.0.0": "127.0.0.1", "::": "[::1]" };
-  return `http://${everywhere[host] ?? (host.includes(":") ? `[${host}]` : host)}:${port}`;
+  const reached = host === "0.0.0.0" ? "127.0.0.1" : host === "::" ? "::1" : host;
+  return `http://${reached.includes(":") ? `[${reached}]` : reached}:${port}`;
 }
 
 interface Request {

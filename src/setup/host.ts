@@ -118,17 +118,17 @@ async function findPuppetdb(at: At): Promise<string | undefined> {
 
 /** `[section]` and `name = value`, as puppet.conf and puppetdb.conf are written. */
 export function parseIni(text: string): Record<string, Record<string, string>> {
-  const sections: Record<string, Record<string, string>> = {};
+  const sections = new Map<string, [name: string, value: string][]>();
   let section = "main";
   for (const line of text.split("\n")) {
     const [, heading, name, value] = /^\s*(?:\[(\w+)\]|([\w-]+)\s*=\s*(.*?))\s*$/.exec(line) ?? [];
     if (heading !== undefined) section = heading;
     else if (name !== undefined && value !== undefined) {
-      sections[section] ??= {};
-      Object.assign(sections[section] ?? {}, { [name]: value.replace(/^(["'])(.*)\1$/, "$2") });
+      const setting: [string, string] = [name, value.replace(/^(["'])(.*)\1$/, "$2")];
+      sections.set(section, [...(sections.get(section) ?? []), setting]);
     }
   }
-  return sections;
+  return Object.fromEntries(Array.from(sections, ([name, settings]) => [name, Object.fromEntries(settings)]));
 }
 
 async function readHaproxy(at: At): Promise<HaproxyFiles | undefined> {

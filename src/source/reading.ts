@@ -36,7 +36,10 @@ export interface Submission {
   from?: string;
   /** In a reading of changes: how long before the previous reading PuppetDB had received it (ms). */
   lateMs?: number;
-  /** The newest submission of the other kind (facts or report), if it is of another producer. */
+  /**
+   * The newest submission of the other kind (facts or report). In a full reading only if it is of another producer, because all
+   * of them would take too much memory.
+   */
   rival?: Rival;
 }
 
@@ -238,8 +241,7 @@ export class Gathering {
         receivedAt: this.kind === "full" ? 0 : Date.parse(received ?? "") || 0,
         ...(this.#teller.from !== undefined && { from: this.#teller.from }),
       };
-      if (this.#hasServer(producer)) keepNewest(this.submissions, submission);
-      else keepNewest(this.unroutable, submission);
+      keepNewest(this.#hasServer(producer) ? this.submissions : this.unroutable, submission, this.kind);
     });
   }
 
@@ -269,19 +271,19 @@ export class Gathering {
   }
 }
 
-function keepNewest(map: Map<Certname, Submission>, found: Submission): void {
+function keepNewest(map: Map<Certname, Submission>, found: Submission, kind: Reading["kind"]): void {
   const known = map.get(found.certname);
   const [newer, older] = known !== undefined && known.at >= found.at ? [known, found] : [found, known];
-  const rival = rivalOf(newer, older);
+  const rival = rivalOf(newer, older, kind);
   if (rival !== undefined) newer.rival = rival;
   if (newer === found) map.set(found.certname, found);
 }
 
 /** The rival to keep with the newer of two submissions. */
-function rivalOf(newer: Submission, older: Submission | undefined): Rival | undefined {
+function rivalOf(newer: Submission, older: Submission | undefined, kind: Reading["kind"]): Rival | undefined {
   if (older === undefined) return newer.rival;
   if (older.source === newer.source) return newer.rival ?? older.rival;
-  if (older.producer === newer.producer) return undefined;
+  if (kind === "full" && older.producer === newer.producer) return undefined;
   const { producer, at } = older;
   return newer.rival !== undefined && newer.rival.at >= at ? newer.rival : { producer, at };
 }
