@@ -411,6 +411,8 @@ export function hostileInput(puppetdb: () => PuppetdbServer): void {
           "check weight 0; shutdown",
           "check\ncommit",
           "/x/{certname}",
+          "toString",
+          "__proto__",
         ),
         hostileName,
       );
