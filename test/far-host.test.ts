@@ -28,9 +28,9 @@ beforeEach(async () => {
 });
 afterEach(() => rm(folder, { recursive: true }));
 
-/** What `sasori diff` prints, with packets to `port` of `name` that take 700 ms. */
-const diff = (name: string, port: number, env: Record<string, string>) =>
-  run(process.execPath, ["--import", FAR_HOST, CLI, "diff"], {
+/** What a command prints, with packets to `port` of `name` that take 700 ms. */
+const sasori = (command: string, name: string, port: number, env: Record<string, string>) =>
+  run(process.execPath, ["--import", FAR_HOST, CLI, command], {
     env: {
       PATH: process.env.PATH,
       SASORI_MAP_FILE: path.join(folder, "node-master.map"),
@@ -56,7 +56,7 @@ async function withPuppetdb(use: (port: number) => Promise<void>): Promise<void>
 test("a PuppetDB that is 700 ms away is read, though its name has an address that leads nowhere", () =>
   withPuppetdb(async (port) => {
     const url = `http://puppetdb.example.com:${port}`;
-    const printed = await diff("puppetdb.example.com", port, {
+    const printed = await sasori("diff", "puppetdb.example.com", port, {
       SASORI_PUPPETDB_URL: url,
       SASORI_HAPROXY: "none",
     });
@@ -68,7 +68,7 @@ test.each(haproxyBinaries())("a HAProxy $version that is 700 ms away likewise", 
     withHaproxy(
       { bin, tcpStats: true, servers: [{ name: "master1", port: 8140 }] },
       async ({ mapPath, ports }) => {
-        const printed = await diff("gateway2.example.com", ports.stats, {
+        const printed = await sasori("diff", "gateway2.example.com", ports.stats, {
           SASORI_PUPPETDB_URL: `http://127.0.0.1:${puppetdb}`,
           SASORI_HAPROXY: `tcp://gateway2.example.com:${ports.stats}`,
           SASORI_MAP_NAME: mapPath,
@@ -80,3 +80,28 @@ test.each(haproxyBinaries())("a HAProxy $version that is 700 ms away likewise", 
     ),
   ),
 );
+
+test("an address to which no packet comes through is told as one", async () => {
+  const failed = (command: string, haproxy: string) =>
+    sasori(command, "unused.example.com", 9, {
+      SASORI_PUPPETDB_URL: "http://127.0.0.1:9",
+      SASORI_HAPROXY: haproxy,
+      FAR_MS: "300000",
+    }).then(
+      () => "it did not fail",
+      ({ message }: Error) => message,
+    );
+  const [puppetdb, haproxy, doctor] = await Promise.all([
+    failed("diff", "none"),
+    failed("diff", "tcp://127.0.0.1:9"),
+    failed("doctor", "tcp://127.0.0.1:9"),
+  ]);
+  expect(puppetdb).toMatch(
+    /PUPPETDB_UNREACHABLE .*no connection within 5 s: .*SASORI_PUPPETDB_URL.*firewall/,
+  );
+  expect(haproxy).toMatch(/HAPROXY_TIMEOUT .*no connection within 10 s: .*SASORI_HAPROXY.*firewall/);
+  for (const found of [/PuppetDB .*no connection within 5 s/, /stats socket .*no connection within 4 s/])
+    expect(doctor).toMatch(
+      new RegExp(`failed +${found.source}\\n.*check that 127\\.0\\.0\\.1:9 is right.*firewall`),
+    );
+});

@@ -24,6 +24,8 @@ import { type MapFileCheck, whoAmI } from "./checks-host.js";
 import type { NodesCheck } from "./checks-puppetdb.js";
 
 const SOCKET_MS = 5_000;
+/** Ends before SOCKET_MS, after which the doctor says that HAProxy accepts connections. */
+const CONNECT_MS = 4_000;
 /** A map of a million entries is read in a second. */
 const READ_MAP_MS = 60_000;
 
@@ -85,7 +87,7 @@ function socketCheck(endpoint: Endpoint): Check<string> {
     ifLate: "HAProxy accepts connections but does not answer. It may be stopped or overloaded. Restart it",
     async look(signal) {
       const answer = await askOnce(endpoint, "show info", signal).catch(async (error: unknown) => {
-        throw await socketError(endpoint, error);
+        throw error instanceof CheckError ? error : await socketError(endpoint, error);
       });
       if (/^Name: HAProxy$/m.test(answer)) {
         return verdict(`HAProxy answers, process ${field(answer, "Pid")}`, [], answer);
@@ -106,6 +108,10 @@ async function askOnce(endpoint: Endpoint, line: string, signal: AbortSignal): P
   return new Promise((resolve, reject) => {
     let answer = "";
     socket.once("connect", () => socket.end(`${line}\n`));
+    socket.setTimeout(CONNECT_MS, () => {
+      if (socket.connecting)
+        socket.destroy(new CheckError(`no connection within ${CONNECT_MS / 1000} s`, reachable(endpoint)));
+    });
     signal.addEventListener("abort", () => socket.destroy(), { once: true });
     socket.setEncoding("latin1");
     socket.on("data", (text: string) => {
@@ -129,10 +135,7 @@ async function socketError(endpoint: Endpoint, error: unknown): Promise<CheckErr
       ENOTFOUND: "correct the host name in SASORI_HAPROXY, or DNS on this machine",
       EAI_AGAIN: "check the host name in SASORI_HAPROXY, and DNS on this machine",
     };
-    return new CheckError(
-      reason(error),
-      remedies[code] ?? `check that ${place} is right, and that no firewall blocks it`,
-    );
+    return new CheckError(reason(error), remedies[code] ?? reachable(endpoint));
   }
   const { path } = connect;
   if (code === "ENOENT") {
@@ -158,6 +161,11 @@ async function socketError(endpoint: Endpoint, error: unknown): Promise<CheckErr
   if (code === "ECONNREFUSED") return new CheckError("nothing listens there", "start HAProxy");
   return new CheckError(reason(error), "set SASORI_HAPROXY to HAProxy's `stats socket`");
 }
+
+const reachable = ({ connect }: Endpoint): string =>
+  "host" in connect
+    ? `check that ${connect.host}:${connect.port} is right, and that no firewall blocks it`
+    : "check HAProxy's load";
 
 async function ownerOf(path: string): Promise<string> {
   const found = await stat(path).catch(() => undefined);

@@ -19,7 +19,7 @@ export const SourceName = z
   .describe("where an observation comes from; inherited: found in the file or a live map at start");
 
 /** The reason of a registration, or who made it: one line, as people write it. */
-const Remark = z.string().min(1).max(MAX_REMARK).refine(isRemark, "expected one line of text");
+const Remark = z.string().trim().min(1).max(MAX_REMARK).refine(isRemark, "expected one line of text");
 const Remarks = {
   reason: Remark.optional().describe("of a registration: what it is for"),
   by: Remark.optional().describe(

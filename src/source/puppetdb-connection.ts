@@ -80,6 +80,7 @@ export const STRICT_TLS = {
 /** The connections that were made with one state of the certificate files. */
 interface TlsAgent {
   dispatcher: Agent;
+  newDispatcher: () => Agent;
   pem: Pem;
   /** The error with which one of its connections last failed. */
   alert: Error | undefined;
@@ -108,36 +109,30 @@ function newAgent(pem: Pem): TlsAgent {
       if (error === null) done(null, socket);
       else done(error, null);
     });
-  const agent: TlsAgent = {
-    dispatcher: new Agent({ connect, headersTimeout: SILENCE_MS, clientTtl: CONNECTION_MS }),
-    pem,
-    alert: undefined,
-    lookups: 0,
-  };
+  const newDispatcher = () => new Agent({ connect, headersTimeout: SILENCE_MS, clientTtl: CONNECTION_MS });
+  const agent: TlsAgent = { dispatcher: newDispatcher(), newDispatcher, pem, alert: undefined, lookups: 0 };
   return agent;
 }
 
-/** Up to this many kept connections may turn out to be closed, one after the other. */
-const MAX_TRIES = 3;
-
 /**
  * As undici's `request`. The other side may close a kept connection just when it is used again. A query changes nothing, so
- * it is sent again.
+ * it is sent again, over a connection of its own, because more of the kept ones may be closed.
  */
 export async function send(
   url: string,
   agent: TlsAgent,
   options: { headers: Record<string, string>; signal: AbortSignal; method?: "POST"; body?: string },
 ): Promise<Dispatcher.ResponseData> {
-  for (let tries = 1; ; tries += 1) {
-    try {
-      return await request(url, { ...options, dispatcher: agent.dispatcher });
-    } catch (error) {
-      const isClosed = /^(UND_ERR_SOCKET|ECONNRESET|EPIPE)$/.test(systemCode(error));
-      const isOver = options.signal.aborted || tries === MAX_TRIES;
-      if (!isClosed || agent.alert !== undefined || isOver) throw error;
-    }
+  try {
+    return await request(url, { ...options, dispatcher: agent.dispatcher });
+  } catch (error) {
+    const isClosed = /^(UND_ERR_SOCKET|ECONNRESET|EPIPE)$/.test(systemCode(error));
+    if (!isClosed || agent.alert !== undefined || options.signal.aborted) throw error;
   }
+  const dispatcher = agent.newDispatcher();
+  const answer = request(url, { ...options, dispatcher });
+  dispatcher.close().catch(() => undefined); // It takes no other request, and ends after this one.
+  return answer;
 }
 
 export interface Connection {
@@ -244,8 +239,16 @@ export function queryError(url: string, thrown: unknown, signal: AbortSignal, ag
   const cause = { cause: error };
   const code = systemCode(error);
   const found = `${url}: ${reason(error)}`;
-  if (signal.aborted || /TIMEOUT|ETIMEDOUT/.test(code)) {
-    return new SasoriError("PUPPETDB_TIMEOUT", `${found}: PuppetDB is too slow or hangs; ${SEE_LOG}`, cause);
+  if (!signal.aborted && /CONNECT_TIMEOUT|ETIMEDOUT|UNREACH/.test(code)) {
+    const what =
+      code === "UND_ERR_CONNECT_TIMEOUT" ? `${url}: no connection within ${CONNECT_MS / 1000} s` : found;
+    const remedy = "check the address in SASORI_PUPPETDB_URL, and that no firewall blocks it";
+    return new SasoriError("PUPPETDB_UNREACHABLE", `${what}: ${remedy}`, cause);
+  }
+  if (signal.aborted || /TIMEOUT/.test(code)) {
+    const what =
+      code === "UND_ERR_HEADERS_TIMEOUT" ? `${url}: no answer within ${SILENCE_MS / 1000} s` : found;
+    return new SasoriError("PUPPETDB_TIMEOUT", `${what}: PuppetDB is too slow or hangs; ${SEE_LOG}`, cause);
   }
   if (TLS_CODES.test(code) || (code === "" && /\b(tls|ssl|certificate)\b/i.test(reason(error)))) {
     // OpenSSL's own message has the source line of OpenSSL and a line break; `reason` is what it means.

@@ -20,6 +20,11 @@ const { TCP } = process.binding("tcp_wrap");
 const connect = TCP.prototype.connect;
 TCP.prototype.connect = function (request, address, port) {
   if (String(port) !== FAR_PORT) return connect.call(this, request, address, port);
-  setTimeout(() => connect.call(this, request, address, port), Number(FAR_MS));
+  const arrival = setTimeout(() => connect.call(this, request, address, port), Number(FAR_MS));
+  // A connection that is given up does not keep the program running.
+  this.close = (done) => {
+    clearTimeout(arrival);
+    return TCP.prototype.close.call(this, done);
+  };
   return 0;
 };
