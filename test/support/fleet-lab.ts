@@ -14,6 +14,9 @@ import { freePort } from "./child.js";
 import { type HaproxyOptions, type HaproxyServer, startHaproxy } from "./haproxy-server.js";
 import { type PuppetdbClient, standInClient } from "./puppetdb-server.js";
 
+/** How long a pass that is under way may go on when a laboratory is closed. */
+const STOP_MS = 2_000;
+
 export const MASTERS = ["master1", "master2", "master3"];
 
 export interface FleetLab {
@@ -69,11 +72,12 @@ export async function withFleetLab<T>(
       config,
       async newSync(extra = {}, watcher = {}) {
         const parts = assemble(config(extra));
+        const sync = new Sync(parts, watcher);
         closing.push(
+          () => sync.stop(STOP_MS),
           () => parts.state.close(),
           () => parts.puppetdb.close(),
         );
-        const sync = new Sync(parts, watcher);
         await sync.restore();
         return sync;
       },
