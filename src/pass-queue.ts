@@ -45,12 +45,20 @@ export class PassQueue<Report> {
     return this.busy && this.#request.known !== true;
   }
 
-  /** Runs a pass, or joins the next. Rejects with `STOPPED` once sasori was told to stop. */
+  /**
+   * Runs a pass, or joins the next. Rejects with `STOPPED` once sasori was told to stop, and with `BUSY` if the next pass is to
+   * approve another plan.
+   */
   request(request: SyncRequest): Promise<Report> {
     if (this.#stopping !== undefined) return Promise.reject(this.#stopping);
     if (this.#running === undefined) return this.#run(request);
     const kind = request.dryRun ? "dry" : "real";
     const waiting = this.#waiting.get(kind) ?? this.#wait(kind);
+    const { approve = request.approve } = waiting.request;
+    if (request.approve !== undefined && request.approve !== approve) {
+      const what = `the next pass is to approve the plan ${approve}: approve ${request.approve} when that pass is over`;
+      return Promise.reject(new SasoriError("BUSY", what));
+    }
     waiting.request = join(waiting.request, request);
     return waiting.report;
   }
@@ -116,6 +124,6 @@ function join(a: SyncRequest, b: SyncRequest): SyncRequest {
     known: a.known && b.known,
     full: a.full || b.full,
     dryRun: b.dryRun,
-    approve: b.approve ?? a.approve,
+    approve: a.approve ?? b.approve,
   };
 }

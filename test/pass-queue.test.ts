@@ -20,7 +20,12 @@ test("whoever asks during a pass gets the next one, which does what all of them 
     queue.request({ known: true }),
     queue.request({ full: true }),
     queue.request({ approve: "a" }),
+    queue.request({ approve: "a" }),
   ];
+  await expect(queue.request({ approve: "b" })).rejects.toMatchObject({
+    code: "BUSY",
+    message: expect.stringMatching(/approve the plan a: approve b when that pass is over/),
+  });
   expect(passes).toHaveLength(1);
   passes[0]?.end();
   await first;
