@@ -206,7 +206,7 @@ function toStateDatabase(env: z.output<typeof Env>): StateDatabase | undefined {
 
 function toEndpoints(env: z.output<typeof Env>): Pick<Config, "haproxy" | "haproxyNames"> {
   const { SASORI_HAPROXY_CA: caFile, SASORI_HAPROXY_CERT: certFile, SASORI_HAPROXY_KEY: keyFile } = env;
-  const files = caFile === undefined ? undefined : new PemFiles({ caFile, certFile, keyFile });
+  const files = caFile === undefined ? undefined : new PemFiles({ caFile, certFile, keyFile }, "HAPROXY");
   const [haproxy, haproxyNames]: [Endpoint[], EndpointName[]] = [[], []];
   for (const { name, connect, isTls, isFollowed } of env.SASORI_HAPROXY) {
     const tls = isTls && files && "host" in connect ? { tls: { certname: connect.host, files } } : {};

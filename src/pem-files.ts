@@ -16,22 +16,24 @@ export interface PemPaths {
 
 type Paths = { [Path in keyof PemPaths]?: PemPaths[Path] | undefined };
 
+/** Whose variables name the files: `SASORI_<group>_CA`, `_CERT` and `_KEY`. */
+type Group = "PUPPETDB" | "HAPROXY" | "PROBE" | "REPORTS";
+
 /** What the files hold. */
 export type Pem = Record<"ca" | "cert" | "key", string | undefined>;
 
 export class PemFiles {
   readonly #paths: Paths;
-  readonly #variables: Partial<Pem>;
+  readonly #group: Group;
   /** The last content that was usable. */
   readonly #checked: Partial<Pem> = {};
   #pem: Promise<Pem> | undefined;
   /** (`performance.now()`) */
   #readAt = 0;
 
-  /** `variables`: those that name the files, for messages. */
-  constructor(paths: Paths, variables: Partial<Pem> = {}) {
+  constructor(paths: Paths, group: Group) {
     this.#paths = paths;
-    this.#variables = variables;
+    this.#group = group;
   }
 
   /** The content, read again after a second at the earliest. Rejects like `read`. */
@@ -58,31 +60,27 @@ export class PemFiles {
 
   async #read(part: keyof Pem, file: string | undefined, signal: AbortSignal | undefined) {
     if (file === undefined) return undefined;
-    const variable = this.#variables[part];
+    const variable = `SASORI_${this.#group}_${part.toUpperCase()}`;
     const text = await readNamed(file, variable, signal);
     const problem =
       text === this.#checked[part]
         ? undefined
         : pemProblem(text, part === "key" ? "PRIVATE KEY" : "CERTIFICATE");
-    const remedy = variable === undefined ? "" : `: repair it, or name another file in ${variable}`;
-    if (problem !== undefined) throw new Error(`${file} ${problem}${remedy}`);
+    if (problem !== undefined)
+      throw new Error(`${file} ${problem}: repair it, or name another file in ${variable}`);
     this.#checked[part] = text;
     return text;
   }
 }
 
 /** Reads a secret or a certificate. Throws an Error that names the file and the variable, or the reason of `signal`. */
-export async function readNamed(
-  file: string,
-  variable: string | undefined,
-  signal?: AbortSignal,
-): Promise<string> {
+export async function readNamed(file: string, variable: string, signal?: AbortSignal): Promise<string> {
   try {
     return await readSecretFile(file, signal);
   } catch (error) {
     if (error instanceof SasoriError) throw error; // Told to stop, or out of time.
-    const remedy = variable === undefined ? "" : `: check ${variable} and that sasori may read the file`;
-    throw new Error(`cannot read ${file}: ${reason(error)}${remedy}`, { cause: error });
+    const what = `cannot read ${file}: ${reason(error)}`;
+    throw new Error(`${what}: check ${variable} and that sasori may read the file`, { cause: error });
   }
 }
 

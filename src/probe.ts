@@ -53,7 +53,7 @@ class TlsAgents {
   #agents: { pem: Pem; of: Map<string, Agent> } | undefined;
 
   constructor(paths: PemPaths, aliases: Config["masterAliases"]) {
-    this.#files = new PemFiles(paths);
+    this.#files = new PemFiles(paths, "PROBE");
     this.#aliases = aliases;
   }
 

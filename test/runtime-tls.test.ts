@@ -82,7 +82,10 @@ describe.each(haproxyBinaries())("the Runtime API of HAProxy $version over TLS",
         endpoint: Partial<Endpoint> & { certificate?: Certificate | undefined; caFile?: string | undefined },
       ) => {
         const { cert, key } = endpoint.certificate ?? (ours as Certificate);
-        const files = new PemFiles({ caFile: endpoint.caFile ?? ca.caBundle, certFile: cert, keyFile: key });
+        const files = new PemFiles(
+          { caFile: endpoint.caFile ?? ca.caBundle, certFile: cert, keyFile: key },
+          "HAPROXY",
+        );
         const connect = { host: "127.0.0.1", port };
         const whole = { name: "gw1", connect, tls: { certname: "localhost", files }, ...endpoint };
         const open = RuntimeSession.open(whole, AbortSignal.timeout(10_000));
@@ -98,7 +101,13 @@ describe.each(haproxyBinaries())("the Runtime API of HAProxy $version over TLS",
       for (const certificate of [nodes, twice])
         expect(await why({ certificate })).toMatch(/^HAPROXY_PERMISSION gw1: .*RUNTIME_CLIENT/);
       expect(await why({ caFile: strangers?.cert })).toMatch(/^HAPROXY_UNREACHABLE gw1: .*SASORI_HAPROXY_CA/);
-      const files = new PemFiles({ caFile: ca.caBundle, certFile: ours?.cert, keyFile: ours?.key });
+      expect(await why({ caFile: ours?.key })).toMatch(
+        /^HAPROXY_UNREACHABLE gw1: .*no certificate.* in SASORI_HAPROXY_CA$/,
+      );
+      const files = new PemFiles(
+        { caFile: ca.caBundle, certFile: ours?.cert, keyFile: ours?.key },
+        "HAPROXY",
+      );
       expect(await why({ tls: { certname: "gw2.example.com", files } })).toMatch(
         /^HAPROXY_UNREACHABLE gw1: .*gw2\.example\.com.*use a name from HAProxy's certificate/,
       );
@@ -124,7 +133,7 @@ describe.each(haproxyBinaries())("the Runtime API of HAProxy $version over TLS",
       bin,
       async (haproxy, port) => {
         const { cert, key } = ours as Certificate;
-        const files = new PemFiles({ caFile: ca.caBundle, certFile: cert, keyFile: key });
+        const files = new PemFiles({ caFile: ca.caBundle, certFile: cert, keyFile: key }, "HAPROXY");
         const endpoint = {
           ...{ name: "gw1", connect: { host: "127.0.0.1", port } },
           tls: { certname: "localhost", files },
@@ -168,7 +177,7 @@ describe.each(haproxyBinaries())("the Runtime API of HAProxy $version over TLS",
 });
 
 test("a certificate without its key is told with the HAProxy that it is for", async () => {
-  const files = new PemFiles({ caFile: ca.caBundle, certFile: ours?.cert, keyFile: nodes?.key });
+  const files = new PemFiles({ caFile: ca.caBundle, certFile: ours?.cert, keyFile: nodes?.key }, "HAPROXY");
   const endpoint = {
     name: "tls://gw1.example.com:9999",
     connect: { host: "127.0.0.1", port: 9 },

@@ -31,7 +31,7 @@ export async function listenForReports(
   { host, port, tls }: ReportsListener,
   onReport: (certname: string, producer: string) => void,
 ): Promise<{ port: number; stop(): void }> {
-  const files = new PemFiles(tls);
+  const files = new PemFiles(tls, "REPORTS");
   const options = { requestCert: true, rejectUnauthorized: true, minVersion: "TLSv1.2" } as const;
   const server = createServer(
     { ...options, ...(await files.current()), handshakeTimeout: HANDSHAKE_MS },

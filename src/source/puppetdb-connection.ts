@@ -24,12 +24,6 @@ const CONNECT_MS = 5_000;
  */
 const CONNECTION_MS = 60_000;
 
-const VARIABLES = {
-  ca: "SASORI_PUPPETDB_CA",
-  cert: "SASORI_PUPPETDB_CERT",
-  key: "SASORI_PUPPETDB_KEY",
-};
-
 export class Connector {
   readonly #config: PuppetdbServer;
   readonly #files: PemFiles;
@@ -37,7 +31,7 @@ export class Connector {
 
   constructor(config: PuppetdbServer) {
     this.#config = config;
-    this.#files = new PemFiles(config, VARIABLES);
+    this.#files = new PemFiles(config, "PUPPETDB");
   }
 
   /**
