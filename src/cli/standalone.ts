@@ -10,7 +10,7 @@ import { type Certname, isMaster } from "../node-map.js";
 import type { SyncRequest } from "../pass-queue.js";
 import type { Submission } from "../source/reading.js";
 import { assemble, Sync, type SyncParts } from "../sync.js";
-import type { SyncReport } from "../sync-report.js";
+import type { Phase, SyncReport } from "../sync-report.js";
 import { MapFile } from "../target/map-file.js";
 import { progress } from "./command.js";
 import { type Address, askDaemon } from "./daemon-client.js";
@@ -20,6 +20,15 @@ const PUPPETDB_DEADLINE_MS = 20_000;
 
 /** Shorter work shows no progress. */
 const PROGRESS_AFTER_MS = 1_000;
+
+/** What a pass that runs here does, step by step. */
+const DOING: Record<Phase, string> = {
+  look: "looking at the map file and at HAProxy",
+  fetch: "reading PuppetDB",
+  plan: "comparing",
+  file: "writing the map file",
+  push: "pushing to HAProxy",
+};
 
 /**
  * One pass, by the daemon if it runs. Without it the pass runs here and is a full one, because nobody knows what has
@@ -35,7 +44,8 @@ export async function runPass(
   const timer = setInterval(() => {
     const elapsed = Date.now() - began;
     if (elapsed < PROGRESS_AFTER_MS) return;
-    progress(`${sync?.phase ?? "waiting for the daemon"} … ${Math.round(elapsed / 1000)} s`);
+    const doing = sync === undefined ? "waiting for the daemon" : DOING[sync.phase ?? "look"];
+    progress(`${doing} … ${Math.round(elapsed / 1000)} s`);
   }, 250);
   try {
     const byDaemon = await askDaemon<SyncReport>(address, "POST", "/api/v1/sync", wanted);
