@@ -447,7 +447,10 @@ export class Arena {
 
   #lastLog(): string {
     const asked = [...this.front.underway].map((query) => `PuppetDB has not answered ${query}\n`).join("");
-    return asked + (this.sasori?.printed ?? "").split("\n").slice(-6).join("\n").slice(-4_000);
+    const haproxys = this.gateways
+      .map(({ haproxy }) => `HAProxy: ${haproxy.output().slice(-1_000)}\n`)
+      .join("");
+    return asked + haproxys + (this.sasori?.printed ?? "").split("\n").slice(-6).join("\n").slice(-4_000);
   }
 
   // --- Faults -----------------------------------------------------------------------------------------------
